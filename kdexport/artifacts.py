@@ -1,0 +1,179 @@
+"""The run directory: every path that it may hold, and the one way to write into it.
+
+A file is either whole or absent: everything is written beside its final name, flushed to the disk, then renamed.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from kdexport import results
+from kdexport.errors import KDExportError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run. Making one touches nothing; see ``prepare``."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe: running it again gives the same run."""
+        return self.root / "recipe.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per epoch."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training state to resume from."""
+        return self.root / "checkpoints"
+
+    @property
+    def cache(self) -> Path:
+        """Teacher logits and decoded samples."""
+        return self.root / "cache"
+
+    @property
+    def samples(self) -> Path:
+        """Raw latency samples, in nanoseconds."""
+        return self.root / "bench.samples.npz"
+
+    def weights(self, network: str) -> Path:
+        """Weights of ``teacher``, ``student`` or ``student-plain``."""
+        return self.root / f"{network}.safetensors"
+
+    def onnx(self, network: str, variant: str | None = None) -> Path:
+        """The ONNX file of a network, or of its quantized variant."""
+        return self.root / (f"{network}.{variant}.onnx" if variant else f"{network}.onnx")
+
+    def stage(self, name: str) -> Path:
+        """The result of one stage: ``distill``, ``export``, ``bench`` or ``report``."""
+        return self.root / f"{name}.json"
+
+    def report(self, suffix: str) -> Path:
+        """The report as ``json``, ``md`` or ``html``."""
+        return self.root / f"report.{suffix}"
+
+    def prepare(self) -> None:
+        """Make the directory and prove that it can be written to.
+
+        Raises:
+            KDExportError: It cannot be.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise KDExportError(
+                f"the run directory {self.root} cannot be written to: {error.strerror or error}",
+                hint="choose another with --out DIR",
+            ) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory alone: two runs in one directory would undo each other.
+
+        The lock lives with the process; a killed run leaves none behind.
+        """
+        self.prepare()
+        with (self.root / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise KDExportError(
+                    f"another kdexport is at work in {self.root}",
+                    hint="wait until it ends, or choose another directory with --out DIR",
+                ) from None
+            yield
+
+    def finished(self, stage: str, kind: type[T], key: str) -> T | None:
+        """Return a stage's earlier result if it was made from what ``key`` stands for, else None."""
+        document = read_json(self.stage(stage))
+        if document is None or document.pop("key", None) != key:
+            return None
+        try:
+            return results.from_json(kind, document)
+        except ValidationError:  # written by another version of kdexport
+            return None
+
+    def finish(self, stage: str, result: Any, key: str) -> None:
+        """Write a stage's result with the key that it was made from."""
+        document = {**results.to_json(result), "key": key}
+        write_text(self.stage(stage), json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where the file is absent or holds anything else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
+
+    A kill at any moment leaves the old file or the new one, whole. The temporary file keeps the suffix of ``path``.
+
+    Raises:
+        KDExportError: The disk is full or the folder cannot be written to; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise KDExportError(
+            f"{path} could not be written: {error.strerror or error}",
+            hint="free some space or choose another place with --out, then give the same command again",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def key_of(*parts: Any) -> str:
+    """Return a short hash of JSON-able values: equal parts, equal key."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,39 @@
+"""The command line: one module per command, each `parse -> call one stage -> print`.
+
+Nothing heavy is imported until a command's work begins: `kdexport --help` loads neither torch nor onnx nor onnxruntime.
+"""
+
+from typing import Annotated
+
+import typer
+
+from kdexport import __version__
+
+app = typer.Typer(
+    name="kdexport",
+    help="Distill a student from your teacher, export it to ONNX with proof, and measure what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kdexport {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,81 @@
+"""What every command shares: its three output flags, where text goes, and how faults become exit codes."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from kdexport.errors import EXIT_INTERRUPTED, KDExportError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where one command's words go: results to stdout, all else to stderr."""
+
+    json: bool
+    quiet: bool
+    verbose: bool
+
+    @property
+    def progress(self) -> Any:
+        """The ``Progress`` that suits the flags and the terminal."""
+        from kdexport.progress import for_terminal
+
+        return for_terminal(quiet=self.quiet)
+
+    def result(self, result: Any, shown: Any) -> None:
+        """Print a result: its JSON document with --json, else ``shown`` (a Rich renderable or text)."""
+        if self.json:
+            from kdexport import results
+
+            sys.stdout.write(results.dumps(result))
+        elif isinstance(shown, str):
+            sys.stdout.write(shown.rstrip("\n") + "\n")
+        else:
+            from rich.console import Console as RichConsole
+
+            RichConsole(highlight=False).print(shown)
+
+
+@contextmanager
+def command(*, json: bool, quiet: bool, verbose: bool, resume: str = "") -> Iterator[Console]:
+    """Run a command's body: a ``KDExportError`` becomes its message, its hint and its exit code.
+
+    Args:
+        json: Whether the result is printed as JSON.
+        quiet: Whether progress is hidden.
+        verbose: Whether an error shows its traceback.
+        resume: The command that goes on after Ctrl-C, where the work can be resumed.
+    """
+    try:
+        yield Console(json, quiet, verbose)
+    except KDExportError as error:
+        if verbose:
+            traceback.print_exc()
+        _complain(error.message, error.hint)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if verbose:
+            traceback.print_exc()
+        _complain("interrupted", f"go on with: {resume}" if resume else "give the same command to start again")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _complain(message: str, hint: str) -> None:
+    if sys.stderr.isatty():
+        from rich.console import Console as RichConsole
+        from rich.text import Text
+
+        console = RichConsole(stderr=True, highlight=False)
+        console.print(Text.assemble(("error: ", "bold red"), message))
+        console.print(Text.assemble(("hint:  ", "bold cyan"), hint))
+    else:
+        sys.stderr.write(f"error: {message}\nhint: {hint}\n")

@@ -1,0 +1,64 @@
+"""What can go wrong, and how the user is told.
+
+    KDExportError            a fault that the user can mend: message + hint, exit 1
+    ├── RecipeError          the recipe: every fault at once
+    ├── SourceError          a model, weights file or data set that cannot be had
+    ├── ParityError          the ONNX file and the PyTorch model differ
+    ├── DeviceError          a device or execution provider that isn't there
+    └── RequirementError     a [require] line that does not hold, exit 3
+
+Anything else that escapes is a fault of kdexport and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 1
+EXIT_USAGE = 2
+EXIT_REQUIREMENT = 3
+EXIT_INTERRUPTED = 130
+
+
+class KDExportError(Exception):
+    """A fault that the user can mend.
+
+    Args:
+        message: What was asked and why it cannot be done, in one sentence.
+        hint: What to type or change next. Required: an error without a way out is half an error.
+    """
+
+    exit_code = EXIT_USER_ERROR
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RecipeError(KDExportError):
+    """The recipe is not what it should be."""
+
+
+class SourceError(KDExportError):
+    """A model, a weights file or a data set cannot be had."""
+
+
+class ParityError(KDExportError):
+    """The ONNX file does not compute what the PyTorch model computes."""
+
+
+class DeviceError(KDExportError):
+    """A device or an execution provider isn't there, or did not take the work."""
+
+
+class RequirementError(KDExportError):
+    """A requirement of the recipe is not met."""
+
+    exit_code = EXIT_REQUIREMENT
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'? "`` where a known name is close, else an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'? " if near else ""

@@ -1,0 +1,169 @@
+"""What is shown while long work goes on: bars on a terminal, plain lines elsewhere, nothing with --quiet.
+
+Everything goes to stderr; stdout is for results. Stages get a ``Progress`` and know nothing of terminals.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+PLAIN_SECONDS = 2.0  # least time between two plain lines of one task: a log stays readable
+
+
+class Task(Protocol):
+    """One piece of long work."""
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        """Count steps as done and say how it stands, e.g. ``"loss 0.31, accuracy 0.97"``."""
+
+
+class Progress(Protocol):
+    """Where a stage says what it does."""
+
+    def say(self, message: str) -> None:
+        """Report one fact."""
+
+    def warn(self, message: str) -> None:
+        """Report one thing that the user should know about."""
+
+    def task(self, name: str, total: float | None = None) -> "_TaskContext":
+        """Open a piece of long work of ``total`` steps."""
+
+
+class _TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def say(self, message: str) -> None:
+        """Drop it."""
+
+    def warn(self, message: str) -> None:
+        """Drop it."""
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:  # noqa: ARG002
+        """Open a task that shows nothing."""
+        yield _SilentTask()
+
+
+class _SilentTask:
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        pass
+
+
+class PlainLines:
+    """A line now and then: for logs, pipes and CI."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def say(self, message: str) -> None:
+        """Print one line with the seconds since the start."""
+        print(f"[{time.monotonic() - self._start:7.1f}s] {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def warn(self, message: str) -> None:
+        """Print one line that begins with ``warning:``."""
+        self.say(f"warning: {message}")
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
+        """Open a task that prints a line at most every few seconds, and one at its end."""
+        self.say(name)
+        task = _PlainTask(self, name, total)
+        yield task
+        task.end()
+
+
+class _PlainTask:
+    def __init__(self, lines: PlainLines, name: str, total: float | None) -> None:
+        self._lines, self._name, self._total = lines, name, total
+        self._done, self._note, self._shown, self._pending = 0.0, "", time.monotonic(), False
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        self._done += steps
+        self._note = note or self._note
+        self._pending = True
+        if time.monotonic() - self._shown >= PLAIN_SECONDS:
+            self._show()
+
+    def end(self) -> None:
+        if self._pending:
+            self._show()
+
+    def _show(self) -> None:
+        count = f"{self._done:g}/{self._total:g}" if self._total else f"{self._done:g}"
+        self._lines.say(f"{self._name} {count}{'  ' + self._note if self._note else ''}")
+        self._shown, self._pending = time.monotonic(), False
+
+
+class Bars:
+    """Rich progress bars on a terminal."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._live: RichProgress | None = None
+
+    def say(self, message: str) -> None:
+        """Print one line above the bars."""
+        self._console.print(message, markup=False, highlight=False)
+
+    def warn(self, message: str) -> None:
+        """Print one yellow line above the bars."""
+        self._console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
+        """Show a bar with steps, time spent, time left and a note."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        if self._live is not None:  # a task within a task shares the display
+            yield _BarTask(self._live, self._live.add_task(name, total=total, note=""))
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", style="dim"),
+        )
+        with RichProgress(*columns, console=self._console) as live:
+            self._live = live
+            try:
+                yield _BarTask(live, live.add_task(name, total=total, note=""))
+            finally:
+                self._live = None
+
+
+class _BarTask:
+    def __init__(self, live: "RichProgress", identity: "TaskID") -> None:
+        self._live, self._identity = live, identity
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        if note:
+            self._live.update(self._identity, advance=steps, note=note)
+        else:
+            self._live.update(self._identity, advance=steps)
+
+
+def for_terminal(*, quiet: bool) -> Progress:
+    """Return what suits where stderr goes."""
+    if quiet:
+        return Silent()
+    if not sys.stderr.isatty():
+        return PlainLines()
+    from rich.console import Console
+
+    return Bars(Console(stderr=True))

@@ -1,0 +1,346 @@
+"""What the user asks for: TOML plus overrides, validated, every fault reported at once.
+
+A ``Recipe`` in memory holds absolute paths; ``write`` turns them relative to the file that it writes, so that a run
+directory can be moved together with what it refers to.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kdexport import references
+from kdexport.artifacts import write_text
+from kdexport.errors import RecipeError, did_you_mean
+from kdexport.terms import METHODS, SoftTargets, Term
+
+MAX_FAULTS_SHOWN = 20
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys and wrong types are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PreprocessingSpec(Section):
+    """What the recipe says of a model's preprocessing; what is left out is inferred."""
+
+    size: tuple[int, int] | None = None  # height, width
+    resize: Literal["squash", "crop"] | None = None
+    mean: tuple[float, ...] | None = None  # of pixels scaled to 0..1
+    std: tuple[float, ...] | None = None
+
+
+class Data(Section):
+    """[data]: where the samples come from and how they are split."""
+
+    source: str
+    val_fraction: float = Field(0.1, gt=0, lt=1)  # of train, where the source gives no validation split
+    test_fraction: float = Field(0.2, gt=0, lt=1)  # of all, where the source gives no test split
+    fraction: float = Field(1.0, gt=0, le=1)  # of the training split to use
+    root: str | None = None  # torchvision: where its files lie
+    download: bool = False
+    args: dict[str, Any] = {}  # for file.py:Name
+    text_column: str = "text"
+    label_column: str = "label"
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+
+
+class Training(Section):
+    """How a network is trained."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(128, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(0.002, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # sgd
+    schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)  # step: shares of the training; 150, 180, 210 of 240
+    warmup_epochs: float = Field(0.0, ge=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    augment: tuple[str, ...] = ()
+    keep: Literal["best", "last"] = "best"  # by validation accuracy
+    patience: int | None = Field(None, ge=1)  # stop after so many epochs without a better one
+
+
+class Teacher(Section):
+    """[teacher]: the network to learn from."""
+
+    model: str
+    args: dict[str, Any] = {}
+    weights: str | None = None
+    strict: bool = True
+    preprocessing: PreprocessingSpec = PreprocessingSpec()
+    train: Training | None = None
+
+
+class Student(Section):
+    """[student]: the network to ship."""
+
+    model: str
+    args: dict[str, Any] = {}
+    weights: str | None = None
+    strict: bool = True
+    preprocessing: PreprocessingSpec = PreprocessingSpec()
+
+
+class Distill(Training):
+    """[distill]: how the student learns from the teacher."""
+
+    label_weight: float = Field(0.1, ge=0)
+    views: int = Field(4, ge=1)
+    baseline: bool = True
+    terms: tuple[Term, ...] = (SoftTargets(method="soft_targets", weight=0.9),)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if self.label_weight == 0 and all(term.weight == 0 for term in self.terms):
+            raise ValueError("label_weight and every term's weight are 0: the student would learn nothing")
+        return self
+
+
+class Export(Section):
+    """[export]: the ONNX files to write."""
+
+    opset: int = Field(18, ge=17)
+    quantize: tuple[Literal["fp16", "int8", "int8-dynamic"], ...] = ()
+    bake_preprocessing: bool = True
+    parity_tolerance: float = Field(1e-4, gt=0)
+    calibration_samples: int = Field(256, ge=1)
+
+
+class Bench(Section):
+    """[bench]: what to measure on."""
+
+    devices: tuple[str, ...] = ("cpu",)
+    batch_sizes: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = (1,)
+    precision: float = Field(0.02, gt=0)  # half-width of the median's interval that ends the measuring
+    min_seconds: float = Field(1.0, gt=0)  # per model, device, batch and thread count
+    max_seconds: float = Field(10.0, gt=0)
+    allow_fallback: bool = False
+
+
+class Require(Section):
+    """[require]: what the model to ship must hold."""
+
+    max_accuracy_drop: float | None = Field(None, ge=0)
+    min_accuracy: float | None = Field(None, ge=0, le=1)
+    min_speedup: float | None = Field(None, gt=0)
+    max_size_mib: float | None = Field(None, gt=0)
+    max_latency_ms: float | None = Field(None, gt=0)
+    max_memory_mib: float | None = Field(None, gt=0)
+
+
+class Recipe(Section):
+    """All that one run is asked to do."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    seed: int = 0
+    data: Data
+    teacher: Teacher
+    student: Student
+    distill: Distill = Distill()
+    export: Export = Export()
+    bench: Bench = Bench()
+    require: Require = Require()
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a TOML recipe and apply ``key=value`` overrides.
+
+        Raises:
+            RecipeError: Absent, not TOML, or not valid; every fault is listed.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RecipeError(
+                f"there is no recipe at {path}",
+                hint="check the path; `kdexport init --list` shows reference recipes to start from",
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe {path} cannot be read: {error}", hint="give a UTF-8 TOML file") from error
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{path} is not TOML: {error}", hint="mend that line; https://toml.io shows the form") from None
+        return cls.parse(document, base=path.parent, overrides=overrides, origin=str(path))
+
+    @classmethod
+    def parse(
+        cls, document: Mapping[str, Any], *, base: Path = Path(), overrides: Iterable[str] = (), origin: str = "the recipe"
+    ) -> Self:
+        """Validate a recipe given as nested dicts; paths are relative to ``base``, those of overrides to the working directory.
+
+        Raises:
+            RecipeError: Not valid; every fault is listed.
+        """
+        whole = _with_absolute_paths(_copy(document), base.resolve())
+        for override in overrides:
+            _apply(whole, override)
+        whole = _with_absolute_paths(whole, Path.cwd())
+        try:
+            return cls.model_validate(_tuples(whole))
+        except ValidationError as error:
+            faults = _describe(error)
+            shown = [f"  {fault}" for fault in faults[:MAX_FAULTS_SHOWN]]
+            if len(faults) > MAX_FAULTS_SHOWN:
+                shown.append(f"  ... and {len(faults) - MAX_FAULTS_SHOWN} more")
+            count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+            raise RecipeError(
+                "\n".join([f"{origin} has {count}:", *shown]),
+                hint="mend what is listed, then give the same command again",
+            ) from None
+
+    def write(self, path: Path) -> None:
+        """Write the resolved recipe, every default spelled out, with paths relative to its folder."""
+        write_text(path, tomli_w.dumps(self.to_dict(relative_to=path.parent)))
+
+    def to_dict(self, *, relative_to: Path) -> dict[str, Any]:
+        """Return the recipe as TOML values with paths relative to a folder."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        base = relative_to.resolve()
+        return _map_references(document, lambda text: references.relative(text, base), lambda text: os.path.relpath(text, base))
+
+
+def _with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
+    return _map_references(
+        document,
+        lambda text: references.absolute(text, base),
+        lambda text: os.path.normpath(base / Path(text).expanduser()),
+    )
+
+
+def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict[str, Any]:
+    """Apply a function to each field that holds a reference or a path; whatever has the wrong type is left for validation."""
+    for section, key, function in (
+        ("data", "source", reference),
+        ("data", "root", path),
+        ("teacher", "model", reference),
+        ("teacher", "weights", path),
+        ("student", "model", reference),
+        ("student", "weights", path),
+    ):
+        table = document.get(section)
+        if isinstance(table, dict) and isinstance(table.get(key), str) and table[key] != PRETRAINED:
+            table[key] = function(table[key])
+    return document
+
+
+PRETRAINED = "pretrained"  # as weights: the library's own (torchvision, timm)
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    """Set one ``a.b.c=value``; the value is read as TOML, else taken as text."""
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override!r} is not of the form key=value", hint="e.g. --set distill.epochs=10")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    table: Any = document
+    for part in parts[:-1]:
+        table = _step(table, part, override)
+    if isinstance(table, list):
+        table[_index(table, parts[-1], override)] = parsed
+    else:
+        table[parts[-1]] = parsed
+
+
+def _step(table: Any, part: str, override: str) -> Any:
+    if isinstance(table, list):
+        return table[_index(table, part, override)]
+    inner = table.setdefault(part, {})
+    if not isinstance(inner, dict | list):
+        raise RecipeError(f"--set {override!r}: '{part}' is a value, not a table", hint="e.g. --set distill.epochs=10")
+    return inner
+
+
+def _index(table: list[Any], part: str, override: str) -> int:
+    if part.isdigit() and int(part) < len(table):
+        return int(part)
+    raise RecipeError(
+        f"--set {override!r}: '{part}' is not one of the {len(table)} entries",
+        hint="count from 0, e.g. --set distill.terms.0.temperature=4.0",
+    )
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(item) for item in value]
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    """Turn lists into tuples: strict validation wants the frozen form."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _describe(error: ValidationError) -> list[str]:
+    """Say each fault in one line: where, what, and what was probably meant."""
+    lines = []
+    for fault in error.errors():
+        location = list(fault["loc"])
+        if len(location) > 3 and location[1] == "terms" and location[3] in METHODS:
+            del location[3]  # the union's tag is not a key of the recipe
+        where = _dotted(location)
+        kind = fault["type"]
+        if kind == "extra_forbidden":
+            known = _keys_at(location[:-1])
+            hint = did_you_mean(str(location[-1]), known) or f"known here: {', '.join(sorted(known))}"
+            lines.append(f"{where}: unknown key; {hint.strip()}")
+        elif kind == "missing":
+            lines.append(f"{where}: missing, and there is no default")
+        elif kind == "union_tag_invalid":
+            method = str(fault["input"].get("method"))
+            near = did_you_mean(method, METHODS) or f"there are: {', '.join(METHODS)}"
+            lines.append(f"{where}.method: no method is called '{method}'; {near.strip()}")
+        elif kind == "union_tag_not_found":
+            lines.append(f"{where}.method: missing; there are: {', '.join(METHODS)}")
+        elif kind == "value_error":
+            lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}")
+        else:
+            message = fault["msg"].replace("Input should", "should")
+            lines.append(f"{where}: {message}, not {_shorten(fault['input'])}")
+    return lines
+
+
+def _dotted(location: list[Any]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the recipe"
+
+
+def _keys_at(location: list[Any]) -> list[str]:
+    """Return the keys that a table of the recipe may hold."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int):  # a term: its keys depend on the method; all are offered
+            return sorted({key for term in METHODS.values() for key in term.model_fields})
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+        if model is None:
+            return sorted({key for term in METHODS.values() for key in term.model_fields})
+    return list(model.model_fields)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,306 @@
+"""The only things that cross from stage to stage: frozen dataclasses, each one JSON document.
+
+Units stand in the names. ``None`` means *not measured*; it is never 0 and never a guess. Field names that
+report.json holds are a contract with other programs (see ``Report``).
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+SCHEMA = 1
+
+Interval = tuple[float, float]
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near a model's outputs are to the teacher's, over one split."""
+
+    top1: float  # share of samples with the same argmax
+    kl: float  # mean over samples of KL(teacher || model) at temperature 1, nats
+    logit_correlation: float | None  # Pearson, over all logits centred per sample; None where one is constant
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class's row of the accuracy table."""
+
+    name: str
+    samples: int
+    accuracy: float  # recall: share of this class's samples that were found
+    precision: float | None  # None where the class was never predicted
+    f1: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on one split."""
+
+    split: str
+    samples: int
+    accuracy: float
+    accuracy_ci95: Interval  # Wilson
+    macro_f1: float
+    per_class: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]  # [true][predicted]; empty above 100 classes
+    correct: str  # one bit a sample, base64 of numpy.packbits: lets two models be compared in pairs
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network that the distill stage has made or taken over."""
+
+    name: str  # "teacher", "student", "student-plain"
+    reference: str
+    weights: str  # path, relative to the run directory
+    weights_sha256: str
+    parameters: int
+    macs: int | None  # multiply-accumulates of one sample
+    epochs: int  # trained in this run; 0 for given weights
+    seconds: float | None
+    best_epoch: int | None
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What `kdexport distill` hands over (distill.json)."""
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, int]  # samples in each
+    splits_made_by: dict[str, str]  # split -> "source" or how it was made
+    networks: tuple[TrainedNetwork, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """PyTorch (fp32, eval) against ONNX Runtime on the CPU."""
+
+    max_abs: float
+    max_rel: float  # max |onnx - torch| / max |torch|, over each output as a whole
+    samples: int
+    tolerance: float  # on max_rel
+    passed: bool
+    cosine: float | None = None  # smallest over the outputs
+    argmax_agreement: float | None = None
+    batch_sizes: tuple[int, ...] = ()
+    reference: str = "torch"  # or "fp32-onnx" for a quantized file
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One ONNX file with what is known of it: an entry of ``models`` in report.json."""
+
+    name: str
+    file: str  # relative to the run directory, else as the user gave it
+    sha256: str
+    precision: str
+    size_bytes: int
+    parameters: int | None
+    macs: int | None
+    opset: int | None = None
+    inputs: dict[str, list[str | int]] = field(default_factory=dict)  # name -> shape, a dynamic axis by name
+    operators: dict[str, int] = field(default_factory=dict)
+    parity: Parity | None = None
+    notes: tuple[str, ...] = ()  # in words: what quantization left in fp32, why parity is weak, ...
+    accuracy: float | None = None  # inside ONNX Runtime, on the test split
+    accuracy_ci95: Interval | None = None
+    teacher_agreement: Agreement | None = None
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `kdexport export` hands over (export.json)."""
+
+    name: str
+    models: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per call at steady state. A percentile that the count cannot carry is None."""
+
+    p50: float
+    p50_ci95: Interval | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    mean: float
+    std: float
+    samples: int
+    quantiles: tuple[float, ...] = ()  # 101 values, 0 % to 100 %: the distribution for pictures
+    rounds_p50: tuple[float, ...] = ()  # median of each interleaved round, in order: pairs models in a ratio
+
+
+@dataclass(frozen=True)
+class Memory:
+    """MiB, read in a process of its own that only loads and runs the model."""
+
+    peak_rss: float | None  # VmHWM
+    model: float | None  # VmRSS after load minus that of an empty session
+    device_peak: float | None  # NVML's figure for the process
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model on one device at one batch size and thread count."""
+
+    model: str
+    machine: str
+    device: str
+    provider: str
+    placement: dict[str, float]  # provider -> share of nodes
+    batch_size: int
+    threads: int
+    latency_ms: Latency
+    throughput_per_s: float
+    load_ms: float
+    first_run_ms: float
+    memory_mib: Memory
+    energy_mj: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement that could not be made, and why."""
+
+    model: str
+    device: str
+    batch_size: int | None
+    threads: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Fingerprint of the machine that measured."""
+
+    name: str
+    system: str
+    cpu: str
+    cpu_features: tuple[str, ...]  # those that decide int8 and fp16 speed: avx2, avx512f, avx512_vnni, ...
+    cores: int  # that this process may use
+    memory_mib: int | None
+    container: str | None  # limits in words, e.g. "cgroup: 2.0 CPUs, 4096 MiB"
+    governor: str | None
+    gpus: tuple[str, ...]
+    driver: str | None
+    python: str
+    versions: dict[str, str]  # onnxruntime, numpy, ...
+    providers: tuple[str, ...]  # that onnxruntime lists; not proved to work
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `kdexport bench` hands over (bench.json): complete in itself, so that machines can be joined later."""
+
+    name: str
+    created: str  # ISO 8601, UTC
+    machine: Machine
+    models: tuple[ModelFile, ...]  # the first is the baseline
+    measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...] = ()
+    recipe: dict[str, Any] | None = None
+    training: tuple[dict[str, Any], ...] = ()  # metrics.jsonl, for the training curves
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Baseline's p50 over the model's: above 1 is faster."""
+
+    device: str
+    batch_size: int
+    threads: int
+    ratio: float
+    ci95: Interval | None
+    machine: str = ""
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """What one model gives up and gains against another."""
+
+    model: str
+    against: str
+    accuracy_delta: float | None  # model minus baseline, in shares of 1
+    accuracy_delta_ci95: Interval | None  # paired
+    size_ratio: float  # baseline over model: above 1 is smaller
+    speedup: tuple[Speedup, ...]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The model to ship."""
+
+    model: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One line of the recipe's [require], held against the pick."""
+
+    requirement: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """report.json."""
+
+    name: str
+    recipe: dict[str, Any] | None
+    machines: tuple[Machine, ...]
+    models: tuple[ModelFile, ...]
+    measurements: tuple[Measurement, ...]
+    tradeoffs: tuple[Tradeoff, ...]
+    pick: Pick | None
+    gates: tuple[Gate, ...]
+    failures: tuple[Failure, ...] = ()
+    training: tuple[dict[str, Any], ...] = ()
+    findings: tuple[str, ...] = ()  # what the figures show, in sentences
+    schema: int = SCHEMA
+
+
+T = TypeVar("T")
+
+
+def to_json(result: Any) -> dict[str, Any]:
+    """Return a result as plain JSON values; a figure that is not finite becomes None."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(result).items()}
+
+
+def dumps(result: Any) -> str:
+    """Return a result as an indented JSON document with a newline at its end."""
+    return json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(kind: type[T], document: Any) -> T:
+    """Build a result from JSON values, checking each type.
+
+    Raises:
+        pydantic.ValidationError: The document does not hold what ``kind`` needs.
+    """
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_python(document)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
