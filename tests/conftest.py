@@ -1,0 +1,27 @@
+"""What several tests need: the shared real data, where it is at hand."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory: pytest.TempPathFactory):
+    """Return a function that unpacks an archive of real data once and gives its folder; absent, the test skips."""
+    folder = Path(os.environ.get("KDEXPORT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    unpacked: dict[str, Path] = {}
+
+    def unpack(name: str) -> Path:
+        archive = folder / f"{name}.tar.xz"
+        if not archive.exists():
+            pytest.skip(f"the real data {archive.name} is not at hand; set KDEXPORT_TEST_DATA to its folder")
+        if name not in unpacked:
+            target = tmp_path_factory.mktemp(name)
+            with tarfile.open(archive) as tar:
+                tar.extractall(target, filter="data")
+            unpacked[name] = target
+        return unpacked[name]
+
+    return unpack
