@@ -138,7 +138,13 @@ class Require(Section):
     min_speedup: float | None = Field(None, gt=0)
     max_size_mib: float | None = Field(None, gt=0)
     max_latency_ms: float | None = Field(None, gt=0)
-    max_memory_mib: float | None = Field(None, gt=0)
+    latency_percentile: Literal[50, 90, 95, 99] = 50  # that max_latency_ms limits
+    max_memory_mib: float | None = Field(None, gt=0)  # peak of the whole process
+    parity: bool = False  # the file has been proved equal to the PyTorch model
+    undecided: Literal["pass", "fail"] = "pass"  # what a limit within the 95 % interval counts as
+    prefer: Literal["latency", "size", "accuracy"] = "latency"  # which of several fitting models to pick
+    batch_size: int | None = Field(None, ge=1)  # at which speed is judged; None: the smallest measured
+    threads: int | None = Field(None, ge=1)
 
 
 class Recipe(Section):

@@ -201,6 +201,7 @@ class Machine:
 class BenchResult:
     """What `kdexport bench` hands over (bench.json): complete in itself, so that machines can be joined later."""
 
+    schema: int = field(default=SCHEMA, kw_only=True)
     name: str
     created: str  # ISO 8601, UTC
     machine: Machine
@@ -209,7 +210,6 @@ class BenchResult:
     failures: tuple[Failure, ...] = ()
     recipe: dict[str, Any] | None = None
     training: tuple[dict[str, Any], ...] = ()  # metrics.jsonl, for the training curves
-    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,18 @@ class Speedup:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """Baseline over the model, for what a condition costs beside time: above 1 is less."""
+
+    machine: str
+    device: str
+    batch_size: int
+    threads: int
+    memory_ratio: float | None  # of peak_rss, or of device_peak where there is one
+    energy_ratio: float | None
+
+
+@dataclass(frozen=True)
 class Tradeoff:
     """What one model gives up and gains against another."""
 
@@ -234,6 +246,20 @@ class Tradeoff:
     accuracy_delta_ci95: Interval | None  # paired
     size_ratio: float  # baseline over model: above 1 is smaller
     speedup: tuple[Speedup, ...]
+    savings: tuple[Saving, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dominated:
+    """A model that another beats or equals in accuracy, median latency and size, under one condition."""
+
+    model: str
+    by: str
+    machine: str
+    device: str
+    batch_size: int
+    threads: int
+    shown: bool  # whether an interval, or a difference in bytes, supports it
 
 
 @dataclass(frozen=True)
@@ -245,6 +271,20 @@ class Pick:
 
 
 @dataclass(frozen=True)
+class DevicePick:
+    """The model to ship to one device of one machine, judged at one batch size and thread count."""
+
+    machine: str
+    device: str
+    batch_size: int
+    threads: int
+    model: str | None  # None: nothing fits
+    why: str
+    nearest: str | None = None  # where nothing fits: what misses by the least
+    misses: tuple[str, ...] = ()  # by how much, in words
+
+
+@dataclass(frozen=True)
 class Gate:
     """One line of the recipe's [require], held against the pick."""
 
@@ -252,12 +292,18 @@ class Gate:
     limit: float
     value: float | None
     passed: bool
+    ci95: Interval | None = None
+    verdict: Literal["met", "failed", "undecided", "not measured"] = "met"  # undecided: ci95 straddles the limit
+    model: str = ""
+    machine: str = ""  # empty: holds on every machine
+    device: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
     """report.json."""
 
+    schema: int = field(default=SCHEMA, kw_only=True)
     name: str
     recipe: dict[str, Any] | None
     machines: tuple[Machine, ...]
@@ -269,7 +315,10 @@ class Report:
     failures: tuple[Failure, ...] = ()
     training: tuple[dict[str, Any], ...] = ()
     findings: tuple[str, ...] = ()  # what the figures show, in sentences
-    schema: int = SCHEMA
+    devices: tuple[DevicePick, ...] = ()
+    dominated: tuple[Dominated, ...] = ()
+    created: str = ""  # when the latest of the measurements was made; ISO 8601, UTC
+    baseline: str = ""  # the model that the others are held against
 
 
 T = TypeVar("T")
