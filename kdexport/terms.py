@@ -4,17 +4,37 @@ No tensors here: the functions live in ``kdexport.distill.losses`` and are match
 ``kdexport.distill.objective``. A test holds that each field is an argument of its function.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class BaseTerm(BaseModel):
-    """What every term has."""
+    """What every term has: a weight and how it moves over the training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    method: str
     weight: float = Field(1.0, ge=0)
+    schedule: Literal["constant", "warmup", "decay"] = "constant"
+    schedule_share: float = Field(1.0, gt=0, le=1)  # share of the training that the ramp takes
+
+    def weight_at(self, progress: float) -> float:
+        """Return the weight when ``progress`` (0 to 1) of the training is done.
+
+        ``warmup`` climbs in a straight line from 0 to ``weight`` over the first ``schedule_share`` of the training,
+        ``decay`` falls from ``weight`` to 0 over it and stays there.
+        """
+        ramp = min(max(progress, 0.0) / self.schedule_share, 1.0)
+        share = {"constant": 1.0, "warmup": ramp, "decay": 1.0 - ramp}[self.schedule]
+        return self.weight * share
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments for the loss function."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in NOT_OPTIONS}
+
+
+NOT_OPTIONS = frozenset({"method", "weight", "schedule", "schedule_share"})  # handled here, not by the function
 
 
 class SoftTargets(BaseTerm):
@@ -55,7 +75,17 @@ class DIST(BaseTerm):
     temperature: float = Field(1.0, gt=0)
 
 
-Term = Annotated[SoftTargets | HardTargets | LogitMSE | DKD | DIST, Field(discriminator="method")]
+class BinarySoftTargets(BaseTerm):
+    """Soft targets of a sigmoid per class, for multi-label data."""
+
+    method: Literal["binary_soft_targets"]
+    temperature: float = Field(4.0, gt=0)
+
+
+Term = Annotated[
+    SoftTargets | HardTargets | LogitMSE | DKD | DIST | BinarySoftTargets,
+    Field(discriminator="method"),
+]
 
 METHODS: dict[str, type[BaseTerm]] = {
     "soft_targets": SoftTargets,
@@ -63,4 +93,5 @@ METHODS: dict[str, type[BaseTerm]] = {
     "logit_mse": LogitMSE,
     "dkd": DKD,
     "dist": DIST,
+    "binary_soft_targets": BinarySoftTargets,
 }

@@ -1,0 +1,192 @@
+"""What the student minimizes: the labels' loss plus every term of the recipe, weighted.
+
+``METHODS`` is the one table that says which function serves which recipe term and what it is fed. No state and no
+parameters here: an ``Objective`` may be called from anywhere, in any order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdexport.distill import losses
+from kdexport.distill.losses.checks import at_least_fp32, class_labels
+from kdexport.errors import KDExportError
+from kdexport.terms import BaseTerm
+
+LabelKind = Literal["class", "soft", "multi_label"]
+Need = Literal["logits", "labels"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One distillation method.
+
+    ``needs`` is what the function takes, in its order: ``logits`` (student's and teacher's), ``labels``.
+    ``multi_label`` says whether it makes sense where a sample has any number of classes.
+    """
+
+    function: Callable[..., Tensor]
+    needs: tuple[Need, ...]
+    multi_label: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "soft_targets": Method(losses.soft_targets, ("logits",), multi_label=False),
+    "hard_targets": Method(losses.hard_targets, ("logits",), multi_label=False),
+    "logit_mse": Method(losses.logit_mse, ("logits",)),
+    "dkd": Method(losses.dkd, ("logits", "labels"), multi_label=False),
+    "dist": Method(losses.dist, ("logits",), multi_label=False),
+    "binary_soft_targets": Method(losses.binary_soft_targets, ("logits",)),
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One term, ready to be called."""
+
+    name: str  # unique within the objective
+    term: BaseTerm
+    method: Method
+    options: dict[str, Any]
+
+
+class Objective:
+    """The sum that the student minimizes.
+
+    Args:
+        label_weight: Weight of the labels' own loss. At 0 no labels are looked at.
+        terms: The recipe's terms. Those whose weight is 0 are left out.
+        label_smoothing: Share of each label that is spread over all classes.
+        label_kind: What labels are handed over. ``"class"``: int64 [batch], cross-entropy. ``"soft"``: probabilities
+            [batch, classes] that sum to 1, as mixup makes them, cross-entropy. ``"multi_label"``: any number of classes
+            per sample, float [batch, classes] of 0 and 1, binary cross-entropy, mean over samples and classes. The
+            last two look the same, so they are told apart here and never guessed.
+
+    Raises:
+        KDExportError: Every weight is 0, or a term cannot work with labels of this kind.
+    """
+
+    def __init__(
+        self,
+        label_weight: float,
+        terms: Sequence[BaseTerm] = (),
+        *,
+        label_smoothing: float = 0.0,
+        label_kind: LabelKind = "class",
+    ) -> None:
+        self.label_weight = label_weight
+        self.label_smoothing = label_smoothing
+        self.label_kind = label_kind
+        self._parts = _parts([term for term in terms if term.weight > 0])
+        if label_weight == 0 and not self._parts:
+            raise KDExportError(
+                "label_weight and every term's weight are 0: the student would learn nothing",
+                hint="set distill.label_weight or the weight of a term above 0",
+            )
+        for part in self._parts:
+            _check_label_kind(part, label_kind)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keys of the parts that a call returns, in order."""
+        return (*(("labels",) if self.label_weight else ()), *(part.name for part in self._parts))
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a call needs labels."""
+        return self.label_weight > 0 or any("labels" in part.method.needs for part in self._parts)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a call needs the teacher's logits."""
+        return any("logits" in part.method.needs for part in self._parts)
+
+    def __call__(
+        self,
+        student_logits: Tensor,
+        labels: Tensor | None,
+        teacher_logits: Tensor | None,
+        *,
+        progress_of_training: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum to minimize and what it is made of.
+
+        Args:
+            student_logits: [batch, classes].
+            labels: As ``label_kind`` says, or None where ``needs_labels`` is False.
+            teacher_logits: [batch, classes], or None where ``needs_teacher`` is False.
+            progress_of_training: Share of the training that is done, 0 to 1: the terms' schedules go by it.
+
+        Returns:
+            The weighted sum, a scalar, and each part before its weight, detached, on the same device: ``"labels"`` and
+            the methods' names; a method's second term is ``"soft_targets.2"``.
+
+        Raises:
+            KDExportError: Something that a term needs is missing or has the wrong form.
+        """
+        parts: dict[str, Tensor] = {}
+        total = student_logits.new_zeros((), dtype=at_least_fp32(student_logits[:0]).dtype)
+        if self.label_weight:
+            value = self._label_loss(student_logits, _given(labels, "the labels' loss", "labels"))
+            parts["labels"] = value.detach()
+            total = total + self.label_weight * value
+        for part in self._parts:
+            arguments: list[Tensor] = []
+            for need in part.method.needs:
+                if need == "logits":
+                    arguments += [student_logits, _given(teacher_logits, part.name, "the teacher's logits")]
+                else:
+                    arguments.append(_given(labels, part.name, "labels"))
+            value = part.method.function(*arguments, **part.options)
+            parts[part.name] = value.detach()
+            total = total + part.term.weight_at(progress_of_training) * value
+        return total, parts
+
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = at_least_fp32(logits)
+        if self.label_kind == "class":
+            class_labels(labels, logits, "the labels' loss")
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if labels.shape != logits.shape:
+            raise KDExportError(
+                f"{self.label_kind} labels are {list(labels.shape)}, the student's logits {list(logits.shape)}",
+                hint="give one row per sample and one column per class",
+            )
+        labels = labels.to(logits.dtype)
+        if self.label_kind == "soft":
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        smoothed = labels * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        return F.binary_cross_entropy_with_logits(logits, smoothed)
+
+
+def _parts(terms: Sequence[BaseTerm]) -> tuple[_Part, ...]:
+    """Match each term with its function; a method's second term gets ``.2`` to its name."""
+    parts: list[_Part] = []
+    for term in terms:
+        name = term.method
+        count = 1 + sum(part.name.partition(".")[0] == name for part in parts)
+        parts.append(_Part(f"{name}.{count}" if count > 1 else name, term, METHODS[name], term.options()))
+    return tuple(parts)
+
+
+def _check_label_kind(part: _Part, label_kind: LabelKind) -> None:
+    if label_kind == "multi_label" and not part.method.multi_label:
+        fitting = ", ".join(name for name, method in METHODS.items() if method.multi_label)
+        raise KDExportError(
+            f"{part.name} expects one class per sample, and these targets are multi-label",
+            hint=f"use one of {fitting}",
+        )
+    if label_kind == "soft" and "labels" in part.method.needs:
+        raise KDExportError(
+            f"{part.name} needs one class per sample, and mixing samples leaves none",
+            hint="take mixup and cutmix out of distill.augment, or use soft_targets or dist",
+        )
+
+
+def _given(value: Tensor | None, part: str, what: str) -> Tensor:
+    if value is None:
+        raise KDExportError(f"{part}: {what} are missing", hint=f"hand over {what}, or set this part's weight to 0")
+    return value
