@@ -1,0 +1,116 @@
+"""Data by reference: finds the source, makes the splits that it lacks, and holds that the labels make sense."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.errors import SourceError, did_you_mean
+from kdexport.recipe import Data
+from kdexport.references import parse
+from kdexport.sources.arrays import digits, from_callable, npz
+from kdexport.sources.preprocessing import Preprocessing, of_images
+from kdexport.sources.samples import Dataset, Source, Split
+from kdexport.sources.splits import make_splits
+
+
+def load_data(data: Data, seed: int, cache: Path) -> Dataset:
+    """Load the data of a recipe.
+
+    Args:
+        data: What the recipe says.
+        seed: Of the splits that the source doesn't give (the test split's is fixed).
+        cache: Folder for decoded samples.
+
+    Raises:
+        SourceError: There is no such data, or it cannot be learned from: one class only, labels out of range, NaN.
+    """
+    reference = parse(data.source)
+    name = reference.target if reference.kind == "builtin" else reference.kind
+    loader = _LOADERS.get(name)
+    if loader is None:
+        near = did_you_mean(name, _LOADERS) or f"a data reference is one of: {', '.join(_FORMS)}"
+        raise SourceError(f"'{data.source}' is no data that can be loaded", hint=near.strip())
+    source = loader(data, cache)
+    _check(source, data.source)
+    train, val, test, made_by = make_splits(source, data, seed)
+    for split_name, split in (("train", train), ("val", val), ("test", test)):
+        if len(split) == 0:
+            raise SourceError(
+                f"{data.source}: no sample is left for the {split_name} split",
+                hint="give more samples, or another data.val_fraction, data.test_fraction or data.fraction",
+            )
+    return Dataset(
+        name=data.source,
+        input_names=source.input_names,
+        class_names=source.class_names,
+        train=train,
+        val=val,
+        test=test,
+        preprocessing=source.preprocessing or _default_preprocessing(train.inputs[0]),
+        splits_made_by=made_by,
+        unlabelled=source.unlabelled,
+        skipped=source.skipped,
+    )
+
+
+def _default_preprocessing(first: NDArray[Any]) -> Preprocessing:
+    if first.dtype == np.uint8 and first.ndim == 4:
+        return of_images(first)
+    return Preprocessing("none")
+
+
+def _check(source: Source, name: str) -> None:
+    classes = len(source.class_names)
+    for split_name, split in (("train", source.train), ("val", source.val), ("test", source.test)):
+        if split is None:
+            continue
+        if split.labels is None:
+            raise SourceError(f"{name}: the {split_name} samples have no labels", hint="give a label for each sample")
+        _check_inputs(split, f"{name}: {split_name}")
+        _check_labels(split.labels, classes, f"{name}: {split_name}")
+    if source.train.labels is not None and not source.train.multi_label and len(np.unique(source.train.labels)) < 2:
+        raise SourceError(
+            f"{name}: the training samples are all of one class", hint="give samples of at least two classes"
+        )
+
+
+def _check_inputs(split: Split, where: str) -> None:
+    for array in split.inputs:
+        if len(array) != len(split.inputs[0]) or (split.labels is not None and len(array) != len(split.labels)):
+            raise SourceError(
+                f"{where}: {len(array)} samples and {len(split.labels) if split.labels is not None else 0} labels",
+                hint="give as many labels as samples",
+            )
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            rows = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+            raise SourceError(
+                f"{where}: {len(rows)} samples hold NaN or infinity, the first is number {rows[0]}",
+                hint="clean or leave out these samples",
+            )
+
+
+def _check_labels(labels: NDArray[Any], classes: int, where: str) -> None:
+    if labels.ndim == 2:
+        if labels.shape[1] != classes or not np.isin(labels, (0, 1)).all():
+            raise SourceError(
+                f"{where}: labels of shape {list(labels.shape)} for {classes} classes",
+                hint="several labels a sample are a table of 0 and 1, a column per class",
+            )
+    elif len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+        raise SourceError(
+            f"{where}: the label {wrong} is out of range for {classes} classes",
+            hint=f"labels count from 0 to {classes - 1}",
+        )
+
+
+_LOADERS: dict[str, Callable[[Data, Path], Source]] = {
+    "digits": digits,
+    "npz": npz,
+    "file": from_callable,
+    "module": from_callable,
+}
+_FORMS = ("digits", "npz:FILE", "file.py:Name")

@@ -1,0 +1,135 @@
+"""An ONNX file run on the CPU in this process: for accuracy, and as a teacher.
+
+Timing has a process of its own (kdexport.bench).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from kdexport.errors import SourceError
+from kdexport.sources.preprocessing import Preprocessing
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxModel:
+    """An ONNX classifier.
+
+    Args:
+        path: The file.
+        preprocessing: For a file that carries none (``kdexport.preprocessing`` in its metadata).
+        threads: Of one operator; 0 lets ONNX Runtime choose.
+
+    Raises:
+        SourceError: No such file, or no ONNX file.
+    """
+
+    def __init__(self, path: Path, preprocessing: Preprocessing | None = None, threads: int = 0) -> None:
+        if not path.is_file():
+            raise SourceError(f"there is no ONNX file {path}", hint="check the path")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
+            raise SourceError(
+                f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}",
+                hint="give a whole .onnx file, with its external data beside it",
+            ) from None
+        self.path = path
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.input_names = tuple(item.name for item in self._session.get_inputs())
+        self.gives: str | None = None  # "logits" or "probabilities", known after the first batch
+        said = self.metadata.get("kdexport.preprocessing")
+        self.preprocessing = Preprocessing.from_json(json.loads(said)) if said else preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The labels that the file carries, or None."""
+        said = self.metadata.get("kdexport.labels")
+        return tuple(json.loads(said)) if said else None
+
+    @property
+    def takes_raw_images(self) -> bool:
+        """Whether the preprocessing is in the file: it takes uint8 NHWC."""
+        return bool(self._session.get_inputs()[0].type == "tensor(uint8)")
+
+    def predict(self, inputs: tuple[NDArray[Any], ...]) -> NDArray[np.float32]:
+        """Return logits ``[batch, classes]`` of raw inputs, one array per network input.
+
+        A file that gives probabilities is recognised by its values, and their logarithm is returned: softmax of it
+        gives them back. A file with a fixed batch size is run as often as it takes.
+        """
+        fed = self._fed(inputs)
+        limit = self._session.get_inputs()[0].shape[0]
+        batch = len(fed[0])
+        if not isinstance(limit, int) or limit == batch:
+            return self._logits(self._run(fed))
+        parts = []
+        for start in range(0, batch, limit):
+            part = [array[start : start + limit] for array in fed]
+            filled = [np.concatenate([array, np.repeat(array[-1:], limit - len(array), axis=0)]) for array in part]
+            parts.append(self._run(filled)[: len(part[0])])
+        return self._logits(np.concatenate(parts))
+
+    def _fed(self, inputs: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
+        specifications = self._session.get_inputs()
+        if len(specifications) != len(inputs):
+            raise SourceError(
+                f"{self.path.name} takes {len(specifications)} inputs ({', '.join(self.input_names)}); "
+                f"the data have {len(inputs)}",
+                hint="give data with the inputs that the model takes",
+            )
+        raw = inputs[0].dtype == np.uint8 and inputs[0].ndim == 4
+        if raw and not self.takes_raw_images:
+            if self.preprocessing is None or self.preprocessing.kind != "image":
+                raise SourceError(
+                    f"{self.path.name} takes {specifications[0].type} and doesn't say how an image becomes that",
+                    hint="export it with kdexport, which writes the preprocessing into the file",
+                )
+            inputs = tuple(item.numpy() for item in self.preprocessing.apply(inputs))
+        return [
+            np.ascontiguousarray(array, dtype=_TYPES.get(item.type, array.dtype))
+            for array, item in zip(inputs, specifications, strict=True)
+        ]
+
+    def _run(self, fed: list[NDArray[Any]]) -> NDArray[np.float32]:
+        try:
+            outputs = self._session.run(None, dict(zip(self.input_names, fed, strict=True)))
+        except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
+            shapes = ", ".join(f"{list(array.shape)} {array.dtype}" for array in fed)
+            raise SourceError(
+                f"{self.path.name} does not take the data ({shapes}): {str(error).splitlines()[0]}",
+                hint="the data must have the shape and type that the model was exported for",
+            ) from None
+        for output in outputs:
+            if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
+                output = np.array([[row[key] for key in sorted(row)] for row in output])
+            if isinstance(output, np.ndarray) and output.ndim == 2 and output.dtype.kind == "f":
+                return output.astype(np.float32)
+        kinds = ", ".join(f"{item.name} {item.type} {item.shape}" for item in self._session.get_outputs())
+        raise SourceError(
+            f"{self.path.name} gives no scores of shape [batch, classes]; it gives {kinds}",
+            hint="export it with logits or probabilities as an output",
+        )
+
+    def _logits(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.gives is None and len(scores):
+            sums_to_one = np.abs(scores.sum(axis=1) - 1) < 1e-3
+            self.gives = "probabilities" if bool((scores.min() >= 0) and sums_to_one.all()) else "logits"
+        return np.log(np.maximum(scores, 1e-8)) if self.gives == "probabilities" else scores

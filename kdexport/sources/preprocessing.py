@@ -1,0 +1,141 @@
+"""What a network needs done to a sample before it can see it; the value travels with the network into its ONNX file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdexport.errors import SourceError
+from kdexport.recipe import PreprocessingSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision and timm, for pixels scaled to 0..1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Kind = Literal["image", "tokens", "none"]
+Resize = Literal["squash", "crop"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How raw inputs become a network's inputs.
+
+    ``image``: uint8 NHWC in, float32 NCHW out: resized to ``size`` where it isn't that already, scaled to 0..1,
+    then ``(x - mean) / std`` per channel. ``squash`` ignores the aspect ratio; ``crop`` resizes the short side to
+    ``size / crop_share`` and takes the middle. ``tokens``: integers made by ``tokenizer``, cut at ``length``.
+    ``none``: fed as it is.
+    """
+
+    kind: Kind = "none"
+    size: tuple[int, int] | None = None  # height, width; None: as the data comes
+    resize: Resize = "squash"
+    crop_share: float = 1.0  # ImageNet's evaluation takes 224 of 256: 0.875
+    mean: tuple[float, ...] = ()  # of pixels scaled to 0..1; empty: 0
+    std: tuple[float, ...] = ()  # empty: 1
+    tokenizer: str | None = None
+    length: int | None = None  # tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, None and empty ones left out."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if value not in (None, [])}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Build one from JSON values.
+
+        Raises:
+            SourceError: A key that no ``Preprocessing`` has: the file comes from a newer kdexport.
+        """
+        values: dict[str, Any] = {}
+        for key, value in document.items():
+            values[key] = tuple(value) if isinstance(value, list) else value
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SourceError(
+                f"the model's preprocessing cannot be read: {error}", hint="export the model again with this kdexport"
+            ) from None
+
+    def apply(self, inputs: Sequence[NDArray[Any] | Tensor]) -> tuple[Tensor, ...]:
+        """Turn raw inputs into a network's inputs; it can be traced, so that an ONNX file can hold it.
+
+        Args:
+            inputs: One array or tensor per network input, first axis the batch; an image comes first, uint8 NHWC.
+
+        Returns:
+            One tensor per network input, on the device of what came in; an image as float32 NCHW.
+        """
+        tensors = tuple(_tensor(item) for item in inputs)
+        if self.kind != "image":
+            return tensors
+        return (self._image(tensors[0]), *tensors[1:])
+
+    def _image(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32)
+        if self.size is not None and tuple(pixels.shape[2:]) != self.size:
+            pixels = self._resized(pixels, self.size)
+        pixels = pixels / 255.0
+        if self.mean:
+            pixels = pixels - pixels.new_tensor(self.mean).view(1, -1, 1, 1)
+        if self.std:
+            pixels = pixels / pixels.new_tensor(self.std).view(1, -1, 1, 1)
+        return pixels
+
+    def _resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        height, width = pixels.shape[2:]
+        if self.resize == "squash":
+            # Antialiased only where it shrinks: that is where aliasing is, and ONNX's Resize agrees with the rest.
+            shrinks = size[0] < height or size[1] < width
+            return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=shrinks)
+        target = tuple(round(side / self.crop_share) for side in size)
+        scale = max(target[0] / height, target[1] / width)
+        whole = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+        if whole != (height, width):
+            pixels = F.interpolate(pixels, whole, mode="bilinear", align_corners=False, antialias=scale < 1)
+        top, left = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+        return pixels[:, :, top : top + size[0], left : left + size[1]]
+
+
+def with_spec(preprocessing: Preprocessing, spec: PreprocessingSpec) -> Preprocessing:
+    """Return ``preprocessing`` with what the recipe says put in its place.
+
+    Raises:
+        SourceError: The recipe speaks of pixels and the inputs are no images.
+    """
+    said = {key: value for key, value in spec.model_dump().items() if value is not None}
+    if said and preprocessing.kind != "image":
+        raise SourceError(
+            f"the recipe gives {', '.join(sorted(said))} as preprocessing, but the data are no uint8 images",
+            hint="take the preprocessing table out, or give the images as uint8 (height, width, channels)",
+        )
+    return Preprocessing(**{**asdict(preprocessing), **said})
+
+
+def of_images(images: NDArray[Any], sample: int = 2000) -> Preprocessing:
+    """Return the preprocessing that centres and scales these images, from at most ``sample`` of them.
+
+    Args:
+        images: uint8 NHWC.
+        sample: How many images, evenly spaced, the statistics are taken from.
+    """
+    step = max(1, len(images) // sample)
+    pixels = np.asarray(images[::step][:sample], dtype=np.float32) / 255.0
+    mean = pixels.mean(axis=(0, 1, 2))
+    std = np.maximum(pixels.std(axis=(0, 1, 2)), 1e-3)  # a channel that never changes is left as it is, not blown up
+    return Preprocessing("image", mean=_rounded(mean), std=_rounded(std))
+
+
+def _rounded(values: NDArray[Any]) -> tuple[float, ...]:
+    return tuple(round(float(value), 4) for value in values)
+
+
+def _tensor(item: NDArray[Any] | Tensor) -> Tensor:
+    if isinstance(item, Tensor):
+        return item
+    # A memory-mapped file is read-only, and a tensor over it would warn; a batch of it is small.
+    return torch.from_numpy(np.ascontiguousarray(item) if item.flags.writeable else np.array(item))
