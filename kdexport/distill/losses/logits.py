@@ -27,8 +27,9 @@ def soft_targets(
     where the student has arrived. ``torch.nn.KLDivLoss()`` as it stands divides by the number of classes as well.
 
     With ``standardize`` each row of z and v is first brought to mean 0 and standard deviation 1 over the classes: Sun
-    et al. 2024, "Logit Standardization in Knowledge Distillation", equations 8 to 10. The standard deviation divides by
-    the number of classes as in the paper; the authors' code divides by one less. They multiply the weight by 9.
+    et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1. The standard deviation divides by the
+    number of classes as in the paper; the authors' code divides by one less, which is the same as a temperature
+    higher by the root of classes / (classes - 1). They give the term a weight of 9 at T = 2.
 
     Args:
         student_logits: [batch, classes].
