@@ -115,7 +115,7 @@ class RunDirectory:
     def finish(self, stage: str, result: Any, key: str) -> None:
         """Write a stage's result with the key that it was made from."""
         document = {**results.to_json(result), "key": key}
-        write_text(self.stage(stage), json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(self.stage(stage), document)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -155,6 +155,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write an indented JSON document atomically."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sha256(path: Path) -> str:

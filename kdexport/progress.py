@@ -6,7 +6,7 @@ Everything goes to stderr; stdout is for results. Stages get a ``Progress`` and 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -33,13 +33,8 @@ class Progress(Protocol):
     def warn(self, message: str) -> None:
         """Report one thing that the user should know about."""
 
-    def task(self, name: str, total: float | None = None) -> "_TaskContext":
+    def task(self, name: str, total: float | None = None) -> AbstractContextManager[Task]:
         """Open a piece of long work of ``total`` steps."""
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class Silent:
@@ -60,6 +55,9 @@ class Silent:
 class _SilentTask:
     def advance(self, steps: float = 1, note: str = "") -> None:
         pass
+
+
+SILENT: Progress = Silent()
 
 
 class PlainLines:

@@ -49,6 +49,7 @@ class Data(Section):
     text_column: str = "text"
     label_column: str = "label"
     on_bad_sample: Literal["fail", "skip"] = "fail"
+    image_size: tuple[int, int] | None = None  # height, width that pictures are decoded to; None: their own, if all agree
 
 
 class Training(Section):
@@ -179,14 +180,23 @@ class Recipe(Section):
         try:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{path} is not TOML: {error}", hint="mend that line; https://toml.io shows the form") from None
+            raise RecipeError(
+                f"{path} is not TOML: {error}", hint="mend that line; https://toml.io shows the form"
+            ) from None
         return cls.parse(document, base=path.parent, overrides=overrides, origin=str(path))
 
     @classmethod
     def parse(
-        cls, document: Mapping[str, Any], *, base: Path = Path(), overrides: Iterable[str] = (), origin: str = "the recipe"
+        cls,
+        document: Mapping[str, Any],
+        *,
+        base: Path = Path(),
+        overrides: Iterable[str] = (),
+        origin: str = "the recipe",
     ) -> Self:
-        """Validate a recipe given as nested dicts; paths are relative to ``base``, those of overrides to the working directory.
+        """Validate a recipe given as nested dicts.
+
+        Paths are relative to ``base``, those of overrides to the working directory.
 
         Raises:
             RecipeError: Not valid; every fault is listed.
@@ -216,7 +226,9 @@ class Recipe(Section):
         """Return the recipe as TOML values with paths relative to a folder."""
         document = self.model_dump(mode="json", exclude_none=True)
         base = relative_to.resolve()
-        return _map_references(document, lambda text: references.relative(text, base), lambda text: os.path.relpath(text, base))
+        return _map_references(
+            document, lambda text: references.relative(text, base), lambda text: os.path.relpath(text, base)
+        )
 
 
 def _with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -228,7 +240,7 @@ def _with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]
 
 
 def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict[str, Any]:
-    """Apply a function to each field that holds a reference or a path; whatever has the wrong type is left for validation."""
+    """Apply a function to each field that holds a reference or a path; a wrong type is left for validation."""
     for section, key, function in (
         ("data", "source", reference),
         ("data", "root", path),
@@ -330,7 +342,9 @@ def _describe(error: ValidationError) -> list[str]:
 
 
 def _dotted(location: list[Any]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the recipe"
+    return (
+        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the recipe"
+    )
 
 
 def _keys_at(location: list[Any]) -> list[str]:

@@ -8,6 +8,10 @@ from typing import Annotated
 import typer
 
 from kdexport import __version__
+from kdexport.cli.report import report
+from kdexport.cli.bench import bench
+from kdexport.cli.distill import distill
+from kdexport.cli.run import run
 
 app = typer.Typer(
     name="kdexport",
@@ -32,6 +36,14 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command()(run)
+app.command()(distill)
+app.command()(bench)
+
+
+app.command()(report)
 
 
 def main() -> None:

@@ -5,11 +5,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdexport.errors import EXIT_INTERRUPTED, KDExportError
+
+if TYPE_CHECKING:
+    from kdexport.progress import Progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
@@ -25,7 +28,7 @@ class Console:
     verbose: bool
 
     @property
-    def progress(self) -> Any:
+    def progress(self) -> "Progress":
         """The ``Progress`` that suits the flags and the terminal."""
         from kdexport.progress import for_terminal
 

@@ -3,6 +3,22 @@
 Which recipe term calls which is one table in ``kdexport.distill.objective``.
 """
 
+from kdexport.distill.losses.contrast import crd
+from kdexport.distill.losses.features import attention, cosine, hint, relational, review, similarity
 from kdexport.distill.losses.logits import binary_soft_targets, dist, dkd, hard_targets, logit_mse, soft_targets
 
-__all__ = ["binary_soft_targets", "dist", "dkd", "hard_targets", "logit_mse", "soft_targets"]
+__all__ = [
+    "attention",
+    "binary_soft_targets",
+    "cosine",
+    "crd",
+    "dist",
+    "dkd",
+    "hard_targets",
+    "hint",
+    "logit_mse",
+    "relational",
+    "review",
+    "similarity",
+    "soft_targets",
+]

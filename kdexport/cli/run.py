@@ -1,0 +1,40 @@
+"""`kdexport run RECIPE`: distill, export, bench and report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdexport.cli.console import Json, Quiet, Verbose, command
+from kdexport.errors import EXIT_REQUIREMENT
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML; `kdexport init --list` has some.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory; runs/NAME by default.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. distill.epochs=10.")
+]
+
+
+def run(
+    recipe: RecipePath,
+    out: Out = None,
+    set_: Set = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Distill, export, benchmark and report: the whole way, from a recipe to a file to ship.
+
+    The same command again goes on where a run stopped, and does nothing twice.
+    """
+    with command(json=json, quiet=quiet, verbose=verbose, resume="the same command") as console:
+        from kdexport import pipeline
+        from kdexport.recipe import Recipe
+        from kdexport.report.tables import summary
+
+        report = pipeline.run(Recipe.load(recipe, set_ or ()), out, console.progress)
+        console.result(report, summary(report))
+        if any(gate.passed is False for gate in report.gates):
+            raise typer.Exit(EXIT_REQUIREMENT)

@@ -1,0 +1,14 @@
+"""Accelerate's object for one training: device, mixed precision, processes."""
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+
+def accelerator_for(precision: str) -> Accelerator:
+    """Return an Accelerator of a recipe's precision: ``fp32``, ``bf16`` or ``fp16``.
+
+    Accelerate keeps one precision per process; a run trains a teacher and a student that may differ, one after the
+    other, so what the last one set is put back first. Processes and devices stay as they are.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)

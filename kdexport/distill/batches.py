@@ -1,0 +1,84 @@
+"""Batches of one split: drawn by a seed, gathered by index, augmented whole, moved to the device.
+
+There is no worker process and no per-sample Python: a batch is one gather from memory (or from the memory-mapped
+cache of decoded samples), one copy, one augmentation. Which sample stands where depends on the seed and the epoch
+alone, so that a resumed epoch goes on where it stopped.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdexport.sources.augment import Augmentation
+from kdexport.sources.samples import Split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Raw inputs on the device: preprocessing is each model's own."""
+
+    indices: np.ndarray  # int64 [batch], into the split
+    view: int  # which augmentation of each sample
+    inputs: tuple[Tensor, ...]  # raw form, augmented
+    labels: Tensor | None
+
+
+class Batches:
+    """Iterates over a training split.
+
+    Args:
+        split: The samples.
+        batch_size: Samples over all processes; the last batches of an epoch are evened out, never a rest of one.
+        seed: Draws the order.
+        augmentation: Applied to the first input, or None.
+        views: Number of distinct augmented views; epoch ``e`` shows view ``e % views``.
+        device: Where the tensors go.
+        rank: Which process this is.
+        world: How many processes share a batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation | None,
+        views: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.split = split
+        self.augmentation = augmentation
+        self.views = views if augmentation is not None else 1
+        self._seed, self._device, self._rank, self._world = seed, device, rank, world
+        self.per_epoch = max(1, -(-len(split) // batch_size))
+
+    def view(self, epoch: int) -> int:
+        """Return the view that an epoch shows."""
+        return epoch % self.views
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from batch ``start`` on."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self.split))
+        for indices in np.array_split(order, self.per_epoch)[start:]:
+            yield self.gather(indices[self._rank :: self._world], self.view(epoch))
+
+    def gather(self, indices: np.ndarray, view: int) -> Batch:
+        """Return given samples in a given view."""
+        samples = self.split.take(indices)
+        inputs = tuple(self._move(array) for array in samples.inputs)
+        if self.augmentation is not None:
+            inputs = (self.augmentation(inputs[0], indices, view), *inputs[1:])
+        labels = None if samples.labels is None else self._move(samples.labels)
+        return Batch(indices, view, inputs, labels)
+
+    def _move(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)

@@ -1,0 +1,119 @@
+"""What changes from step to step and must survive a kill."""
+
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class LoopState:
+    """Where a training stands: steps, the epoch's sums, the best weights so far."""
+
+    def __init__(self, device: torch.device, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.step = 0
+        self.best_epoch = 0
+        self.best_accuracy: float | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self._device = device
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        self.clear_sums()
+
+    def clear_sums(self) -> None:
+        """Begin an epoch."""
+        self.seen, self._batches = 0, 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._terms: dict[str, Tensor] = {}
+
+    def count(self, loss: Tensor, parts: dict[str, Tensor], samples: int) -> None:
+        """Add up one step without waiting for the device."""
+        self.step += 1
+        self.seen += samples
+        self._batches += 1
+        self._loss += loss.detach()
+        for name, value in parts.items():
+            self._terms[name] = self._terms.get(name, 0) + value.detach().double()
+
+    def means(self, accelerator: Accelerator) -> tuple[float, dict[str, float]]:
+        """Return the epoch's mean loss and terms, over all processes."""
+        values = torch.stack([self._loss, *self._terms.values()]) / max(1, self._batches)
+        mean, *terms = accelerator.reduce(values, "mean").tolist()
+        return mean, dict(zip(self._terms, terms, strict=True))
+
+    def judge(self, epoch: int, accuracy: float | None, network: nn.Module) -> None:
+        """Keep the weights if no earlier epoch was better; of equals the later, trained longer, is kept."""
+        if not self.best_weights or accuracy is None or self.best_accuracy is None or accuracy >= self.best_accuracy:
+            self.best_epoch, self.best_accuracy = epoch, accuracy
+            self.best_weights = weights_of(network)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every loss of this epoch was a number; asking waits for the device."""
+        return bool(torch.isfinite(self._loss))
+
+    def seconds_spent(self) -> float:
+        """Return the time in training, earlier sittings included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """Return it all in a form that a checkpoint may hold."""
+        return {
+            "step": self.step,
+            "best": (self.best_epoch, self.best_accuracy, self.best_weights),
+            "seconds": self.seconds_spent(),
+            "sums": (self.seen, self._batches, self._loss, self._terms),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        self.step = state["step"]
+        self.best_epoch, self.best_accuracy, self.best_weights = state["best"]
+        self._seconds_before = state["seconds"]
+        self.seen, self._batches, loss, terms = state["sums"]
+        self._loss = loss.to(self._device)
+        self._terms = {name: value.to(self._device) for name, value in terms.items()}
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the state dict, on the CPU."""
+    module = network.module if isinstance(network, AveragedModel) else network
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def snapshot(
+    network: nn.Module, optimizer: Any, average: AveragedModel | None, loop: LoopState, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return what a checkpoint holds."""
+    return {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state_dict(),
+        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+        "loop": loop.state(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(
+    saved: dict[str, Any],
+    network: nn.Module,
+    optimizer: Any,
+    average: AveragedModel | None,
+    loop: LoopState,
+    accelerator: Accelerator,
+) -> None:
+    """Put everything back as a checkpoint found it."""
+    network.load_state_dict(saved["network"])
+    optimizer.load_state_dict(saved["optimizer"])
+    if average is not None:
+        average.load_state_dict(saved["average"])
+    if accelerator.scaler is not None and saved["scaler"] is not None:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    loop.load(saved["loop"])
+    torch.set_rng_state(saved["random"])
+    if saved["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(saved["random_cuda"])

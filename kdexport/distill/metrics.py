@@ -1,0 +1,51 @@
+"""metrics.jsonl: one line per epoch, kept true when a run is resumed or repeated."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from kdexport.artifacts import write_text
+
+
+class MetricsLog:
+    """The epoch log of one run.
+
+    Args:
+        path: The file; made when the first line is written.
+        writes: False in all processes but one.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self._path, self._writes = path, writes
+
+    def start(self, phase: str, epoch: int) -> None:
+        """Drop what the file says of a phase from an epoch on: it is about to be trained again."""
+        if not self._writes or not self._path.exists():
+            return
+        kept = [line for line in read(self._path) if line["phase"] != phase or line["epoch"] < epoch]
+        write_text(self._path, "".join(_line(entry) for entry in kept))
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one epoch."""
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(_line(entry))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return every whole line; one that a kill cut off is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def _line(entry: dict[str, Any]) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,0 +1,49 @@
+"""How the weights move: optimizer, learning-rate schedule and running average, each a function of the recipe."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdexport.recipe import Training
+
+
+def make_optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """Return the optimizer; weight decay acts on matrices and kernels, not on biases and normalization."""
+    decayed = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, nesterov=training.momentum > 0)
+    return torch.optim.AdamW(groups, lr=training.lr)
+
+
+def lr_factor(training: Training, step: int, per_epoch: int) -> float:
+    """Return the share of ``lr`` at a step: linear warm-up, then the schedule over what is left."""
+    warmup = training.warmup_epochs * per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    share = (step - warmup) / max(1.0, training.epochs * per_epoch - warmup)
+    if training.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * share))
+    if training.schedule == "linear":
+        return 1 - share
+    if training.schedule == "step":
+        return 0.1 ** sum(step >= milestone * training.epochs * per_epoch for milestone in training.milestones)
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, training: Training, step: int, per_epoch: int) -> None:
+    """Set every group's learning rate to that of a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = training.lr * lr_factor(training, step, per_epoch)
+
+
+def make_average(network: nn.Module, training: Training) -> AveragedModel | None:
+    """Return an exponential moving average of weights and buffers, or None where the recipe wants none."""
+    if training.ema_decay is None:
+        return None
+    decay = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=decay, use_buffers=True)

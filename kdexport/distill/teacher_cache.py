@@ -1,0 +1,102 @@
+"""The teacher's logits, computed once per (sample, view) and read from then on.
+
+One memory-mapped fp16 file ``[views, samples, classes]`` with an index of checksums beside it. A view is filled
+before the epoch that first shows it, in the samples' own order and in batches of the cache's choosing: the same work
+as a teacher that runs within the step, in larger batches and without gradients, and the numbers do not depend on
+how the student draws its batches. So a killed, a resumed and an undisturbed run read the same bytes, and runs of one
+teacher over one data set may share the file.
+"""
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kdexport.artifacts import read_json, write_text
+from kdexport.progress import Progress, Silent
+
+CHUNK = 2048  # samples under one checksum: what a kill can cost
+FP16_MAX = 65504.0
+
+
+class TeacherCache:
+    """Logits of one teacher on one split.
+
+    Args:
+        folder: Where its files lie: on storage that all processes share.
+        key: Hash of all that the logits depend on: weights, preprocessing, data, augmentation.
+        views: Number of augmented views.
+        samples: Number of samples in the split.
+        classes: Number of logits.
+        rank: Which process this is: each fills its own share of the chunks, under an index of its own.
+        world: How many processes fill the cache together.
+    """
+
+    def __init__(
+        self, folder: Path, key: str, *, views: int, samples: int, classes: int, rank: int = 0, world: int = 1
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"teacher-{key}.f16"
+        self._index_path = folder / f"teacher-{key}.{rank}.json"
+        self._shape = (views, samples, classes)
+        self._mine = range(rank, -(-samples // CHUNK), world)
+        self._complete: set[int] = set()
+        with self.path.open("ab") as handle:
+            handle.truncate(views * samples * classes * 2)  # sparse: no space is taken before it is filled
+        self._sums = self._read_indices()
+        self._logits = np.memmap(self.path, np.float16, "r+", shape=self._shape)
+
+    def ensure(self, view: int, compute: Callable[[np.ndarray], np.ndarray], progress: Progress) -> bool:
+        """Fill this process's share of a view where it is not filled yet; a chunk with a wrong checksum is made anew.
+
+        Args:
+            view: Which view.
+            compute: Indices [n] -> logits [n, classes] of that view.
+            progress: Shows the work.
+
+        Returns:
+            Whether the teacher had to run.
+        """
+        if view in self._complete:
+            return False
+        missing = [chunk for chunk in self._mine if not self._is_whole(view, chunk)]
+        if missing:
+            shown = progress if len(missing) > 1 else Silent()  # a blink is not worth a line
+            with shown.task(f"teacher, view {view + 1} of {self._shape[0]}", total=len(missing)) as task:
+                for chunk in missing:
+                    self._fill(view, chunk, compute)
+                    task.advance()
+        self._complete.add(view)
+        return bool(missing)
+
+    def read(self, view: int, indices: np.ndarray) -> np.ndarray:
+        """Return float32 logits [len(indices), classes] of a filled view."""
+        return np.asarray(self._logits[view, indices], dtype=np.float32)
+
+    def _fill(self, view: int, chunk: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
+        rows = self._rows(chunk)
+        logits = compute(np.arange(rows.start, rows.stop))
+        self._logits[view, rows] = np.clip(logits, -FP16_MAX, FP16_MAX)
+        self._logits.flush()
+        self._sums[f"{view}/{chunk}"] = self._checksum(view, chunk)
+        write_text(self._index_path, json.dumps({"shape": self._shape, "chunk": CHUNK, "crc32": self._sums}))
+
+    def _is_whole(self, view: int, chunk: int) -> bool:
+        expected = self._sums.get(f"{view}/{chunk}")
+        return expected is not None and expected == self._checksum(view, chunk)
+
+    def _checksum(self, view: int, chunk: int) -> int:
+        return zlib.crc32(self._logits[view, self._rows(chunk)].tobytes())
+
+    def _rows(self, chunk: int) -> slice:
+        return slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self._shape[1]))
+
+    def _read_indices(self) -> dict[str, int]:
+        sums: dict[str, int] = {}
+        for path in self.path.parent.glob(f"{self.path.stem}.*.json"):
+            index = read_json(path) or {}
+            if index.get("shape") == list(self._shape) and index.get("chunk") == CHUNK:
+                sums |= index.get("crc32", {})
+        return sums

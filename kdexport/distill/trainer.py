@@ -1,0 +1,217 @@
+"""The training loop: one function, read from top to bottom, for the teacher, the student and the plain student.
+
+Epochs come in a seeded order; every epoch's randomness is set from (seed, phase, epoch), so that a resumed training
+ends with the same weights as an undisturbed one. Devices, mixed precision and many processes are Accelerate's.
+"""
+
+import signal
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from kdexport.distill.batches import Batches
+from kdexport.distill.checkpoint import Checkpoints
+from kdexport.distill.loop_state import LoopState, restore, snapshot, weights_of
+from kdexport.distill.metrics import MetricsLog
+from kdexport.distill.objective import Objective
+from kdexport.distill.optimization import make_average, make_optimizer, set_lr
+from kdexport.distill.teacher import CachedTeacher
+from kdexport.distill.validation import Validation
+from kdexport.errors import KDExportError
+from kdexport.progress import Progress
+from kdexport.recipe import Training
+from kdexport.sources.preprocessing import Preprocessing
+
+CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
+CHECKPOINT_SECONDS = 600.0  # within a long epoch
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one training depends on."""
+
+    phase: str  # "teacher", "student", "student-plain"
+    training: Training
+    seed: int
+    preprocessing: Preprocessing
+    batches: Batches
+    objective: Objective
+    validation: Validation
+    teacher: CachedTeacher | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a training ended; the network holds the weights that were kept."""
+
+    epochs: int
+    best_epoch: int
+    val_accuracy: float | None
+    seconds: float
+
+
+def fit(
+    network: nn.Module,
+    job: Job,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    progress: Progress,
+) -> Fitted:
+    """Train a network in place, going on from the newest checkpoint of the same training where there is one.
+
+    Raises:
+        KDExportError: The loss is not finite; the message names the step, the learning rate and the last checkpoint.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
+    """
+    training, batches = job.training, job.batches
+    optimizer = make_optimizer(network, training)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    plain = accelerator.unwrap_model(network)
+    average = make_average(plain, training)
+    loop = LoopState(accelerator.device, total_steps=training.epochs * batches.per_epoch)
+
+    saved = checkpoints.latest()
+    if saved is None:
+        checkpoints.clear()
+    else:
+        restore(saved, plain, optimizer, average, loop, accelerator)
+        progress.say(f"{job.phase}: going on from epoch {loop.step // batches.per_epoch + 1} of {training.epochs}")
+    log.start(job.phase, loop.step // batches.per_epoch)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            _check_finite(loop, job, optimizer, checkpoints)
+            checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator))
+
+    with _interrupt_flag() as interrupted, progress.task(f"train {job.phase}", total=training.epochs) as shown:
+        shown.advance(loop.step // batches.per_epoch)
+        for epoch in range(loop.step // batches.per_epoch, training.epochs):
+            if _out_of_patience(loop, epoch, training):
+                break
+            start, first = time.perf_counter(), loop.step - epoch * batches.per_epoch
+            teacher_from = job.teacher.prepare(batches.view(epoch)) if job.teacher else None
+            if job.teacher:
+                accelerator.wait_for_everyone()  # others fill their share of the cache
+            if first == 0:
+                torch.manual_seed(zlib.crc32(f"{job.seed}/{job.phase}/{epoch}/{accelerator.process_index}".encode()))
+                loop.clear_sums()
+            network.train()
+
+            for batch in batches.epoch(epoch, start=first):
+                set_lr(optimizer, training, loop.step, batches.per_epoch)
+                with accelerator.autocast():
+                    logits = network(*job.preprocessing.apply(batch.inputs))
+                loss, parts = job.objective(
+                    logits,
+                    batch.labels,
+                    job.teacher.logits(batch) if job.teacher else None,
+                    progress_of_training=loop.step / loop.total_steps,
+                )
+                accelerator.backward(loss)
+                if training.clip_grad_norm is not None:
+                    accelerator.clip_grad_norm_(network.parameters(), training.clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if average is not None:
+                    average.update_parameters(plain)
+                loop.count(loss, parts, len(batch.indices))
+
+                if loop.step % CHECK_EVERY == 0:
+                    _check_finite(loop, job, optimizer, checkpoints)
+                if interrupted() or time.monotonic() - checkpoints.written_at > CHECKPOINT_SECONDS:
+                    save()
+                    if interrupted():
+                        raise KeyboardInterrupt
+
+            _check_finite(loop, job, optimizer, checkpoints)
+            seconds = time.perf_counter() - start
+            candidate = average.module if average is not None else plain
+            scores = _on_main(accelerator, lambda: job.validation.score(candidate))  # noqa: B023 - called at once
+            loop.judge(epoch, scores["val_accuracy"], candidate)
+            mean, terms = loop.means(accelerator)
+            log.append(
+                {
+                    "phase": job.phase,
+                    "epoch": epoch,
+                    "seconds": round(seconds, 4),
+                    "samples_per_s": round(loop.seen * accelerator.num_processes / seconds, 1),
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "loss": mean,
+                    "terms": terms,
+                    **scores,
+                    "teacher_from": teacher_from,
+                }
+            )
+            loop.clear_sums()
+            save()
+            shown.advance(note=_note(mean, scores, len(batches.split) / seconds))
+            if interrupted():
+                raise KeyboardInterrupt
+
+    network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    network.load_state_dict(loop.best_weights if training.keep == "best" else weights_of(average or plain))
+    accelerator.free_memory()
+    return Fitted(loop.step // batches.per_epoch, loop.best_epoch, loop.best_accuracy, loop.seconds_spent())
+
+
+def _check_finite(loop: LoopState, job: Job, optimizer: Any, checkpoints: Checkpoints) -> None:
+    if loop.finite:
+        return
+    newest = checkpoints.newest
+    raise KDExportError(
+        f"the loss of {job.phase} is not finite by step {loop.step}, at learning rate"
+        f" {optimizer.param_groups[0]['lr']:.3g}; last good checkpoint: {newest or 'none yet'}",
+        hint=f"lower lr (e.g. to {job.training.lr / 3:.2g}) or set clip_grad_norm = 1.0 for this training",
+    )
+
+
+def _out_of_patience(loop: LoopState, epoch: int, training: Training) -> bool:
+    return training.patience is not None and epoch - loop.best_epoch > training.patience
+
+
+def _on_main(accelerator: Accelerator, function: Any) -> Any:
+    """Run in one process and give every process its result: all must decide alike."""
+    box = [function() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(box)
+    return box[0]
+
+
+def _note(loss: float, scores: dict[str, float | None], samples_per_s: float) -> str:
+    parts = [f"loss {loss:.3f}"]
+    if scores["val_accuracy"] is not None:
+        parts.append(f"accuracy {scores['val_accuracy']:.3f}")
+    if scores["top1_agreement"] is not None:
+        parts.append(f"agreement {scores['top1_agreement']:.3f}")
+    return ", ".join([*parts, f"{samples_per_s:,.0f}/s"])
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[Any]:
+    """Turn the first Ctrl-C into a flag that the loop looks at between two steps; a second one ends at once."""
+    pressed = False
+
+    def on_signal(number: int, frame: Any) -> None:  # noqa: ARG001
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    try:
+        before = signal.signal(signal.SIGINT, on_signal)
+    except ValueError:  # not the main thread: Ctrl-C does not arrive here
+        yield lambda: False
+        return
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
