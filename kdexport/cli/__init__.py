@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from kdexport import __version__
-from kdexport.cli.report import report
 from kdexport.cli.bench import bench
 from kdexport.cli.distill import distill
+from kdexport.cli.report import report
 from kdexport.cli.run import run
 
 app = typer.Typer(

@@ -1,0 +1,75 @@
+"""95 % intervals of what is compared: accuracies on the same samples, medians of the same rounds, percentiles."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+from kdexport.evaluate import Z95, paired_difference
+from kdexport.intervals import ratio_interval
+from kdexport.results import Interval, Latency, ModelFile
+
+
+def accuracy_delta(model: ModelFile, baseline: ModelFile) -> tuple[float | None, Interval | None]:
+    """Return the accuracy of ``model`` minus that of ``baseline``, with a 95 % interval.
+
+    Where both keep which samples they got right, the interval is paired (``evaluate.paired_difference``); where only
+    the marginal intervals are known, it is Newcombe's square-and-add (1998, method 10 without correlation), wider.
+    """
+    if model.accuracy is None or baseline.accuracy is None:
+        return None, None
+    if model.evaluation is not None and baseline.evaluation is not None:
+        paired = paired_difference(baseline.evaluation, model.evaluation)
+        if paired is not None:
+            return paired
+    delta = model.accuracy - baseline.accuracy
+    if model.accuracy_ci95 is None or baseline.accuracy_ci95 is None:
+        return delta, None
+    low = math.hypot(model.accuracy - model.accuracy_ci95[0], baseline.accuracy_ci95[1] - baseline.accuracy)
+    high = math.hypot(model.accuracy_ci95[1] - model.accuracy, baseline.accuracy - baseline.accuracy_ci95[0])
+    return delta, (max(-1.0, delta - low), min(1.0, delta + high))
+
+
+def median_ratio(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:
+    """Return how many times faster ``model`` is, with a 95 % interval.
+
+    Models are measured in interleaved rounds, so that round i of both saw the same state of the machine and the ratio
+    is taken round by round (``intervals.ratio_interval``). Without rounds in common it is the ratio of the two medians,
+    and the interval what their own intervals allow at their worst.
+    """
+    if len(baseline.rounds_p50) == len(model.rounds_p50) > 0 and min(baseline.rounds_p50 + model.rounds_p50) > 0:
+        ratio, interval = _paired_ratio(baseline.rounds_p50, model.rounds_p50)
+        if interval is not None:
+            return ratio, interval
+    ratio = baseline.p50 / model.p50
+    if baseline.p50_ci95 is None or model.p50_ci95 is None or min(model.p50_ci95) <= 0:
+        return ratio, None
+    return ratio, (baseline.p50_ci95[0] / model.p50_ci95[1], baseline.p50_ci95[1] / model.p50_ci95[0])
+
+
+def percentile(latency: Latency, percent: int) -> tuple[float | None, Interval | None]:
+    """Return a percentile of the latency in ms with its 95 % interval; None where the samples cannot carry it.
+
+    The interval of a percentile above the median is that of its order statistics (normal approximation of the
+    binomial), read off the 101 kept quantiles.
+    """
+    value = {50: latency.p50, 90: latency.p90, 95: latency.p95, 99: latency.p99}[percent]
+    if percent == 50:
+        return value, latency.p50_ci95
+    if value is None or len(latency.quantiles) != 101 or latency.samples < 1:
+        return value, None
+    share = percent / 100
+    spread = Z95 * math.sqrt(share * (1 - share) / latency.samples)
+    return value, (_quantile(latency.quantiles, share - spread), _quantile(latency.quantiles, share + spread))
+
+
+@functools.lru_cache(maxsize=65536)
+def _paired_ratio(numerator: tuple[float, ...], denominator: tuple[float, ...]) -> tuple[float, Interval | None]:
+    """Resampling is the dearest step of a report and the same pair is asked for several times."""
+    return ratio_interval(numerator, denominator)
+
+
+def _quantile(quantiles: Sequence[float], share: float) -> float:
+    position = min(max(share, 0.0), 1.0) * (len(quantiles) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(quantiles) - 1)
+    return quantiles[below] + (position - below) * (quantiles[above] - quantiles[below])

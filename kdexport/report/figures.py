@@ -1,0 +1,105 @@
+"""How figures are written for people: the same way on the terminal, in Markdown and on the page."""
+
+import math
+
+from kdexport.results import Interval
+
+MINUS, DASH = "\u2212", "\u2013"
+UNKNOWN = "n/a"  # not measured
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds with three significant digits, in µs below 0.1 ms and in s from 1000 ms on."""
+    if value is None:
+        return UNKNOWN
+    if value < 0.0995:
+        return f"{_significant(value * 1000)} µs"
+    if value >= 999.5:
+        return f"{_significant(value / 1000)} s"
+    return f"{_significant(value)} ms"
+
+
+def ms_interval(interval: Interval | None) -> str:
+    """An interval of milliseconds, both ends in the unit of the upper one."""
+    if interval is None:
+        return ""
+    scale, unit = (1000, "µs") if interval[1] < 0.0995 else (0.001, "s") if interval[1] >= 999.5 else (1, "ms")
+    return f"{_significant(interval[0] * scale)}{DASH}{_significant(interval[1] * scale)} {unit}"
+
+
+def size(count: int | float | None) -> str:
+    """Bytes in KiB, MiB or GiB."""
+    if count is None:
+        return UNKNOWN
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{_significant(count / factor)} {unit}"
+    return f"{count:g} B"
+
+
+def mib(value: float | None) -> str:
+    """MiB, without a decimal from 10 on."""
+    return UNKNOWN if value is None else f"{_significant(value)} MiB"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of 1 in percent."""
+    return UNKNOWN if share is None else f"{100 * share:.{digits}f} %"
+
+
+def percent_interval(interval: Interval | None) -> str:
+    """An interval of shares in percent."""
+    return "" if interval is None else f"{100 * interval[0]:.1f}{DASH}{100 * interval[1]:.1f} %"
+
+
+def points(delta: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return UNKNOWN if delta is None else f"{signed(100 * delta)} points"
+
+
+def points_interval(interval: Interval | None) -> str:
+    """An interval of a difference in points: ``-0.3 to +1.1``."""
+    return "" if interval is None else f"{signed(100 * interval[0])} to {signed(100 * interval[1])}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign; what rounds to zero has none."""
+    rounded = round(value, digits)
+    if rounded == 0:
+        return f"{0:.{digits}f}"
+    return f"{'+' if rounded > 0 else MINUS}{abs(rounded):.{digits}f}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio as ``3.4x``."""
+    return UNKNOWN if ratio is None else f"{_significant(ratio, 2 if ratio < 10 else 3)}×"
+
+
+def times_interval(interval: Interval | None) -> str:
+    """An interval of ratios as ``3.2-3.6x``."""
+    if interval is None:
+        return ""
+    return f"{_significant(interval[0])}{DASH}{_significant(interval[1])}×"
+
+
+def count(value: int | None) -> str:
+    """A count in k, M or G."""
+    if value is None:
+        return UNKNOWN
+    for unit, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= factor:
+            return f"{_significant(value / factor)} {unit}"
+    return str(value)
+
+
+def energy(value: float | None) -> str:
+    """Millijoules per call."""
+    return UNKNOWN if value is None else f"{_significant(value)} mJ"
+
+
+def _significant(value: float, digits: int = 3) -> str:
+    """Round to so many significant digits, without an exponent and without rounding whole digits away."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(decimals, 6)}f}"

@@ -1,0 +1,105 @@
+"""What the figures show, in sentences that claim no more than their intervals do."""
+
+from collections.abc import Iterable
+
+from kdexport.report import figures
+from kdexport.report.comparisons import median_ratio
+from kdexport.report.joined import Condition, Joined
+from kdexport.results import DevicePick, Interval
+
+STUDENT = "student"
+
+
+def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]:
+    """Return the sentences, the most important first."""
+    places = [Condition(item.machine, item.device, item.batch_size, item.threads) for item in devices]
+    return (
+        *_distillation(joined),
+        *_accuracy_lost(joined),
+        *(sentence for place in places for sentence in _quantization(joined, place)),
+        *_placement(joined),
+        *_not_measured(joined),
+        *joined.notes,
+    )
+
+
+def gain_in_words(delta: float, interval: Interval | None, samples: int | None) -> str:
+    """Say what distillation gained over the same student trained on labels alone, and whether that is shown."""
+    counted = f", {samples:,} test samples" if samples else ""
+    if interval is None:
+        return (
+            f"Distillation: {figures.points(delta)} against the same student trained on labels; "
+            "without an interval that shows nothing."
+        )
+    shown = "shown to help" if interval[0] > 0 else "shown to hurt" if interval[1] < 0 else "not shown to help"
+    verb = "lost" if delta < 0 else "gained"
+    return (
+        f"Distillation {verb} {figures.points(delta)} over the same student trained on labels "
+        f"(95 % interval {figures.points_interval(interval)}{counted}): {shown}."
+    )
+
+
+def _distillation(joined: Joined) -> Iterable[str]:
+    student, plain = joined.model_by_name.get(STUDENT), joined.plain_student
+    if student is None or plain is None:
+        return
+    delta, interval = joined.accuracy_delta(student.name, plain)
+    if delta is not None:
+        yield gain_in_words(delta, interval, student.evaluation.samples if student.evaluation else None)
+
+
+def _accuracy_lost(joined: Joined) -> Iterable[str]:
+    student, baseline = joined.model_by_name.get(STUDENT), joined.model_by_name[joined.baseline]
+    if student is None or student is baseline:
+        return
+    delta, interval = joined.accuracy_delta(student.name, baseline.name)
+    if delta is None:
+        return
+    said = "" if interval is None else f" (95 % interval {figures.points_interval(interval)})"
+    if interval is not None and interval[0] <= 0 <= interval[1]:
+        said += ": no difference is shown"
+    yield f"The student's accuracy is {figures.points(delta)} against {baseline.name}'s{said}."
+
+
+def _quantization(joined: Joined, place: Condition) -> Iterable[str]:
+    measured = joined.by_condition[place]
+    where = f"on {place.device} of {place.machine}, batch {place.batch_size}"
+    for name in measured:
+        base, dot, variant = name.rpartition(".")
+        if not dot or base not in measured or variant not in ("int8", "int8-dynamic", "fp16"):
+            continue
+        ratio, interval = median_ratio(measured[base].latency_ms, measured[name].latency_ms)
+        smaller = figures.times(joined.model_by_name[base].size_bytes / joined.model_by_name[name].size_bytes)
+        spread = f" ({figures.times_interval(interval)})" if interval else ""
+        if interval is None or interval[0] <= 1 <= interval[1]:
+            yield f"{name} is not shown to be faster or slower than {base} {where}{spread}; it is {smaller} smaller."
+        elif ratio < 1:
+            speed = f"{figures.times(ratio)} the speed{spread}"
+            yield f"{name} is slower than {base} {where}: {speed}, though {smaller} smaller."
+        else:
+            yield f"{name} is {figures.times(ratio)} as fast as {base} {where}{spread}, and {smaller} smaller."
+
+
+def _placement(joined: Joined) -> Iterable[str]:
+    for condition, measured in joined.by_condition.items():
+        for name, figures_of in measured.items():
+            elsewhere = {
+                provider: share for provider, share in figures_of.placement.items() if provider != figures_of.provider
+            }
+            if any(share > 0 for share in elsewhere.values()):
+                parts = ", ".join(f"{figures.percent(share, 0)} on {provider}" for provider, share in elsewhere.items())
+                yield f"{name} ran only partly on {condition.device} of {condition.machine}: {parts} of its nodes."
+
+
+def _not_measured(joined: Joined) -> Iterable[str]:
+    for failure in joined.failures:
+        yield f"{failure.model} on {failure.device} could not be measured: {failure.reason}"
+    for condition, measured in joined.by_condition.items():
+        if joined.baseline not in measured:
+            yield (
+                f"No speed-up on {condition.device} of {condition.machine} at batch {condition.batch_size}: "
+                f"{joined.baseline} was not measured there."
+            )
+    missing = [model.name for model in joined.models if model.accuracy is None]
+    if missing:
+        yield f"Accuracy was not measured for {', '.join(missing)}."

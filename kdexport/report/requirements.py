@@ -1,0 +1,190 @@
+"""The recipe's [require], held against one model on one device: met, failed, undecided or not measured.
+
+A measured figure fails only where its 95 % interval lies wholly beyond the limit. Where the interval straddles the
+limit the line is undecided, and the recipe says what that counts as. A figure that was not measured never passes: a
+gate that passes on nothing cannot be trusted.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from kdexport.recipe import Require
+from kdexport.report import figures
+from kdexport.report.comparisons import median_ratio, percentile
+from kdexport.report.joined import Condition, Joined
+from kdexport.report.tradeoffs import memory
+from kdexport.results import Gate, Interval, Measurement, ModelFile
+
+MIB = 2**20
+Verdict = Literal["met", "failed", "undecided", "not measured"]
+
+
+def hold(joined: Joined, require: Require, model: ModelFile, condition: Condition | None) -> tuple[Gate, ...]:
+    """Hold every requirement against one model.
+
+    Args:
+        joined: All that was measured.
+        require: What is asked for; a line that is None asks for nothing.
+        model: The model to judge.
+        condition: Where its speed and memory are judged; None where nothing was timed.
+
+    Returns:
+        A gate per line of [require], those of the file first.
+    """
+    measured = joined.by_condition.get(condition, {}) if condition else {}
+    return (
+        *_of_the_file(joined, require, model),
+        *_of_the_device(joined, require, model, condition, measured),
+    )
+
+
+def verdict(
+    value: float | None, interval: Interval | None, *, at_least: float | None, at_most: float | None
+) -> Verdict:
+    """Judge a figure against a limit by its interval, or as it stands where it has none."""
+    if value is None:
+        return "not measured"
+    low, high = interval or (value, value)
+    if at_most is not None:
+        return "met" if high <= at_most else "failed" if low > at_most else "undecided"
+    if at_least is not None:
+        return "met" if low >= at_least else "failed" if high < at_least else "undecided"
+    raise ValueError("a limit is needed")
+
+
+def passes(judged: Verdict, undecided: str) -> bool:
+    """Return whether a verdict lets the gate pass."""
+    return judged == "met" or (judged == "undecided" and undecided == "pass")
+
+
+def miss(gate: Gate) -> float:
+    """Return by what share of the limit a gate's figure misses it; 0 where it holds, infinite where not measured."""
+    if gate.value is None:
+        return float("inf")
+    beyond = gate.limit - gate.value if gate.requirement.startswith("min_") else gate.value - gate.limit
+    return max(0.0, beyond) / (abs(gate.limit) or 0.01)
+
+
+def describe_value(gate: Gate) -> str:
+    """Write a gate's figure with its unit."""
+    return _with_unit(gate.requirement, gate.value)
+
+
+def describe_limit(gate: Gate) -> str:
+    """Write what a gate asks for: ``at most 2.0 ms``."""
+    word = "at least" if gate.requirement.startswith("min_") else "at most"
+    return f"{word} {_with_unit(gate.requirement, gate.limit)}"
+
+
+def describe_interval(gate: Gate) -> str:
+    """Write a gate's 95 % interval, or nothing where it has none."""
+    if gate.ci95 is None:
+        return ""
+    if "accuracy_drop" in gate.requirement:
+        return figures.points_interval(gate.ci95)
+    if "accuracy" in gate.requirement:
+        return figures.percent_interval(gate.ci95)
+    if "latency" in gate.requirement and not gate.requirement.endswith("_ratio"):
+        return figures.ms_interval(gate.ci95)
+    return figures.times_interval(gate.ci95)
+
+
+def title(requirement: str) -> str:
+    """Name a requirement for people."""
+    known = {
+        "max_accuracy_drop": "accuracy drop",
+        "min_accuracy": "accuracy",
+        "min_speedup": "speed-up",
+        "max_size_mib": "file size",
+        "max_latency_ms": "latency",
+        "max_memory_mib": "memory",
+        "parity": "parity with PyTorch",
+    }
+    return known.get(requirement, requirement.replace("max_", "").replace("_ms", "").replace("_", " "))
+
+
+def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable[Gate]:
+    if require.max_accuracy_drop is not None:
+        delta, interval = joined.accuracy_delta(model.name, joined.baseline)
+        if model.name == joined.baseline:
+            interval = None  # against itself there is nothing to doubt
+        drop = None if delta is None else -delta
+        turned = None if interval is None else (-interval[1], -interval[0])
+        yield _gate(require, "max_accuracy_drop", require.max_accuracy_drop, drop, turned, model)
+    if require.min_accuracy is not None:
+        yield _gate(require, "min_accuracy", require.min_accuracy, model.accuracy, model.accuracy_ci95, model)
+    if require.max_size_mib is not None:
+        yield _gate(require, "max_size_mib", require.max_size_mib, model.size_bytes / MIB, None, model)
+    if require.parity:
+        proof = model.parity
+        judged: Verdict = "not measured" if proof is None else "met" if proof.passed else "failed"
+        yield Gate(
+            "parity",
+            proof.tolerance if proof else 0.0,
+            proof.max_rel if proof else None,
+            judged == "met",
+            verdict=judged,
+            model=model.name,
+        )
+
+
+def _of_the_device(
+    joined: Joined, require: Require, model: ModelFile, condition: Condition | None, measured: dict[str, Measurement]
+) -> Iterable[Gate]:
+    own = measured.get(model.name)
+    if require.min_speedup is not None:
+        base = measured.get(joined.baseline)
+        ratio, interval = (None, None)
+        if own is not None and base is not None:
+            ratio, interval = (
+                (1.0, None) if model.name == joined.baseline else median_ratio(base.latency_ms, own.latency_ms)
+            )
+        yield _gate(require, "min_speedup", require.min_speedup, ratio, interval, model, condition)
+    if require.max_latency_ms is not None:
+        value, interval = (None, None) if own is None else percentile(own.latency_ms, require.latency_percentile)
+        yield _gate(require, "max_latency_ms", require.max_latency_ms, value, interval, model, condition)
+    if require.max_memory_mib is not None:
+        peak = None if own is None else memory(own)
+        yield _gate(require, "max_memory_mib", require.max_memory_mib, peak, None, model, condition)
+
+
+def _gate(
+    require: Require,
+    requirement: str,
+    limit: float,
+    value: float | None,
+    interval: Interval | None,
+    model: ModelFile,
+    condition: Condition | None = None,
+) -> Gate:
+    lower = requirement.startswith("min_")
+    judged = verdict(value, interval, at_least=limit if lower else None, at_most=None if lower else limit)
+    return Gate(
+        requirement,
+        limit,
+        value,
+        passes(judged, require.undecided),
+        ci95=interval,
+        verdict=judged,
+        model=model.name,
+        machine=condition.machine if condition else "",
+        device=condition.device if condition else "",
+    )
+
+
+def _with_unit(requirement: str, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    if "accuracy_drop" in requirement:
+        return f"{100 * value:.2f} points".replace("-", figures.MINUS)
+    if "accuracy" in requirement:
+        return figures.percent(value)
+    if requirement.endswith("_ms"):
+        return figures.ms(value)
+    if requirement == "max_size_mib":
+        return figures.size(value * MIB)
+    if requirement.endswith("_mib"):
+        return figures.mib(value)
+    if requirement == "parity":
+        return f"{value:.1e}"
+    return figures.times(value)

@@ -1,0 +1,126 @@
+"""Open first: bench results in, a ``Report`` out, and the files that people and programs read.
+
+``report`` is pure; ``write_report`` writes report.json, report.md and report.html into one folder.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdexport import __version__, results
+from kdexport.artifacts import RunDirectory, key_of, write_text
+from kdexport.errors import RequirementError
+from kdexport.progress import Progress
+from kdexport.recipe import Recipe, Require
+from kdexport.report.findings import findings
+from kdexport.report.joined import join
+from kdexport.report.pick import pick_devices
+from kdexport.report.requirements import describe_limit, describe_value, title
+from kdexport.report.tradeoffs import dominated, tradeoffs
+from kdexport.results import BenchResult, Gate, Report
+
+
+def report(benches: Sequence[BenchResult], require: Require | None = None, *, name: str | None = None) -> Report:
+    """Join bench results and decide.
+
+    Args:
+        benches: One or more, also from several machines.
+        require: What the model to ship must hold; None asks for nothing.
+        name: What the report is called; else the first bench result's name.
+
+    Raises:
+        KDExportError: The results cannot be joined; see ``joined.join``.
+    """
+    joined = join(benches, name)
+    devices, gates, pick = pick_devices(joined, require or Require())
+    return Report(
+        name=joined.name,
+        recipe=joined.recipe,
+        machines=joined.machines,
+        models=joined.models,
+        measurements=joined.measurements,
+        tradeoffs=tradeoffs(joined),
+        pick=pick,
+        gates=gates,
+        failures=joined.failures,
+        training=joined.training,
+        findings=findings(joined, devices),
+        devices=devices,
+        dominated=dominated(joined),
+        created=joined.created,
+        baseline=joined.baseline,
+    )
+
+
+def report_run(recipe: Recipe, benched: BenchResult, directory: RunDirectory, progress: Progress) -> Report:
+    """Report on one run and write report.json, report.md and report.html into its directory.
+
+    What was made before from the same figures, requirements and version is returned as it is.
+    """
+    key = key_of("report", __version__, results.to_json(benched), recipe.require.model_dump())
+    known = directory.finished("report", Report, key)
+    if known is not None and all(directory.report(suffix).exists() for suffix in ("md", "html")):
+        progress.say("report: nothing has changed")
+        return known
+    made = report((benched,), recipe.require, name=recipe.name)
+    write_report(made, directory.root, key=key)
+    progress.say(f"report: {directory.report('html')}")
+    return made
+
+
+def write_report(report: Report, folder: Path, *, key: str | None = None) -> tuple[Path, ...]:
+    """Write report.json, report.md and report.html into ``folder``, each whole or not at all.
+
+    Args:
+        report: What ``report`` returned.
+        folder: Made where it does not exist.
+        key: What the report was made from (``RunDirectory.finished`` compares it); kept in report.json.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        KDExportError: The folder cannot be written to.
+    """
+    from kdexport.report.html import html
+    from kdexport.report.markdown import markdown
+
+    document = results.to_json(report) | ({"key": key} if key else {})
+    texts = {
+        "report.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": markdown(report),
+        "report.html": html(report),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return tuple(folder / name for name in texts)
+
+
+def failed_gates(report: Report) -> tuple[Gate, ...]:
+    """Return the requirements that do not hold."""
+    return tuple(gate for gate in report.gates if not gate.passed)
+
+
+def enforce(report: Report) -> None:
+    """Do nothing where every requirement holds.
+
+    Raises:
+        RequirementError: One does not (exit code 3).
+    """
+    failed = failed_gates(report)
+    if not failed:
+        return
+    lines = "; ".join(_in_words(gate) for gate in failed)
+    raise RequirementError(
+        f"{len(failed)} of {len(report.gates)} requirements not met: {lines}",
+        hint="report.html shows every model against each requirement; change the student, or the limits in [require]",
+    )
+
+
+def _in_words(gate: Gate) -> str:
+    where = f" on {gate.device} of {gate.machine}" if gate.device else ""
+    if gate.verdict == "not measured":
+        return f"{title(gate.requirement)} of {gate.model} was not measured{where}"
+    undecided = " (undecided, and [require] counts that as failed)" if gate.verdict == "undecided" else ""
+    figure = f"{describe_value(gate)}, not {describe_limit(gate)}"
+    return f"{title(gate.requirement)} of {gate.model} is {figure}{where}{undecided}"

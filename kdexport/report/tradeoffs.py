@@ -1,0 +1,138 @@
+"""What each model gives up and gains, and which are beaten on every count. Pure functions of ``Joined``."""
+
+from collections.abc import Iterable
+
+from kdexport.report.comparisons import median_ratio
+from kdexport.report.joined import Condition, Joined
+from kdexport.results import Dominated, Interval, Measurement, ModelFile, Saving, Speedup, Tradeoff
+
+SAME_SIZE = 0.01  # files whose sizes differ by less hold the same network
+
+
+def tradeoffs(joined: Joined) -> tuple[Tradeoff, ...]:
+    """Hold every model against the baseline, and against the student trained without a teacher where there is one."""
+    against = [joined.baseline]
+    if joined.plain_student and joined.plain_student != joined.baseline:
+        against.append(joined.plain_student)
+    return tuple(
+        tradeoff(joined, model.name, other)
+        for other in against
+        for model in joined.models
+        if model.name not in (other, joined.baseline)
+    )
+
+
+def tradeoff(joined: Joined, model: str, against: str) -> Tradeoff:
+    """Hold one model against another, under every condition that both were measured under."""
+    here, there = joined.model_by_name[model], joined.model_by_name[against]
+    delta, interval = joined.accuracy_delta(model, against)
+    speedups, savings = [], []
+    for condition, measured in joined.by_condition.items():
+        if model not in measured or against not in measured:
+            continue
+        ratio, ratio_interval = median_ratio(measured[against].latency_ms, measured[model].latency_ms)
+        speedups.append(
+            Speedup(condition.device, condition.batch_size, condition.threads, ratio, ratio_interval, condition.machine)
+        )
+        savings.append(
+            Saving(
+                *condition,
+                memory_ratio=_ratio(memory(measured[against]), memory(measured[model])),
+                energy_ratio=_ratio(measured[against].energy_mj, measured[model].energy_mj),
+            )
+        )
+    return Tradeoff(
+        model=model,
+        against=against,
+        accuracy_delta=delta,
+        accuracy_delta_ci95=interval,
+        size_ratio=there.size_bytes / max(here.size_bytes, 1),
+        speedup=tuple(speedups),
+        savings=tuple(savings),
+    )
+
+
+def memory(measurement: Measurement) -> float | None:
+    """Return the peak in MiB that a device must have: its own where it has one, else the process's."""
+    peak = measurement.memory_mib
+    return peak.device_peak if peak.device_peak is not None else peak.peak_rss
+
+
+def dominated(joined: Joined) -> tuple[Dominated, ...]:
+    """Mark the models that another equals or beats in accuracy, median latency and size, and beats in at least one.
+
+    Figures are compared as measured; ``shown`` says whether a difference is beyond its interval. Of several that
+    dominate, the fastest that is itself not dominated is named. Without accuracy, latency and size decide.
+    """
+    found: list[Dominated] = []
+    for condition, measured in joined.by_condition.items():
+        entries = [(joined.model_by_name[name], measured[name]) for name in measured if name in joined.model_by_name]
+        beaten = {
+            model.name: [
+                (other, figures) for other, figures in entries if _beats(other, figures, model, measured[model.name])
+            ]
+            for model, _ in entries
+        }
+        for model, figures in entries:
+            winners = [item for item in beaten[model.name] if not beaten[item[0].name]]
+            if winners:
+                best, best_figures = min(winners, key=lambda item: item[1].latency_ms.p50)
+                shown = _shown(joined, best, best_figures, model, figures)
+                found.append(Dominated(model.name, best.name, *condition, shown=shown))
+    return tuple(found)
+
+
+def front(points: Iterable[tuple[str, float, float]]) -> list[str]:
+    """Return the names on the accuracy-latency front, fastest first.
+
+    Args:
+        points: Name, latency (lower is better) and accuracy (higher is better) of each model.
+    """
+    names: list[str] = []
+    best = float("-inf")
+    for name, _, accuracy in sorted(points, key=lambda point: (point[1], -point[2])):
+        if accuracy > best:
+            names.append(name)
+            best = accuracy
+    return names
+
+
+def speedup_at(tradeoff: Tradeoff | None, condition: Condition) -> Speedup | None:
+    """Return the speed-up under one condition."""
+    if tradeoff is None:
+        return None
+    wanted = tuple(condition)
+    return next(
+        (item for item in tradeoff.speedup if (item.machine, item.device, item.batch_size, item.threads) == wanted),
+        None,
+    )
+
+
+def apart(first: Interval | None, second: Interval | None) -> bool:
+    """Return whether two intervals do not overlap."""
+    return first is not None and second is not None and (first[1] < second[0] or second[1] < first[0])
+
+
+def _beats(other: ModelFile, other_figures: Measurement, model: ModelFile, figures: Measurement) -> bool:
+    if (other.accuracy is None) != (model.accuracy is None):
+        return False
+    differences = [figures.latency_ms.p50 - other_figures.latency_ms.p50, model.size_bytes - other.size_bytes]
+    if other.accuracy is not None and model.accuracy is not None:
+        differences.append(other.accuracy - model.accuracy)
+    return all(difference >= 0 for difference in differences) and any(difference > 0 for difference in differences)
+
+
+def _shown(
+    joined: Joined, other: ModelFile, other_figures: Measurement, model: ModelFile, figures: Measurement
+) -> bool:
+    if model.size_bytes > other.size_bytes * (1 + SAME_SIZE):
+        return True
+    _, ratio = median_ratio(figures.latency_ms, other_figures.latency_ms)
+    if ratio is not None and ratio[0] > 1:
+        return True
+    _, delta = joined.accuracy_delta(other.name, model.name)
+    return delta is not None and delta[0] > 0
+
+
+def _ratio(baseline: float | None, model: float | None) -> float | None:
+    return None if baseline is None or not model else baseline / model
