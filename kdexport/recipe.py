@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -119,15 +119,18 @@ class Export(Section):
     calibration_samples: int = Field(256, ge=1)
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
 class Bench(Section):
     """[bench]: what to measure on."""
 
-    devices: tuple[str, ...] = ("cpu",)
-    batch_sizes: tuple[int, ...] = (1,)
-    threads: tuple[int, ...] = (1,)
-    precision: float = Field(0.02, gt=0)  # half-width of the median's interval that ends the measuring
+    devices: tuple[str, ...] = Field(("cpu",), min_length=1)
+    batch_sizes: tuple[Count, ...] = Field((1,), min_length=1)
+    threads: tuple[Count, ...] = Field((1,), min_length=1)
+    precision: float = Field(0.02, gt=0)  # half-width of the median's interval that ends the measuring, as a share
     min_seconds: float = Field(1.0, gt=0)  # per model, device, batch and thread count
-    max_seconds: float = Field(10.0, gt=0)
+    max_seconds: float = Field(3.0, gt=0)
     allow_fallback: bool = False
 
 

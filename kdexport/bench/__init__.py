@@ -1,0 +1,1 @@
+"""Latency, memory and placement of ONNX files, measured in processes that hold nothing else."""

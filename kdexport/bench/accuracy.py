@@ -1,0 +1,52 @@
+"""What the measured files are worth: accuracy inside ONNX Runtime, and agreement with the first of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdexport.errors import KDExportError
+from kdexport.progress import Progress
+from kdexport.results import ModelFile
+
+
+def score(models: Sequence[ModelFile], folder: Path, dataset: Any, progress: Progress) -> tuple[ModelFile, ...]:
+    """Fill in accuracy, its interval and the agreement with the first model, on the test split.
+
+    Args:
+        models: The first is the baseline.
+        folder: What the models' paths are relative to.
+        dataset: A ``kdexport.sources.samples.Dataset``.
+        progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
+    """
+    from kdexport.evaluate import agreement, evaluate
+    from kdexport.sources.onnx_model import OnnxModel
+
+    scored: list[ModelFile] = []
+    baseline: Any = None
+    with progress.task("accuracy", total=len(models)) as task:
+        for position, model in enumerate(models):
+            try:
+                evaluation, logits = evaluate(
+                    OnnxModel(folder / model.file, dataset.preprocessing).predict,
+                    dataset.test,
+                    dataset.class_names,
+                )
+            except KDExportError as error:
+                progress.warn(f"{model.name} could not be scored: {error.message}")
+                scored.append(model)
+                continue
+            if position == 0:
+                baseline = logits
+            near = agreement(baseline, logits) if baseline is not None else None
+            scored.append(
+                dataclasses.replace(
+                    model,
+                    accuracy=evaluation.accuracy,
+                    accuracy_ci95=evaluation.accuracy_ci95,
+                    teacher_agreement=near,
+                    evaluation=evaluation,
+                )
+            )
+            task.advance(note=f"{model.name} {evaluation.accuracy:.4f}")
+    return tuple(scored)

@@ -1,0 +1,138 @@
+"""What an ONNX file says of itself: the ``ModelFile`` of a bare path. Reads the graph, runs nothing."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdexport import artifacts
+from kdexport.errors import KDExportError
+from kdexport.results import ModelFile
+
+FLOAT16 = 10  # onnx.TensorProto.FLOAT16
+INT8_OPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "DequantizeLinear", "QLinearAdd")
+DYNAMIC_OPERATORS = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
+
+
+def describe_file(path: Path, name: str | None = None) -> ModelFile:
+    """Return what can be read off an ONNX file.
+
+    Args:
+        path: The file.
+        name: What to call the model; its file name without ``.onnx`` where none is given.
+
+    Raises:
+        KDExportError: It isn't there, is not ONNX or is cut off, or its external data are missing or lie elsewhere.
+    """
+    model = _load(path)
+    graph = model.graph
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    operators = Counter(node.op_type for node in _nodes(graph))
+    external = external_files(model, path)
+    size = path.stat().st_size + sum(file.stat().st_size for file in external)
+    counted = sum(_elements(tensor) for tensor in initializers.values())
+    return ModelFile(
+        name=name or path.name.removesuffix(".onnx"),
+        file=str(path),
+        sha256=artifacts.sha256(path),
+        precision=metadata.get("kdexport.precision") or _precision(operators, initializers.values()),
+        size_bytes=size,
+        parameters=_integer(metadata.get("kdexport.parameters"), counted),
+        macs=_integer(metadata.get("kdexport.macs"), None),
+        opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None),
+        inputs={value.name: _shape(value) for value in graph.input if value.name not in initializers},
+        operators=dict(operators.most_common()),
+    )
+
+
+def external_files(model: Any, path: Path) -> list[Path]:
+    """Return the files beside the model that hold its weights.
+
+    Raises:
+        KDExportError: One is missing, or lies outside the model's folder.
+    """
+    folder = path.resolve().parent
+    locations = {
+        entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"
+    }
+    files = []
+    for location in sorted(locations):
+        file = (folder / location).resolve()
+        if not file.is_relative_to(folder):
+            raise KDExportError(
+                f"{path} takes weights from outside its own folder: {location}",
+                hint="a model that reads elsewhere is not opened; save it again with its data beside it",
+            )
+        if not file.is_file():
+            raise KDExportError(
+                f"{path} keeps its weights in {location}, which is not there", hint=f"put {location} beside {path.name}"
+            )
+        files.append(file)
+    return files
+
+
+def _load(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise KDExportError(
+            f"there is no file {path}", hint="check the path; bench takes ONNX files and run directories"
+        )
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise KDExportError(
+            f"{path} is not ONNX, or is cut off: {error}",
+            hint="write it again, e.g. with `kdexport export MODEL --onnx --out PATH`",
+        ) from None
+    if not model.graph.node or not model.opset_import:
+        raise KDExportError(
+            f"{path} holds no ONNX graph", hint="give an .onnx file, e.g. one that kdexport export wrote"
+        )
+    return model
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Walk the nodes, those of the bodies of If, Loop and Scan too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for node in _nodes(graph):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _shape(value: Any) -> list[str | int]:
+    axes = value.type.tensor_type.shape.dim
+    return [axis.dim_param or "?" if not axis.HasField("dim_value") else axis.dim_value for axis in axes]
+
+
+def _elements(tensor: Any) -> int:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count
+
+
+def _precision(operators: Counter[str], initializers: Any) -> str:
+    if any(operators[name] for name in DYNAMIC_OPERATORS):
+        return "int8-dynamic"
+    if any(operators[name] for name in INT8_OPERATORS):
+        return "int8"
+    sizes: Counter[bool] = Counter()
+    for tensor in initializers:
+        sizes[tensor.data_type == FLOAT16] += _elements(tensor)
+    return "fp16" if sizes[True] > sizes[False] else "fp32"
+
+
+def _integer(text: str | None, otherwise: int | None) -> int | None:
+    return int(text) if text and text.isdigit() else otherwise

@@ -1,0 +1,81 @@
+"""Device names, and what stands behind them. Nothing is used that was not proved to be there."""
+
+from collections.abc import Mapping, Sequence
+
+from kdexport.bench.plan import Device
+from kdexport.errors import DeviceError, did_you_mean
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+NUMBERED = ("cuda", "tensorrt", "dml", "migraphx")  # take an index: cuda:1
+
+GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'kdexport[gpu]'"
+MISSING = {
+    "cuda": f"{GPU_WHEEL} on a machine with an NVIDIA driver (see `nvidia-smi`)",
+    "tensorrt": f"{GPU_WHEEL} tensorrt on a machine with an NVIDIA driver (see `nvidia-smi`)",
+    "openvino": "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
+    "coreml": "CoreML exists on macOS only: there, pip install onnxruntime",
+    "qnn": "pip uninstall -y onnxruntime && pip install onnxruntime-qnn (Snapdragon machines)",
+    "webgpu": "pip uninstall -y onnxruntime && pip install onnxruntime-webgpu",
+    "dml": "DirectML exists on Windows only: there, pip uninstall -y onnxruntime && pip install onnxruntime-directml",
+    "migraphx": "pip uninstall -y onnxruntime && pip install onnxruntime-migraphx (AMD GPUs with ROCm)",
+    "xnnpack": "build ONNX Runtime with --use_xnnpack; no wheel holds it",
+}
+
+
+def find(names: Sequence[str], available: Sequence[str], options: Mapping[str, str]) -> list[Device]:
+    """Return the devices behind the names.
+
+    Args:
+        names: As the user gives them: ``cpu``, ``cuda:1``, or the name of a plugin provider.
+        available: What ``onnxruntime.get_available_providers()`` lists.
+        options: Provider options, for every device that isn't the CPU.
+
+    Raises:
+        DeviceError: A name is unknown, or this ONNX Runtime lacks its provider.
+    """
+    return [_find(name, available, options) for name in names]
+
+
+def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> Device:
+    kind, colon, index = name.partition(":")
+    if kind in PROVIDERS:
+        provider = PROVIDERS[kind]
+    elif name in available:  # a plugin provider by its own name
+        return Device(name, name, options)
+    else:
+        known = [*PROVIDERS, *(other for other in available if other not in PROVIDERS.values())]
+        near = did_you_mean(kind, known)
+        raise DeviceError(
+            f"there is no device called '{name}'", hint=(near or "there are: " + ", ".join(known)).strip()
+        )
+    if colon and (kind not in NUMBERED or not index.isdigit()):
+        form = f"{kind}:0" if kind in NUMBERED else kind
+        raise DeviceError(f"'{name}' is not the name of a device", hint=f"write it as {form}")
+    if provider not in available:
+        raise DeviceError(
+            f"device '{name}' is not there: this ONNX Runtime has no {provider} "
+            f"(it has {', '.join(available)}){_no_gpu() if kind in ('cuda', 'tensorrt') else ''}",
+            hint=MISSING[kind],
+        )
+    chosen = dict(options) if kind != "cpu" else {}
+    if kind in NUMBERED:
+        chosen.setdefault("device_id", index or "0")
+    return Device(name, provider, chosen)
+
+
+def _no_gpu() -> str:
+    from kdexport.machine import nvidia_gpus
+
+    gpus, _ = nvidia_gpus()
+    return "" if gpus else ", and no NVIDIA GPU or driver was found on this machine"

@@ -1,0 +1,132 @@
+"""What is fed to a model: shapes from its graph, values that are right for its types. Needs numpy alone."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kdexport.errors import KDExportError, did_you_mean
+
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+}
+DEFAULT_RANGE = 2  # integers below it where the graph does not say more: 0 and 1 are valid ids, masks and positions
+
+
+def resolve_shapes(
+    inputs: Mapping[str, Sequence[str | int]], batch_size: int, dims: Mapping[str, int], *, model: str
+) -> dict[str, tuple[int, ...]]:
+    """Give every dynamic axis a value.
+
+    The first axis is the batch where it is dynamic; the others take theirs from ``dims``.
+
+    Args:
+        inputs: Name -> shape of each input, a dynamic axis by its name (or ``"?"``).
+        batch_size: Samples per call.
+        dims: Values of dynamic axes by name.
+        model: The model's name, for messages.
+
+    Raises:
+        KDExportError: An axis has no value, the batch is fixed to another size, or ``dims`` names an unknown axis.
+    """
+    axes = {axis for shape in inputs.values() for axis in shape if isinstance(axis, str)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in inputs.items():
+        sizes = []
+        for position, axis in enumerate(shape):
+            if isinstance(axis, int):
+                if position == 0 and axis != batch_size and not axes and len(shape) > 1:
+                    raise KDExportError(
+                        f"{model}: the batch of input '{name}' is fixed to {axis}; "
+                        f"batch size {batch_size} cannot be measured",
+                        hint=f"give --batch-size {axis}, or export the model with a dynamic batch",
+                    )
+                sizes.append(axis)
+            elif axis in dims:
+                sizes.append(dims[axis])
+            elif position == 0:
+                sizes.append(batch_size)
+            else:
+                raise KDExportError(
+                    f"{model}: axis {position} of input '{name}' is dynamic ('{axis}') and has no value",
+                    hint=f"give one with --dim {axis}=64",
+                )
+        shapes[name] = tuple(sizes)
+    return shapes
+
+
+def check_dims(models: Sequence[Mapping[str, Sequence[str | int]]], dims: Mapping[str, int]) -> None:
+    """Refuse a value for an axis that no model has.
+
+    Raises:
+        KDExportError: Such a name is in ``dims``.
+    """
+    known = sorted({axis for inputs in models for shape in inputs.values() for axis in shape if isinstance(axis, str)})
+    for name in dims:
+        if name not in known:
+            raise KDExportError(
+                f"--dim {name}: no model has a dynamic axis of that name",
+                hint=did_you_mean(name, known) or f"there are: {', '.join(known) or 'none'}",
+            )
+
+
+def values(shape: Sequence[int], kind: str, below: int | None) -> np.ndarray:
+    """Return values for one input: the same on every machine, dense, of unit scale, never denormal.
+
+    Integers stay below ``below``. Latency hardly depends on values, but denormals and out-of-range ids are traps.
+
+    Raises:
+        KDExportError: The type is not one that can be made up.
+    """
+    if kind not in DTYPES:
+        raise KDExportError(f"an input of type {kind} cannot be made up", hint="give real inputs with --input FILE.npz")
+    dtype = DTYPES[kind]
+    count = int(np.prod(shape, dtype=np.int64))
+    # Weyl sequence: multiples of the golden ratio modulo 1 are spread evenly (no numpy.random: it costs memory here).
+    spread = np.arange(1, count + 1, dtype=np.float64)
+    spread *= 0.6180339887498949
+    spread %= 1.0
+    if np.issubdtype(dtype, np.floating):
+        return ((spread - 0.5) * 3.4641).astype(dtype).reshape(shape)  # variance 1
+    if dtype is np.bool_:
+        return np.ones(shape, np.bool_)
+    high = below if below is not None else 256 if dtype is np.uint8 else DEFAULT_RANGE
+    return (spread * high).astype(dtype).reshape(shape)
+
+
+def from_file(path: str, kinds: Mapping[str, str], batch_size: int) -> dict[str, np.ndarray]:
+    """Take the inputs from an .npz file: one array per input of the model, first axis samples.
+
+    Samples are repeated where the file holds fewer than ``batch_size``.
+
+    Raises:
+        KDExportError: An input is missing from the file or has another type.
+    """
+    feeds = {}
+    with np.load(path, allow_pickle=False) as archive:
+        for name, kind in kinds.items():
+            if name not in archive:
+                raise KDExportError(
+                    f"{path} holds no array '{name}', which the model needs",
+                    hint=f"it holds: {', '.join(archive.files) or 'nothing'}; name the arrays as the model's inputs",
+                )
+            array = archive[name]
+            if kind in DTYPES and array.dtype != DTYPES[kind]:
+                raise KDExportError(
+                    f"{path}: '{name}' is {array.dtype}, but the model takes {kind}",
+                    hint=f"save it as numpy.{np.dtype(DTYPES[kind]).name}",
+                )
+            if array.ndim and array.shape[0] != batch_size:
+                array = np.take(array, np.arange(batch_size) % len(array), axis=0)
+            feeds[name] = np.ascontiguousarray(array)
+    return feeds

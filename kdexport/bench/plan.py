@@ -1,0 +1,42 @@
+"""What will be measured, decided before anything runs: plain data that a packed benchmark can carry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Percentiles need samples beyond them: at least 6.4 expected above it, so that one outlier does not decide.
+PERCENTILE_NEEDS = {90: 64, 95: 130, 99: 662}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. The recipe's [bench] and the command line both end up here."""
+
+    precision: float = 0.02  # half-width of the median's 95 % interval, as a share of the median
+    min_seconds: float = 1.0  # of measured time per model, device, batch size and thread count
+    max_seconds: float = 10.0
+    min_rounds: int = 20
+    min_runs: int = 30
+    timeout_s: float = 300.0  # longest silence of a child
+    allow_fallback: bool = False
+    dims: Mapping[str, int] = field(default_factory=dict)  # dynamic axis -> size
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model as the children need it."""
+
+    name: str
+    path: str
+    inputs: Mapping[str, list[str | int]]
+    below: Mapping[str, int] = field(default_factory=dict)  # integer input -> the smallest value that is out of range
+    file: str | None = None  # .npz with real inputs
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as the user names it, and what ONNX Runtime calls it."""
+
+    name: str  # "cpu", "cuda:1"
+    provider: str  # "CUDAExecutionProvider"
+    options: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,46 @@
+"""From raw nanoseconds to what is reported. Pure functions over numpy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdexport.bench.plan import PERCENTILE_NEEDS
+from kdexport.intervals import Interval, median_interval
+from kdexport.results import Latency
+
+NS_PER_MS = 1e6
+
+
+def latency(rounds: Sequence[np.ndarray]) -> Latency:
+    """Summarise the samples of all rounds.
+
+    Args:
+        rounds: int64 nanoseconds per call, one array a round.
+    """
+    pooled = np.concatenate(rounds) / NS_PER_MS
+    interval = median_interval(rounds)
+    return Latency(
+        p50=float(np.median(pooled)),
+        p50_ci95=None if interval is None else (interval[0] / NS_PER_MS, interval[1] / NS_PER_MS),
+        p90=percentile(pooled, 90),
+        p95=percentile(pooled, 95),
+        p99=percentile(pooled, 99),
+        mean=float(pooled.mean()),
+        std=float(pooled.std()),
+        samples=int(pooled.size),
+        quantiles=tuple(float(value) for value in np.quantile(pooled, np.linspace(0, 1, 101))),
+        rounds_p50=tuple(float(np.median(samples)) / NS_PER_MS for samples in rounds),
+    )
+
+
+def percentile(samples: np.ndarray, which: int) -> float | None:
+    """Return a percentile, or None where the samples are too few to carry it."""
+    return float(np.percentile(samples, which)) if samples.size >= PERCENTILE_NEEDS[which] else None
+
+
+def precision(rounds: Sequence[np.ndarray]) -> float | None:
+    """Return the half-width of the median's interval as a share of the median; None before there is an interval."""
+    interval: Interval | None = median_interval(rounds)
+    if interval is None:
+        return None
+    return (interval[1] - interval[0]) / (interval[1] + interval[0])

@@ -1,0 +1,160 @@
+"""The fingerprint of the machine: what decides how fast a network runs on it, and nothing that names its owner.
+
+What cannot be read is None or empty. Needs the standard library, and onnxruntime for its version and providers.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from kdexport.results import Machine
+
+# Features that choose ONNX Runtime's kernels for int8, fp16 and fp32 (MLAS).
+FEATURES = (
+    "sse4_1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "sve", "bf16",
+)  # fmt: skip
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "kdexport")
+COMMAND_SECONDS = 10
+
+
+def fingerprint() -> Machine:
+    """Read what this machine is, as far as it tells."""
+    import onnxruntime
+
+    flags = _cpu_flags()
+    gpus, driver = nvidia_gpus()
+    return Machine(
+        name=platform.node() or "unnamed",
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=cpu_model(),
+        cpu_features=tuple(feature for feature in FEATURES if feature in flags),
+        cores=usable_cores(),
+        memory_mib=_memory_mib(),
+        container=_container(),
+        governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        gpus=gpus,
+        driver=driver,
+        python=platform.python_version(),
+        versions=_versions(),
+        providers=tuple(onnxruntime.get_available_providers()),
+    )
+
+
+def cpu_model() -> str:
+    """Return the CPU's name as the system gives it."""
+    info = _cpuinfo()
+    for key in ("model name", "Model", "Hardware", "Processor"):
+        if key in info:
+            return info[key]
+    if platform.system() == "Darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may run on (its affinity, not the container's quota)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Return the container's limit in CPUs (cgroup v2, then v1), or None where there is none."""
+    text = _text(_cgroup("cpu.max"))
+    if text:
+        quota, _, period = text.partition(" ")
+        return None if quota == "max" else int(quota) / int(period or 100000)
+    quota_us = _text(_cgroup("cpu.cfs_quota_us", "cpu"))
+    period_us = _text(_cgroup("cpu.cfs_period_us", "cpu"))
+    if quota_us and period_us and int(quota_us) > 0:
+        return int(quota_us) / int(period_us)
+    return None
+
+
+def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
+    """Return the NVIDIA GPUs by name and memory, and the driver's version; empty and None where there are none."""
+    text = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()] if text else []
+    rows = [row for row in rows if len(row) == 3]
+    return tuple(f"{name}, {memory}" for name, memory, _ in rows), rows[0][2] if rows else None
+
+
+def _container() -> str | None:
+    """Say the container's limits in words, e.g. ``cgroup: 2.0 CPUs, 4096 MiB``; None where it sets none."""
+    limits = []
+    quota = cpu_quota()
+    if quota is not None:
+        limits.append(f"{quota:.1f} CPUs")
+    memory = _text(_cgroup("memory.max")) or _text(_cgroup("memory.limit_in_bytes", "memory"))
+    total = _memory_mib()
+    if memory and memory.isdigit() and total and int(memory) >> 20 < total:
+        limits.append(f"{int(memory) >> 20} MiB")
+    return f"cgroup: {', '.join(limits)}" if limits else None
+
+
+def _cgroup(name: str, controller: str = "") -> Path:
+    """Return the file of this process's cgroup that holds a limit (v2 without a controller, else v1)."""
+    root = Path("/sys/fs/cgroup") / controller
+    for line in (_text(Path("/proc/self/cgroup")) or "").splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if controller in names.split(","):
+            own = root / path.lstrip("/") / name
+            if own.is_file():
+                return own
+    return root / name
+
+
+def _memory_mib() -> int | None:
+    text = _text(Path("/proc/meminfo"))
+    if text and text.startswith("MemTotal:"):
+        return int(text.split()[1]) >> 10
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    info: dict[str, str] = {}
+    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            info.setdefault(key.strip(), value.strip())
+    return info
+
+
+def _cpu_flags() -> set[str]:
+    info = _cpuinfo()
+    return set((info.get("flags") or info.get("Features") or "").split())
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
