@@ -1,0 +1,45 @@
+"""A run directory as the distill stage leaves it: tiny networks with fixed weights, the real digits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdexport.artifacts import RunDirectory, sha256
+from kdexport.recipe import Recipe
+from kdexport.results import DistillResult, TrainedNetwork
+from kdexport.sources.networks import load_network
+from kdexport.sources.weights import save_weights
+
+NETS = Path(__file__).with_name("nets.py")
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """Return a function that fills a directory and gives what ``export`` takes."""
+    return fill
+
+
+def fill(root: Path, seed: int = 0, networks=("teacher", "student"), **export):
+    settings = {"quantize": [], **export}
+    document = {
+        "name": "tiny",
+        "data": {"source": "digits"},
+        "teacher": {"model": f"{NETS}:Net", "args": {"width": 12}},
+        "student": {"model": f"{NETS}:Net", "args": {"width": 8}},
+        "export": settings,
+    }
+    recipe = Recipe.parse(document)
+    directory = RunDirectory(root)
+    directory.prepare()
+    trained = []
+    for name in networks:
+        side = recipe.teacher if name == "teacher" else recipe.student
+        torch.manual_seed(seed)
+        network = load_network(side.model, side.args, 10)
+        path = directory.weights(name)
+        save_weights(network, path)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        trained.append(TrainedNetwork(name, side.model, path.name, sha256(path), parameters, 1000, 1, None, None, None))
+    distilled = DistillResult("tiny", tuple("0123456789"), {}, {}, tuple(trained))
+    return recipe, distilled, directory

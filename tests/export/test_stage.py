@@ -1,0 +1,144 @@
+"""The stage as a run sees it: files, proofs, and nothing made twice."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from kdexport.artifacts import RunDirectory
+from kdexport.errors import ParityError
+from kdexport.export import stage
+from kdexport.progress import Silent
+from kdexport.sources.datasets import load_data
+from kdexport.sources.models import load_model
+
+
+@pytest.fixture(scope="module")
+def made(make_run, tmp_path_factory):
+    recipe, distilled, directory = make_run(tmp_path_factory.mktemp("run"), quantize=["int8", "int8-dynamic", "fp16"])
+    return recipe, distilled, directory, stage.export(recipe, distilled, directory, Silent())
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of the finished run, free to be spoiled."""
+    recipe, distilled, directory, result = made
+    shutil.copytree(directory.root, tmp_path / "run")
+    return recipe, distilled, RunDirectory(tmp_path / "run"), result
+
+
+def logits(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def stamps(directory):
+    return {path.name: path.stat().st_mtime_ns for path in directory.root.glob("*.onnx")}
+
+
+def test_every_network_and_variant_is_a_proved_file(made):
+    _, _, directory, result = made
+    names = [model.name for model in result.models]
+    assert names == ["teacher", "student", "student.int8", "student.int8-dynamic", "student.fp16"]
+    for model in result.models:
+        assert (directory.root / model.file).stat().st_size == model.size_bytes
+        assert model.parity is not None
+        assert model.parity.passed
+        assert model.parity.samples >= 256
+        assert {1, 2, 7} <= set(model.parity.batch_sizes)
+        assert model.inputs == {"input": ["batch", 8, 8, 1]}
+    assert not [path for path in directory.root.iterdir() if ".tmp" in path.name]
+
+
+def test_the_file_takes_raw_images_and_answers_as_torch_does(made):
+    recipe, _, directory, _ = made
+    dataset = load_data(recipe.data, recipe.seed, directory.cache)
+    model = load_model("student", recipe.student, dataset, directory.weights("student"))
+    images = dataset.test.inputs[0][:100]
+    pixels = torch.from_numpy(images.astype(np.float64) / 255).permute(0, 3, 1, 2)
+    normalized = (pixels - model.preprocessing.mean[0]) / model.preprocessing.std[0]
+    with torch.no_grad():
+        expected = model.network(normalized.float()).numpy()
+    np.testing.assert_allclose(logits(directory.onnx("student"), images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_normalization_is_folded_and_nothing_of_this_machine_is_in_the_file(made):
+    _, _, directory, result = made
+    assert "BatchNormalization" not in result.models[1].operators
+    model = onnx.load(directory.onnx("student"))
+    onnx.checker.check_model(model, full_check=True)
+    content = directory.onnx("student").read_bytes()
+    assert str(directory.root).encode() not in content
+    assert b".py" not in content
+    assert {"norm/Conv", "head/Gemm"} <= {node.name for node in model.graph.node}
+    assert "head.weight" in {item.name for item in model.graph.initializer}
+
+
+def test_the_file_describes_itself(made):
+    _, _, directory, _ = made
+    said = {item.key: item.value for item in onnx.load(directory.onnx("student", "int8")).metadata_props}
+    assert json.loads(said["kdexport.labels"]) == [str(digit) for digit in range(10)]
+    assert said["kdexport.precision"] == "int8"
+    assert said["kdexport.baked"] == "true"
+    assert json.loads(said["kdexport.preprocessing"])["kind"] == "image"
+    assert said["kdexport.opset"] == "18"
+
+
+def test_int8_has_unsigned_activations_and_signed_weights_per_channel(made):
+    _, _, directory, _ = made
+    graph = onnx.load(directory.onnx("student", "int8")).graph
+    constants = {item.name: item for item in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    producers = {output: node for node in graph.node for output in node.output}
+    assert convolutions
+    for node in convolutions:
+        activation, weight = producers[node.input[0]], producers[node.input[1]]
+        assert constants[activation.input[2]].data_type == onnx.TensorProto.UINT8
+        assert constants[weight.input[0]].data_type == onnx.TensorProto.INT8
+        assert list(constants[weight.input[1]].dims) == [constants[weight.input[0]].dims[0]]
+
+
+def test_nothing_is_made_twice(run):
+    recipe, distilled, directory, result = run
+    before = stamps(directory)
+    assert stage.export(recipe, distilled, directory, Silent()) == result
+    assert stamps(directory) == before
+
+
+def test_a_changed_setting_makes_only_what_depends_on_it(run, make_run, tmp_path):
+    recipe, distilled, directory, _ = run
+    before = stamps(directory)
+    changed = recipe.model_copy(update={"export": recipe.export.model_copy(update={"calibration_samples": 100})})
+    stage.export(changed, distilled, directory, Silent())
+    assert {name for name, stamp in stamps(directory).items() if stamp != before[name]} == {"student.int8.onnx"}
+
+
+def test_a_spoiled_file_is_made_again(run):
+    recipe, distilled, directory, result = run
+    path = directory.onnx("student", "fp16")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert stage.export(recipe, distilled, directory, Silent()) == result
+
+
+def test_an_interrupted_export_goes_on_after_what_is_there(run):
+    recipe, distilled, directory, result = run
+    document = json.loads(directory.stage("export").read_text())
+    document.update(key="", models=document["models"][:2])  # as a kill after the student leaves it
+    directory.stage("export").write_text(json.dumps(document))
+    directory.onnx("student", "int8").unlink()
+    before = stamps(directory)
+    assert stage.export(recipe, distilled, directory, Silent()) == result
+    assert stamps(directory)["teacher.onnx"] == before["teacher.onnx"]
+
+
+def test_a_file_that_differs_is_not_left_behind(make_run, tmp_path):
+    recipe, distilled, directory = make_run(tmp_path, parity_tolerance=1e-12)
+    with pytest.raises(ParityError, match=r"teacher\.onnx differs .* 1e-12 is allowed") as caught:
+        stage.export(recipe, distilled, directory, Silent())
+    assert "would pass" in caught.value.hint
+    assert not list(tmp_path.glob("*.onnx"))
+    assert not list(tmp_path.glob(".*.onnx"))
