@@ -31,7 +31,7 @@ def crd(
 ) -> Tensor:
     """Contrastive representation distillation: noise-contrastive estimation from the student's side and the teacher's.
 
-    Each side is ``mean over samples of -log h(positive) - Σ_negatives log(1 - h(negative))``, where ``h = P / (P + K/M)``
+    Each side is ``mean over samples of -log h(positive) - Σ_negatives log(1 - h(negative))``; ``h = P / (P + K/M)``
     and ``P = exp(f·g / temperature) / Z``, with K negatives out of M samples. Tian, Krishnan, Isola 2020, "Contrastive
     Representation Distillation", equations 17 to 19, with the constant Z of the authors' code. It is computed on
     logarithms, so nothing overflows; the authors' code adds 1e-7 instead. The batch shares its negatives, where the
