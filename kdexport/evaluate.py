@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kdexport.errors import SourceError
 from kdexport.results import Agreement, ClassScore, Evaluation, Interval
+from kdexport.stage_module import make_callable
 
 if TYPE_CHECKING:
     from kdexport.sources.samples import Split
@@ -192,3 +193,6 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted: NDArray[np.float64] = logits - logits.max(axis=1, keepdims=True)
     normalizer: NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted - normalizer
+
+
+make_callable(__name__, function_of=__name__)

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
-from kdexport.errors import EXIT_REQUIREMENT
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML; `kdexport init --list` has some.")
@@ -32,9 +31,9 @@ def run(
     with command(json=json, quiet=quiet, verbose=verbose, resume="the same command") as console:
         from kdexport import pipeline
         from kdexport.recipe import Recipe
-        from kdexport.report.tables import summary
+        from kdexport.report.stage import enforce
+        from kdexport.report.tables import terminal
 
         report = pipeline.run(Recipe.load(recipe, set_ or ()), out, console.progress)
-        console.result(report, summary(report))
-        if any(gate.passed is False for gate in report.gates):
-            raise typer.Exit(EXIT_REQUIREMENT)
+        console.result(report, terminal(report))
+        enforce(report)

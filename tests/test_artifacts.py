@@ -1,0 +1,79 @@
+"""The run directory: whole files or none, one writer at a time."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdexport.artifacts import RunDirectory, read_json, write_atomically, write_text
+from kdexport.errors import KDExportError
+from kdexport.results import ExportResult
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+    code = """
+import os, signal, sys
+from pathlib import Path
+from kdexport.artifacts import write_atomically
+def write(temporary):
+    with temporary.open("wb") as handle:
+        handle.write(b"n" * 1000)
+        handle.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path(sys.argv[1]), write)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"new, cut off")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(KDExportError, match="No space left") as caught:
+        write_atomically(path, write)
+    assert "same command again" in caught.value.hint
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights.bin"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(KDExportError, match="cannot be written") as caught:
+        RunDirectory(tmp_path / "file" / "run").prepare()
+    assert "--out" in caught.value.hint
+
+
+def test_two_runs_in_one_directory(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).lock(), pytest.raises(KDExportError, match="another kdexport is at work"):
+        with RunDirectory(tmp_path).lock():
+            pass
+    with RunDirectory(tmp_path).lock():  # free again
+        pass
+
+
+def test_a_finished_stage_is_known_by_its_key(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    result = ExportResult("x", ())
+    directory.finish("export", result, "abc")
+    assert directory.finished("export", ExportResult, "abc") == result
+    assert directory.finished("export", ExportResult, "abd") is None
+    write_text(directory.stage("export"), directory.stage("export").read_text()[:-20])
+    assert directory.finished("export", ExportResult, "abc") is None
+
+
+def test_json_that_is_none(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "none.json") is None
+    write_text(tmp_path / "list.json", "[1]")
+    assert read_json(tmp_path / "list.json") is None

@@ -1,0 +1,99 @@
+"""The house's rules: who may import whom, and what the light parts never load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "kdexport"
+STAGES = ("distill", "export", "bench", "report", "search")
+# Each layer may import itself and what stands below it.
+LAYERS = (
+    ("cli", "__main__"),
+    ("pipeline",),
+    STAGES,
+    ("sources", "evaluate", "machine"),
+    (
+        "recipe",
+        "terms",
+        "references",
+        "artifacts",
+        "results",
+        "progress",
+        "intervals",
+        "errors",
+        "stage_module",
+        "__init__",
+    ),
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+HEAVY = ("torch", "onnx", "onnxruntime", "torchvision", "sklearn", "altair")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Names of the kdexport parts that a file imports, at whatever depth in its functions; types aside."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kdexport":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kdexport.")}
+    return found
+
+
+def part_of(path: Path) -> str:
+    """First folder, or the file's own name."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    part = part_of(path)
+    for other in imports_of(path) & set(RANK):
+        if other == part:
+            continue
+        assert RANK[other] >= RANK[part], f"{part} imports {other}, which stands above it"
+        assert not (part in STAGES and other in STAGES), f"the stage {part} imports the stage {other}"
+
+
+def test_every_part_has_its_place_in_the_layers() -> None:
+    parts = {part_of(path) for path in PACKAGE.rglob("*.py")} - {"_models"}
+    assert parts - set(RANK) == set()
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["distill", "--help"], ["bench", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import contextlib, io
+sys.argv = ["kdexport", *{arguments!r}]
+from kdexport.cli import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main()
+"""
+    assert loaded_by(code) & set(HEAVY) == set()
+
+
+def test_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import kdexport") & {*HEAVY, "typer", "rich", "pydantic"} == set()
+
+
+def test_the_measured_process_holds_nothing_but_numpy_and_onnxruntime() -> None:
+    assert loaded_by("import kdexport.bench.worker") & {"torch", "typer", "rich", "pydantic", "onnx"} == set()

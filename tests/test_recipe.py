@@ -1,0 +1,105 @@
+"""Recipes: validated whole, overridden, written back."""
+
+from pathlib import Path
+
+import pytest
+
+from kdexport.errors import RecipeError
+from kdexport.recipe import Recipe
+
+DIGITS = Path(__file__).parents[1] / "models" / "digits" / "recipe.toml"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_digits_recipe_is_what_it_says() -> None:
+    recipe = Recipe.load(DIGITS)
+    assert recipe.teacher.train is not None
+    assert (recipe.teacher.train.epochs, recipe.distill.label_weight) == (20, 0.1)
+    assert recipe.student.model == f"{DIGITS.parent.resolve()}/nets.py:Student"
+
+
+def test_overrides_reach_tables_and_entries_of_lists() -> None:
+    recipe = Recipe.load(
+        DIGITS, ["distill.epochs=3", "distill.terms.0.temperature=2.5", "name=other", "data.args.deep.key=true"]
+    )
+    assert recipe.distill.epochs == 3
+    assert recipe.distill.terms[0].model_dump()["temperature"] == 2.5
+    assert recipe.name == "other"
+    assert recipe.data.args == {"deep": {"key": True}}
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", "name.x=1", "distill.terms.7.weight=1.0", "distill..epochs=1"])
+def test_an_override_that_cannot_be(override: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(DIGITS, [override])
+    assert "e.g." in caught.value.hint
+
+
+def test_a_resolved_recipe_gives_the_same_recipe(tmp_path: Path) -> None:
+    recipe = Recipe.load(DIGITS, ["seed=7"])
+    recipe.write(tmp_path / "run" / "recipe.toml")
+    text = (tmp_path / "run" / "recipe.toml").read_text()
+    assert '"/' not in text, "a moved run directory would lose its networks"
+    assert Recipe.load(tmp_path / "run" / "recipe.toml") == recipe
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+sed = 1
+name = "x"
+[data]
+source = "digits"
+val_fraction = 1.5
+[teacher]
+model = "a.py:B"
+[teacher.train]
+epohs = 3
+[distill]
+batch_size = true
+[[distill.terms]]
+method = "soft_target"
+[[distill.terms]]
+method = "soft_targets"
+temprature = 2
+""",
+    )
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    message = caught.value.message
+    for part in (
+        "7 faults",
+        "sed: unknown key; did you mean 'seed'?",
+        "data.val_fraction: should be less than 1",
+        "teacher.train.epohs: unknown key; did you mean 'epochs'?",
+        "student: missing",
+        "distill.batch_size: should be a valid integer, not True",
+        "distill.terms[0].method: no method is called 'soft_target'; did you mean 'soft_targets'?",
+        "distill.terms[1].temprature: unknown key; did you mean 'temperature'?",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("name = ", "is not TOML"), ("", "4 faults"), ('name = "../x"\n', "name: ")],
+)
+def test_a_recipe_that_is_none(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said.replace(".", r"\.")):
+        Recipe.load(write(tmp_path, text))
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no recipe at"):
+        Recipe.load(tmp_path / "none.toml")
+
+
+def test_a_student_with_nothing_to_learn() -> None:
+    with pytest.raises(RecipeError, match="would learn nothing"):
+        Recipe.load(DIGITS, ["distill.label_weight=0.0", "distill.terms.0.weight=0.0"])
