@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.errors import SourceError
+from kdexport.progress import Progress
 from kdexport.recipe import Data
 from kdexport.references import parse
 from kdexport.sources.preprocessing import Preprocessing
@@ -17,7 +18,7 @@ from kdexport.sources.samples import Source, Split
 DIGITS = Preprocessing("image", mean=(0.3053,), std=(0.376,))  # over all 1,797 scans
 
 
-def digits(data: Data, cache: Path) -> Source:  # noqa: ARG001 every loader takes the same arguments
+def digits(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001 every loader takes the same arguments
     """Return scikit-learn's 1,797 real 8x8 scans of handwritten digits, their 0..16 stretched to 0..255."""
     from sklearn.datasets import load_digits
 
@@ -30,7 +31,7 @@ def digits(data: Data, cache: Path) -> Source:  # noqa: ARG001 every loader take
     )
 
 
-def npz(data: Data, cache: Path) -> Source:  # noqa: ARG001
+def npz(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
     """Return an npz file's ``x_train y_train``, with ``x_val y_val``, ``x_test y_test`` and ``x_unlabelled`` where they
     are.
 
@@ -70,7 +71,7 @@ def npz(data: Data, cache: Path) -> Source:  # noqa: ARG001
     )
 
 
-def from_callable(data: Data, cache: Path) -> Source:  # noqa: ARG001
+def from_callable(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
     """Return what ``file.py:Name`` gives when it is called with ``data.args``; see ``from_splits`` for the form."""
     reference = parse(data.source)
     found = load_object(reference)

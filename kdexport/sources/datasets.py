@@ -8,21 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.errors import SourceError, did_you_mean
+from kdexport.progress import Progress, Silent
 from kdexport.recipe import Data
 from kdexport.references import parse
 from kdexport.sources.arrays import digits, from_callable, npz
+from kdexport.sources.image_folder import image_folder
 from kdexport.sources.preprocessing import Preprocessing, of_images
 from kdexport.sources.samples import Dataset, Source, Split
 from kdexport.sources.splits import make_splits
 
 
-def load_data(data: Data, seed: int, cache: Path) -> Dataset:
+def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = None) -> Dataset:
     """Load the data of a recipe.
 
     Args:
         data: What the recipe says.
         seed: Of the splits that the source doesn't give (the test split's is fixed).
         cache: Folder for decoded samples.
+        progress: Where long reading shows.
 
     Raises:
         SourceError: There is no such data, or it cannot be learned from: one class only, labels out of range, NaN.
@@ -33,7 +36,7 @@ def load_data(data: Data, seed: int, cache: Path) -> Dataset:
     if loader is None:
         near = did_you_mean(name, _LOADERS) or f"a data reference is one of: {', '.join(_FORMS)}"
         raise SourceError(f"'{data.source}' is no data that can be loaded", hint=near.strip())
-    source = loader(data, cache)
+    source = loader(data, cache, progress or Silent())
     _check(source, data.source)
     train, val, test, made_by = make_splits(source, data, seed)
     for split_name, split in (("train", train), ("val", val), ("test", test)):
@@ -53,6 +56,7 @@ def load_data(data: Data, seed: int, cache: Path) -> Dataset:
         splits_made_by=made_by,
         unlabelled=source.unlabelled,
         skipped=source.skipped,
+        notes=source.notes,
     )
 
 
@@ -107,10 +111,11 @@ def _check_labels(labels: NDArray[Any], classes: int, where: str) -> None:
         )
 
 
-_LOADERS: dict[str, Callable[[Data, Path], Source]] = {
+_LOADERS: dict[str, Callable[[Data, Path, Progress], Source]] = {
     "digits": digits,
     "npz": npz,
+    "imagefolder": image_folder,
     "file": from_callable,
     "module": from_callable,
 }
-_FORMS = ("digits", "npz:FILE", "file.py:Name")
+_FORMS = ("digits", "imagefolder:DIR", "npz:FILE", "file.py:Name")

@@ -5,19 +5,21 @@ network needs done to it first is its ``Preprocessing``, not the data's.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
 from kdexport.sources.preprocessing import Preprocessing
+from kdexport.sources.rows import Rows
 
 
 @dataclass(frozen=True)
 class Split:
     """Some samples with or without labels.
 
-    ``inputs`` holds one array per network input, its first axis the samples. ``labels`` is int64 ``[samples]``, or
+    ``inputs`` holds one array per network input, its first axis the samples; one on disk is a ``Rows``, which is used
+    like an array and read when it is indexed. ``labels`` is int64 ``[samples]``, or
     float32 ``[samples, classes]`` of 0 and 1 where a sample can have several, or None where nothing is labelled.
     """
 
@@ -38,9 +40,18 @@ class Split:
             yield self.take(slice(start, start + size))
 
     def take(self, indices: NDArray[Any] | slice) -> "Split":
-        """Return the samples at ``indices`` as a split of their own (a copy, except for a slice)."""
+        """Return the samples at ``indices`` in memory (a copy, except for a slice)."""
         return Split(
             tuple(array[indices] for array in self.inputs), None if self.labels is None else self.labels[indices]
+        )
+
+    def select(self, indices: NDArray[Any]) -> "Split":
+        """Return the samples at ``indices`` as a split; what lies on disk stays there."""
+        return Split(
+            tuple(
+                cast(Any, array).select(indices) if isinstance(array, Rows) else array[indices] for array in self.inputs
+            ),
+            None if self.labels is None else self.labels[indices],
         )
 
 
@@ -57,7 +68,8 @@ class Dataset:
     preprocessing: Preprocessing  # of a network that has none of its own
     splits_made_by: dict[str, str]  # split -> "source", or how it was made
     unlabelled: Split | None = None  # more inputs for the teacher to speak about
-    skipped: tuple[str, ...] = field(default=())  # samples left out as damaged, each with its reason
+    skipped: tuple[str, ...] = ()  # samples left out as damaged, each with its reason
+    notes: tuple[str, ...] = ()  # what the user may want to know of how it was read
 
     @property
     def num_classes(self) -> int:
@@ -82,3 +94,4 @@ class Source:
     preprocessing: Preprocessing | None = None  # None: the default for this kind of input
     unlabelled: Split | None = None
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

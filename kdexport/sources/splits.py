@@ -59,4 +59,4 @@ def stratified(labels: NDArray[Any], fraction: float, seed: int) -> tuple[NDArra
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     labels = split.labels if split.labels is not None else np.zeros(len(split), dtype=np.int64)
     rest, taken = stratified(labels, fraction, seed)
-    return split.take(rest), split.take(taken)
+    return split.select(rest), split.select(taken)
