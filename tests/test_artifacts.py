@@ -56,10 +56,10 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_directory(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).lock(), pytest.raises(KDExportError, match="another kdexport is at work"):
-        with RunDirectory(tmp_path).lock():
-            pass
-    with RunDirectory(tmp_path).lock():  # free again
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    with first.lock(), pytest.raises(KDExportError, match="another kdexport is at work"), second.lock():
+        pass
+    with second.lock():  # free again
         pass
 
 

@@ -1,0 +1,183 @@
+"""The distill stage on real digits: what it writes, when it trains again, and that nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdexport.artifacts import RunDirectory
+from kdexport.distill import metrics
+from kdexport.distill.stage import distill
+from kdexport.errors import KDExportError
+from kdexport.progress import Silent
+from kdexport.recipe import Recipe
+
+Tiny = Callable[..., Recipe]
+
+
+class Recorder(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    warn = say
+
+
+def phases(directory: RunDirectory) -> list[tuple[str, int]]:
+    return [(line["phase"], line["epoch"]) for line in metrics.read(directory.metrics)]
+
+
+def test_a_run_writes_what_the_contract_lists(tmp_path: Path, tiny: Tiny) -> None:
+    directory = RunDirectory(tmp_path)
+    result = distill(tiny(), directory)
+    assert [network.name for network in result.networks] == ["teacher", "student", "student-plain"]
+    for network in result.networks:
+        weights = load_file(tmp_path / network.weights)
+        assert network.parameters == sum(
+            value.numel() for name, value in weights.items() if "running" not in name and "num_batches" not in name
+        )
+    assert json.loads(directory.stage("distill").read_text())["splits"] == result.splits
+    lines = metrics.read(directory.metrics)
+    assert phases(directory) == [("teacher", 0), ("teacher", 1)] + [
+        (phase, epoch) for phase in ("student", "student-plain") for epoch in range(3)
+    ]
+    student = [line for line in lines if line["phase"] == "student"]
+    assert [line["teacher_from"] for line in student] == ["online", "online", "cache"]
+    for line in student:
+        assert set(line["terms"]) == {"labels", "soft_targets"}
+        assert line["loss"] == pytest.approx(0.1 * line["terms"]["labels"] + 0.9 * line["terms"]["soft_targets"])
+        assert 0 <= line["val_accuracy"] <= 1
+        assert 0 <= line["top1_agreement"] <= 1
+        assert line["samples_per_s"] > 0
+    assert all(line["teacher_from"] is None for line in lines if line["phase"] != "student")
+
+
+def test_two_runs_with_one_seed_give_the_same_bytes(tmp_path: Path, tiny: Tiny) -> None:
+    for name in ("a", "b"):
+        distill(tiny(), RunDirectory(tmp_path / name))
+    distill(tiny("seed=1"), RunDirectory(tmp_path / "c"))
+    a, b, c = ((tmp_path / name / "student.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_a_changed_recipe_trains_again_only_what_it_touches(tmp_path: Path, tiny: Tiny) -> None:
+    directory, recorder = RunDirectory(tmp_path), Recorder()
+    first = distill(tiny(), directory)
+    again = distill(tiny(), directory, recorder)
+    assert again == first
+    assert sum("unchanged" in said for said in recorder.said) == 3
+    recorder.said.clear()
+    warmer = distill(tiny("distill.terms.0.temperature=2.0"), directory, recorder)
+    assert sorted(said.split(":")[0] for said in recorder.said if "unchanged" in said) == ["student-plain", "teacher"]
+    assert warmer.networks[1].weights_sha256 != first.networks[1].weights_sha256
+    assert len(phases(directory)) == len(set(phases(directory))) == 8
+
+
+def test_weights_that_were_changed_by_another_hand_are_made_again(tmp_path: Path, tiny: Tiny) -> None:
+    directory = RunDirectory(tmp_path)
+    distill(tiny(), directory)
+    trained = directory.weights("student").read_bytes()
+    directory.weights("student").write_bytes(b"not what was trained")
+    distill(tiny(), directory)
+    assert directory.weights("student").read_bytes() == trained
+
+
+def start(recipe: Recipe, out: Path) -> subprocess.Popen[str]:
+    recipe.write(out / "given.toml")
+    command = [sys.executable, "-m", "kdexport", "distill", str(out / "given.toml"), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_epochs(process: subprocess.Popen[str], directory: RunDirectory, count: int) -> None:
+    limit = time.monotonic() + 60
+    while len(metrics.read(directory.metrics)) < count and process.poll() is None:
+        assert time.monotonic() < limit, "the training did not get under way"
+        time.sleep(0.005)
+
+
+def test_kill_9_and_ctrl_c_cost_nothing(tmp_path: Path, tiny: Tiny) -> None:
+    recipe = tiny("teacher.train.epochs=8", "distill.epochs=8", "distill.baseline=false", "distill.ema_decay=0.9")
+    distill(recipe, RunDirectory(tmp_path / "whole"))
+    directory = RunDirectory(tmp_path / "killed")
+    for epochs, how in ((3, signal.SIGKILL), (11, signal.SIGINT)):
+        process = start(recipe, directory.root)
+        wait_for_epochs(process, directory, epochs)
+        os.kill(process.pid, how)
+        said = process.communicate(timeout=60)[1]
+        if how == signal.SIGINT and process.returncode != 0:  # 0: it was done before the signal came
+            assert process.returncode == 130
+            assert "go on with" in said
+            assert "Traceback" not in said
+        else:
+            assert process.returncode in (0, -how)
+    distill(recipe, directory)
+    assert phases(directory) == phases(RunDirectory(tmp_path / "whole"))
+    for network in ("teacher", "student"):
+        whole, killed = (RunDirectory(tmp_path / name).weights(network).read_bytes() for name in ("whole", "killed"))
+        assert whole == killed, network
+
+
+def test_a_loss_that_is_not_finite_stops_with_where_and_what_to_do(tmp_path: Path, tiny: Tiny) -> None:
+    with pytest.raises(KDExportError) as caught:
+        distill(tiny("teacher.train.lr=1e30"), RunDirectory(tmp_path))
+    assert "loss of teacher is not finite" in caught.value.message
+    assert "learning rate" in caught.value.message
+    assert "lower lr" in caught.value.hint
+    assert not (tmp_path / "teacher.safetensors").exists()
+
+
+def test_class_counts_that_differ_stop_before_anything_is_trained(tmp_path: Path, tiny: Tiny) -> None:
+    with pytest.raises(KDExportError, match=r"student gives .* 7.* 10 classes"):
+        distill(tiny("student.args.num_classes=7"), RunDirectory(tmp_path))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_teacher_without_weights_would_teach_noise(tmp_path: Path) -> None:
+    recipe = Recipe.parse(
+        {
+            "name": "x",
+            "data": {"source": "digits"},
+            "teacher": {"model": "torchvision:resnet18"},
+            "student": {"model": "torchvision:resnet18"},
+        }
+    )
+    with pytest.raises(KDExportError, match=r"teach noise|does not take the data") as caught:
+        distill(recipe, RunDirectory(tmp_path))
+    assert caught.value.hint
+
+
+def test_a_student_learns_from_the_teacher_alone(tmp_path: Path, tiny: Tiny) -> None:
+    """label_weight = 0: the labels of the training split are not looked at."""
+    recipe = tiny("distill.label_weight=0.0", "distill.baseline=false", "distill.epochs=6", "teacher.train.epochs=6")
+    distill(recipe, RunDirectory(tmp_path))
+    lines = [line for line in metrics.read(tmp_path / "metrics.jsonl") if line["phase"] == "student"]
+    assert set(lines[-1]["terms"]) == {"soft_targets"}
+    assert lines[-1]["top1_agreement"] > lines[0]["top1_agreement"]
+
+
+def test_the_student_file_loads_into_the_users_own_class(tmp_path: Path, tiny: Tiny) -> None:
+    import importlib.util
+
+    distill(tiny("distill.baseline=false"), RunDirectory(tmp_path))
+    spec = importlib.util.spec_from_file_location("nets", Path(__file__).parents[2] / "models" / "digits" / "nets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    nets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nets)
+    network = nets.Student(width=4)
+    network.load_state_dict(load_file(tmp_path / "student.safetensors"))
+    assert np.isfinite(network.eval()(torch.zeros(1, 1, 8, 8)).detach().numpy()).all()
