@@ -1,6 +1,9 @@
 """How figures are written for people: the same way on the terminal, in Markdown and on the page."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 from kdexport.results import Interval
 
@@ -103,3 +106,28 @@ def _significant(value: float, digits: int = 3) -> str:
         return f"{value:g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(decimals, 6)}f}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of time for all figures of a column or an axis: mixed units cannot be compared at a glance."""
+
+    name: str
+    scale: float  # times milliseconds
+
+    @classmethod
+    def of(cls, values_ms: Iterable[float]) -> Self:
+        """Choose by the values' middle on a log scale."""
+        positive = [value for value in values_ms if value > 0]
+        middle = math.exp(sum(math.log(value) for value in positive) / len(positive)) if positive else 1.0
+        if middle < 0.25:
+            return cls("µs", 1000.0)
+        return cls("s", 0.001) if middle >= 2000 else cls("ms", 1.0)
+
+    def write(self, value_ms: float | None) -> str:
+        """Write a figure without its unit."""
+        return UNKNOWN if value_ms is None else _significant(value_ms * self.scale)
+
+    def write_interval(self, interval: Interval | None) -> str:
+        """Write an interval without its unit."""
+        return "" if interval is None else f"{self.write(interval[0])}{DASH}{self.write(interval[1])}"

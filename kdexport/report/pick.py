@@ -1,8 +1,8 @@
 """The model to ship: on each device, and one for all of them.
 
 The rule, in a sentence: of the models that meet every requirement, the fastest on that device; of those within 5 % of
-its speed, those that are not shown to be less accurate than the best of them, the smallest first. ``prefer`` in [require]
-puts size or accuracy in the place of speed.
+its speed, those that are not shown to be less accurate than the best of them, the smallest first. ``prefer`` in
+[require] puts size or accuracy in the place of speed.
 """
 
 from collections.abc import Sequence

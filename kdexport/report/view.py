@@ -1,0 +1,293 @@
+"""The report's values as people read them: formatted once, for the page, report.md, the card and a CI summary.
+
+No markup here; whoever shows a text escapes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from kdexport.report import figures
+from kdexport.report.joined import PLAIN_STUDENT, Condition, condition_of
+from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
+from kdexport.report.tradeoffs import front, memory, speedup_at
+from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model under one condition."""
+
+    model: ModelFile
+    measurement: Measurement
+    tradeoff: Tradeoff | None  # against the baseline; None for itself
+    speedup: Speedup | None
+    saving: Saving | None
+    beaten: Dominated | None
+    picked: bool
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
+    def memory(self) -> float | None:
+        """The peak in MiB: the device's own where it has one, else the process's."""
+        return memory(self.measurement)
+
+    @property
+    def change(self) -> str:
+        """Accuracy against the baseline, in points."""
+        if self.tradeoff is None or self.tradeoff.accuracy_delta is None:
+            return ""
+        return figures.signed(100 * self.tradeoff.accuracy_delta)
+
+    @property
+    def change_interval(self) -> str:
+        """Its 95 % interval."""
+        return "" if self.tradeoff is None else figures.points_interval(self.tradeoff.accuracy_delta_ci95)
+
+    @property
+    def status(self) -> str:
+        """Whether it is the pick, or what beats it."""
+        if self.picked:
+            return "ship this"
+        if self.beaten is None:
+            return ""
+        return f"beaten by {self.beaten.by}" + ("" if self.beaten.shown else " (within the noise)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that is known under one condition."""
+
+    condition: Condition
+    rows: tuple[Row, ...]
+    pick: DevicePick | None  # of this device; it may have been judged at another batch size
+    baseline: str
+
+    @property
+    def title(self) -> str:
+        """The condition in words."""
+        machine, device, _, _ = self.condition
+        return f"{device} of {machine}, {self.setting}"
+
+    @property
+    def setting(self) -> str:
+        """Batch size and threads in words."""
+        threads = "1 thread" if self.condition.threads == 1 else f"{self.condition.threads} threads"
+        return f"batch {self.condition.batch_size}, {threads}"
+
+    @property
+    def judged(self) -> bool:
+        """Whether the pick was judged under this very condition."""
+        return self.pick is not None and self.condition[2:] == (self.pick.batch_size, self.pick.threads)
+
+    @cached_property
+    def by_name(self) -> dict[str, Row]:
+        """Rows by model."""
+        return {row.name: row for row in self.rows}
+
+    @property
+    def chosen(self) -> Row | None:
+        """The row of the pick, or of what is nearest where nothing fits."""
+        name = (self.pick.model or self.pick.nearest) if self.pick else None
+        return self.by_name.get(name) if name else None
+
+    @property
+    def base(self) -> Row | None:
+        """The row of the baseline."""
+        return self.by_name.get(self.baseline)
+
+    @cached_property
+    def unit(self) -> figures.Unit:
+        """The unit of time that suits all of its medians."""
+        return figures.Unit.of([row.measurement.latency_ms.p50 for row in self.rows])
+
+    @property
+    def front(self) -> list[str]:
+        """Names on the accuracy-latency front, fastest first."""
+        return front(
+            (row.name, row.measurement.latency_ms.p50, row.model.accuracy)
+            for row in self.rows
+            if row.model.accuracy is not None
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One of the figures that answer what the pick costs."""
+
+    title: str
+    value: str
+    interval: str
+    against: str  # the change against the baseline, in words
+    against_interval: str
+    better: bool | None  # None: not shown either way
+    baseline: str  # the baseline's own figure
+    share: float | None  # of the longer of the two bars
+    baseline_share: float | None
+
+
+def places_of(report: Report) -> tuple[Place, ...]:
+    """Return every condition, those that picks were judged under first."""
+    against_baseline = {item.model: item for item in report.tradeoffs if item.against == report.baseline}
+    beaten = {(item.model, _condition(item)): item for item in report.dominated}
+    models = {model.name: model for model in report.models}
+    picks = {(pick.machine, pick.device): pick for pick in report.devices}
+    savings = {
+        (name, _condition(saving)): saving for name, tradeoff in against_baseline.items() for saving in tradeoff.savings
+    }
+    measured: dict[Condition, list[Measurement]] = {}
+    for measurement in report.measurements:
+        measured.setdefault(condition_of(measurement), []).append(measurement)
+    places = []
+    for condition, measurements in measured.items():
+        pick = picks.get((condition.machine, condition.device))
+        rows = tuple(
+            Row(
+                model=models[item.model],
+                measurement=item,
+                tradeoff=against_baseline.get(item.model),
+                speedup=speedup_at(against_baseline.get(item.model), condition),
+                saving=savings.get((item.model, condition)),
+                beaten=beaten.get((item.model, condition)),
+                picked=pick is not None and pick.model == item.model,
+            )
+            for item in measurements
+            if item.model in models
+        )
+        places.append(Place(condition, rows, pick, report.baseline))
+    return tuple(sorted(places, key=lambda place: not place.judged))
+
+
+def costs_of(place: Place) -> tuple[Cost, ...]:
+    """Return what the chosen model costs, each figure beside the baseline's."""
+    row, base = place.chosen, place.base
+    if row is None:
+        return ()
+    costs = [_accuracy(row, base), _latency(row, base), _size(row, base), _memory(row, base)]
+    if row.measurement.energy_mj is not None:
+        costs.append(_energy(row, base))
+    return tuple(costs)
+
+
+def gate_words(gate: Gate) -> dict[str, str]:
+    """Return a requirement in words: title, where, asked, measured, interval, verdict."""
+    counted = "" if gate.verdict != "undecided" else ", passes" if gate.passed else ", fails"
+    return {
+        "title": title(gate.requirement),
+        "where": f"{gate.device} of {gate.machine}" if gate.machine else gate.device,
+        "asked": describe_limit(gate),
+        "measured": describe_value(gate),
+        "interval": describe_interval(gate),
+        "verdict": gate.verdict + counted,
+    }
+
+
+def speed_words(ratio: float | None) -> str:
+    """``5.0x as fast``, or for what is slower ``1.3x slower``."""
+    if ratio is None:
+        return ""
+    return f"{figures.times(ratio)} as fast" if ratio >= 1 else f"{figures.times(1 / ratio)} slower"
+
+
+def plain_comparison(report: Report) -> Tradeoff | None:
+    """Return the distilled student against the one trained on labels alone, where both were measured."""
+    pairs = {(item.model, item.against): item for item in report.tradeoffs}
+    return pairs.get(("student", PLAIN_STUDENT))
+
+
+def _accuracy(row: Row, base: Row | None) -> Cost:
+    interval = row.tradeoff.accuracy_delta_ci95 if row.tradeoff else None
+    return Cost(
+        "Accuracy",
+        figures.percent(row.model.accuracy),
+        figures.percent_interval(row.model.accuracy_ci95),
+        f"{row.change} points" if row.change else "",
+        row.change_interval,
+        None if interval is None or interval[0] <= 0 <= interval[1] else interval[0] > 0,
+        figures.percent(base.model.accuracy) if base else "",
+        *_shares(row.model.accuracy, base.model.accuracy if base else None),
+    )
+
+
+def _latency(row: Row, base: Row | None) -> Cost:
+    latency, speedup = row.measurement.latency_ms, row.speedup
+    interval = speedup.ci95 if speedup else None
+    return Cost(
+        "Median latency",
+        figures.ms(latency.p50),
+        figures.ms_interval(latency.p50_ci95),
+        speed_words(speedup.ratio if speedup else None),
+        figures.times_interval(interval),
+        None if interval is None or interval[0] <= 1 <= interval[1] else interval[0] > 1,
+        figures.ms(base.measurement.latency_ms.p50) if base else "",
+        *_shares(latency.p50, base.measurement.latency_ms.p50 if base else None),
+    )
+
+
+def _size(row: Row, base: Row | None) -> Cost:
+    ratio = base.model.size_bytes / row.model.size_bytes if base and row.tradeoff and row.model.size_bytes else None
+    return Cost(
+        "File size",
+        figures.size(row.model.size_bytes),
+        "",
+        _less(ratio, "smaller", "larger"),
+        "",
+        None if ratio is None or ratio == 1 else ratio > 1,
+        figures.size(base.model.size_bytes) if base else "",
+        *_shares(row.model.size_bytes, base.model.size_bytes if base else None),
+    )
+
+
+def _memory(row: Row, base: Row | None) -> Cost:
+    ratio = row.saving.memory_ratio if row.saving else None
+    return Cost(
+        "Peak memory",
+        figures.mib(row.memory),
+        "",
+        _less(ratio, "less", "more"),
+        "",
+        None if ratio is None or abs(ratio - 1) < 0.01 else ratio > 1,
+        figures.mib(base.memory) if base else "",
+        *_shares(row.memory, base.memory if base else None),
+    )
+
+
+def _energy(row: Row, base: Row | None) -> Cost:
+    ratio = row.saving.energy_ratio if row.saving else None
+    return Cost(
+        "Energy per call",
+        figures.energy(row.measurement.energy_mj),
+        "",
+        _less(ratio, "less", "more"),
+        "",
+        None if ratio is None else ratio > 1,
+        figures.energy(base.measurement.energy_mj) if base else "",
+        *_shares(row.measurement.energy_mj, base.measurement.energy_mj if base else None),
+    )
+
+
+def _less(ratio: float | None, less: str, more: str) -> str:
+    if ratio is None:
+        return ""
+    return f"{figures.times(ratio)} {less}" if ratio >= 1 else f"{figures.times(1 / ratio)} {more}"
+
+
+def _shares(value: float | None, base: float | None) -> tuple[float | None, float | None]:
+    if value is None or base is None:
+        return None, None
+    largest = max(value, base) or 1.0
+    return value / largest, base / largest
+
+
+def _condition(item: Dominated | Saving) -> Condition:
+    return Condition(item.machine, item.device, item.batch_size, item.threads)
+
+
+def joined_names(names: Sequence[str], most: int = 6) -> str:
+    """Return names in a row, the rest counted."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
