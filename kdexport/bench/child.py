@@ -49,6 +49,7 @@ class Child:
             start_new_session=True,  # Ctrl-C reaches the parent, which ends its children itself
         )
         self._buffer = b""
+        self._ready = False
 
     @property
     def pid(self) -> int:
@@ -92,6 +93,16 @@ class Child:
             raise ChildError(reply["error"])
         return reply, payload
 
+    def ready(self) -> None:
+        """Sleep until the worker has imported what it needs and listens."""
+        if not self._ready:
+            self.ask(do="ready")
+            self._ready = True
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the worker, gently first."""
         for pipe in (self._process.stdin, self._process.stdout):
@@ -112,7 +123,7 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._process.kill()
+            self.kill()
         self.close()
 
     def _read(self, deadline: float) -> None:

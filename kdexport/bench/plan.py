@@ -13,13 +13,12 @@ class Settings:
 
     precision: float = 0.02  # half-width of the median's 95 % interval, as a share of the median
     min_seconds: float = 1.0  # of measured time per model, device, batch size and thread count
-    max_seconds: float = 10.0
-    min_rounds: int = 20
+    max_seconds: float = 3.0  # by the clock, starting of processes and warm-up included
+    rounds: int = 5  # fewest fresh processes per model
     min_runs: int = 30
     timeout_s: float = 300.0  # longest silence of a child
     allow_fallback: bool = False
     dims: Mapping[str, int] = field(default_factory=dict)  # dynamic axis -> size
-    provider_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,3 +39,12 @@ class Device:
     name: str  # "cpu", "cuda:1"
     provider: str  # "CUDAExecutionProvider"
     options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One device and thread count: what a group of children that are alive together shares."""
+
+    device: Device
+    threads: int
+    batch_sizes: tuple[int, ...]

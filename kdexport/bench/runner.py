@@ -1,11 +1,13 @@
 """The parent's side of measuring: who runs when, and when it is enough.
 
-All models of one (device, threads) group are alive together, each in a process of its own, and take turns in short
-rounds: what the machine does in the meantime (clocks, heat, other load) happens to all of them alike, so that ratios
-hold. The order turns round each time, which cancels a steady drift. While one runs, the others and the parent sleep.
+A *round* gives every model a fresh process. The processes of one round are alive together and take turns of some
+20 ms: what the machine does meanwhile (clocks, heat, other load) happens to all of them alike, so that ratios hold. The
+order turns round with each turn, which cancels a steady drift. While one runs, the others and the parent sleep.
+Rounds are repeated until the intervals are narrow enough: one process is never believed alone.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,28 +17,30 @@ import numpy as np
 from kdexport.bench import statistics
 from kdexport.bench.child import Child, ChildError
 from kdexport.bench.inputs import resolve_shapes
-from kdexport.bench.plan import Device, Settings, Target
-from kdexport.errors import DeviceError
+from kdexport.bench.placement import check_placement, shares
+from kdexport.bench.plan import Case, Device, Settings, Target
+from kdexport.bench.warnings import words
+from kdexport.intervals import LEAST_ROUNDS
 from kdexport.progress import Progress, Task
 from kdexport.results import Failure, Measurement, Memory
 
-ROUND_MS = 50  # long enough that waking up is nothing, short enough that drift within one is nothing
-CHECK_EVERY = 5  # rounds between two looks at the interval: the look costs milliseconds
+TURN_NS = 20_000_000  # long against waking up, short against the machine's drift
 MEMORY_RUNS = 3  # the arena has its final size after the first run or two
 
 
 @dataclass
 class Series:
-    """One model's growing record at one batch size."""
+    """The growing record of one model at one batch size."""
 
     target: Target
-    child: Child
     batch_size: int
-    loaded: dict[str, Any]
-    prepared: dict[str, Any]
-    memory: Memory
     rounds: list[np.ndarray] = field(default_factory=list)
+    load_ms: list[float] = field(default_factory=list)
+    first_run_ms: list[float] = field(default_factory=list)
+    placement: dict[str, dict[str, int]] = field(default_factory=dict)
+    settled: list[bool] = field(default_factory=list)
     precision: float | None = None
+    failed: bool = False
 
     @property
     def seconds(self) -> float:
@@ -59,7 +63,7 @@ class Outcome:
 
 
 class Runner:
-    """Measures a set of models under one plan."""
+    """Measures a set of models, case by case."""
 
     def __init__(self, targets: Sequence[Target], settings: Settings, machine: str, progress: Progress) -> None:
         self._targets = targets
@@ -70,182 +74,189 @@ class Runner:
         self._failures: list[Failure] = []
         self._samples: dict[str, list[np.ndarray]] = {}
 
-    def run(self, devices: Sequence[Device], batch_sizes: Sequence[int], threads: Sequence[int]) -> Outcome:
-        """Measure every model on every device, batch size and thread count."""
-        groups = [(device, count) for device in devices for count in threads]
-        total = len(groups) * len(batch_sizes) * len(self._targets)
-        with self._progress.task("measuring", total=total) as task:
-            for device, count in groups:
-                self._group(device, count, batch_sizes, task)
+    def run(self, cases: Sequence[Case]) -> Outcome:
+        """Measure every model in every case.
+
+        Raises:
+            DeviceError: A device did not take a model, or not whole.
+            KDExportError: An input is not what a model needs.
+        """
+        rounds = sum(self._settings.rounds * len(case.batch_sizes) for case in cases)
+        with self._progress.task("measuring", total=rounds) as task:
+            for case in cases:
+                self._case(case, task)
         return Outcome(tuple(self._measurements), tuple(self._failures), self._samples)
 
-    def _group(self, device: Device, threads: int, batch_sizes: Sequence[int], task: Task) -> None:
+    def _case(self, case: Case, task: Task) -> None:
         memories = {
-            (target.name, batch): self._memory(target, device, threads, batch)
+            (target.name, batch): self._memory(target, case, batch)
             for target in self._targets
-            for batch in batch_sizes
+            for batch in case.batch_sizes
         }
-        with ExitStack() as stack:
-            loaded = list(self._load(stack, device, threads))
-            for batch in batch_sizes:
-                series = []
-                for target, child, reply in loaded:
-                    prepared = self._prepare(target, child, device, threads, batch)
-                    if prepared is not None:
-                        memory = memories[target.name, batch]
-                        series.append(Series(target, child, batch, reply, prepared, memory))
-                failed = self._rounds(series, device, threads, task)
-                loaded = [entry for entry in loaded if entry[1] not in failed]
-                for one in series:
-                    if one.child not in failed:
-                        self._record(one, device, threads)
+        series = [Series(target, batch) for batch in case.batch_sizes for target in self._targets]
+        waiting = set(case.batch_sizes)
+        started = time.monotonic()
+        turn = 0
+        while waiting:
+            with ExitStack() as stack:
+                group = Group(stack, case, self._settings)
+                group.start([one.target for one in series if one.batch_size in waiting and not one.failed], turn % 2)
+                for batch in sorted(waiting):
+                    self._round([one for one in series if one.batch_size == batch], group, task)
+            turn += 1
+            late = time.monotonic() - started >= self._settings.max_seconds * len(series)
+            for batch in sorted(waiting):
+                if self._enough([one for one in series if one.batch_size == batch and not one.failed], late):
+                    waiting.remove(batch)
+        for one in series:
+            if not one.failed:
+                self._record(one, case, memories[one.target.name, one.batch_size])
 
-    def _load(self, stack: ExitStack, device: Device, threads: int) -> Iterator[tuple[Target, Child, dict[str, Any]]]:
-        """Start one child per model, one after the other: a load time is measured while nothing else loads."""
-        for target in self._targets:
-            child = stack.enter_context(Child(target.name, self._settings.timeout_s))
-            try:
-                reply, _ = child.ask(do="load", **_task(target, device, threads))
-            except ChildError as error:
-                self._failures.append(Failure(target.name, device.name, None, threads, str(error)))
-                continue
-            check_placement(target, device, reply, self._settings.allow_fallback)
-            yield target, child, reply
+    def _round(self, series: list[Series], group: "Group", task: Task) -> None:
+        """Give each model its share of one round at one batch size, in turns."""
+        budget_ns = int(self._settings.min_seconds * 1e9 / self._settings.rounds)
+        parts: dict[str, list[np.ndarray]] = {}
+        for one in series:
+            if not one.failed and self._attempt(one, group, self._prepare):
+                parts[one.target.name] = []
+        spent = dict.fromkeys(parts, 0)
+        turn = 0
+        while active := [one for one in series if spent.get(one.target.name, budget_ns) < budget_ns]:
+            for one in active if turn % 2 == 0 else reversed(active):
+                name = one.target.name
+                if self._attempt(one, group, lambda one, group, name=name: parts[name].append(group.turn(one.target))):
+                    spent[name] += int(parts[name][-1].sum())
+                else:
+                    spent[name] = budget_ns
+            turn += 1
+        for one in series:
+            if not one.failed:
+                one.rounds.append(np.concatenate(parts[one.target.name]))
+        done = [one for one in series if not one.failed]
+        task.advance(note=f"batch {series[0].batch_size}, round {len(done[0].rounds)}" if done else "")
 
-    def _prepare(self, target: Target, child: Child, device: Device, threads: int, batch: int) -> dict[str, Any] | None:
+    def _prepare(self, one: Series, group: "Group") -> None:
+        child, loaded = group.child(one.target)
+        one.placement = loaded["placement"]
+        one.load_ms.append(loaded["load_ms"])
+        reply, _ = child.ask(do="prepare", **_shapes(one.target, one.batch_size, self._settings))
+        one.first_run_ms.append(reply["first_run_ms"])
+        one.settled.append(reply["stable"])
+
+    def _attempt(self, one: Series, group: "Group", work: Any) -> bool:
+        """Do one step with a model's child; where it fails the model is out, and the others go on."""
         try:
-            reply, _ = child.ask(do="prepare", **_task(target, device, threads), **self._shapes(target, batch))
+            work(one, group)
         except ChildError as error:
-            self._failures.append(Failure(target.name, device.name, batch, threads, str(error)))
-            return None
-        return reply
+            one.failed = True
+            group.drop(one.target)
+            case = group.case
+            self._failures.append(Failure(one.target.name, case.device.name, one.batch_size, case.threads, str(error)))
+        return not one.failed
 
-    def _memory(self, target: Target, device: Device, threads: int, batch: int) -> Memory:
+    def _memory(self, target: Target, case: Case, batch: int) -> Memory:
         """Read the memory in another, short-lived child; a failure shows again, with its reason, when it is timed."""
         with Child(target.name, self._settings.timeout_s) as child:
             try:
-                task = {**_task(target, device, threads), **self._shapes(target, batch)}
+                task = {**_task(target, case), **_shapes(target, batch, self._settings)}
                 reply, _ = child.ask(do="memory", runs=MEMORY_RUNS, **task)
             except ChildError:
                 return Memory(None, None, None)
         return Memory(reply["peak_rss"], reply["model"], None)
 
-    def _rounds(self, series: list[Series], device: Device, threads: int, task: Task) -> set[Child]:
-        """Let the children take turns until each has enough; return those that failed.
+    def _enough(self, series: Sequence[Series], late: bool) -> bool:
+        """Stop when each has the least rounds, time and runs and a narrow enough interval, or when time is up.
 
-        A model that has enough goes on taking its turn while another needs more: round i of every model then saw the
-        same state of the machine, which is what a ratio is made of.
+        A model that has enough goes on while another needs more: round i of every model then saw the same machine.
         """
-        failed: set[Child] = set()
-        turn = 0
-        while alive := [one for one in series if one.child not in failed]:
-            for one in alive if turn % 2 == 0 else reversed(alive):
-                try:
-                    one.rounds.append(self._one_round(one))
-                except ChildError as error:
-                    failed.add(one.child)
-                    reason = str(error)
-                    self._failures.append(Failure(one.target.name, device.name, one.batch_size, threads, reason))
-            turn += 1
-            alive = [one for one in alive if one.child not in failed]
-            if self._enough(alive):
-                break
-            task.advance(0, note=" ".join(f"{one.target.name} {one.seconds:.1f}s" for one in alive[:3]))
-        task.advance(len(series))
-        return failed
-
-    def _one_round(self, one: Series) -> np.ndarray:
-        # A slow model's round is one call, so that every model sees many short rounds.
-        budget_ms = min(self._settings.min_seconds * 1e3 / self._settings.min_rounds, ROUND_MS)
-        _, payload = one.child.ask(do="round", budget_ns=int(budget_ms * 1e6), min_runs=1)
-        return np.frombuffer(payload, np.int64)
-
-    def _enough(self, series: Sequence[Series]) -> bool:
-        """Stop when each has the least time, rounds and runs and a narrow enough interval, or when one's time is up."""
         settings = self._settings
-        late = any(one.seconds >= settings.max_seconds for one in series)
-        for one in series:
-            short = one.seconds < settings.min_seconds or one.runs < settings.min_runs
-            if (short or len(one.rounds) < settings.min_rounds) and not late:
-                return False
-        if not late and series and len(series[0].rounds) % CHECK_EVERY:
-            return False
         for one in series:
             one.precision = statistics.precision(one.rounds)
-            if not late and (one.precision is None or one.precision > settings.precision):
-                return False
-        return True
+        if late and all(len(one.rounds) >= min(settings.rounds, LEAST_ROUNDS) for one in series):
+            return True
+        return all(
+            len(one.rounds) >= settings.rounds
+            and one.seconds >= settings.min_seconds
+            and one.runs >= settings.min_runs
+            and (settings.rounds < LEAST_ROUNDS or (one.precision or 1.0) <= settings.precision)
+            for one in series
+        )
 
-    def _record(self, one: Series, device: Device, threads: int) -> None:
+    def _record(self, one: Series, case: Case, memory: Memory) -> None:
         latency = statistics.latency(one.rounds)
-        warnings = []
-        if one.precision is None or one.precision > self._settings.precision:
-            reached = "unknown" if one.precision is None else f"{one.precision:.1%}"
-            warnings.append(
-                f"the median's interval is ±{reached}, wider than the ±{self._settings.precision:.1%} asked for, "
-                f"after {one.seconds:.1f} s"
-            )
-        shares = _shares(one.loaded["placement"])
         self._measurements.append(
             Measurement(
                 model=one.target.name,
                 machine=self._machine,
-                device=device.name,
-                provider=device.provider,
-                placement=shares,
+                device=case.device.name,
+                provider=case.device.provider,
+                placement=shares(one.placement),
                 batch_size=one.batch_size,
-                threads=threads,
+                threads=case.threads,
                 latency_ms=latency,
                 throughput_per_s=one.batch_size * one.runs / one.seconds,
-                load_ms=one.loaded["load_ms"],
-                first_run_ms=one.prepared["first_run_ms"],
-                memory_mib=one.memory,
+                load_ms=float(np.median(one.load_ms)),
+                first_run_ms=float(np.median(one.first_run_ms)),
+                memory_mib=memory,
                 energy_mj=None,
-                warnings=tuple(warnings),
+                warnings=words(latency, one.precision, self._settings, case, one.placement, one.settled),
             )
         )
-        self._samples[f"{one.target.name}|{device.name}|{one.batch_size}|{threads}"] = one.rounds
-
-    def _shapes(self, target: Target, batch: int) -> dict[str, Any]:
-        shapes = {} if target.file else resolve_shapes(target.inputs, batch, self._settings.dims, model=target.name)
-        return {"shapes": shapes, "batch_size": batch, "below": dict(target.below), "file": target.file}
+        self._samples[f"{one.target.name}|{case.device.name}|{one.batch_size}|{case.threads}"] = one.rounds
 
 
-def check_placement(target: Target, device: Device, loaded: dict[str, Any], allow_fallback: bool) -> None:
-    """Refuse a session that does not run where it was asked to.
+class Group:
+    """The children of one round: started together, loaded one after the other, replaced where one died."""
 
-    Raises:
-        DeviceError: The provider was dropped, or left nodes to others and ``allow_fallback`` is not given.
-    """
-    if device.provider not in loaded["providers"]:
-        raise DeviceError(
-            f"device '{device.name}' could not be used: "
-            f"ONNX Runtime dropped {device.provider} when it loaded {target.name}",
-            hint="run `kdexport doctor`: it shows what is missing and the command that mends it",
-        )
-    elsewhere = {
-        provider: operators for provider, operators in loaded["placement"].items() if provider != device.provider
-    }
-    if elsewhere and not allow_fallback:
-        nodes = sum(sum(operators.values()) for operators in elsewhere.values())
-        names = sorted({operator for operators in elsewhere.values() for operator in operators})
-        raise DeviceError(
-            f"{target.name} does not run whole on '{device.name}': {nodes} nodes fell back to "
-            f"{', '.join(sorted(elsewhere))} ({', '.join(names)})",
-            hint="give --allow-fallback to measure it as it is",
-        )
+    def __init__(self, stack: ExitStack, case: Case, settings: Settings) -> None:
+        self.case = case
+        self._stack = stack
+        self._settings = settings
+        self._children: dict[str, Child] = {}
+        self._loaded: dict[str, dict[str, Any]] = {}
+
+    def start(self, targets: Sequence[Target], backwards: int) -> None:
+        """Start one process per model; they import their libraries side by side."""
+        names = list({target.name: target for target in targets})
+        for name in reversed(names) if backwards else names:
+            self._children[name] = self._stack.enter_context(Child(name, self._settings.timeout_s))
+
+    def child(self, target: Target) -> tuple[Child, dict[str, Any]]:
+        """Return the model's child and what it said of loading; loads at the first call, while all others sleep."""
+        if target.name not in self._children:
+            self._children[target.name] = self._stack.enter_context(Child(target.name, self._settings.timeout_s))
+        child = self._children[target.name]
+        if target.name not in self._loaded:
+            for other in self._children.values():
+                other.ready()
+            reply, _ = child.ask(do="load", **_task(target, self.case))
+            check_placement(target.name, self.case.device, reply, self._settings.allow_fallback)
+            self._loaded[target.name] = reply
+        return child, self._loaded[target.name]
+
+    def turn(self, target: Target) -> np.ndarray:
+        """Let one model run for a turn; nanoseconds per call."""
+        _, payload = self._children[target.name].ask(do="turn", budget_ns=TURN_NS)
+        return np.frombuffer(payload, np.int64)
+
+    def drop(self, target: Target) -> None:
+        """Forget a child that failed; the model gets another where another batch size needs it."""
+        child = self._children.pop(target.name, None)
+        self._loaded.pop(target.name, None)
+        if child is not None:
+            child.kill()
 
 
-def _shares(placement: dict[str, dict[str, int]]) -> dict[str, float]:
-    nodes = {provider: sum(operators.values()) for provider, operators in placement.items()}
-    total = sum(nodes.values())
-    return {provider: count / total for provider, count in nodes.items()} if total else {}
-
-
-def _task(target: Target, device: Device, threads: int) -> dict[str, Any]:
+def _task(target: Target, case: Case) -> dict[str, Any]:
+    device: Device = case.device
     return {
         "path": target.path,
         "provider": device.provider,
         "provider_options": dict(device.options),
-        "threads": threads,
+        "threads": case.threads,
     }
+
+
+def _shapes(target: Target, batch: int, settings: Settings) -> dict[str, Any]:
+    shapes = {} if target.file else resolve_shapes(target.inputs, batch, settings.dims, model=target.name)
+    return {"shapes": shapes, "batch_size": batch, "below": dict(target.below), "file": target.file}

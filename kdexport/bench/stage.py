@@ -18,7 +18,7 @@ from kdexport.artifacts import RunDirectory, key_of, write_atomically
 from kdexport.bench import accuracy, devices
 from kdexport.bench.describe import describe_file
 from kdexport.bench.inputs import check_dims, resolve_shapes
-from kdexport.bench.plan import Settings, Target
+from kdexport.bench.plan import Case, Settings, Target
 from kdexport.bench.runner import Outcome, Runner
 from kdexport.errors import KDExportError
 from kdexport.machine import fingerprint
@@ -135,17 +135,19 @@ def bench(
         precision=settings.precision,
         min_seconds=settings.min_seconds,
         max_seconds=settings.max_seconds,
+        rounds=settings.rounds,
         allow_fallback=settings.allow_fallback,
         dims=dims,
     )
-    chosen = devices.find(settings.devices, onnxruntime.get_available_providers(), plan.provider_options)
+    chosen = devices.find(settings.devices, onnxruntime.get_available_providers(), {})
     check_dims([model.inputs for model in models], dims)
     targets = [Target(model.name, str(file.resolve()), model.inputs) for model, file in zip(models, files, strict=True)]
     for target in targets:
         for batch in settings.batch_sizes:
             resolve_shapes(target.inputs, batch, dims, model=target.name)
     machine = machine or fingerprint()
-    outcome = Runner(targets, plan, machine.name, progress).run(chosen, settings.batch_sizes, settings.threads)
+    cases = [Case(device, threads, settings.batch_sizes) for device in chosen for threads in settings.threads]
+    outcome = Runner(targets, plan, machine.name, progress).run(cases)
     if samples_file is not None:
         write_samples(samples_file, outcome)
     scored = tuple(models) if dataset is None else accuracy.score(models, folder, dataset, progress)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdexport.bench.plan import PERCENTILE_NEEDS
-from kdexport.intervals import Interval, median_interval
+from kdexport.intervals import median_interval
 from kdexport.results import Latency
 
 NS_PER_MS = 1e6
@@ -39,8 +39,6 @@ def percentile(samples: np.ndarray, which: int) -> float | None:
 
 
 def precision(rounds: Sequence[np.ndarray]) -> float | None:
-    """Return the half-width of the median's interval as a share of the median; None before there is an interval."""
-    interval: Interval | None = median_interval(rounds)
-    if interval is None:
-        return None
-    return (interval[1] - interval[0]) / (interval[1] + interval[0])
+    """Return the half-width of the median's interval as a share of its middle; None before there is an interval."""
+    interval = median_interval(rounds)
+    return None if interval is None else (interval[1] - interval[0]) / (interval[1] + interval[0])

@@ -13,7 +13,7 @@ WARM_UP_MIN_NS = 50_000_000
 WARM_UP_MAX_NS = 1_000_000_000
 WARM_UP_BLOCK_NS = 10_000_000
 STABLE = 0.02  # two blocks whose medians differ by less are alike
-REWARM_NS = 2_000_000  # at the start of a round: other processes have used the caches since the last one
+REWARM_NS = 2_000_000  # at the start of a turn: other processes have used the caches since the last one
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def warm_up(run: Callable[[], object], clock: Callable[[], int] = time.perf_coun
     medians: list[int] = []
     runs = 0
     while True:
-        block = sorted(timed(run, WARM_UP_BLOCK_NS, 1, clock))
+        block = sorted(timed(run, WARM_UP_BLOCK_NS, clock))
         runs += len(block)
         medians.append(block[len(block) // 2])
         spent = clock() - start
@@ -46,20 +46,20 @@ def warm_up(run: Callable[[], object], clock: Callable[[], int] = time.perf_coun
             return WarmUp(runs, stable, medians[-1])
 
 
-def measure_round(run: Callable[[], object], budget_ns: int, min_runs: int) -> "array[int]":
-    """Warm the caches again, then time single calls for ``budget_ns`` and ``min_runs`` calls, whichever is longer."""
+def measure_turn(run: Callable[[], object], budget_ns: int) -> "array[int]":
+    """Warm the caches again, then time single calls for ``budget_ns``, one at least."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        timed(run, REWARM_NS, 1, time.perf_counter_ns)
-        return timed(run, budget_ns, min_runs, time.perf_counter_ns)
+        timed(run, REWARM_NS, time.perf_counter_ns)
+        return timed(run, budget_ns, time.perf_counter_ns)
     finally:
         if collecting:
             gc.enable()
 
 
-def timed(run: Callable[[], object], budget_ns: int, min_runs: int, clock: Callable[[], int]) -> "array[int]":
-    """Return the nanoseconds of each call.
+def timed(run: Callable[[], object], budget_ns: int, clock: Callable[[], int]) -> "array[int]":
+    """Return the nanoseconds of each call, one at least.
 
     Each call is timed by itself: a block's mean would hide the tail. Two looks at the clock cost under 0.1 µs.
     """
@@ -71,5 +71,5 @@ def timed(run: Callable[[], object], budget_ns: int, min_runs: int, clock: Calla
         run()
         after = clock()
         append(after - before)
-        if after >= end and len(samples) >= min_runs:
+        if after >= end:
             return samples

@@ -25,6 +25,12 @@ class Worker:
         self._bound: Any = None
         self._inputs: dict[str, str] = {}
 
+    def ready(self, task: Mapping[str, Any]) -> Reply:  # noqa: ARG002 - every command takes its task
+        """Import what a measurement needs, so that loading measures loading."""
+        from kdexport.bench import inputs, session, timing  # noqa: F401
+
+        return {}, b""
+
     def load(self, task: Mapping[str, Any]) -> Reply:
         """Load the model: how long it took and where its nodes went."""
         from kdexport.bench import session
@@ -54,11 +60,11 @@ class Worker:
         warm = timing.warm_up(self._bound.run)
         return {"first_run_ms": first_ms, "warm_runs": warm.runs, "stable": warm.stable, "call_ns": warm.call_ns}, b""
 
-    def round(self, task: Mapping[str, Any]) -> Reply:
-        """Time one round of single calls; the samples follow as int64 nanoseconds."""
+    def turn(self, task: Mapping[str, Any]) -> Reply:
+        """Time single calls for one turn; the samples follow as int64 nanoseconds."""
         from kdexport.bench import timing
 
-        return {}, timing.measure_round(self._bound.run, task["budget_ns"], task["min_runs"]).tobytes()
+        return {}, timing.measure_turn(self._bound.run, task["budget_ns"]).tobytes()
 
     def memory(self, task: Mapping[str, Any]) -> Reply:
         """Load and run the model in a process that has done nothing else, and read what the kernel says."""
@@ -94,7 +100,13 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
     from kdexport.errors import KDExportError
 
     worker = Worker()
-    known = {"load": worker.load, "prepare": worker.prepare, "round": worker.round, "memory": worker.memory}
+    known = {
+        "ready": worker.ready,
+        "load": worker.load,
+        "prepare": worker.prepare,
+        "turn": worker.turn,
+        "memory": worker.memory,
+    }
     for line in iter(commands.readline, b""):
         task = json.loads(line)
         try:
