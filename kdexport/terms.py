@@ -34,7 +34,14 @@ class BaseTerm(BaseModel):
         return {name: getattr(self, name) for name in type(self).model_fields if name not in NOT_OPTIONS}
 
 
-NOT_OPTIONS = frozenset({"method", "weight", "schedule", "schedule_share"})  # handled here, not by the function
+# Handled here, or by what stands between a network's layers and the function.
+NOT_OPTIONS = frozenset(
+    {
+        *("method", "weight", "schedule", "schedule_share"),
+        *("student_layer", "teacher_layer", "student_layers", "teacher_layers"),
+        *("width", "negatives", "momentum"),
+    }
+)
 
 
 class SoftTargets(BaseTerm):
@@ -82,8 +89,81 @@ class BinarySoftTargets(BaseTerm):
     temperature: float = Field(4.0, gt=0)
 
 
+# A module's path, a glob over paths (of several the last to run), or the number of a stage: -2 is the last but one.
+Layer = str | int
+
+
+class FeatureTerm(BaseTerm):
+    """A term on what one layer of each network gives; without a name, the layer that the method is meant for."""
+
+    student_layer: Layer | None = None
+    teacher_layer: Layer | None = None
+
+
+class Hint(FeatureTerm):
+    """Mean squared error of two features, projected where shapes differ (Romero 2015)."""
+
+    method: Literal["hint"]
+
+
+class Attention(FeatureTerm):
+    """Distance of normalized attention maps (Zagoruyko 2017)."""
+
+    method: Literal["attention"]
+
+
+class Similarity(FeatureTerm):
+    """Distance of the batch's similarity matrices (Tung 2019)."""
+
+    method: Literal["similarity"]
+
+
+class Relational(FeatureTerm):
+    """Distances and angles between samples (Park 2019)."""
+
+    method: Literal["relational"]
+    distance_weight: float = Field(25.0, ge=0)
+    angle_weight: float = Field(50.0, ge=0)
+
+
+class Cosine(FeatureTerm):
+    """Angle between embeddings."""
+
+    method: Literal["cosine"]
+
+
+class CRD(FeatureTerm):
+    """Contrast with a memory of all samples (Tian 2020)."""
+
+    method: Literal["crd"]
+    temperature: float = Field(0.07, gt=0)
+    width: int = Field(128, ge=1)  # of the space in which samples are compared
+    negatives: int = Field(4096, ge=1)  # per batch, out of the training samples; the paper takes 16384
+    momentum: float = Field(0.5, ge=0, lt=1)  # of a remembered embedding, when its sample is seen again
+
+
+class Review(BaseTerm):
+    """Features fused across stages (Chen 2021); without names, the last map of each resolution."""
+
+    method: Literal["review"]
+    student_layers: tuple[Layer, ...] = ()
+    teacher_layers: tuple[Layer, ...] = ()
+
+
 Term = Annotated[
-    SoftTargets | HardTargets | LogitMSE | DKD | DIST | BinarySoftTargets,
+    SoftTargets
+    | HardTargets
+    | LogitMSE
+    | DKD
+    | DIST
+    | BinarySoftTargets
+    | Hint
+    | Attention
+    | Similarity
+    | Relational
+    | Cosine
+    | CRD
+    | Review,
     Field(discriminator="method"),
 ]
 
@@ -94,4 +174,11 @@ METHODS: dict[str, type[BaseTerm]] = {
     "dkd": DKD,
     "dist": DIST,
     "binary_soft_targets": BinarySoftTargets,
+    "hint": Hint,
+    "attention": Attention,
+    "similarity": Similarity,
+    "relational": Relational,
+    "cosine": Cosine,
+    "crd": CRD,
+    "review": Review,
 }

@@ -4,9 +4,9 @@
 parameters here: an ``Objective`` may be called from anywhere, in any order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,15 +16,18 @@ from kdexport.distill.losses.checks import at_least_fp32, class_labels
 from kdexport.errors import KDExportError
 from kdexport.terms import BaseTerm
 
+T = TypeVar("T")
 LabelKind = Literal["class", "soft", "multi_label"]
-Need = Literal["logits", "labels"]
+Need = Literal["logits", "labels", "features"]
+Features = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Method:
     """One distillation method.
 
-    ``needs`` is what the function takes, in its order: ``logits`` (student's and teacher's), ``labels``.
+    ``needs`` is what the function takes, in its order: ``logits`` (student's and teacher's), ``labels``, ``features``
+    (what ``kdexport.distill.taps`` makes of the networks' layers for this term).
     ``multi_label`` says whether it makes sense where a sample has any number of classes.
     """
 
@@ -40,6 +43,13 @@ METHODS: dict[str, Method] = {
     "dkd": Method(losses.dkd, ("logits", "labels"), multi_label=False),
     "dist": Method(losses.dist, ("logits",), multi_label=False),
     "binary_soft_targets": Method(losses.binary_soft_targets, ("logits",)),
+    "hint": Method(losses.hint, ("features",)),
+    "attention": Method(losses.attention, ("features",)),
+    "similarity": Method(losses.similarity, ("features",)),
+    "relational": Method(losses.relational, ("features",)),
+    "cosine": Method(losses.cosine, ("features",)),
+    "crd": Method(losses.crd, ("features",)),
+    "review": Method(losses.review, ("features",)),
 }
 
 
@@ -101,8 +111,18 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a call needs the teacher's logits."""
-        return any("logits" in part.method.needs for part in self._parts)
+        """Whether a call needs anything of a teacher."""
+        return any({"logits", "features"} & set(part.method.needs) for part in self._parts)
+
+    @property
+    def feature_terms(self) -> dict[str, BaseTerm]:
+        """The terms that need features, by the names under which a call expects them."""
+        return {part.name: part.term for part in self._parts if "features" in part.method.needs}
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether a call needs features."""
+        return bool(self.feature_terms)
 
     def __call__(
         self,
@@ -111,14 +131,16 @@ class Objective:
         teacher_logits: Tensor | None,
         *,
         progress_of_training: float,
+        features: Features | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum to minimize and what it is made of.
 
         Args:
             student_logits: [batch, classes].
             labels: As ``label_kind`` says, or None where ``needs_labels`` is False.
-            teacher_logits: [batch, classes], or None where ``needs_teacher`` is False.
+            teacher_logits: [batch, classes], or None where no term compares logits.
             progress_of_training: Share of the training that is done, 0 to 1: the terms' schedules go by it.
+            features: For each of ``feature_terms``, the first arguments of its function.
 
         Returns:
             The weighted sum, a scalar, and each part before its weight, detached, on the same device: ``"labels"`` and
@@ -134,12 +156,14 @@ class Objective:
             parts["labels"] = value.detach()
             total = total + self.label_weight * value
         for part in self._parts:
-            arguments: list[Tensor] = []
+            arguments: list[Any] = []
             for need in part.method.needs:
                 if need == "logits":
                     arguments += [student_logits, _given(teacher_logits, part.name, "the teacher's logits")]
-                else:
+                elif need == "labels":
                     arguments.append(_given(labels, part.name, "labels"))
+                else:
+                    arguments += _given((features or {}).get(part.name), part.name, "features")
             value = part.method.function(*arguments, **part.options)
             parts[part.name] = value.detach()
             total = total + part.term.weight_at(progress_of_training) * value
@@ -186,7 +210,7 @@ def _check_label_kind(part: _Part, label_kind: LabelKind) -> None:
         )
 
 
-def _given(value: Tensor | None, part: str, what: str) -> Tensor:
+def _given(value: T | None, part: str, what: str) -> T:
     if value is None:
         raise KDExportError(f"{part}: {what} are missing", hint=f"hand over {what}, or set this part's weight to 0")
     return value

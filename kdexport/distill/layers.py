@@ -1,0 +1,192 @@
+"""The layers of a network as one forward pass shows them: paths, shapes, order, and how a recipe names them."""
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdexport.errors import KDExportError, did_you_mean
+
+SHOWN = 40  # layers in an error message
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module that ran and gave a tensor."""
+
+    path: str  # as in ``network.get_submodule``
+    kind: str  # its class
+    shape: tuple[int, ...]  # of what it gives, without the batch
+    calls: int  # how often it ran in one pass
+    stage: int | None  # its place among the stages, from 0; None for a layer within one
+
+
+def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
+    """Return the layers in the order in which they first ended; the network is left as it was.
+
+    Stages are a network's children, ``layer1`` to ``fc`` of a ResNet. A child that is alone (a wrapper's), one that is
+    only a list, and a sequence that passes through several resolutions stand for what they hold.
+
+    Args:
+        network: Any module.
+        inputs: What it takes, a small batch.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    calls: Counter[str] = Counter()
+
+    def note(path: str, output: Tensor) -> None:
+        calls[path] += 1
+        shapes.setdefault(path, tuple(output.shape[1:]))
+
+    was_training = {name: module.training for name, module in network.named_modules()}
+    network.eval()
+    try:
+        paths = [name for name, _ in network.named_modules() if name]
+        with torch.no_grad(), listening(network, {path: path for path in paths}, note):
+            network(*inputs)
+    finally:
+        for name, module in network.named_modules():
+            module.training = was_training[name]
+    stages = set(_stages(network, shapes))
+    numbers = {path: number for number, path in enumerate(path for path in shapes if path in stages)}
+    return tuple(
+        Layer(path, type(network.get_submodule(path)).__name__, shape, calls[path], numbers.get(path))
+        for path, shape in shapes.items()
+    )
+
+
+@contextmanager
+def listening(network: nn.Module, paths: Mapping[str, str], note: Any) -> Iterator[None]:
+    """Call ``note(name, output)`` whenever one of the modules has run; no hook is left behind.
+
+    Args:
+        network: Whose modules.
+        paths: Name -> module path.
+        note: Gets the name and the module's output: the tensor, or the first tensor of a tuple or dict.
+    """
+
+    def hook(name: str) -> Any:
+        def heard(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+            tensor = first_tensor(output)
+            if tensor is not None:
+                note(name, tensor)
+
+        return heard
+
+    handles = [network.get_submodule(path).register_forward_hook(hook(name)) for name, path in paths.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """Return the tensor that a module's output is, or holds first, if it has a batch and something beside it."""
+    if isinstance(output, Tensor):
+        return output if output.ndim >= 2 else None
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, Sequence) and output:
+        return first_tensor(output[0])
+    return None
+
+
+def find(layers: Sequence[Layer], wanted: str | int, whose: str) -> tuple[Layer, ...]:
+    """Return the layers that a path, a glob or a stage's number names, in the order in which they run.
+
+    ``*`` stands for anything between two dots.
+
+    Raises:
+        KDExportError: None is called so, or one runs more than once in a pass: which of its outputs is meant?
+    """
+    stages = [layer for layer in layers if layer.stage is not None]
+    text = str(wanted)
+    if text.lstrip("-").isdigit() and not any(layer.path == text for layer in layers):
+        if not -len(stages) <= int(text) < len(stages):
+            raise KDExportError(
+                f"the {whose} has {len(stages)} stages, and {text} is not one of them",
+                hint=f"stages are numbered 0 to {len(stages) - 1} or -1 to {-len(stages)}: {_listed(stages)}",
+            )
+        found = [stages[int(text)]]
+    else:
+        found = [layer for layer in layers if _matches(layer.path, text)]
+    if not found:
+        near = did_you_mean(text, [layer.path for layer in layers])
+        raise KDExportError(f"the {whose} has no layer '{text}'", hint=f"{near}it has: {_listed(layers)}")
+    for layer in found:
+        if layer.calls > 1:
+            raise KDExportError(
+                f"the {whose}'s layer '{layer.path}' runs {layer.calls} times in one pass, so it gives no one feature",
+                hint="choose the layer that holds it or one that follows it; --show-layers lists them",
+            )
+    return tuple(found)
+
+
+def stage_ends(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the last map of each resolution, in order: where a network's stages end, however it is written."""
+    ends: dict[tuple[int, ...], Layer] = {}
+    for layer in layers:
+        if layer.calls == 1 and len(layer.shape) == 3 and max(layer.shape[1:]) > 1:
+            ends.pop(layer.shape[1:], None)
+            ends[layer.shape[1:]] = layer
+    return tuple(ends.values())
+
+
+def suggested_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> tuple[tuple[Layer, Layer], ...]:
+    """Return pairs of layers that hold comparable things: maps counted from the last, then the embeddings."""
+    maps = tuple(zip(reversed(stage_ends(student)), reversed(stage_ends(teacher)), strict=False))
+    # Where no pooling module stands before the head, the embedding is the last map: named once.
+    return tuple(dict.fromkeys([*reversed(maps), (embedding(student, "student"), embedding(teacher, "teacher"))]))
+
+
+def embedding(layers: Sequence[Layer], whose: str) -> Layer:
+    """Return the last stage before the one that gives the logits."""
+    stages = [layer for layer in layers if layer.stage is not None and layer.calls == 1]
+    if len(stages) < 2:
+        raise KDExportError(
+            f"the {whose} has only {len(stages)} stages, so none is left when the logits are taken off",
+            hint=f"name {whose}_layer: {_listed(layers)}",
+        )
+    return stages[-2]
+
+
+def last_map(layers: Sequence[Layer], whose: str) -> Layer:
+    """Return the last layer that still has positions: a map, else tokens; an embedding where there is neither."""
+    tokens = [layer for layer in layers if layer.calls == 1 and len(layer.shape) == 2 and layer.shape[0] > 1]
+    return [*tokens[-1:], *stage_ends(layers)][-1] if tokens or stage_ends(layers) else embedding(layers, whose)
+
+
+def _stages(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> list[str]:
+    """Return the paths of the stages below a module, unordered."""
+    ran = {path for path in shapes if path.startswith(prefix)}
+    children = [
+        f"{prefix}{name}"
+        for name, _ in network.get_submodule(prefix.removesuffix(".")).named_children()
+        if any(path == f"{prefix}{name}" or path.startswith(f"{prefix}{name}.") for path in ran)
+    ]
+    stages: list[str] = []
+    for child in children:
+        below = [shape for path, shape in shapes.items() if path.rpartition(".")[0] == child]
+        resolutions = {shape[1:] for shape in below if len(shape) == 3 and max(shape[1:]) > 1}
+        listing = isinstance(network.get_submodule(child), nn.Sequential) and len(resolutions) > 1
+        if (len(children) == 1 and below) or child not in shapes or listing:
+            stages += _stages(network, shapes, f"{child}.")
+        else:
+            stages.append(child)
+    return stages
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, patterns = path.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _listed(layers: Sequence[Layer]) -> str:
+    names = [f"{layer.path} {list(layer.shape)}" for layer in layers]
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

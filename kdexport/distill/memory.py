@@ -1,0 +1,80 @@
+"""CRD's memory: what both networks last made of every training sample, as directions in a common space."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdexport.distill.losses.contrast import Keys
+from kdexport.distill.projections import as_vectors
+
+
+class ContrastMemory(nn.Module):
+    """Two learned projections and, for each, one remembered row per training sample.
+
+    As in the authors' code of Tian 2020: rows start at random, follow their samples with momentum, and the constant Z
+    is taken from the first batch and kept. Negatives are drawn from all samples alike, whatever their class.
+
+    Args:
+        student: Channels of the student's feature.
+        teacher: Channels of the teacher's.
+        samples: How many training samples there are.
+        width: Of the common space.
+        negatives: How many samples a batch is set against; at most all.
+        momentum: How much of a row stays when its sample is seen again.
+        temperature: The loss's, which Z goes with.
+    """
+
+    student_bank: Tensor
+    teacher_bank: Tensor
+    log_normalizers: Tensor
+
+    def __init__(
+        self,
+        student: int,
+        teacher: int,
+        samples: int,
+        *,
+        width: int,
+        negatives: int,
+        momentum: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.student_head, self.teacher_head = nn.Linear(student, width), nn.Linear(teacher, width)
+        self._samples, self._negatives = samples, min(negatives, samples)
+        self._momentum, self._temperature = momentum, temperature
+        for name in ("student_bank", "teacher_bank"):
+            self.register_buffer(name, F.normalize(torch.randn(samples, width), dim=1))
+        self.register_buffer("log_normalizers", torch.full((2,), math.nan))  # student's side, teacher's side
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor, Keys, Keys, Tensor, int]:
+        """Return what ``losses.crd`` takes, then remember this batch.
+
+        Args:
+            student: [batch, ...], the student's feature.
+            teacher: [batch, ...], the teacher's.
+            indices: int64 [batch], which training samples these are.
+        """
+        ours = F.normalize(self.student_head(as_vectors(student)), dim=1)
+        theirs = F.normalize(self.teacher_head(as_vectors(teacher)), dim=1)
+        # Drawn on the CPU, so that a seed means the same on every device.
+        drawn = torch.randint(self._samples, (self._negatives,)).to(indices.device)
+        with torch.no_grad():
+            if self.log_normalizers.isnan().any():
+                sides = self._log_z(ours, self.teacher_bank[drawn]), self._log_z(theirs, self.student_bank[drawn])
+                self.log_normalizers.copy_(torch.stack(sides))
+            student_keys = Keys(self.teacher_bank[indices], self.teacher_bank[drawn], self.log_normalizers[0].clone())
+            teacher_keys = Keys(self.student_bank[indices], self.student_bank[drawn], self.log_normalizers[1].clone())
+            for bank, seen in ((self.student_bank, ours), (self.teacher_bank, theirs)):
+                mixed = bank[indices] * self._momentum + seen * (1 - self._momentum)
+                bank[indices] = F.normalize(mixed, dim=1)
+        return ours, theirs, student_keys, teacher_keys, drawn[None] == indices[:, None], self._samples
+
+    def _log_z(self, embedding: Tensor, keys: Tensor) -> Tensor:
+        """Return log of the mean of exp(similarity / temperature), times the number of samples."""
+        scores = embedding @ keys.T / self._temperature
+        return scores.flatten().logsumexp(dim=0) - math.log(scores.numel()) + math.log(self._samples)
