@@ -1,12 +1,15 @@
 """What a reference stands for, as a short hash: how a stage knows that the world has not changed under it."""
 
+import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from kdexport.artifacts import key_of, sha256
+from kdexport.recipe import PRETRAINED
 from kdexport.references import Reference, parse, path_of
 from kdexport.sources.python_file import local_sources
 
@@ -27,6 +30,14 @@ def fingerprint(reference: str, args: Mapping[str, Any] | None = None) -> str:
     return key_of(parsed.kind, parsed.name, _content(parsed, path), arguments)
 
 
+def weights_fingerprint(weights: str | None) -> str | None:
+    """Return a hash of the weights that a recipe names: a file's bytes, or the library's own."""
+    if weights is None or weights == PRETRAINED:
+        return weights
+    path = Path(weights)
+    return sha256(path) if path.is_file() else None  # an absent file is said when it is loaded
+
+
 def _content(reference: Reference, path: Path | None) -> Any:
     if path is not None:
         if path.is_dir():
@@ -40,9 +51,15 @@ def _content(reference: Reference, path: Path | None) -> Any:
     return [reference.target, _version(_LIBRARIES.get(reference.kind, ""))]
 
 
-def _listing(folder: Path) -> list[Any]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [[file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+def _listing(folder: Path) -> str:
+    """Return a hash of the names, sizes and times under a folder; a million files take no memory."""
+    digest = hashlib.sha256()
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            status = os.stat(f"{place}/{name}")  # noqa: PTH116 a Path for each of a million files is slow
+            digest.update(f"{place[len(str(folder)) :]}/{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def _external_data(path: Path) -> list[Path]:

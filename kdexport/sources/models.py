@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdexport.recipe import Student, Teacher
-from kdexport.sources.networks import check_output, load_network
+from kdexport.errors import SourceError
+from kdexport.recipe import PRETRAINED, Student, Teacher
+from kdexport.sources.inferred import inferred_preprocessing
+from kdexport.sources.networks import check_output, load_with_fresh, pretrained_weights
 from kdexport.sources.preprocessing import Preprocessing, with_spec
 from kdexport.sources.samples import Dataset
-from kdexport.sources.weights import load_weights
+from kdexport.sources.weights import fit_weights, load_weights
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Model:
 
     network: nn.Module
     preprocessing: Preprocessing
+    left_out: tuple[str, ...] = ()  # of the weights that were to be loaded, a line each
 
 
 def load_model(role: str, spec: Teacher | Student, dataset: Dataset, weights: Path | None = None) -> Model:
@@ -30,20 +33,39 @@ def load_model(role: str, spec: Teacher | Student, dataset: Dataset, weights: Pa
     Args:
         role: ``"teacher"``, ``"student"`` or ``"student-plain"``: for messages.
         spec: The recipe's table.
-        dataset: Gives the classes and the preprocessing that the recipe does not.
+        dataset: Gives the classes and the preprocessing that neither the recipe nor the network's own library gives.
         weights: Weights to load instead of the recipe's: those that a run has trained.
 
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
-    network = load_network(spec.model, spec.args, dataset.num_classes)
+    network, fresh = load_with_fresh(spec.model, spec.args, dataset.num_classes)
+    left_out: tuple[str, ...] = ()
     if weights is not None:
         load_weights(network, weights)
-    elif spec.weights is not None:
-        load_weights(network, Path(spec.weights), spec.strict)
-    model = Model(network.eval(), with_spec(dataset.preprocessing, spec.preprocessing))
-    check_output(network, model.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs), dataset.num_classes, role)
+    elif spec.weights == PRETRAINED and fresh is None:
+        left_out = fit_weights(
+            network, pretrained_weights(spec.model, spec.args), f"what {spec.model} was pretrained to", spec.strict
+        )
+    elif spec.weights is not None and spec.weights != PRETRAINED:
+        left_out = load_weights(network, Path(spec.weights), spec.strict)
+    elif fresh:
+        left_out = tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh)
+        if isinstance(spec, Teacher) and spec.train is None:
+            raise SourceError(
+                f"the teacher {spec.model} comes without {', '.join(fresh[:4])}: it would teach noise",
+                hint="fit it on the labels with a [teacher.train] table, or name a model that classifies these data",
+            )
+    model = Model(network.eval(), preprocessing_of(spec, dataset), left_out)
+    inputs = model.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs)
+    check_output(network, inputs, dataset.num_classes, role)
     return model
+
+
+def preprocessing_of(spec: Teacher | Student, dataset: Dataset) -> Preprocessing:
+    """Return a network's preprocessing: what the recipe says, else what its library says, else the data's own."""
+    own = inferred_preprocessing(spec.model, spec.args, spec.weights, dataset.preprocessing)
+    return with_spec(own or dataset.preprocessing, spec.preprocessing)
 
 
 def count_macs(model: Model, dataset: Dataset) -> int | None:

@@ -1,7 +1,8 @@
-"""Networks by reference: torchvision, a Python file or module. What comes back takes its inputs and returns logits."""
+"""Networks by reference. Whatever one comes from, it takes its inputs as tensors and returns logits."""
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,14 +10,16 @@ from torch import Tensor, nn
 
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.references import Reference, parse
+from kdexport.sources.hugging_face import load_classifier
 from kdexport.sources.python_file import call, load_object
+from kdexport.sources.weights import SUFFIXES
 
 
 def load_network(reference: str, args: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
-    """Build a network with fresh weights.
+    """Build a network; with fresh weights, unless the reference stands for a network with its weights.
 
     Args:
-        reference: ``torchvision:NAME``, ``file.py:Name`` or ``package.module:Name``.
+        reference: A model reference, with an absolute path where it has one.
         args: For the class or factory.
         num_classes: Given to the factory where it takes it and ``args`` doesn't say otherwise.
 
@@ -26,7 +29,18 @@ def load_network(reference: str, args: Mapping[str, Any], num_classes: int | Non
     Raises:
         SourceError: There is no such network, or it cannot be built.
     """
+    return load_with_fresh(reference, args, num_classes)[0]
+
+
+def load_with_fresh(
+    reference: str, args: Mapping[str, Any], num_classes: int | None = None
+) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """Build a network as ``load_network`` does, and say which of its weights are fresh: None stands for all."""
     parsed = parse(reference)
+    if parsed.kind == "hf":
+        return load_classifier(parsed.target, args, num_classes)
+    if parsed.kind == "path":
+        return _program(parsed, args), ()
     builder = _BUILDERS.get(parsed.kind)
     if builder is None:
         raise SourceError(
@@ -39,7 +53,35 @@ def load_network(reference: str, args: Mapping[str, Any], num_classes: int | Non
             f"{reference} gives a {type(network).__name__}, not a torch.nn.Module",
             hint="name a class that derives from torch.nn.Module, or a function that returns one",
         )
-    return network
+    return network, None
+
+
+def pretrained_weights(reference: str, args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the library's own weights of a network: ``weights = "pretrained"``.
+
+    Raises:
+        SourceError: The library has none, or they cannot be downloaded.
+    """
+    parsed = parse(reference)
+    if parsed.kind not in ("torchvision", "timm"):
+        raise SourceError(
+            f'weights = "pretrained" is for torchvision: and timm: networks, not for {reference}',
+            hint="give a weights file; hf: networks bring their own weights",
+        )
+    try:
+        if parsed.kind == "timm":
+            options = {key: value for key, value in args.items() if key != "num_classes"}
+            return dict(import_timm().create_model(parsed.target, pretrained=True, **options).state_dict())
+        from torchvision import models
+
+        return dict(models.get_model_weights(parsed.target).DEFAULT.get_state_dict(progress=False, check_hash=True))
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"the pretrained weights of {reference} cannot be had: {error}",
+            hint='go online once so that they are kept, or give them as a file: weights = "file.safetensors"',
+        ) from error
 
 
 def check_output(network: nn.Module, inputs: tuple[Tensor, ...], num_classes: int, role: str) -> None:
@@ -89,6 +131,49 @@ def _torchvision(reference: Reference, args: dict[str, Any], num_classes: int | 
     return call(reference, getattr(models, reference.target), args)
 
 
+def _timm(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:
+    timm = import_timm()
+    if not timm.is_model(reference.target):
+        near = did_you_mean(reference.target, timm.list_models()) or "timm.list_models() names them all"
+        raise SourceError(f"timm has no network '{reference.target}'", hint=near.strip())
+    if num_classes is not None:
+        args.setdefault("num_classes", num_classes)
+    return call(reference, timm.create_model, {"model_name": reference.target, "pretrained": False, **args})
+
+
+def import_timm() -> Any:
+    """Import timm, which is optional.
+
+    Raises:
+        SourceError: It is not installed.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise SourceError(
+            "a timm: network needs timm, which is not installed", hint="pip install 'kdexport[timm]'"
+        ) from None
+    return timm
+
+
+def _program(reference: Reference, args: Mapping[str, Any]) -> nn.Module:
+    path = Path(reference.target)
+    if args:
+        raise SourceError(f"{path} is a network already and takes no args", hint="take the args out")
+    if path.suffix == ".pt2":
+        from kdexport.sources.programs import Program
+
+        return Program(path)
+    if path.suffix == ".onnx":  # only here: a training needs no ONNX Runtime otherwise
+        from kdexport.sources.programs import OnnxNetwork
+
+        return OnnxNetwork(path)
+    hint = f"a model reference is one of: {', '.join(_FORMS)}"
+    if path.suffix in SUFFIXES:
+        hint = f"weights alone are no network: name the network (file.py:Name), and give {path.name} as its weights"
+    raise SourceError(f"'{path}' is no network that can be built", hint=hint)
+
+
 def _python(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:
     found = load_object(reference)
     if isinstance(found, nn.Module):
@@ -112,5 +197,13 @@ def _takes(function: Any, argument: str) -> bool:
         return False
 
 
-_BUILDERS = {"torchvision": _torchvision, "file": _python, "module": _python}
-_FORMS = ("torchvision:NAME", "file.py:Name", "package.module:Name")
+_BUILDERS = {"torchvision": _torchvision, "timm": _timm, "file": _python, "module": _python}
+_FORMS = (
+    "torchvision:NAME",
+    "timm:NAME",
+    "hf:NAME_OR_DIR",
+    "file.py:Name",
+    "package.module:Name",
+    "model.pt2",
+    "model.onnx",
+)
