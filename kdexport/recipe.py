@@ -49,6 +49,9 @@ class Data(Section):
     text_column: str = "text"
     label_column: str = "label"
     on_bad_sample: Literal["fail", "skip"] = "fail"
+    tokenizer: str | None = None  # of text: hf:NAME_OR_DIR
+    text_length: int = Field(128, ge=1)  # tokens, at most
+    unlabelled: str | None = None  # imagefolder:DIR, more pictures that the student learns from the teacher alone
     image_size: tuple[int, int] | None = None  # height, width that pictures are decoded to; None: their own, if all agree
 
 
@@ -248,6 +251,8 @@ def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict
     for section, key, function in (
         ("data", "source", reference),
         ("data", "root", path),
+        ("data", "tokenizer", reference),
+        ("data", "unlabelled", reference),
         ("teacher", "model", reference),
         ("teacher", "weights", path),
         ("student", "model", reference),

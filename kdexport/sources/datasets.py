@@ -12,10 +12,14 @@ from kdexport.progress import Progress, Silent
 from kdexport.recipe import Data
 from kdexport.references import parse
 from kdexport.sources.arrays import digits, from_callable, npz
-from kdexport.sources.image_folder import image_folder
+from kdexport.sources.hugging_face_data import hugging_face_data
+from kdexport.sources.image_cache import Stored
+from kdexport.sources.image_folder import image_folder, unlabelled_folder
 from kdexport.sources.preprocessing import Preprocessing, of_images
 from kdexport.sources.samples import Dataset, Source, Split
 from kdexport.sources.splits import make_splits
+from kdexport.sources.text import csv_text
+from kdexport.sources.torchvision_data import torchvision_data
 
 
 def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = None) -> Dataset:
@@ -38,6 +42,10 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
         raise SourceError(f"'{data.source}' is no data that can be loaded", hint=near.strip())
     source = loader(data, cache, progress or Silent())
     _check(source, data.source)
+    unlabelled, notes = source.unlabelled, source.notes
+    if data.unlabelled is not None:
+        stored = _unlabelled(data, source, cache, progress or Silent())
+        unlabelled, notes = Split((stored.images,)), (*notes, f"unlabelled: {stored.note}")
     train, val, test, made_by = make_splits(source, data, seed)
     for split_name, split in (("train", train), ("val", val), ("test", test)):
         if len(split) == 0:
@@ -54,10 +62,26 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
         test=test,
         preprocessing=source.preprocessing or _default_preprocessing(train.inputs[0]),
         splits_made_by=made_by,
-        unlabelled=source.unlabelled,
+        unlabelled=unlabelled,
         skipped=source.skipped,
-        notes=source.notes,
+        notes=notes,
     )
+
+
+def _unlabelled(data: Data, source: Source, cache: Path, progress: Progress) -> Stored:
+    reference = parse(str(data.unlabelled))
+    first = source.train.inputs[0]
+    if reference.kind != "imagefolder" or first.dtype != np.uint8 or first.ndim != 4:
+        raise SourceError(
+            f"unlabelled = '{data.unlabelled}' cannot be used with {data.source}",
+            hint="give unlabelled pictures as imagefolder:DIR, beside data that are pictures too",
+        )
+    if first.shape[3] != 3:
+        raise SourceError(
+            f"{data.source} has {first.shape[3]} channels; the unlabelled pictures are decoded to 3",
+            hint="give both as pictures in RGB",
+        )
+    return unlabelled_folder(Path(reference.target), data, cache, (first.shape[1], first.shape[2]), progress)
 
 
 def _default_preprocessing(first: NDArray[Any]) -> Preprocessing:
@@ -115,7 +139,19 @@ _LOADERS: dict[str, Callable[[Data, Path, Progress], Source]] = {
     "digits": digits,
     "npz": npz,
     "imagefolder": image_folder,
+    "torchvision": torchvision_data,
+    "csv": csv_text,
+    "hf": hugging_face_data,
     "file": from_callable,
     "module": from_callable,
 }
-_FORMS = ("digits", "imagefolder:DIR", "npz:FILE", "file.py:Name")
+_FORMS = (
+    "digits",
+    "torchvision:NAME",
+    "imagefolder:DIR",
+    "npz:FILE",
+    "csv:FILE",
+    "hf:NAME_OR_DIR",
+    "file.py:Name",
+    "package.module:Name",
+)
