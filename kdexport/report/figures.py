@@ -131,3 +131,8 @@ class Unit:
     def write_interval(self, interval: Interval | None) -> str:
         """Write an interval without its unit."""
         return "" if interval is None else f"{self.write(interval[0])}{DASH}{self.write(interval[1])}"
+
+
+def plain(value: float | None) -> str:
+    """Write a figure with three significant digits and no unit."""
+    return UNKNOWN if value is None else _significant(value)

@@ -1,12 +1,232 @@
-"""report.html: one file that opens from disk, with no network, on any screen."""
+"""report.html: one file that opens from disk, with no network, on any screen.
 
-from kdexport.report.markdown import markdown
-from kdexport.results import Report
+Every name comes from outside, so the template escapes all text, pictures escape theirs, and the page's security policy
+lets no script run but the page's own, by its hash.
+"""
+
+import base64
+import hashlib
+import math
+from importlib.resources import files
+from typing import Any
+
+from kdexport import __version__
+from kdexport.report import figures
+from kdexport.report.drawings import (
+    NARROW,
+    WIDE,
+    class_picture,
+    confusion_picture,
+    marks,
+    spread_picture,
+    tradeoff_picture,
+    training_picture,
+)
+from kdexport.report.joined import PLAIN_STUDENT
+from kdexport.report.pictures.bullet import bullet
+from kdexport.report.pictures.marks import Mark, swatch
+from kdexport.report.view import Place, Row, costs_of, gate_words, joined_names, places_of, speed_words
+from kdexport.results import Gate, Report
+
+MOST_PLACES = 24  # conditions with pictures of their own: beyond them a page takes longer to load than to read
+MOST_COLUMNS = 60  # of the map of devices
 
 
 def html(report: Report) -> str:
     """Return the page."""
-    from markupsafe import escape
+    import jinja2
+    from markupsafe import Markup
 
-    text, title = escape(markdown(report)), escape(report.name)
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><pre>{text}</pre></html>'
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kdexport.report", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _resource("page", "page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(
+        **_values(report),
+        style=Markup(_resource("pictures", "style.css") + _resource("page", "page.css")),
+        script=Markup(script),
+        script_hash=digest,
+        version=__version__,
+    )
+
+
+def _values(report: Report) -> dict[str, Any]:
+    look = marks(report)
+    every = places_of(report)
+    places = every[:MOST_PLACES]
+    timed = {row.name for place in every for row in place.rows}
+    first = places[0].chosen if places else None
+    headline = "Nothing to ship"
+    if report.pick is not None:
+        headline = f"Ship {report.pick.model}"
+    elif first is not None and places[0].pick is not None and places[0].pick.model is not None:
+        headline = "What to ship"
+    classes = _both(class_picture(report, look, WIDE), class_picture(report, look, NARROW))
+    return {
+        "report": report,
+        "headline": headline,
+        "created": report.created[:10],
+        "places": places,
+        "left_out": len(every) - len(places),
+        "multi_device": len(report.devices) > 1,
+        "heroes": [_hero(report, place, look) for place in places],
+        "findings": report.findings,
+        "gates": [_gate(gate) for gate in report.gates],
+        "tables": [_table(place, look) for place in places],
+        "untimed": joined_names([model.name for model in report.models if model.name not in timed]),
+        "map": _map(report, every, look) if len(every) > 1 else None,
+        "spreads": [_spread(place, look) for place in places],
+        "curves": _both(training_picture(report, look, WIDE), training_picture(report, look, NARROW)),
+        "classes": classes,
+        "legend": _legend(report, look) if classes else [],
+        "confusion": confusion_picture(report, 460),
+        "proofs": _proofs(report),
+        "warnings": list(
+            dict.fromkeys(f"{item.model}: {line}" for item in report.measurements for line in item.warnings)
+        ),
+    }
+
+
+def _hero(report: Report, place: Place, look: dict[str, Mark]) -> dict[str, Any]:
+    chosen = place.chosen
+    pick = place.pick
+    return {
+        "place": place,
+        "name": chosen.name if chosen else (pick.model if pick and pick.model else "no pick"),
+        "fit": "fit" if pick and pick.model else "unfit",
+        "why": (pick.why if pick else "") + ("" if place.judged or not pick else _judged_elsewhere(place)),
+        "gates": [_gate(gate) for gate in report.gates if _concerns(gate, place)],
+        "costs": costs_of(place),
+        "file": chosen.model.file if chosen else "",
+        "sha": chosen.model.sha256[:16] if chosen else "",
+        "scatter": _both(
+            tradeoff_picture(report, place, look, WIDE, 450), tradeoff_picture(report, place, look, NARROW, 380)
+        ),
+    }
+
+
+def _judged_elsewhere(place: Place) -> str:
+    if place.pick is None:
+        return ""
+    return f" Judged at batch {place.pick.batch_size} with {place.pick.threads} threads; the figures below are those of {place.setting}."
+
+
+def _concerns(gate: Gate, place: Place) -> bool:
+    chosen = place.pick.model or place.pick.nearest if place.pick else None
+    machine, device, _, _ = place.condition
+    return gate.model == chosen and gate.machine in ("", machine) and gate.device in ("", device)
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    words = gate_words(gate)
+    label = f"{words['title']}: {words['measured']}, asked {words['asked']}, {words['verdict']}"
+    kind = gate.verdict if gate.verdict in ("met", "undecided") else "failed"
+    return {"words": words, "kind": kind, "model": gate.model or gate.device, "picture": bullet(gate, label=label)}
+
+
+def _table(place: Place, look: dict[str, Mark]) -> dict[str, Any]:
+    unit = place.unit
+    energy = any(row.measurement.energy_mj is not None for row in place.rows)
+    headings = ["Model", "Accuracy", "Change, points", f"Median, {unit.name}", f"p99, {unit.name}", "Speed-up", "Size"]
+    headings += ["Memory, MiB", "Load, ms", *(["Energy, mJ"] if energy else [])]
+    slowest = max(row.measurement.latency_ms.p50 for row in place.rows)
+    largest = max(row.model.size_bytes for row in place.rows)
+    rows = [
+        {
+            "name": row.name,
+            "kind": "pick" if row.picked else "beaten" if row.beaten else "",
+            "swatch": swatch(look[row.name]),
+            "status": row.status,
+            "cells": _cells(row, unit, slowest, largest, energy=energy),
+        }
+        for row in place.rows
+    ]
+    return {"place": place, "headings": headings, "rows": rows}
+
+
+def _cells(row: Row, unit: figures.Unit, slowest: float, largest: int, *, energy: bool) -> list[dict[str, Any]]:
+    latency, speedup = row.measurement.latency_ms, row.speedup
+    delta = row.tradeoff.accuracy_delta if row.tradeoff else None
+    cells = [
+        _cell(
+            figures.percent(row.model.accuracy), row.model.accuracy, figures.percent_interval(row.model.accuracy_ci95)
+        ),
+        _cell(row.change, delta, row.change_interval),
+        _cell(unit.write(latency.p50), latency.p50, unit.write_interval(latency.p50_ci95), latency.p50 / slowest),
+        _cell(unit.write(latency.p99), latency.p99),
+        _cell(
+            figures.times(speedup.ratio) if speedup else "",
+            speedup.ratio if speedup else None,
+            figures.times_interval(speedup.ci95 if speedup else None),
+        ),
+        _cell(figures.size(row.model.size_bytes), row.model.size_bytes, "", row.model.size_bytes / (largest or 1)),
+        _cell(figures.plain(row.memory), row.memory),
+        _cell(figures.plain(row.measurement.load_ms), row.measurement.load_ms),
+    ]
+    return [*cells, _cell(figures.plain(row.measurement.energy_mj), row.measurement.energy_mj)] if energy else cells
+
+
+def _cell(text: str, value: float | None, small: str = "", share: float | None = None) -> dict[str, Any]:
+    return {"text": text, "value": value, "small": small, "share": share}
+
+
+def _map(report: Report, places: tuple[Place, ...], look: dict[str, Mark]) -> dict[str, Any]:
+    shown = places[:MOST_COLUMNS]
+    columns = [
+        {"machine": place.condition.machine, "device": place.condition.device, "setting": place.setting}
+        for place in shown
+    ]
+    rows = []
+    for model in report.models:
+        if any(model.name in place.by_name for place in shown):
+            cells = [_map_cell(place.by_name.get(model.name)) for place in shown]
+            rows.append({"name": model.name, "swatch": swatch(look[model.name]), "cells": cells})
+    return {"columns": columns, "rows": rows, "left_out": len(places) - len(shown)}
+
+
+def _map_cell(row: Row | None) -> dict[str, Any]:
+    if row is None:
+        return {"text": figures.UNKNOWN, "small": "", "tone": "", "weight": 0.0, "picked": False}
+    ratio = row.speedup.ratio if row.speedup else None
+    weight = 0.0 if ratio is None else min(abs(math.log2(ratio)) / 3, 1.0)
+    tone = "" if ratio is None or weight < 0.02 else "better" if ratio > 1 else "worse"
+    text = figures.ms(row.measurement.latency_ms.p50)
+    return {"text": text, "small": speed_words(ratio), "tone": tone, "weight": weight, "picked": row.picked}
+
+
+def _spread(place: Place, look: dict[str, Mark]) -> dict[str, Any]:
+    counts = sorted(row.measurement.latency_ms.samples for row in place.rows)
+    calls = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
+    both = _both(spread_picture(place, look, 1100), spread_picture(place, look, NARROW)) or {}
+    return {**both, "calls": calls, "title": place.title}
+
+
+def _legend(report: Report, look: dict[str, Mark]) -> list[dict[str, Any]]:
+    names = ("student", PLAIN_STUDENT, report.baseline)
+    return [{"name": name, "swatch": swatch(look[name])} for name in names if name in look]
+
+
+def _proofs(report: Report) -> list[str]:
+    lines = []
+    for model in report.models:
+        if model.parity is not None:
+            verdict = "equal to" if model.parity.passed else "NOT equal to"
+            lines.append(
+                f"{model.name} is {verdict} its {model.parity.reference} reference on {model.parity.samples} samples: "
+                f"largest relative difference {model.parity.max_rel:.1e}, tolerance {model.parity.tolerance:.0e}."
+            )
+        lines += [f"{model.name}: {note}" for note in model.notes]
+    return lines
+
+
+def _both(wide: Any, narrow: Any) -> dict[str, Any] | None:
+    return None if wide is None or narrow is None else {"wide": wide, "narrow": narrow}
+
+
+def _resource(folder: str, name: str) -> str:
+    return files("kdexport.report").joinpath(folder, name).read_text(encoding="utf-8")
