@@ -1,0 +1,133 @@
+"""What a user can get wrong: exit 1, one message, one hint, no traceback, nothing half-written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+Kdexport = Callable[..., Result]
+DIGITS = Path(__file__).parents[2] / "models" / "digits" / "recipe.toml"
+
+
+def complaint(result: Result) -> tuple[str, str]:
+    """Return message and hint of a command that failed as a command should."""
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("[")]  # progress has a time in front
+    message, hint = "\n".join(lines).removeprefix("error: ").split("\nhint: ")
+    assert message
+    assert hint
+    assert result.stderr.count("error: ") == 1
+    return message, hint
+
+
+def test_a_recipe_that_is_not_there(kdexport: Kdexport, tmp_path: Path) -> None:
+    message, hint = complaint(kdexport("run", tmp_path / "none.toml"))
+    assert "no recipe at" in message
+    assert "kdexport init --list" in hint
+
+
+def test_a_recipe_that_is_not_toml(kdexport: Kdexport, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("name = [")
+    assert "is not TOML" in complaint(kdexport("run", tmp_path / "r.toml"))[0]
+
+
+def test_two_faults_at_once(kdexport: Kdexport, tmp_path: Path) -> None:
+    text = DIGITS.read_text().replace("epochs = 60", 'epohs = 60\nlr_ = 1\noptimizer = "adam"')
+    (tmp_path / "r.toml").write_text(text)
+    message = complaint(kdexport("run", tmp_path / "r.toml", "--out", tmp_path / "out"))[0]
+    assert "distill.epohs: unknown key; did you mean 'epochs'?" in message
+    assert "distill.optimizer: should be 'adamw' or 'sgd', not 'adam'" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("none.py:Net", "none.py"),
+        ("nets.py:Missing", "Missing"),
+        ("broken.py:Net", "broken"),
+        ("raises.py:Net", "no weights today"),
+        ("no_such_package.nets:Net", "no_such_package"),
+        ("torchvision:resnet1", "resnet1"),
+    ],
+)
+def test_a_model_that_cannot_be_had(kdexport: Kdexport, tmp_path: Path, model: str, said: str) -> None:
+    (tmp_path / "nets.py").write_text("class Net: ...\n")
+    (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "raises.py").write_text("def Net():\n    raise RuntimeError('no weights today')\n")
+    reference = str(tmp_path / model) if model.partition(":")[0].endswith(".py") else model
+    message, _ = complaint(
+        kdexport("distill", DIGITS, "--student", reference, "--set", "student.args={}", "--out", tmp_path / "out")
+    )
+    assert said in message
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_class_counts_that_differ(kdexport: Kdexport, tmp_path: Path) -> None:
+    message, hint = complaint(kdexport("run", DIGITS, "--set", "student.args.num_classes=7", "--out", tmp_path / "out"))
+    assert "student" in message
+    assert "7" in message
+    assert "10 classes" in message
+    assert "num_classes" in hint
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="writes to a device file")
+def test_a_run_directory_that_cannot_be_written(kdexport: Kdexport) -> None:
+    message, hint = complaint(kdexport("run", DIGITS, "--out", "/dev/null/run"))
+    assert "cannot be written" in message
+    assert "--out" in hint
+
+
+def test_a_bench_of_a_file_that_is_not_onnx(kdexport: Kdexport, tmp_path: Path) -> None:
+    (tmp_path / "page.onnx").write_text("<html>not found</html>")
+    message, _ = complaint(kdexport("bench", tmp_path / "page.onnx", "--out", tmp_path / "bench.json"))
+    assert "page.onnx" in message
+    assert not (tmp_path / "bench.json").exists()
+
+
+def tiny_onnx(path: Path) -> Path:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.eye(4, 2, dtype=np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_a_device_that_is_not_there_is_never_the_cpu(kdexport: Kdexport, tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine may have a CUDA device")
+    model = tiny_onnx(tmp_path / "tiny.onnx")
+    message, hint = complaint(kdexport("bench", model, "--device", "cuda", "--out", tmp_path / "bench.json"))
+    assert "cuda" in message.lower()
+    assert hint
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_a_device_that_is_spelled_nearly_right(kdexport: Kdexport, tmp_path: Path) -> None:
+    message, hint = complaint(kdexport("bench", tiny_onnx(tmp_path / "tiny.onnx"), "--device", "cpuu"))
+    assert "cpuu" in message
+    assert "cpu" in hint
+
+
+def test_nothing_to_distill(kdexport: Kdexport) -> None:
+    message, hint = complaint(kdexport("distill", "--teacher", "torchvision:resnet18"))
+    assert "--student" in message
+    assert "kdexport distill recipe.toml" in hint
+
+
+def test_a_flag_that_is_not_there_is_bad_usage(kdexport: Kdexport) -> None:
+    assert kdexport("run", DIGITS, "--ouut", "x").exit_code == 2

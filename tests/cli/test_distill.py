@@ -1,0 +1,58 @@
+"""`kdexport distill` from flags."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from kdexport.recipe import Recipe
+
+NETS = Path(__file__).parents[2] / "models" / "digits" / "nets.py"
+
+
+def test_flags_alone_say_it_all(
+    kdexport: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = kdexport(
+        *("distill", "--data", "digits", "--teacher", f"{NETS}:Teacher", "--teacher-arg", "width=8"),
+        *("--teacher-epochs", 1, "--student", f"{NETS}:Student", "--student-arg", "width=4", "--epochs", 2),
+        *("--method", "dist", "--method", "soft_targets", "--temperature", 3.0, "--augment", "shift", "--views", 1),
+        *("--lr", 0.01, "--no-baseline", "--set", "data.fraction=0.2", "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert [network["name"] for network in made["networks"]] == ["teacher", "student"]
+    recipe = Recipe.load(tmp_path / "runs" / "Student" / "recipe.toml")
+    assert [(term.method, term.weight) for term in recipe.distill.terms] == [("dist", 0.45), ("soft_targets", 0.45)]
+    assert [term.model_dump()["temperature"] for term in recipe.distill.terms] == [3.0, 3.0]
+    assert (recipe.distill.lr, recipe.distill.augment, recipe.student.args) == (0.01, ("shift",), {"width": 4})
+    assert (tmp_path / "runs" / "Student" / "student.safetensors").exists()
+
+
+def test_flags_change_a_recipe(kdexport: Callable[..., Result], tmp_path: Path) -> None:
+    result = kdexport(
+        *(
+            "distill",
+            NETS.with_name("recipe.toml"),
+            "--out",
+            tmp_path,
+            "--epochs",
+            1,
+            "--temperature",
+            2.0,
+            "--no-baseline",
+        ),
+        *("--teacher-epochs", 1, "--teacher-arg", "width=8", "--set", "data.fraction=0.2", "--quiet"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "kdexport export" in result.stdout
+    assert result.stderr == ""
+    recipe = Recipe.load(tmp_path / "recipe.toml")
+    assert (recipe.name, recipe.distill.terms[0].model_dump()["temperature"], recipe.distill.lr) == (
+        "digits",
+        2.0,
+        0.008,
+    )
