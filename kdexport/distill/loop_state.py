@@ -8,6 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kdexport.distill.taps import Taps
+
 
 class LoopState:
     """Where a training stands: steps, the epoch's sums, the best weights so far."""
@@ -84,13 +86,19 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def snapshot(
-    network: nn.Module, optimizer: Any, average: AveragedModel | None, loop: LoopState, accelerator: Accelerator
+    network: nn.Module,
+    optimizer: Any,
+    average: AveragedModel | None,
+    loop: LoopState,
+    accelerator: Accelerator,
+    taps: Taps | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint holds."""
     return {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
+        "taps": None if taps is None else taps.state_dict(),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         "loop": loop.state(),
         "random": torch.get_rng_state(),
@@ -105,12 +113,15 @@ def restore(
     average: AveragedModel | None,
     loop: LoopState,
     accelerator: Accelerator,
+    taps: Taps | None = None,
 ) -> None:
     """Put everything back as a checkpoint found it."""
     network.load_state_dict(saved["network"])
     optimizer.load_state_dict(saved["optimizer"])
     if average is not None:
         average.load_state_dict(saved["average"])
+    if taps is not None:
+        taps.load_state_dict(saved["taps"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     loop.load(saved["loop"])

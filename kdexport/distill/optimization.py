@@ -1,6 +1,7 @@
 """How the weights move: optimizer, learning-rate schedule and running average, each a function of the recipe."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -9,10 +10,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kdexport.recipe import Training
 
 
-def make_optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """Return the optimizer; weight decay acts on matrices and kernels, not on biases and normalization."""
-    decayed = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim <= 1]
+def make_optimizer(
+    network: nn.Module, training: Training, beside: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Return the optimizer; weight decay acts on matrices and kernels, not on biases and normalization.
+
+    Args:
+        network: What is trained.
+        training: The recipe's settings.
+        beside: More to learn that is no part of the network: projections between layers.
+    """
+    learned = [parameter for parameter in (*network.parameters(), *beside) if parameter.requires_grad]
+    decayed = [parameter for parameter in learned if parameter.ndim > 1]
+    others = [parameter for parameter in learned if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if training.optimizer == "sgd":

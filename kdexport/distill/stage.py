@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -17,8 +18,9 @@ from kdexport.distill.accelerators import accelerator_for
 from kdexport.distill.batches import Batches
 from kdexport.distill.checkpoint import Checkpoints
 from kdexport.distill.metrics import MetricsLog
-from kdexport.distill.objective import Objective
-from kdexport.distill.teacher import CachedTeacher, Teacher
+from kdexport.distill.objective import LabelKind, Objective
+from kdexport.distill.taps import Taps
+from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
 from kdexport.distill.teacher_cache import TeacherCache
 from kdexport.distill.trainer import Fitted, Job, fit
 from kdexport.distill.validation import Validation, predict_all
@@ -52,7 +54,7 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
     """
     directory.prepare()
     run = _Run(recipe, directory, load_data(recipe.data, recipe.seed, directory.cache), progress)
-    run.load("student", recipe.student)  # what is wrong with the student shows before the teacher has cost an hour
+    _ = run.objective, run.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teacher = _teacher(run)
     networks = [teacher, _student(run, teacher)]
     if recipe.distill.baseline:
@@ -85,6 +87,16 @@ class _Run:
         data = self.recipe.data
         return [fingerprint(data.source, data.args), data.model_dump(exclude={"source", "root"}), self.recipe.seed]
 
+    @property
+    def label_kind(self) -> LabelKind:
+        return "multi_label" if self.dataset.multi_label else "class"
+
+    @property
+    def objective(self) -> Objective:
+        settings = self.recipe.distill
+        smoothing = settings.label_smoothing
+        return Objective(settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind)
+
     def load(self, role: str, spec: TeacherSpec | Student) -> Model:
         """Build a network; its initialization depends on the seed alone, so that both students start alike."""
         torch.manual_seed(self.recipe.seed)
@@ -102,7 +114,7 @@ def _teacher(run: _Run) -> TrainedNetwork:
         if spec.weights is None and run.recipe.teacher.model.partition(":")[0] in ("torchvision", "timm"):
             raise SourceError(
                 f"the teacher {spec.model} has no weights: it would teach noise",
-                hint='give teacher.weights (a file, or "pretrained"), or a [teacher.train] table to fit it on the labels',
+                hint='give teacher.weights (a file or "pretrained"), or [teacher.train] to fit it on the labels',
             )
         return _phase(run, "teacher", spec, key, None)
     return _phase(run, "teacher", spec, key, lambda model: _fit_on_labels(run, "teacher", model, training, key))
@@ -124,33 +136,56 @@ def _student(run: _Run, taught_by: TrainedNetwork) -> TrainedNetwork:
         teacher_model = run.load_trained(taught_by, run.recipe.teacher)
         teacher = Teacher(teacher_model.network, teacher_model.preprocessing, accelerator.device)
         batches = _batches(run, settings, accelerator)
-        cache = TeacherCache(
-            run.directory.cache,
-            artifacts.key_of(
-                taught_by.weights_sha256,
-                teacher.preprocessing.to_json(),
-                run.data_key,
-                [settings.augment, batches.views],
-            ),
-            views=batches.views,
-            samples=len(run.dataset.train),
-            classes=run.dataset.num_classes,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
+        objective = run.objective
+        taps = _taps(run, objective, model, teacher, batches) if objective.needs_features else None
         job = Job(
             phase="student",
             training=settings,
             seed=run.recipe.seed,
             preprocessing=model.preprocessing,
             batches=batches,
-            objective=Objective(settings.label_weight, settings.terms, label_smoothing=settings.label_smoothing),
+            objective=objective,
             validation=_validation(run, model, accelerator, teacher),
-            teacher=CachedTeacher(teacher, cache, batches, run.progress),
+            teacher=ListenedTeacher(teacher, taps)
+            if taps
+            else _cached(run, teacher, taught_by.weights_sha256, batches, accelerator),
+            taps=taps,
         )
         return _fit(run, model, job, accelerator, key)
 
     return _phase(run, "student", spec, key, train)
+
+
+def _cached(run: _Run, teacher: Teacher, weights: str, batches: Batches, accelerator: Accelerator) -> CachedTeacher:
+    """Return a teacher that is asked once per sample and view."""
+    made_from = [weights, teacher.preprocessing.to_json(), run.data_key, [run.recipe.distill.augment, batches.views]]
+    cache = TeacherCache(
+        run.directory.cache,
+        artifacts.key_of(*made_from),
+        views=batches.views,
+        samples=len(run.dataset.train),
+        classes=run.dataset.num_classes,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    return CachedTeacher(teacher, cache, batches, run.progress)
+
+
+def _taps(run: _Run, objective: Objective, model: Model, teacher: Teacher, batches: Batches) -> Taps:
+    """Return the taps on both networks, their layers found in one dry run of two samples, and say what they compare."""
+    inputs = batches.gather(np.arange(min(2, len(run.dataset.train))), view=0).inputs
+    taps = Taps(
+        objective.feature_terms,
+        model.network.to(inputs[0].device),
+        teacher.network,
+        model.preprocessing.apply(inputs),
+        teacher.preprocessing.apply(inputs),
+        samples=len(run.dataset.train),
+        seed=run.recipe.seed,
+    )
+    for name, (student, taught_by) in taps.pairs.items():
+        run.progress.say(f"{name}: student {', '.join(student)} <- teacher {', '.join(taught_by)}")
+    return taps
 
 
 def _student_plain(run: _Run) -> TrainedNetwork:
@@ -202,7 +237,7 @@ def _fit_on_labels(run: _Run, phase: str, model: Model, training: Training, key:
         seed=run.recipe.seed,
         preprocessing=model.preprocessing,
         batches=_batches(run, training, accelerator),
-        objective=Objective(label_weight=1.0, terms=(), label_smoothing=training.label_smoothing),
+        objective=Objective(1.0, label_smoothing=training.label_smoothing, label_kind=run.label_kind),
         validation=_validation(run, model, accelerator),
     )
     return _fit(run, model, job, accelerator, key)

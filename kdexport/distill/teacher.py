@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.distill.batches import Batch, Batches
+from kdexport.distill.taps import Taps
 from kdexport.distill.teacher_cache import TeacherCache
 from kdexport.progress import Progress
 from kdexport.sources.preprocessing import Preprocessing
@@ -35,6 +36,28 @@ class Teacher:
         with torch.no_grad():
             logits: Tensor = self.network(*self.preprocessing.apply(inputs))
         return logits.float()
+
+
+class ListenedTeacher:
+    """A teacher whose layers are listened to: it runs on every batch, for features are too large to keep.
+
+    Args:
+        teacher: Who is asked.
+        taps: Where its features go.
+    """
+
+    def __init__(self, teacher: Teacher, taps: Taps) -> None:
+        self.teacher = teacher
+        self._taps = taps
+
+    def prepare(self, view: int) -> Literal["online"]:  # noqa: ARG002
+        """Say that the teacher runs with the student."""
+        return "online"
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return float32 logits [batch, classes]; the features lie in the taps."""
+        with self._taps.teacher():
+            return self.teacher.logits(batch.inputs)
 
 
 class CachedTeacher:

@@ -8,7 +8,7 @@ import signal
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from kdexport.distill.loop_state import LoopState, restore, snapshot, weights_of
 from kdexport.distill.metrics import MetricsLog
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import make_average, make_optimizer, set_lr
-from kdexport.distill.teacher import CachedTeacher
+from kdexport.distill.taps import Taps
+from kdexport.distill.teacher import CachedTeacher, ListenedTeacher
 from kdexport.distill.validation import Validation
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
@@ -45,7 +46,8 @@ class Job:
     batches: Batches
     objective: Objective
     validation: Validation
-    teacher: CachedTeacher | None = None
+    teacher: CachedTeacher | ListenedTeacher | None = None
+    taps: Taps | None = None  # where the objective compares features
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def fit(
         KDExportError: The loss is not finite; the message names the step, the learning rate and the last checkpoint.
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
     """
-    training, batches = job.training, job.batches
-    optimizer = make_optimizer(network, training)
+    training, batches, taps = job.training, job.batches, job.taps
+    optimizer = make_optimizer(network, training, beside=taps.parameters() if taps else ())
     network, optimizer = accelerator.prepare(network, optimizer)
     plain = accelerator.unwrap_model(network)
     average = make_average(plain, training)
@@ -83,14 +85,14 @@ def fit(
     if saved is None:
         checkpoints.clear()
     else:
-        restore(saved, plain, optimizer, average, loop, accelerator)
+        restore(saved, plain, optimizer, average, loop, accelerator, taps)
         progress.say(f"{job.phase}: going on from epoch {loop.step // batches.per_epoch + 1} of {training.epochs}")
     log.start(job.phase, loop.step // batches.per_epoch)
 
     def save() -> None:
         if accelerator.is_main_process:
             _check_finite(loop, job, optimizer, checkpoints)
-            checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator))
+            checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator, taps))
 
     with _interrupt_flag() as interrupted, progress.task(f"train {job.phase}", total=training.epochs) as shown:
         shown.advance(loop.step // batches.per_epoch)
@@ -108,15 +110,19 @@ def fit(
 
             for batch in batches.epoch(epoch, start=first):
                 set_lr(optimizer, training, loop.step, batches.per_epoch)
-                with accelerator.autocast():
+                with accelerator.autocast(), taps.student() if taps else nullcontext():
                     logits = network(*job.preprocessing.apply(batch.inputs))
                 loss, parts = job.objective(
                     logits,
                     batch.labels,
                     job.teacher.logits(batch) if job.teacher else None,
                     progress_of_training=loop.step / loop.total_steps,
+                    features=taps.features(torch.from_numpy(batch.indices).to(logits.device)) if taps else None,
                 )
                 accelerator.backward(loss)
+                if taps and accelerator.num_processes > 1:  # the wrapped student averages its own gradients only
+                    for parameter in taps.parameters():
+                        parameter.grad = accelerator.reduce(parameter.grad, "mean")
                 if training.clip_grad_norm is not None:
                     accelerator.clip_grad_norm_(network.parameters(), training.clip_grad_norm)
                 optimizer.step()

@@ -41,7 +41,9 @@ class Validation:
         logits = self.logits(network)
         near = None if self._teacher_logits is None else agreement(self._teacher_logits, logits)
         accuracy = None
-        if self._split.labels is not None:
+        if self._split.multi_label:  # each class is a decision of its own, as in evaluate
+            accuracy = float(np.mean((logits > 0) == (np.asarray(self._split.labels) > 0.5)))
+        elif self._split.labels is not None:
             accuracy = float(np.mean(logits.argmax(axis=1) == self._split.labels))
         return {
             "val_accuracy": accuracy,

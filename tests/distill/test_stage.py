@@ -181,3 +181,73 @@ def test_the_student_file_loads_into_the_users_own_class(tmp_path: Path, tiny: T
     network = nets.Student(width=4)
     network.load_state_dict(load_file(tmp_path / "student.safetensors"))
     assert np.isfinite(network.eval()(torch.zeros(1, 1, 8, 8)).detach().numpy()).all()
+
+
+FEATURE_TERMS = ("hint", "attention", "similarity", "relational", "crd", "review", "cosine")
+
+
+def test_features_are_compared_and_leave_no_trace_in_the_student(tmp_path: Path, tiny: Tiny) -> None:
+    terms = ", ".join(f'{{ method = "{name}", weight = 0.1 }}' for name in FEATURE_TERMS)
+    recorder = Recorder()
+    distill(tiny("distill.epochs=2", f"distill.terms=[{terms}]"), RunDirectory(tmp_path / "a"), recorder)
+    distill(tiny("distill.epochs=2"), RunDirectory(tmp_path / "b"))
+    with_taps, without = (load_file(tmp_path / name / "student.safetensors") for name in "ab")
+    assert {name: value.shape for name, value in with_taps.items()} == {k: v.shape for k, v in without.items()}
+    lines = [line for line in metrics.read(tmp_path / "a" / "metrics.jsonl") if line["phase"] == "student"]
+    assert [line["teacher_from"] for line in lines] == ["online", "online"]
+    assert lines[1]["loss"] < lines[0]["loss"]
+    for name in FEATURE_TERMS:
+        assert lines[1]["terms"][name] != lines[0]["terms"][name] > 0
+        assert any(line.startswith(f"{name}: student ") for line in recorder.said)
+
+
+def test_an_interrupted_run_with_features_ends_with_the_same_bytes(tmp_path: Path, tiny: Tiny, monkeypatch) -> None:
+    recipe = tiny("distill.terms=[{ method = 'crd', weight = 0.1, negatives = 64 }, { method = 'hint' }]")
+    distill(recipe, RunDirectory(tmp_path / "whole"))
+    written = metrics.MetricsLog.append
+
+    def stop(self: metrics.MetricsLog, entry: dict[str, object]) -> None:
+        written(self, entry)
+        if (entry["phase"], entry["epoch"]) == ("student", 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.MetricsLog, "append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe, RunDirectory(tmp_path / "broken"))
+    monkeypatch.undo()
+    distill(recipe, RunDirectory(tmp_path / "broken"))
+    whole, broken = ((tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "broken"))
+    assert whole == broken
+
+
+def test_a_layer_that_is_not_there_shows_before_the_student_trains(tmp_path: Path, tiny: Tiny) -> None:
+    with pytest.raises(KDExportError, match="no layer 'blockz'") as caught:
+        distill(tiny("distill.terms=[{ method = 'hint', student_layer = 'blockz' }]"), RunDirectory(tmp_path))
+    assert "it has" in caught.value.hint
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+MULTI_LABEL = """
+import numpy as np
+from sklearn.datasets import load_digits
+
+def several():
+    digits = load_digits()
+    images = (digits.images * 15.9).astype(np.uint8)
+    facts = np.stack([digits.target % 2 == 0, digits.target < 5, digits.target % 3 == 0], axis=1).astype(np.float32)
+    return {"train": (images[:1400], facts[:1400]), "test": (images[1400:], facts[1400:])}
+"""
+
+
+def test_samples_with_several_labels(tmp_path: Path, tiny: Tiny) -> None:
+    (tmp_path / "data.py").write_text(MULTI_LABEL)
+    data = f"data.source={tmp_path / 'data.py'}:several"
+    single = RunDirectory(tmp_path / "single")
+    with pytest.raises(KDExportError, match="multi-label") as caught:
+        distill(tiny(data), single)
+    assert "binary_soft_targets" in caught.value.hint
+    assert not single.weights("teacher").exists()  # said before anything is trained
+    directory = RunDirectory(tmp_path / "run")
+    distill(tiny(data, "distill.terms=[{ method = 'binary_soft_targets' }]", "teacher.train.epochs=4"), directory)
+    lines = [line for line in metrics.read(directory.metrics) if line["phase"] == "teacher"]
+    assert lines[-1]["val_accuracy"] > 0.65
