@@ -52,7 +52,9 @@ class Data(Section):
     tokenizer: str | None = None  # of text: hf:NAME_OR_DIR
     text_length: int = Field(128, ge=1)  # tokens, at most
     unlabelled: str | None = None  # imagefolder:DIR, more pictures that the student learns from the teacher alone
-    image_size: tuple[int, int] | None = None  # height, width that pictures are decoded to; None: their own, if all agree
+    image_size: tuple[int, int] | None = (
+        None  # height, width that pictures are decoded to; None: their own, if all agree
+    )
 
 
 class Training(Section):
@@ -115,11 +117,16 @@ class Distill(Training):
 class Export(Section):
     """[export]: the ONNX files to write."""
 
-    opset: int = Field(18, ge=17)
-    quantize: tuple[Literal["fp16", "int8", "int8-dynamic"], ...] = ()
+    opset: int = Field(18, ge=17, le=26)
+    quantize: tuple[Literal["fp16", "int8", "int8-dynamic", "int4"], ...] = ()
     bake_preprocessing: bool = True
+    any_image_size: bool = False  # images of any size go in and are resized in the graph
+    softmax: bool = False  # probabilities come out in place of logits
+    top_k: int = Field(0, ge=0)  # so many best classes come out as well, by name
     parity_tolerance: float = Field(1e-4, gt=0)
+    calibration: Literal["auto", "minmax", "entropy", "percentile"] = "auto"  # auto: the best on the validation split
     calibration_samples: int = Field(256, ge=1)
+    max_accuracy_drop: float | None = Field(None, ge=0)  # of a variant, on validation: layers return to fp32 for it
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -136,6 +143,10 @@ class Bench(Section):
     max_seconds: float = Field(3.0, gt=0)  # the same, by the clock: processes started and warmed up too
     rounds: Count = 5  # fewest fresh processes per model: one process is never believed alone
     allow_fallback: bool = False
+    streams: tuple[Count, ...] = (1,)  # concurrent callers of one session: throughput, beside the latency of one caller
+    provider_options: dict[str, str] = {}  # of the execution provider, for every device but the CPU
+    power_command: str | None = None  # prints watts; else RAPL and NVML are asked
+    timeout_s: float = Field(300.0, gt=0)  # a process that is silent for longer is ended, its model reported as failed
 
 
 class Require(Section):

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 SCHEMA = 1
 
 Interval = tuple[float, float]
-Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int4"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class ModelFile:
     opset: int | None = None
     inputs: dict[str, list[str | int]] = field(default_factory=dict)  # name -> shape, a dynamic axis by name
     operators: dict[str, int] = field(default_factory=dict)
+    operators_before: dict[str, int] = field(default_factory=dict)  # of the graph before optimization; fp32 only
+    oldest_runtime: str | None = None  # the oldest ONNX Runtime that can load it, e.g. "1.14"
     parity: Parity | None = None
     notes: tuple[str, ...] = ()  # in words: what quantization left in fp32, why parity is weak, ...
     accuracy: float | None = None  # inside ONNX Runtime, on the test split
@@ -163,8 +165,12 @@ class Measurement:
     load_ms: float
     first_run_ms: float
     memory_mib: Memory
-    energy_mj: float | None = None
+    energy_mj: float | None = None  # per call, above what the machine draws at rest
     warnings: tuple[str, ...] = ()
+    memory_of_inputs: str | None = None  # where inputs and outputs are bound: "cpu", "cuda"
+    compute_share: dict[str, float] | None = None  # provider -> share of the time; only where several take part
+    throughput_by_streams: dict[str, float] | None = None  # concurrent callers of one session -> samples per second
+    transfer_ms: dict[str, float] | None = None  # "host_to_device", "device_to_host": medians, not in latency_ms
 
 
 @dataclass(frozen=True)

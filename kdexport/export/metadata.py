@@ -10,6 +10,7 @@ import onnx
 import torch
 
 from kdexport import __version__, artifacts, results
+from kdexport.export import files, runtimes
 from kdexport.sources.preprocessing import Preprocessing
 
 PREFIX = "kdexport."
@@ -17,7 +18,7 @@ PREFIX = "kdexport."
 
 def entries(
     *,
-    key: str,
+    key: str | None,
     precision: str,
     opset: int,
     labels: tuple[str, ...] = (),
@@ -26,6 +27,8 @@ def entries(
     recipe: str | None = None,
     parameters: int | None = None,
     macs: int | None = None,
+    licence: str | None = None,
+    val_accuracy: float | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a file; what is not known is left out.
 
@@ -39,6 +42,8 @@ def entries(
         recipe: Hash of the recipe that the network was trained by.
         parameters: Of the network.
         macs: Multiply-accumulates of one sample.
+        licence: Of the weights.
+        val_accuracy: Of the network on the validation split.
     """
     known: dict[str, Any] = {
         "version": __version__,
@@ -52,6 +57,8 @@ def entries(
         "recipe": recipe,
         "parameters": parameters,
         "macs": macs,
+        "licence": licence,
+        "val_accuracy": val_accuracy,
     }
     return {PREFIX + name: str(value) for name, value in known.items() if value is not None}
 
@@ -82,6 +89,7 @@ def model_file(
     parameters: int | None,
     macs: int | None,
     parity: results.Parity | None,
+    operators_before: dict[str, int] | None = None,
     notes: tuple[str, ...] = (),
 ) -> results.ModelFile:
     """Return the entry of a finished file, its opset, inputs and operators read off its graph.
@@ -94,20 +102,25 @@ def model_file(
         parameters: Of the network that it was made from.
         macs: Multiply-accumulates of one sample.
         parity: The proof.
+        operators_before: Of the graph before it was optimized.
         notes: What the user should know, in words.
     """
     model = onnx.load(path, load_external_data=False)
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    operators = dict(Counter(node.op_type for node in nodes(model.graph)).most_common())
     return results.ModelFile(
         name=name,
         file=shown_as,
         sha256=artifacts.sha256(path),
         precision=precision,
-        size_bytes=path.stat().st_size,
+        size_bytes=files.size_bytes(path),
         parameters=parameters,
         macs=macs,
-        opset=next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx")),
+        opset=opset,
         inputs={item.name: _shape(item) for item in model.graph.input},
-        operators=dict(Counter(node.op_type for node in nodes(model.graph)).most_common()),
+        operators=operators,
+        operators_before=operators_before or {},
+        oldest_runtime=runtimes.oldest_runtime(opset, model.ir_version, operators),
         parity=parity,
         notes=notes,
     )

@@ -5,15 +5,19 @@ ignored its input would pass too: such a comparison is vacuous and fails.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from kdexport.errors import ParityError
-from kdexport.export.runner import Arrays
+from kdexport.export.runner import Arrays, Runner, first_line
 from kdexport.results import Parity
 
 BATCH_SIZES = (1, 2, 7, 64)  # the last one for the bulk of the samples
 SAMPLES = 256
+
+# Share of samples whose best class may have another name: ties that rounding decides.
+MISNAMED = 0.01
 
 # Outputs must vary by this many tolerances from sample to sample, or a constant answer would nearly pass. The wide
 # tolerances of quantized variants count as this one at most.
@@ -53,12 +57,14 @@ def compare(
     expected, actual = [], []
     for batch in batches(inputs, batch_sizes):
         expected.append(reference(batch))
-        actual.append(candidate(batch))
+        actual.append(_run(candidate, batch, subject))
         _check_shapes(expected[-1], actual[-1], subject)
-    pairs = [
-        (np.concatenate(e).astype(np.float64), np.concatenate(a).astype(np.float64))
+    joined = [
+        (np.concatenate(e), np.concatenate(a))
         for e, a in zip(zip(*expected, strict=True), zip(*actual, strict=True), strict=True)
     ]
+    pairs = [(e.astype(np.float64), a.astype(np.float64)) for e, a in joined if e.dtype != object]
+    _check_names([pair for pair in joined if pair[0].dtype == object], subject)
     _check_meaning(pairs, tolerance, subject, "the PyTorch model" if against == "torch" else "the fp32 file")
     differences = [float(np.abs(e - a).max()) for e, a in pairs]
     relative = [d / float(np.abs(e).max()) for d, (e, _) in zip(differences, pairs, strict=True)]
@@ -84,8 +90,18 @@ def batches(inputs: Arrays, sizes: Sequence[int]) -> Iterator[Arrays]:
         start, position = start + size, position + 1
 
 
-def demand(parity: Parity, subject: str) -> None:
+def batch_sizes_for(path: Path) -> tuple[int, ...]:
+    """Return the batch sizes that a file can be proved at."""
+    return (1,) if Runner(path).static else BATCH_SIZES
+
+
+def demand(parity: Parity, subject: str, where: str | None = None) -> None:
     """Refuse a file that does not hold its tolerance.
+
+    Args:
+        parity: The proof.
+        subject: Names the file.
+        where: The first layer that differs, in words, where one is found.
 
     Raises:
         ParityError: It does not; the message says which tolerance would pass.
@@ -93,7 +109,8 @@ def demand(parity: Parity, subject: str) -> None:
     if not parity.passed:
         raise ParityError(
             f"{subject} differs from the PyTorch model by {parity.max_rel:.2g} relative ({parity.max_abs:.2g} "
-            f"absolute) over {parity.samples} samples; {parity.tolerance:g} is allowed",
+            f"absolute) over {parity.samples} samples; {parity.tolerance:g} is allowed"
+            + (f"; {where}" if where else ""),
             hint=f"export.parity_tolerance = {_next_power(parity.max_rel):g} would pass, if that much is harmless",
         )
 
@@ -104,6 +121,16 @@ def _next_power(value: float) -> float:
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= value))
 
 
+def _run(candidate: Predict, batch: Arrays, subject: str) -> Arrays:
+    try:
+        return candidate(batch)
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise ParityError(
+            f"{subject} cannot be run with a batch of {len(batch[0])}: {first_line(error)}",
+            hint="the network's forward fixes the batch size; mend that, or export with --static",
+        ) from error
+
+
 def _check_shapes(expected: Arrays, actual: Arrays, subject: str) -> None:
     here, there = [e.shape for e in expected], [a.shape for a in actual]
     if here != there:
@@ -111,6 +138,17 @@ def _check_shapes(expected: Arrays, actual: Arrays, subject: str) -> None:
             f"{subject} gives outputs of shape {_shapes(there)} where the PyTorch model gives {_shapes(here)}",
             hint="the network's shapes depend on the batch size; mend that in its forward, or export with --static",
         )
+
+
+def _check_names(pairs: Sequence[tuple[np.ndarray, np.ndarray]], subject: str) -> None:
+    """Hold that the best class has the same name; further down the list near ties may change places."""
+    for expected, actual in pairs:
+        wrong = int((expected[:, 0] != actual[:, 0]).sum())
+        if wrong > MISNAMED * len(expected):
+            raise ParityError(
+                f"{subject} names another best class for {wrong} of {len(expected)} samples",
+                hint="check that the labels are in the order of the network's outputs",
+            )
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:

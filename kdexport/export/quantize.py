@@ -1,4 +1,4 @@
-"""Variants of an exported file in fewer bits, made by onnxruntime's quantizers.
+"""Fewer bits, by onnxruntime's quantizers. Each function takes a graph and returns a new one; ``variants`` chooses.
 
 int8 is static, in the QDQ form that every runtime reads: unsigned activations (signed ones are 2 to 5 times slower on
 x86 without VNNI), signed weights, a scale per output channel. Calibration samples are the caller's business: training
@@ -6,13 +6,17 @@ data, never test.
 """
 
 import contextlib
+import copy
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from kdexport.errors import KDExportError
+from kdexport.export.layers import intermediate_outputs, value_names
 from kdexport.export.quiet import quiet, tail
 from kdexport.export.runner import Arrays, first_line
 
@@ -21,58 +25,110 @@ INT8_OPERATORS = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "MaxPool", "AveragePool",
     "GlobalAveragePool", "Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice",
 )  # fmt: skip
-CALIBRATION_BATCH = 64
+# Those with weights: what sensitivity is measured on, and what is returned to fp32.
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+CALIBRATION_METHODS = ("minmax", "entropy", "percentile")
+CALIBRATION_BATCH = 16
+BATCHES_IN_MEMORY = 4  # the histogram methods hold every activation of what they are given at once
+
+LARGEST_FP16 = 65504.0
+FP16_MARGIN = 0.5  # a layer whose activations come this near to the largest stays in fp32: the samples are not all
+
+INT4_BLOCK = 32  # weights that share a scale
+INT4_LEAST = 4096  # elements of a matrix that is worth it
 
 
-def static_int8(source: Path, target: Path, calibration: Arrays, *, keep_fp32: tuple[str, ...] = ()) -> None:
-    """Quantize weights and activations to 8 bits, activations in the range that the calibration samples show.
-
-    Args:
-        source: An fp32 file.
-        target: Where the variant goes.
-        calibration: One array per input, first axis samples, as the file takes them.
-        keep_fp32: Names of nodes to leave alone.
+def prepared(source: Path) -> onnx.ModelProto:
+    """Return an fp32 file with the shapes that the quantizers want.
 
     Raises:
-        KDExportError: There is nothing to quantize, or onnxruntime cannot.
+        KDExportError: It cannot be read.
     """
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model = onnx.load(source)
+    with _guarded("int8"), tempfile.TemporaryDirectory(dir=source.parent, prefix=".quantize.") as folder:
+        target = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(target), skip_optimization=True, skip_symbolic_shape=True)
+        return onnx.load(target)
+
+
+def ranges(model: onnx.ModelProto, calibration: Arrays, method: str) -> Any:
+    """Return the range of every activation over the calibration samples, as onnxruntime's ``TensorsData``.
+
+    Args:
+        model: A prepared graph.
+        calibration: One array per input, first axis samples, as the graph takes them.
+        method: ``minmax``, ``entropy`` or ``percentile``.
+
+    Raises:
+        KDExportError: There are no samples, or onnxruntime cannot.
+    """
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
     if not len(calibration[0]):
-        raise KDExportError(
-            "int8 needs calibration samples, and there are none", hint="give training data with --data REF"
+        raise KDExportError("int8 needs calibration samples, and there are none", hint="give training data, --data REF")
+    how = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}[method]
+    names = [item.name for item in model.graph.input]
+    with _guarded("int8"), tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
+        source = Path(folder) / "model.onnx"
+        onnx.save(model, source)
+        calibrator = create_calibrator(
+            source,
+            list(INT8_OPERATORS),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=getattr(CalibrationMethod, how),
         )
-    prepared = target.with_suffix(".prepared.onnx")
+        for part in _parts(calibration):
+            calibrator.collect_data(_Reader(names, part))
+        return calibrator.compute_data()
+
+
+def static_int8(
+    model: onnx.ModelProto, activations: Any, *, exclude: tuple[str, ...] = (), only: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """Return a graph with 8-bit weights and activations.
+
+    Args:
+        model: A prepared graph; it is not changed.
+        activations: From ``ranges``.
+        exclude: Names of nodes that stay in fp32.
+        only: Names of the only nodes to quantize; empty for all.
+
+    Raises:
+        KDExportError: onnxruntime cannot.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
     with _guarded("int8"):
-        try:
-            quant_pre_process(str(source), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
-            quantize_static(
-                str(prepared),
-                str(target),
-                _Reader([item.name for item in model.graph.input], calibration),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(INT8_OPERATORS),
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=[*keep_fp32, *preprocessing_nodes(model)],
-                calibrate_method=CalibrationMethod.MinMax,
-            )
-        finally:
-            prepared.unlink(missing_ok=True)
+        quantizer = QDQQuantizer(
+            copy.deepcopy(model),
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=activations,
+            nodes_to_quantize=list(only),
+            nodes_to_exclude=[*exclude, *dressing(model)],
+            op_types_to_quantize=list(INT8_OPERATORS),
+            extra_options={},
+        )
+        quantizer.quantize_model()
+        return quantizer.model.model  # type: ignore[no-any-return]
 
 
-def dynamic_int8(source: Path, target: Path) -> None:
-    """Quantize the weights of matrix products to 8 bits; activations are quantized as they come.
+def dynamic_int8(source: Path) -> onnx.ModelProto:
+    """Return a graph whose matrix products have 8-bit weights and quantize activations as they come.
 
     Raises:
         KDExportError: onnxruntime cannot.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _guarded("int8-dynamic"):
+    with _guarded("int8-dynamic"), tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
+        target = Path(folder) / "model.onnx"
         quantize_dynamic(
             str(source),
             str(target),
@@ -80,30 +136,94 @@ def dynamic_int8(source: Path, target: Path) -> None:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
+        return onnx.load(target)
 
 
-def half(source: Path, target: Path) -> None:
-    """Turn weights and arithmetic into fp16; inputs and outputs keep their types.
+def fp16(source: Path, samples: Arrays) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return a graph with fp16 weights and arithmetic, and the nodes that were kept in fp32.
+
+    Inputs and outputs keep their types. A node whose activations come near the largest fp16 value on these samples
+    stays in fp32, and so does the preprocessing, which sees pixels up to 255 and sums them.
 
     Raises:
         KDExportError: onnxruntime cannot.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    model = onnx.load(source)
     with _guarded("fp16"):
-        onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+        kept = tuple(_overflowing(model, samples))
+        return convert_float_to_float16(model, keep_io_types=True, node_block_list=[*kept, *dressing(model)]), kept
 
 
-def preprocessing_nodes(model: onnx.ModelProto) -> list[str]:
-    """Return the nodes that an image passes before the first layer of the network: int8 would blur the input."""
-    found, reached = [], {item.name for item in model.graph.input}
+def int4(source: Path) -> tuple[onnx.ModelProto, int]:
+    """Return a graph whose large weight matrices have 4 bits, in blocks of 32, and how many there are.
+
+    Activations and arithmetic stay in fp32: this saves memory, not time.
+
+    Raises:
+        KDExportError: There is no large matrix, or onnxruntime cannot.
+    """
+    with _guarded("int4"):  # importing it configures logging for the whole process: _guarded undoes that
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        model = _gemm_to_matmul(onnx.load(source))
+        constants = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}
+        products = [node for node in model.graph.node if node.op_type == "MatMul"]
+        small = [node.name for node in products if constants.get(node.input[1], 0) < INT4_LEAST]
+        if len(small) == len(products):
+            raise KDExportError(
+                "int4 could not be made: no matrix product has a constant matrix of "
+                f"{INT4_LEAST} elements or more (convolutions keep their weights)",
+                hint="take int4 out of export.quantize; int8 suits convolutions",
+            )
+        quantizer = MatMulNBitsQuantizer(model, block_size=INT4_BLOCK, is_symmetric=True, nodes_to_exclude=small)
+        quantizer.process()
+        return quantizer.model.model, len(products) - len(small)
+
+
+def dressing(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes that are not the network's: preprocessing before it, softmax and top-k behind it."""
+    return [node.name for node in model.graph.node if node.name.startswith(("preprocessing/", "output/"))]
+
+
+def layers(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that have weights, in order."""
+    return [node.name for node in model.graph.node if node.op_type in LAYERS]
+
+
+def _parts(samples: Arrays) -> Iterator[Arrays]:
+    """Cut samples into parts of whole batches, the remainder apart: onnxruntime wants batches of one size at a time."""
+    count = len(samples[0])
+    whole = count - count % CALIBRATION_BATCH
+    for start in range(0, whole, CALIBRATION_BATCH * BATCHES_IN_MEMORY):
+        yield tuple(array[start : min(whole, start + CALIBRATION_BATCH * BATCHES_IN_MEMORY)] for array in samples)
+    if whole < count:
+        yield tuple(array[whole:] for array in samples)
+
+
+def _overflowing(model: onnx.ModelProto, samples: Arrays) -> Iterator[str]:
+    names = value_names(model)
+    largest = dict.fromkeys(names, 0.0)
+    for start in range(0, len(samples[0]), CALIBRATION_BATCH):
+        batch = tuple(array[start : start + CALIBRATION_BATCH] for array in samples)
+        for name, value in intermediate_outputs(model, names, batch).items():
+            if name in largest and value.dtype == np.float32:
+                largest[name] = max(largest[name], float(np.abs(value).max(initial=0.0)))
     for node in model.graph.node:
-        if node.op_type not in ("Transpose", "Cast", "Mul", "Add", "Sub", "Div", "Resize", "Slice"):
-            continue
-        if any(name in reached for name in node.input):
-            found.append(node.name)
-            reached.update(node.output)
-    return found if any(item.type.tensor_type.elem_type == onnx.TensorProto.UINT8 for item in model.graph.input) else []
+        if any(largest.get(name, 0.0) > FP16_MARGIN * LARGEST_FP16 for name in (*node.input, *node.output)):
+            yield node.name
+
+
+def _gemm_to_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with each Gemm written as MatMul and Add, the form that 4-bit weights exist for."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    wrapped = ONNXModel(model)
+    wrapped.replace_gemm_with_matmul()
+    for number, node in enumerate(wrapped.model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
+    return wrapped.model  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -111,6 +231,8 @@ def _guarded(variant: str) -> Iterator[None]:
     with quiet() as heard:
         try:
             yield
+        except KDExportError:
+            raise
         except Exception as error:  # the quantizers raise whatever comes
             said = tail(heard)
             raise KDExportError(

@@ -36,6 +36,7 @@ class Runner:
                 hint="try another --opset, or a newer onnxruntime",
             ) from error
         self.input_names = tuple(item.name for item in self.session.get_inputs())
+        self.static = isinstance(self.session.get_inputs()[0].shape[0], int)  # its batch size is fixed
         self.output_names = tuple(item.name for item in self.session.get_outputs())
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:

@@ -4,22 +4,21 @@ A file is written and proved under a temporary name, and only then gets its own.
 each file carries a key that stands for all that it was made from.
 """
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from kdexport import __version__, artifacts
 from kdexport.artifacts import RunDirectory
-from kdexport.export import metadata, parity, quantize
-from kdexport.export.preprocessing import Baked
-from kdexport.export.runner import Arrays, Runner
-from kdexport.export.to_onnx import to_onnx
-from kdexport.progress import Progress
+from kdexport.export import example, fp32, metadata, parity, runtimes, variants
+from kdexport.export.runner import Arrays
+from kdexport.export.subject import Form, Subject
+from kdexport.progress import Progress, Silent
 from kdexport.recipe import Recipe
 from kdexport.results import DistillResult, ExportResult, ModelFile, TrainedNetwork
 from kdexport.sources.datasets import load_data
@@ -28,13 +27,15 @@ from kdexport.sources.models import load_model
 from kdexport.sources.preprocessing import Preprocessing, with_spec
 from kdexport.sources.samples import Dataset
 
-QUANTIZED = "student"  # the network that ships
+SHIPPED = "student"  # the network that gets variants, and an example of its use
 
-# How far a variant may be from fp32 before the user is warned; it ships all the same: its accuracy decides.
-VARIANT_TOLERANCE = {"fp16": 0.02, "int8": 0.2, "int8-dynamic": 0.2}
+# Settings of [export] that an fp32 file depends on; the rest are the variants'.
+FP32_SETTINGS = {"opset", "bake_preprocessing", "any_image_size", "softmax", "top_k", "parity_tolerance"}
 
 
-def export(recipe: Recipe, distilled: DistillResult, directory: RunDirectory, progress: Progress) -> ExportResult:
+def export(
+    recipe: Recipe, distilled: DistillResult, directory: RunDirectory, progress: Progress | None = None
+) -> ExportResult:
     """Export every network of a run and prove each file.
 
     Args:
@@ -47,34 +48,37 @@ def export(recipe: Recipe, distilled: DistillResult, directory: RunDirectory, pr
         ParityError: A file differs from its PyTorch model; it is not left under its final name.
         KDExportError: A network cannot be loaded or exported.
     """
+    progress = progress or Silent()
     work = _Work(recipe, distilled, directory, progress)
     jobs = work.jobs()
     key = artifacts.key_of([(job.name, job.key) for job in jobs])
     done = directory.finished("export", ExportResult, key)
-    if done is not None and all(work.holds(model, job) for model, job in zip(done.models, jobs, strict=True)):
+    if done is not None and all(_holds(model, job) for model, job in zip(done.models, jobs, strict=True)):
         return done
-    earlier = work.earlier()
-    models: list[ModelFile] = []
+    earlier = _earlier(directory)
+    models: dict[str, ModelFile] = {}
     with progress.task("export", len(jobs)) as task:
         for job in jobs:
             known = earlier.get(job.name)
-            models.append(known if known is not None and work.holds(known, job) else job.make())
+            models[job.name] = known if known is not None and _holds(known, job) else job.make(models)
             # An unfinished result has no key: it says what is there, so that a killed export goes on after it.
-            directory.finish("export", ExportResult(recipe.name, tuple(models)), "")
+            directory.finish("export", ExportResult(recipe.name, tuple(models.values())), "")
             task.advance(note=job.name)
-    result = ExportResult(recipe.name, tuple(models))
+    if SHIPPED in models:
+        example.write(directory.onnx(SHIPPED))
+    result = ExportResult(recipe.name, tuple(models.values()))
     directory.finish("export", result, key)
     return result
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Job:
-    """One file to make."""
+    """One file to make, given those made before."""
 
     name: str
     path: Path
     key: str
-    make: Callable[[], ModelFile]
+    make: Callable[[dict[str, ModelFile]], ModelFile]
 
 
 class _Work:
@@ -83,24 +87,39 @@ class _Work:
     def __init__(self, recipe: Recipe, distilled: DistillResult, directory: RunDirectory, progress: Progress) -> None:
         self.recipe, self.distilled, self.directory, self.progress = recipe, distilled, directory, progress
 
+    def jobs(self) -> list[_Job]:
+        """Return the files to make: the networks, then the variants."""
+        networks, smaller = [], []
+        for network in self.distilled.networks:
+            key = artifacts.key_of("fp32", *self._depends_on(network))
+            path = self.directory.onnx(network.name)
+            networks.append(_Job(network.name, path, key, partial(self._network, network, key)))
+            if network.name == SHIPPED:
+                smaller = [self._variant_job(network, key, precision) for precision in self.recipe.export.quantize]
+        return networks + smaller
+
     @cached_property
     def dataset(self) -> Dataset:
         return load_data(self.recipe.data, self.recipe.seed, self.directory.cache)
 
     @cached_property
     def samples(self) -> Arrays:
-        """Real samples for the proofs, raw: of the validation split, then of the training split; never test."""
+        """Raw samples for the proofs: of the validation split, then of the training split; never test."""
         val, train = self.dataset.val.inputs, self.dataset.train.inputs
         missing = max(0, parity.SAMPLES - len(val[0]))
         return tuple(np.concatenate([v[: parity.SAMPLES], t[:missing]]) for v, t in zip(val, train, strict=True))
 
-    @cached_property
     def calibration(self) -> Arrays:
-        """Raw training samples, seeded."""
+        """Return raw training samples, seeded."""
         train = self.dataset.train
         count = min(self.recipe.export.calibration_samples, len(train))
         chosen = np.random.default_rng(self.recipe.seed).choice(len(train), count, replace=False)
         return train.take(np.sort(chosen)).inputs
+
+    def validation(self) -> tuple[Arrays, NDArray[np.int64]] | None:
+        """Return raw validation samples with their labels; None where a sample can have several, or has none."""
+        val = self.dataset.val.take(slice(0, variants.VALIDATION_SAMPLES))
+        return None if val.labels is None or val.multi_label else (val.inputs, val.labels)
 
     @cached_property
     def recipe_hash(self) -> str:
@@ -108,166 +127,87 @@ class _Work:
         whole = self.recipe.to_dict(relative_to=self.directory.root)
         return artifacts.key_of({part: whole[part] for part in ("seed", "data", "teacher", "student", "distill")})
 
-    def jobs(self) -> list[_Job]:
-        networks, variants = [], []
-        for network in self.distilled.networks:
-            key = artifacts.key_of("fp32", *self._depends_on(network))
-            path = self.directory.onnx(network.name)
-            networks.append(_Job(network.name, path, key, partial(self._fp32, network, key)))
-            if network.name == QUANTIZED:
-                variants = [self._variant_job(network, key, precision) for precision in self.recipe.export.quantize]
-        return networks + variants
-
-    def holds(self, model: ModelFile, job: _Job) -> bool:
-        """Whether the file of an earlier result is still there, whole, and made from the same things."""
-        if not job.path.is_file() or model.name != job.name:
-            return False
-        return metadata.read(job.path).get("kdexport.key") == job.key and artifacts.sha256(job.path) == model.sha256
-
-    def earlier(self) -> dict[str, ModelFile]:
-        """Return what an earlier export, finished or not, has left."""
-        document = artifacts.read_json(self.directory.stage("export")) or {}
-        key = str(document.get("key", ""))
-        result = self.directory.finished("export", ExportResult, key)
-        return {} if result is None else {model.name: model for model in result.models}
+    def preprocessing(self, network: str) -> Preprocessing:
+        spec = self.recipe.teacher if network == "teacher" else self.recipe.student
+        return with_spec(self.dataset.preprocessing, spec.preprocessing)
 
     def _depends_on(self, network: TrainedNetwork) -> list[object]:
-        settings = self.recipe.export
-        side = self.recipe.teacher if network.name == "teacher" else self.recipe.student
+        spec = self.recipe.teacher if network.name == "teacher" else self.recipe.student
         return [
             __version__,
             torch.__version__,
             network.weights_sha256,
-            fingerprint(network.reference, side.args),
-            side.preprocessing.model_dump(),
+            fingerprint(network.reference, spec.args),
+            spec.preprocessing.model_dump(),
             self.distilled.class_names,
-            settings.opset,
-            settings.bake_preprocessing,
-            settings.parity_tolerance,
+            self.recipe.export.model_dump(include=FP32_SETTINGS),
         ]
 
+    def _network(self, network: TrainedNetwork, key: str, _: dict[str, ModelFile]) -> ModelFile:
+        settings = self.recipe.export
+        spec = self.recipe.teacher if network.name == "teacher" else self.recipe.student
+        model = load_model(network.name, spec, self.dataset, self.directory.root / network.weights)
+        subject = Subject(
+            network.name,
+            model.network,
+            model.preprocessing,
+            self.dataset.input_names,
+            self.samples,
+            class_names=self.distilled.class_names,
+            parameters=network.parameters,
+            macs=network.macs,
+            recipe=self.recipe_hash,
+            accuracy=network.val_accuracy,
+        )
+        form = Form(
+            settings.opset,
+            runtimes.ir_for(settings.opset),
+            settings.parity_tolerance,
+            bake=settings.bake_preprocessing,
+            any_image_size=settings.any_image_size,
+            softmax=settings.softmax,
+            top_k=settings.top_k,
+        )
+        return fp32.write(subject, form, self.directory.onnx(network.name), key=key)
+
     def _variant_job(self, network: TrainedNetwork, fp32_key: str, precision: str) -> _Job:
-        parts: list[object] = [precision, fp32_key, self.recipe.data.model_dump(), self.recipe.seed]
+        settings, data = self.recipe.export, self.recipe.data
+        depends_on: list[object] = [precision, fp32_key, fingerprint(data.source, data.args), self.recipe.seed]
+        depends_on += [data.model_dump(exclude={"source", "root"}), settings.max_accuracy_drop]
         if precision == "int8":
-            parts.append(self.recipe.export.calibration_samples)
-        key = artifacts.key_of(*parts)
+            depends_on += [settings.calibration, settings.calibration_samples]
+        key = artifacts.key_of(*depends_on)
         path = self.directory.onnx(network.name, precision)
-        name = f"{network.name}.{precision}"
-        return _Job(name, path, key, lambda: self._variant(network, name, precision, path, key))
+        return _Job(f"{network.name}.{precision}", path, key, partial(self._variant, network, precision, key))
 
-    def _fp32(self, network: TrainedNetwork, key: str) -> ModelFile:
-        path = self.directory.onnx(network.name)
-        side = self.recipe.teacher if network.name == "teacher" else self.recipe.student
-        model = load_model(network.name, side, self.dataset, self.directory.root / network.weights)
-        module, preprocessing = model.network, model.preprocessing
-        baked = self.recipe.export.bake_preprocessing and preprocessing.kind == "image"
-        wrapped = Baked(module, preprocessing, self.samples[0].shape[-1]) if baked else module
-        raw = tuple(array[:2] for array in self.samples)
-        exported = to_onnx(
-            wrapped,
-            tuple(torch.from_numpy(np.array(array)) for array in raw) if baked else preprocessing.apply(raw),
-            input_names=self.dataset.input_names,
-            opset=self.recipe.export.opset,
-            inner="network" if baked else "",
-        )
-        exported.model.metadata_props.update(
-            metadata.entries(
-                key=key,
-                precision="fp32",
-                opset=self.recipe.export.opset,
-                labels=self.distilled.class_names,
-                preprocessing=preprocessing,
-                baked=baked,
-                recipe=self.recipe_hash,
-                parameters=network.parameters,
-                macs=network.macs,
-            )
-        )
-
-        def torch_model(inputs: Arrays) -> Arrays:
-            with torch.no_grad():
-                return (module(*preprocessing.apply(inputs)).numpy(),)
-
-        proof: list[ModelFile] = []
-
-        def write(temporary: Path) -> None:
-            ir.save(exported.model, temporary)
-            session = Runner(temporary)
-            shown = parity.compare(
-                torch_model,
-                lambda inputs: session(inputs if baked else _numpy(preprocessing, inputs)),
-                self.samples,
-                tolerance=self.recipe.export.parity_tolerance,
-                subject=path.name,
-            )
-            parity.demand(shown, path.name)
-            before = sum(exported.operators_before.values())
-            after = sum(1 for _ in exported.model.graph.all_nodes())
-            proof.append(
-                metadata.model_file(
-                    network.name,
-                    temporary,
-                    shown_as=path.name,
-                    precision="fp32",
-                    parameters=network.parameters,
-                    macs=network.macs,
-                    parity=shown,
-                    notes=(f"{before} operators as translated, {after} after optimization",),
-                )
-            )
-
-        artifacts.write_atomically(path, write)
-        return proof[0]
-
-    def _variant(self, network: TrainedNetwork, name: str, precision: str, path: Path, key: str) -> ModelFile:
+    def _variant(self, network: TrainedNetwork, precision: str, key: str, made: dict[str, ModelFile]) -> ModelFile:
         source = self.directory.onnx(network.name)
-        known = metadata.read(source)
-        baked = known.get("kdexport.baked") == "true"
-        side = self.recipe.teacher if network.name == "teacher" else self.recipe.student
-        preprocessing = with_spec(self.dataset.preprocessing, side.preprocessing)
+        baked = metadata.read(source).get("kdexport.baked") == "true"
+        preprocessing = self.preprocessing(network.name)
 
-        def ready(inputs: Arrays) -> Arrays:
-            return inputs if baked else _numpy(preprocessing, inputs)
+        def ready(raw: Arrays) -> Arrays:
+            return raw if baked else tuple(tensor.numpy() for tensor in preprocessing.apply(raw))
 
-        proof: list[ModelFile] = []
-
-        def write(temporary: Path) -> None:
-            if precision == "int8":
-                quantize.static_int8(source, temporary, ready(self.calibration))
-            elif precision == "int8-dynamic":
-                quantize.dynamic_int8(source, temporary)
-            else:
-                quantize.half(source, temporary)
-            metadata.stamp(temporary, {**known, "kdexport.key": key, "kdexport.precision": precision})
-            fp32, variant = Runner(source), Runner(temporary)
-            shown = parity.compare(
-                fp32,
-                variant,
-                ready(self.samples),
-                tolerance=VARIANT_TOLERANCE[precision],
-                against="fp32-onnx",
-                subject=path.name,
-            )
-            notes: tuple[str, ...] = ()
-            if not shown.passed:
-                notes = (f"differs from fp32 by {shown.max_rel:.2g} relative, {shown.tolerance:g} is usual",)
-                self.progress.warn(f"{path.name} {notes[0]}; see what it costs in accuracy")
-            proof.append(
-                metadata.model_file(
-                    name,
-                    temporary,
-                    shown_as=path.name,
-                    precision=precision,
-                    parameters=network.parameters,
-                    macs=network.macs,
-                    parity=shown,
-                    notes=notes,
-                )
-            )
-
-        artifacts.write_atomically(path, write)
-        return proof[0]
+        labelled = self.validation()
+        material = variants.Material(
+            samples=lambda: ready(self.samples),
+            calibration=lambda: ready(self.calibration()),
+            validation=lambda: None if labelled is None else (ready(labelled[0]), labelled[1]),
+        )
+        wanted = variants.Wanted(precision, self.recipe.export.calibration, self.recipe.export.max_accuracy_drop)
+        path = self.directory.onnx(network.name, precision)
+        return variants.write(source, made[network.name], wanted, path, material, self.progress, key=key)
 
 
-def _numpy(preprocessing: Preprocessing, inputs: Arrays) -> Arrays:
-    return tuple(tensor.numpy() for tensor in preprocessing.apply(inputs))
+def _holds(model: ModelFile, job: _Job) -> bool:
+    """Whether the file of an earlier result is still there, whole, and made from the same things."""
+    if not job.path.is_file() or model.name != job.name:
+        return False
+    return metadata.read(job.path).get("kdexport.key") == job.key and artifacts.sha256(job.path) == model.sha256
+
+
+def _earlier(directory: RunDirectory) -> dict[str, ModelFile]:
+    """Return what an earlier export, finished or not, has left."""
+    document = artifacts.read_json(directory.stage("export")) or {}
+    result = directory.finished("export", ExportResult, str(document.get("key", "")))
+    return {} if result is None else {model.name: model for model in result.models}

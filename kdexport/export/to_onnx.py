@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.errors import KDExportError
+from kdexport.export.faults import explain
 from kdexport.export.quiet import quiet, tail
-from kdexport.export.runner import first_line
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -29,6 +29,7 @@ class Exported:
 
     model: ir.Model
     operators_before: dict[str, int]  # of the graph as translated, before any optimization
+    program: torch.export.ExportedProgram  # what was translated: its nodes have the names of the ONNX values
 
 
 def to_onnx(
@@ -39,7 +40,6 @@ def to_onnx(
     output_names: Sequence[str] = ("logits",),
     opset: int = 18,
     dynamic: Sequence[dict[int, str]] | None = None,
-    inner: str = "",
 ) -> Exported:
     """Export a network, in eval mode, with the dynamo exporter.
 
@@ -51,7 +51,6 @@ def to_onnx(
         output_names: A name for each output.
         opset: ONNX operator set version.
         dynamic: For each input, the axes that may vary and their names; None makes the first axis of each ``batch``.
-        inner: Where ``network`` wraps the user's, the attribute that holds it: left out of the names in the file.
 
     Raises:
         KDExportError: The network cannot be captured or has an operator that ONNX lacks.
@@ -74,13 +73,13 @@ def to_onnx(
                 dynamic_shapes=_by_parameter(network, shapes),
             )
         except Exception as error:
-            raise _explain(error, network, tail(heard)) from error
-        if program is None:  # the signature allows it; the dynamo exporter always returns a program
+            raise explain(error, network, example, tail(heard)) from error
+        if program is None or program.exported_program is None:  # the types allow it; the dynamo exporter does not
             raise KDExportError("torch.onnx.export returned nothing", hint="update torch")
         before = operators(program.model)
         program.optimize()
-    _tidy(program.model, f"{inner}." if inner else "")
-    return Exported(program.model, before)
+    _tidy(program.model)
+    return Exported(program.model, before, program.exported_program)
 
 
 def operators(model: ir.Model) -> dict[str, int]:
@@ -93,23 +92,11 @@ def _by_parameter(network: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]
     return dict(inspect.signature(network.forward).bind(*shapes).arguments)
 
 
-def _explain(error: Exception, network: nn.Module, heard: str) -> KDExportError:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return KDExportError(
-        f"{type(network).__name__} cannot be exported to ONNX: {first_line(cause)}",
-        hint="--verbose shows torch's whole account" + (f"; it said: {heard}" if heard else ""),
-    )
-
-
-def _tidy(model: ir.Model, prefix: str) -> None:
+def _tidy(model: ir.Model) -> None:
     """Strip the exporter's notes and name each node after its module."""
     taken: Counter[str] = Counter()
     for node in model.graph.all_nodes():
-        scope = scope_of(node)
-        scope = "" if scope + "." == prefix else scope.removeprefix(prefix)
-        name = f"{scope}/{node.op_type}".lstrip("/")
+        name = f"{scope_of(node)}/{node.op_type}".lstrip("/")
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
         node.doc_string = None
@@ -122,8 +109,7 @@ def _tidy(model: ir.Model, prefix: str) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.doc_string = None
         value.metadata_props.clear()
-    for value in list(model.graph.initializers.values()):
-        value.name = str(value.name).removeprefix(prefix)
+    for value in model.graph.initializers.values():
         value.shape = value.type = None
     model.graph.doc_string = None
     model.graph.metadata_props.clear()

@@ -1,0 +1,134 @@
+"""The accuracy guard: what a variant scores on the validation split, and which layers go back to fp32 until it holds.
+
+Layers are ranked by what each does alone: the change of the logits when it is the only one in int8.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from kdexport.errors import KDExportError
+from kdexport.export import quantize
+from kdexport.export.runner import Arrays, Runner
+
+BATCH = 64
+RANKING_SAMPLES = 128
+TIMED_RUNS = 60
+
+
+class Score(NamedTuple):
+    """Better is greater: accuracy first, then nearness to fp32's logits."""
+
+    accuracy: float
+    nearness: float  # minus the mean squared difference of the logits
+
+
+class Judge:
+    """Scores graphs on validation samples.
+
+    Args:
+        source: The fp32 file.
+        inputs: As the file takes them.
+        labels: int64 [samples].
+    """
+
+    def __init__(self, source: Path, inputs: Arrays, labels: NDArray[np.int64]) -> None:
+        self.source, self.inputs, self.labels = source, inputs, labels
+        self.logits = _logits(Runner(source), inputs)
+        self.fp32 = self._accuracy(self.logits)
+
+    def score(self, model: onnx.ModelProto) -> Score:
+        """Return what a graph scores."""
+        logits = _logits(Runner(model.SerializeToString()), self.inputs)
+        return Score(self._accuracy(logits), -float(((logits - self.logits) ** 2).mean()))
+
+    def accuracy(self, model: onnx.ModelProto) -> float:
+        """Return a graph's accuracy."""
+        return self.score(model).accuracy
+
+    def said(self, accuracy: float) -> str:
+        """Return an accuracy in words, against fp32's."""
+        return f"{accuracy:.4f} correct of {len(self.labels)} validation samples, fp32 {self.fp32:.4f}"
+
+    def harm(self, model: onnx.ModelProto) -> float:
+        """Return the mean squared change of the logits over the first samples."""
+        few = tuple(array[:RANKING_SAMPLES] for array in self.inputs)
+        logits = _logits(Runner(model.SerializeToString()), few)
+        return float(((logits - self.logits[:RANKING_SAMPLES]) ** 2).mean())
+
+    def _accuracy(self, logits: NDArray[np.float64]) -> float:
+        return float((logits.argmax(axis=-1) == self.labels).mean())
+
+
+def restore(
+    prepared: onnx.ModelProto, activations: Any, judge: Judge, max_accuracy_drop: float
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return layers to fp32, the most harmful first, until the accuracy holds.
+
+    Args:
+        prepared: The fp32 graph, prepared.
+        activations: The ranges to quantize with.
+        judge: Scores on the validation split.
+        max_accuracy_drop: In shares of 1, against fp32.
+
+    Returns:
+        The graph, and in words which layers, and what it cost in size and speed.
+
+    Raises:
+        KDExportError: Not even the last layer in int8 holds.
+    """
+    ranking = sensitivity(prepared, activations, judge)
+    whole = quantize.static_int8(prepared, activations)
+    for count in range(1, len(ranking)):
+        kept = tuple(ranking[:count])
+        model = quantize.static_int8(prepared, activations, exclude=kept)
+        accuracy = judge.accuracy(model)
+        if accuracy >= judge.fp32 - max_accuracy_drop:
+            return model, (
+                judge.said(accuracy),
+                f"returned to fp32, {count} of {len(ranking)} layers: {', '.join(kept)}",
+                _cost(whole, model, judge),
+            )
+    raise KDExportError(
+        f"int8 loses more than max_accuracy_drop = {max_accuracy_drop:g} with any layer in 8 bits "
+        f"(fp32 is {judge.fp32:.4f} on validation)",
+        hint="allow a larger max_accuracy_drop, give more calibration_samples, or take int8 out of export.quantize",
+    )
+
+
+def sensitivity(prepared: onnx.ModelProto, activations: Any, judge: Judge) -> list[str]:
+    """Return the layers with weights, that first which does the most harm when it alone is in int8."""
+    names = [name for name in quantize.layers(prepared) if name not in quantize.dressing(prepared)]
+    harm = {name: judge.harm(quantize.static_int8(prepared, activations, only=(name,))) for name in names}
+    return sorted(names, key=lambda name: harm[name], reverse=True)
+
+
+def _cost(before: onnx.ModelProto, after: onnx.ModelProto, judge: Judge) -> str:
+    """Say what the guard cost; both graphs are timed in turn, so that the machine is the same for both."""
+    sizes = [len(model.SerializeToString()) / 1024 for model in (before, after)]
+    sessions = [Runner(model.SerializeToString()) for model in (before, after)]
+    one = tuple(array[:1] for array in judge.inputs)
+    spent: list[list[float]] = [[], []]
+    for _ in range(TIMED_RUNS):
+        for session, times in zip(sessions, spent, strict=True):
+            start = time.perf_counter_ns()
+            session(one)
+            times.append((time.perf_counter_ns() - start) / 1e6)
+    medians = [statistics.median(times) for times in spent]
+    return (
+        f"the guard cost {sizes[1] - sizes[0]:+.1f} KiB ({sizes[0]:.1f} to {sizes[1]:.1f}) and "
+        f"{medians[1] - medians[0]:+.3f} ms a sample ({medians[0]:.3f} to {medians[1]:.3f}, median, in this process)"
+    )
+
+
+def _logits(session: Runner, inputs: Arrays) -> NDArray[np.float64]:
+    size = 1 if session.static else BATCH
+    parts = [
+        session(tuple(array[start : start + size] for array in inputs))[0] for start in range(0, len(inputs[0]), size)
+    ]
+    return np.concatenate(parts).astype(np.float64)
