@@ -1,6 +1,8 @@
 """Weights in the forms that users have them, loaded without ever running what is in them."""
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ NESTS = (
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "student.", "teacher.", "backbone.", "ema_model.")
 MAX_WRAPPERS = 3  # e.g. model._orig_mod.module.
 MAX_SHOWN = 20
+GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # in torch's refusal, the one place that names it in an old format
 
 
 def load_weights(network: nn.Module, path: Path, strict: bool = True) -> tuple[str, ...]:
@@ -110,9 +113,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _unpickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it loads, or says why not
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = _refused(path)
+        refused = _refused(path) or sorted(set(GLOBAL.findall(str(error))))
         if refused:
             raise SourceError(
                 f"{path} holds code besides weights ({', '.join(refused)}) and was not loaded: nothing in it was run",
