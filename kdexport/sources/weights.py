@@ -1,7 +1,7 @@
 """Weights in the forms that users have them, loaded without ever running what is in them."""
 
 import pickle
-import re
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ NESTS = (
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "student.", "teacher.", "backbone.", "ema_model.")
 MAX_WRAPPERS = 3  # e.g. model._orig_mod.module.
 MAX_SHOWN = 20
-GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # in torch's refusal, the one place that names it in an old format
+ALLOWED = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
 
 
 def load_weights(network: nn.Module, path: Path, strict: bool = True) -> tuple[str, ...]:
@@ -116,8 +116,8 @@ def _unpickled(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it loads, or says why not
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = _refused(path) or sorted(set(GLOBAL.findall(str(error))))
+    except pickle.UnpicklingError:
+        refused = _refused(path)
         if refused:
             raise SourceError(
                 f"{path} holds code besides weights ({', '.join(refused)}) and was not loaded: nothing in it was run",
@@ -125,7 +125,8 @@ def _unpickled(path: Path) -> Any:
                 "e.g. with safetensors.torch.save_file",
             ) from None
         raise SourceError(
-            f"{path} is no weights file: {str(error).splitlines()[0]}", hint="download or save it again"
+            f"{path} is no weights file that can be loaded safely",
+            hint="save network.state_dict() alone, with torch.save or safetensors.torch.save_file",
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise SourceError(
@@ -136,15 +137,34 @@ def _unpickled(path: Path) -> Any:
 
 def _refused(path: Path) -> list[str]:
     """Return the names that a pickle would import and that weights do not need; a TorchScript file is one such name."""
+    if not zipfile.is_zipfile(path):  # older than torch 1.6, or a bare pickle
+        return sorted(set(_globals(path)) - ALLOWED)
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # noqa: BLE001 the file is damaged, or older than the zip format; torch has refused it already
+    except Exception:  # noqa: BLE001 the file is damaged; torch has refused it already
         return []
     if names:
         return sorted(names)
     with zipfile.ZipFile(path) as archive:
         script = any(name.endswith("/constants.pkl") for name in archive.namelist())
     return ["a TorchScript program"] if script else []
+
+
+def _globals(path: Path) -> Iterator[str]:
+    """Yield what the pickles of a file would import, without unpickling them."""
+    strings: list[str] = []
+    with path.open("rb") as handle:
+        while True:
+            try:
+                for code, argument, _ in pickletools.genops(handle):
+                    if code.name == "GLOBAL":
+                        yield str(argument).replace(" ", ".")
+                    elif code.name == "STACK_GLOBAL" and len(strings) > 1:
+                        yield ".".join(strings[-2:])
+                    elif isinstance(argument, str):
+                        strings.append(argument)
+            except (ValueError, IndexError):  # its end, or the raw tensors after the pickles
+                return
 
 
 def _state_dict(document: Any, depth: int = 4) -> dict[str, Tensor]:
