@@ -15,7 +15,11 @@ from kdexport.report.pictures.scatter import Point, scatter
 from kdexport.report.view import Place, Row
 from kdexport.results import Evaluation, Report
 
-WIDE, NARROW = 700, 350  # the page shows one or the other: text in a picture must not shrink with the screen
+FULL, WIDE, NARROW = (
+    1180,
+    700,
+    350,
+)  # pixels; the page shows one or the other: text in a picture must not shrink with the screen
 
 
 def marks(report: Report) -> dict[str, Mark]:

@@ -1,7 +1,7 @@
 """How figures are written for people: the same way on the terminal, in Markdown and on the page."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -62,7 +62,9 @@ def points(delta: float | None) -> str:
 
 def points_interval(interval: Interval | None) -> str:
     """An interval of a difference in points: ``-0.3 to +1.1``."""
-    return "" if interval is None else f"{signed(100 * interval[0])} to {signed(100 * interval[1])}"
+    if interval is None:
+        return ""
+    return " to ".join(signed(100 * end, 2 if 0 < abs(100 * end) < 0.05 else 1) for end in interval)
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -136,3 +138,9 @@ class Unit:
 def plain(value: float | None) -> str:
     """Write a figure with three significant digits and no unit."""
     return UNKNOWN if value is None else _significant(value)
+
+
+def joined_names(names: Sequence[str], most: int = 6) -> str:
+    """Return names in a row, the rest counted."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

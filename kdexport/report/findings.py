@@ -8,6 +8,7 @@ from kdexport.report.joined import Condition, Joined
 from kdexport.results import DevicePick, Interval
 
 STUDENT = "student"
+VARIANTS = ("int8", "int8-dynamic", "fp16")
 
 
 def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]:
@@ -16,7 +17,7 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
     return (
         *_distillation(joined),
         *_accuracy_lost(joined),
-        *(sentence for place in places for sentence in _quantization(joined, place)),
+        *_quantization(joined, places),
         *_placement(joined),
         *_not_measured(joined),
         *joined.notes,
@@ -61,23 +62,46 @@ def _accuracy_lost(joined: Joined) -> Iterable[str]:
     yield f"The student's accuracy is {figures.points(delta)} against {baseline.name}'s{said}."
 
 
-def _quantization(joined: Joined, place: Condition) -> Iterable[str]:
-    measured = joined.by_condition[place]
-    where = f"on {place.device} of {place.machine}, batch {place.batch_size}"
-    for name in measured:
+def _quantization(joined: Joined, places: list[Condition]) -> Iterable[str]:
+    """Say of each quantized file whether it is faster than what it was made from, device by device."""
+    for name in joined.model_by_name:
         base, dot, variant = name.rpartition(".")
-        if not dot or base not in measured or variant not in ("int8", "int8-dynamic", "fp16"):
+        if not dot or variant not in VARIANTS or base not in joined.model_by_name:
             continue
-        ratio, interval = median_ratio(measured[base].latency_ms, measured[name].latency_ms)
-        smaller = figures.times(joined.model_by_name[base].size_bytes / joined.model_by_name[name].size_bytes)
-        spread = f" ({figures.times_interval(interval)})" if interval else ""
-        if interval is None or interval[0] <= 1 <= interval[1]:
-            yield f"{name} is not shown to be faster or slower than {base} {where}{spread}; it is {smaller} smaller."
-        elif ratio < 1:
-            speed = f"{figures.times(ratio)} the speed{spread}"
-            yield f"{name} is slower than {base} {where}: {speed}, though {smaller} smaller."
-        else:
-            yield f"{name} is {figures.times(ratio)} as fast as {base} {where}{spread}, and {smaller} smaller."
+        found: dict[str, list[tuple[str, float, Interval | None]]] = {}
+        for place in places:
+            measured = joined.by_condition[place]
+            if name in measured and base in measured:
+                ratio, interval = median_ratio(measured[base].latency_ms, measured[name].latency_ms)
+                where = f"{place.device} of {place.machine}, batch {place.batch_size}"
+                found.setdefault(_direction(ratio, interval), []).append((where, ratio, interval))
+        sizes = [joined.model_by_name[item].size_bytes for item in (base, name)]
+        for direction, devices in found.items():
+            yield f"{name} is {direction} than {base} on {_devices(devices)}; {_size_change(*sizes)}."
+
+
+def _direction(ratio: float, interval: Interval | None) -> str:
+    if interval is None or interval[0] <= 1 <= interval[1]:
+        return "not shown to be faster or slower"
+    return "slower" if ratio < 1 else "faster"
+
+
+def _devices(devices: list[tuple[str, float, Interval | None]]) -> str:
+    if len(devices) == 1:
+        where, ratio, interval = devices[0]
+        spread = f", 95 % interval {figures.times_interval(interval)}" if interval else ""
+        return f"{where} ({figures.times(ratio)} the speed{spread})"
+    ratios = [ratio for _, ratio, _ in devices]
+    whole = figures.times_interval((min(ratios), max(ratios)))
+    return f"{len(devices)} devices ({whole} the speed): {figures.joined_names([where for where, _, _ in devices])}"
+
+
+def _size_change(base: int, variant: int) -> str:
+    if not base or not variant:
+        return "its size is not known"
+    if variant > base:
+        return f"its file is {figures.times(variant / base)} larger"
+    return f"its file is {figures.times(base / variant)} smaller"
 
 
 def _placement(joined: Joined) -> Iterable[str]:

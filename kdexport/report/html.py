@@ -13,6 +13,7 @@ from typing import Any
 from kdexport import __version__
 from kdexport.report import figures
 from kdexport.report.drawings import (
+    FULL,
     NARROW,
     WIDE,
     class_picture,
@@ -25,10 +26,11 @@ from kdexport.report.drawings import (
 from kdexport.report.joined import PLAIN_STUDENT
 from kdexport.report.pictures.bullet import bullet
 from kdexport.report.pictures.marks import Mark, swatch
-from kdexport.report.view import Place, Row, costs_of, gate_words, joined_names, places_of, speed_words
+from kdexport.report.view import Place, Row, costs_of, gate_words, places_of, speed_words
 from kdexport.results import Gate, Report
 
 MOST_PLACES = 24  # conditions with pictures of their own: beyond them a page takes longer to load than to read
+MOST_BUTTONS = 6  # conditions to choose from by a button each, else from a list
 MOST_COLUMNS = 60  # of the map of devices
 
 
@@ -72,16 +74,17 @@ def _values(report: Report) -> dict[str, Any]:
         "headline": headline,
         "created": report.created[:10],
         "places": places,
+        "groups": _groups(places) if len(places) > MOST_BUTTONS else [],
         "left_out": len(every) - len(places),
         "multi_device": len(report.devices) > 1,
         "heroes": [_hero(report, place, look) for place in places],
         "findings": report.findings,
-        "gates": [_gate(gate) for gate in report.gates],
+        "gates": [_gate(gate) for gate in sorted(report.gates, key=_urgency)],
         "tables": [_table(place, look) for place in places],
-        "untimed": joined_names([model.name for model in report.models if model.name not in timed]),
+        "untimed": figures.joined_names([model.name for model in report.models if model.name not in timed]),
         "map": _map(report, every, look) if len(every) > 1 else None,
         "spreads": [_spread(place, look) for place in places],
-        "curves": _both(training_picture(report, look, WIDE), training_picture(report, look, NARROW)),
+        "curves": _both(training_picture(report, look, FULL), training_picture(report, look, NARROW)),
         "classes": classes,
         "legend": _legend(report, look) if classes else [],
         "confusion": confusion_picture(report, 460),
@@ -90,6 +93,14 @@ def _values(report: Report) -> dict[str, Any]:
             dict.fromkeys(f"{item.model}: {line}" for item in report.measurements for line in item.warnings)
         ),
     }
+
+
+def _groups(places: tuple[Place, ...]) -> list[dict[str, Any]]:
+    """Sort conditions under their machines, each with its number on the page."""
+    groups: dict[str, list[tuple[int, Place]]] = {}
+    for index, place in enumerate(places):
+        groups.setdefault(place.condition.machine, []).append((index, place))
+    return [{"machine": machine, "places": found} for machine, found in groups.items()]
 
 
 def _hero(report: Report, place: Place, look: dict[str, Mark]) -> dict[str, Any]:
@@ -113,13 +124,19 @@ def _hero(report: Report, place: Place, look: dict[str, Mark]) -> dict[str, Any]
 def _judged_elsewhere(place: Place) -> str:
     if place.pick is None:
         return ""
-    return f" Judged at batch {place.pick.batch_size} with {place.pick.threads} threads; the figures below are those of {place.setting}."
+    judged = f"batch {place.pick.batch_size} with {place.pick.threads} threads"
+    return f" Judged at {judged}; the figures below are those of {place.setting}."
 
 
 def _concerns(gate: Gate, place: Place) -> bool:
     chosen = place.pick.model or place.pick.nearest if place.pick else None
     machine, device, _, _ = place.condition
     return gate.model == chosen and gate.machine in ("", machine) and gate.device in ("", device)
+
+
+def _urgency(gate: Gate) -> int:
+    """Order what failed before what is undecided before what is met."""
+    return 2 if gate.verdict == "met" else 1 if gate.passed else 0
 
 
 def _gate(gate: Gate) -> dict[str, Any]:
@@ -176,7 +193,8 @@ def _cell(text: str, value: float | None, small: str = "", share: float | None =
 
 
 def _map(report: Report, places: tuple[Place, ...], look: dict[str, Mark]) -> dict[str, Any]:
-    shown = places[:MOST_COLUMNS]
+    in_order = sorted(places, key=lambda place: (place.condition.machine, place.condition.device))
+    shown = in_order[:MOST_COLUMNS]
     columns = [
         {"machine": place.condition.machine, "device": place.condition.device, "setting": place.setting}
         for place in shown
@@ -184,25 +202,25 @@ def _map(report: Report, places: tuple[Place, ...], look: dict[str, Mark]) -> di
     rows = []
     for model in report.models:
         if any(model.name in place.by_name for place in shown):
-            cells = [_map_cell(place.by_name.get(model.name)) for place in shown]
+            cells = [_map_cell(place.by_name.get(model.name), judged=place.judged) for place in shown]
             rows.append({"name": model.name, "swatch": swatch(look[model.name]), "cells": cells})
     return {"columns": columns, "rows": rows, "left_out": len(places) - len(shown)}
 
 
-def _map_cell(row: Row | None) -> dict[str, Any]:
+def _map_cell(row: Row | None, *, judged: bool) -> dict[str, Any]:
     if row is None:
         return {"text": figures.UNKNOWN, "small": "", "tone": "", "weight": 0.0, "picked": False}
     ratio = row.speedup.ratio if row.speedup else None
     weight = 0.0 if ratio is None else min(abs(math.log2(ratio)) / 3, 1.0)
     tone = "" if ratio is None or weight < 0.02 else "better" if ratio > 1 else "worse"
     text = figures.ms(row.measurement.latency_ms.p50)
-    return {"text": text, "small": speed_words(ratio), "tone": tone, "weight": weight, "picked": row.picked}
+    return {"text": text, "small": speed_words(ratio), "tone": tone, "weight": weight, "picked": row.picked and judged}
 
 
 def _spread(place: Place, look: dict[str, Mark]) -> dict[str, Any]:
     counts = sorted(row.measurement.latency_ms.samples for row in place.rows)
     calls = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
-    both = _both(spread_picture(place, look, 1100), spread_picture(place, look, NARROW)) or {}
+    both = _both(spread_picture(place, look, FULL), spread_picture(place, look, NARROW)) or {}
     return {**both, "calls": calls, "title": place.title}
 
 

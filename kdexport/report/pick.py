@@ -193,14 +193,17 @@ def _miss_in_words(gate: Gate) -> str:
 
 def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Candidate], measured: int) -> str:
     superlative = {"latency": "the fastest", "size": "the smallest", "accuracy": "the most accurate"}[require.prefer]
+    least = min((item.measurement.latency_ms.p50 for item in fitting if item.measurement), default=0.0)
+    if require.prefer == "latency" and best.measurement and best.measurement.latency_ms.p50 > least:
+        superlative = f"within {100 * SAME_SPEED:.0f} % of the fastest, and the best of those,"
     if has_requirements(require):
         of_what = "the only model that meets every requirement"
         if len(fitting) > 1:
-            of_what = f"{superlative} of the {len(fitting)} models (of {measured}) that meet every requirement"
+            of_what = f"{superlative} among the {len(fitting)} models (of {measured}) that meet every requirement"
         if not best.firm:
             of_what += ", though not firmly: a limit lies within a 95 % interval"
     else:
-        of_what = f"{superlative} of {len(fitting)} whose accuracy is not shown to be below that of {joined.baseline}"
+        of_what = f"{superlative} among the {len(fitting)} models not shown to be less accurate than {joined.baseline}"
     return f"{of_what[0].upper()}{of_what[1:]}{_against_baseline(joined, best)}."
 
 

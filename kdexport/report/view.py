@@ -3,7 +3,6 @@
 No markup here; whoever shows a text escapes it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -167,7 +166,7 @@ def costs_of(place: Place) -> tuple[Cost, ...]:
     row, base = place.chosen, place.base
     if row is None:
         return ()
-    costs = [_accuracy(row, base), _latency(row, base), _size(row, base), _memory(row, base)]
+    costs = [_accuracy(row, base), _latency(row, base, place.unit), _size(row, base), _memory(row, base)]
     if row.measurement.energy_mj is not None:
         costs.append(_energy(row, base))
     return tuple(costs)
@@ -213,17 +212,17 @@ def _accuracy(row: Row, base: Row | None) -> Cost:
     )
 
 
-def _latency(row: Row, base: Row | None) -> Cost:
+def _latency(row: Row, base: Row | None, unit: figures.Unit) -> Cost:
     latency, speedup = row.measurement.latency_ms, row.speedup
     interval = speedup.ci95 if speedup else None
     return Cost(
         "Median latency",
-        figures.ms(latency.p50),
-        figures.ms_interval(latency.p50_ci95),
+        f"{unit.write(latency.p50)} {unit.name}",
+        unit.write_interval(latency.p50_ci95),
         speed_words(speedup.ratio if speedup else None),
         figures.times_interval(interval),
         None if interval is None or interval[0] <= 1 <= interval[1] else interval[0] > 1,
-        figures.ms(base.measurement.latency_ms.p50) if base else "",
+        f"{unit.write(base.measurement.latency_ms.p50)} {unit.name}" if base else "",
         *_shares(latency.p50, base.measurement.latency_ms.p50 if base else None),
     )
 
@@ -285,9 +284,3 @@ def _shares(value: float | None, base: float | None) -> tuple[float | None, floa
 
 def _condition(item: Dominated | Saving) -> Condition:
     return Condition(item.machine, item.device, item.batch_size, item.threads)
-
-
-def joined_names(names: Sequence[str], most: int = 6) -> str:
-    """Return names in a row, the rest counted."""
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

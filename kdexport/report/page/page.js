@@ -71,11 +71,11 @@
   });
 
   // One condition at a time: the whole page follows the choice.
-  for (const choice of document.querySelectorAll("input[name=place]")) {
+  for (const choice of document.querySelectorAll("[name=place]")) {
     choice.addEventListener("change", () => {
       for (const element of document.querySelectorAll("[data-place]")) element.hidden = element.dataset.place !== choice.value;
     });
-    if (choice.checked) choice.dispatchEvent(new Event("change")); // a reload keeps the choice
+    if (choice.checked ?? true) choice.dispatchEvent(new Event("change")); // a reload keeps the choice
   }
 
   function sortBy(table, column, descending) {

@@ -8,7 +8,8 @@ from markupsafe import Markup
 from kdexport.report.pictures.marks import Mark, glyph
 from kdexport.report.pictures.svg import Scale, picture, short, tag, text
 
-ROW = 26.0
+ROW = 28.0
+APART = 7.0  # pixels between the marks of one class: equal shares must not cover each other
 MOST_ROWS = 20
 MOST_CELLS = 20  # classes a side
 
@@ -45,9 +46,9 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
         drawn.append(text(left - 10, y + 4, short(row.name, 11 if narrow else 18), "end", class_="name"))
         places = [across(share) for _, share in row.shares]
         drawn.append(tag("line", x1=min(places), x2=max(places), y1=y, y2=y, class_="span"))
-        for mark, share in reversed(row.shares):
+        for place, (mark, share) in enumerate(row.shares):
             tip = f"{row.name}: {mark.name}\n{100 * share:.1f} % of {row.samples} samples"
-            part = glyph(mark, across(share), y, 5)
+            part = glyph(mark, across(share), y + APART * (place - (len(row.shares) - 1) / 2), 4)
             drawn.append(tag("g", part, data_model=mark.name, data_tip=tip, aria_hidden="true"))
     return picture(width, bottom + 40, label, *drawn)
 
@@ -97,7 +98,7 @@ def confusion_change(names: Sequence[str], change: Sequence[Sequence[int]], *, l
                     width=cell - 2,
                     height=cell - 2,
                     rx=2,
-                    class_=style + (" right" if true == predicted else ""),
+                    class_=style,
                     style=strength,
                     data_tip=tip if value else None,
                 )

@@ -22,7 +22,7 @@ class Curve:
     accuracies: tuple[float, ...]
 
 
-def curves(lines: Sequence[Curve], *, label: str, width: int = 700, height: int = 320) -> Markup:
+def curves(lines: Sequence[Curve], *, label: str, width: int = 700, height: int = 340) -> Markup:
     """Draw the curves; the vertical axis is the logarithm of the error, labelled with accuracies."""
     narrow = width < 500
     left, right, top, bottom = 52.0, width - (20.0 if narrow else 130.0), 24.0, height - 40.0

@@ -34,7 +34,7 @@ def distributions(spreads: Sequence[Spread], *, label: str, width: int = 700) ->
         width: In pixels.
     """
     narrow = width < 500
-    left, right, top = (10.0 if narrow else 150.0), width - 14.0, 22.0
+    left, right, top = (10.0 if narrow else 172.0), width - 14.0, 22.0
     row = ROW + 16 if narrow else ROW
     height = top + row * len(spreads) + 38
     known = [spread.latency.quantiles for spread in spreads if len(spread.latency.quantiles) == 101]
@@ -53,7 +53,7 @@ def distributions(spreads: Sequence[Spread], *, label: str, width: int = 700) ->
         floor = top + row * (index + 1)
         parts = [tag("line", x1=left, x2=right, y1=floor, y2=floor, class_="grid")]
         parts += _ridge(spread, across, floor, ROW - 8)
-        name = short(spread.mark.name, 40 if narrow else 17)
+        name = short(spread.mark.name, 40 if narrow else 21)
         parts.append(glyph(spread.mark, 16.0 if narrow else 10.0, floor - row + 11 if narrow else floor - 12, 4))
         style = "name picked" if spread.picked else "name"
         parts.append(text(*((26.0, floor - row + 15) if narrow else (20.0, floor - 8)), name, class_=style))
