@@ -138,6 +138,11 @@ def _student(run: _Run, taught_by: TrainedNetwork) -> TrainedNetwork:
         batches = _batches(run, settings, accelerator)
         objective = run.objective
         taps = _taps(run, objective, model, teacher, batches) if objective.needs_features else None
+        asked: CachedTeacher | ListenedTeacher | None = None
+        if taps:
+            asked = ListenedTeacher(teacher, taps)
+        elif objective.needs_teacher:
+            asked = _cached(run, teacher, taught_by.weights_sha256, batches, accelerator)
         job = Job(
             phase="student",
             training=settings,
@@ -146,9 +151,7 @@ def _student(run: _Run, taught_by: TrainedNetwork) -> TrainedNetwork:
             batches=batches,
             objective=objective,
             validation=_validation(run, model, accelerator, teacher),
-            teacher=ListenedTeacher(teacher, taps)
-            if taps
-            else _cached(run, teacher, taught_by.weights_sha256, batches, accelerator),
+            teacher=asked,
             taps=taps,
         )
         return _fit(run, model, job, accelerator, key)
