@@ -303,6 +303,7 @@ class Gate:
     model: str = ""
     machine: str = ""  # empty: holds on every machine
     device: str = ""
+    setting: str = ""  # batch size and threads in words, where several are held
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _quantization(joined: Joined, places: list[Condition]) -> Iterable[str]:
                 found.setdefault(_direction(ratio, interval), []).append((where, ratio, interval))
         sizes = [joined.model_by_name[item].size_bytes for item in (base, name)]
         for direction, devices in found.items():
-            yield f"{name} is {direction} than {base} on {_devices(devices)}; {_size_change(*sizes)}."
+            yield f"{name} is {direction} than {base} on {_devices(devices, len(places))}; {_size_change(*sizes)}."
 
 
 def _direction(ratio: float, interval: Interval | None) -> str:
@@ -86,13 +86,16 @@ def _direction(ratio: float, interval: Interval | None) -> str:
     return "slower" if ratio < 1 else "faster"
 
 
-def _devices(devices: list[tuple[str, float, Interval | None]]) -> str:
+def _devices(devices: list[tuple[str, float, Interval | None]], every: int) -> str:
     if len(devices) == 1:
         where, ratio, interval = devices[0]
         spread = f", 95 % interval {figures.times_interval(interval)}" if interval else ""
         return f"{where} ({figures.times(ratio)} the speed{spread})"
     ratios = [ratio for _, ratio, _ in devices]
-    whole = figures.times_interval((min(ratios), max(ratios)))
+    alike = figures.times(min(ratios)) == figures.times(max(ratios))
+    whole = figures.times(ratios[0]) if alike else figures.times_interval((min(ratios), max(ratios)))
+    if len(devices) == every:
+        return f"all {every} devices ({whole} the speed)"
     return f"{len(devices)} devices ({whole} the speed): {figures.joined_names([where for where, _, _ in devices])}"
 
 

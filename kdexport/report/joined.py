@@ -6,7 +6,7 @@ no number. Nothing here judges; see ``tradeoffs`` and ``pick``.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -103,8 +103,8 @@ def join(benches: Sequence[BenchResult], name: str | None = None) -> Joined:
     kept: dict[tuple[Condition, str], Measurement] = {}
     replaced = 0
     for bench in in_time:
+        _check_finite(bench)
         for measurement in bench.measurements:
-            _check_finite(measurement)
             key = (condition_of(measurement), measurement.model)
             replaced += key in kept and kept[key] != measurement
             kept[key] = measurement
@@ -175,23 +175,47 @@ def _machines(benches: Sequence[BenchResult]) -> dict[str, Machine]:
     return machines
 
 
-def _check_finite(measurement: Measurement) -> None:
-    figures = {f"latency_ms.{key}": value for key, value in vars(measurement.latency_ms).items()}
-    figures |= {f"memory_mib.{key}": value for key, value in vars(measurement.memory_mib).items()}
-    figures |= {key: getattr(measurement, key) for key in ("throughput_per_s", "load_ms", "first_run_ms", "energy_mj")}
-    for key, value in figures.items():
-        values = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(item, float) and not math.isfinite(item) for item in values):
+def _check_finite(bench: BenchResult) -> None:
+    for model in bench.models:
+        where = _not_finite(vars(model))
+        if where:
             raise KDExportError(
-                f"{key} of '{_short(measurement.model)}' on '{_short(measurement.machine)}' is not a finite number",
+                f"{where} of '{_short(model.name)}' is not a finite number",
+                hint="evaluate that model again; a figure that was not measured is null",
+            )
+    for measurement in bench.measurements:
+        named = f"'{_short(measurement.model)}' on '{_short(measurement.machine)}'"
+        where = _not_finite(vars(measurement))
+        if where:
+            raise KDExportError(
+                f"{where} of {named} is not a finite number",
                 hint="measure that model again with kdexport bench; a figure that was not measured is null",
             )
-    if measurement.latency_ms.p50 <= 0:
-        raise KDExportError(
-            f"latency_ms.p50 of '{_short(measurement.model)}' on '{_short(measurement.machine)}' is "
-            f"{measurement.latency_ms.p50:g}: no run takes that long",
-            hint="measure that model again with kdexport bench",
-        )
+        if measurement.latency_ms.p50 <= 0:
+            raise KDExportError(
+                f"latency_ms.p50 of {named} is {measurement.latency_ms.p50:g}: no run takes that long",
+                hint="measure that model again with kdexport bench",
+            )
+
+
+def _not_finite(values: Mapping[str, Any]) -> str:
+    """Return the dotted name of the first figure that is not finite, or nothing."""
+    for key, value in values.items():
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return key
+        elif dataclasses.is_dataclass(value):
+            inner = _not_finite(vars(value))
+            if inner:
+                return f"{key}.{inner}"
+        elif isinstance(value, tuple) and value and isinstance(value[0], float):
+            if not all(map(math.isfinite, value)):
+                return key
+        elif isinstance(value, dict):
+            inner = _not_finite(value)
+            if inner:
+                return f"{key}.{inner}"
+    return ""
 
 
 def _short(text: str) -> str:

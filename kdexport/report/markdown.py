@@ -1,25 +1,69 @@
-"""report.md: the report as text that a repository, a pull request or a mail can show."""
+"""report.md: the report as text that a repository, a pull request or a mail can show, with pictures beside it."""
+
+from collections.abc import Mapping
 
 from kdexport.report import figures
-from kdexport.report.joined import Condition, condition_of
-from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
-from kdexport.report.tradeoffs import speedup_at
+from kdexport.report.drawings import (
+    FULL,
+    WIDE,
+    class_picture,
+    marks,
+    spread_picture,
+    tradeoff_picture,
+    training_picture,
+)
+from kdexport.report.joined import Condition
+from kdexport.report.pictures.svg import standalone
+from kdexport.report.view import Place, gate_words, places_of
 from kdexport.results import DevicePick, Report
 
+MOST_PICTURES = 6  # devices with pictures of their own
 _SPECIAL = str.maketrans({character: "\\" + character for character in "\\`*_[]()#+!|~"} | {"<": "&lt;", ">": "&gt;"})
 
 
-def markdown(report: Report) -> str:
-    """Return the report as GitHub-flavoured Markdown."""
-    lines = [f"# {escape(report.name)}", "", *_answer(report), ""]
-    for device in report.devices:
-        lines += [*_device_table(report, device), ""]
+def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
+    """Return the report as GitHub-flavoured Markdown.
+
+    Args:
+        report: What to write.
+        pictures: File name -> SVG, as ``pictures_of`` returns; those that are there are shown.
+    """
+    shown = pictures or {}
+    places = {place.condition: place for place in places_of(report)}
+    lines = [f"# {escape(report.name)}", "", *answer(report), ""]
+    for index, device in enumerate(report.devices):
+        lines += [*device_table(report, device), ""]
+        place = places.get(Condition(device.machine, device.device, device.batch_size, device.threads))
+        if place is not None:
+            lines += _image(f"report-tradeoff-{index + 1}.svg", f"Accuracy against latency, {place.title}", shown)
+            lines += _image(f"report-latency-{index + 1}.svg", f"How latency spreads, {place.title}", shown)
     if report.gates:
-        lines += ["## Requirements", "", *_gate_table(report), ""]
+        lines += ["## Requirements", "", *gate_table(report), ""]
     if report.findings:
         lines += ["## What the figures show", "", *(f"- {escape(sentence)}" for sentence in report.findings), ""]
+    lines += _image("report-training.svg", "Validation accuracy by epoch", shown)
+    lines += _image("report-classes.svg", "Accuracy by class", shown)
     lines += ["## Measured on", "", *_machines(report), ""]
     return "\n".join(lines)
+
+
+def pictures_of(report: Report) -> dict[str, str]:
+    """Return the pictures of report.md: file name -> SVG."""
+    look = marks(report)
+    places = {place.condition: place for place in places_of(report)}
+    drawn: dict[str, str] = {}
+    for index, device in enumerate(report.devices[:MOST_PICTURES]):
+        place = places[Condition(device.machine, device.device, device.batch_size, device.threads)]
+        tradeoff = tradeoff_picture(report, place, look, WIDE, 440)
+        if tradeoff is not None:
+            drawn[f"report-tradeoff-{index + 1}.svg"] = standalone(tradeoff)
+        drawn[f"report-latency-{index + 1}.svg"] = standalone(spread_picture(place, look, FULL))
+    training, classes = training_picture(report, look, FULL), class_picture(report, look, WIDE)
+    if training is not None:
+        drawn["report-training.svg"] = standalone(training)
+    if classes is not None:
+        drawn["report-classes.svg"] = standalone(classes)
+    return drawn
 
 
 def escape(text: str) -> str:
@@ -27,70 +71,72 @@ def escape(text: str) -> str:
     return " ".join(text.replace("&", "&amp;").split()).translate(_SPECIAL)
 
 
-def _answer(report: Report) -> list[str]:
-    if report.pick is not None:
+def answer(report: Report) -> list[str]:
+    """Return what to ship, as one paragraph or a line per device."""
+    if report.pick is not None and len(report.devices) == 1:
         return [f"**Ship {escape(report.pick.model)}.** {escape(report.pick.why)}"]
     if not report.devices:
         return ["Nothing was timed, so there is nothing to choose by speed."]
-    return [
+    whole = [f"**Ship {escape(report.pick.model)}.** {escape(report.pick.why)}", ""] if report.pick else []
+    return whole + [
         f"- {escape(item.device)} of {escape(item.machine)}: "
         f"**{'ship ' + escape(item.model) if item.model else 'nothing to ship'}.** {escape(item.why)}"
         for item in report.devices
     ]
 
 
-def _device_table(report: Report, device: DevicePick) -> list[str]:
-    place = Condition(device.machine, device.device, device.batch_size, device.threads)
-    measured = {item.model: item for item in report.measurements if condition_of(item) == place}
-    threads = "1 thread" if place.threads == 1 else f"{place.threads} threads"
+def device_table(report: Report, device: DevicePick, level: int = 2) -> list[str]:
+    """Return the models on one device as a table under a heading."""
+    wanted = Condition(device.machine, device.device, device.batch_size, device.threads)
+    place = next(place for place in places_of(report) if place.condition == wanted)
+    unit = place.unit.name
     lines = [
-        f"## {escape(place.device)} of {escape(place.machine)}: batch {place.batch_size}, {threads}",
+        f"{'#' * level} {escape(place.title)}",
         "",
-        "| model | accuracy | change (95 %) | p50 | speed-up (95 %) | size | memory |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| model | accuracy | change, points (95 %) | median, {unit} | speed-up (95 %) | size | peak memory | |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    for model in report.models:
-        if model.name not in measured:
-            continue
-        figure = measured[model.name]
-        tradeoff = next(
-            (item for item in report.tradeoffs if (item.model, item.against) == (model.name, report.baseline)), None
-        )
-        speedup = speedup_at(tradeoff, place)
-        change = ""
-        if tradeoff is not None and tradeoff.accuracy_delta is not None:
-            change = figures.signed(100 * tradeoff.accuracy_delta)
-            if tradeoff.accuracy_delta_ci95:
-                change += f" ({figures.points_interval(tradeoff.accuracy_delta_ci95)})"
-        speed = ""
-        if speedup is not None:
-            speed = figures.times(speedup.ratio) + (
-                f" ({figures.times_interval(speedup.ci95)})" if speedup.ci95 else ""
-            )
-        name = f"**{escape(model.name)}**" if model.name == device.model else escape(model.name)
-        cells = (
-            name,
-            figures.percent(model.accuracy),
-            change,
-            figures.ms(figure.latency_ms.p50),
-            speed,
-            figures.size(model.size_bytes),
-            figures.mib(figure.memory_mib.peak_rss),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return lines + [f"| {' | '.join(cells)} |" for cells in _rows(place)]
 
 
-def _gate_table(report: Report) -> list[str]:
+def gate_table(report: Report) -> list[str]:
+    """Return the requirements as a table."""
     lines = ["| requirement | model | asked | measured | 95 % | verdict |", "|---|---|---|---:|---|---|"]
     for gate in report.gates:
-        where = f" ({escape(gate.device)} of {escape(gate.machine)})" if gate.device else ""
-        counted = "" if gate.verdict != "undecided" else ", passes" if gate.passed else ", fails"
+        words = gate_words(gate)
+        where = f" ({escape(words['where'])})" if words["where"] else ""
+        verdict = words["verdict"] if gate.passed else f"**{words['verdict']}**"
         lines.append(
-            f"| {title(gate.requirement)}{where} | {escape(gate.model)} | {describe_limit(gate)} | "
-            f"{describe_value(gate)} | {describe_interval(gate)} | {gate.verdict}{counted} |"
+            f"| {words['title']}{where} | {escape(gate.model)} | {words['asked']} | {words['measured']} | "
+            f"{words['interval']} | {verdict} |"
         )
     return lines
+
+
+def _rows(place: Place) -> list[list[str]]:
+    rows = []
+    for row in place.rows:
+        change = row.change + (f" ({row.change_interval})" if row.change_interval else "")
+        speed = figures.times(row.speedup.ratio) if row.speedup else ""
+        if row.speedup and row.speedup.ci95:
+            speed += f" ({figures.times_interval(row.speedup.ci95)})"
+        rows.append(
+            [
+                f"**{escape(row.name)}**" if row.picked else escape(row.name),
+                figures.percent(row.model.accuracy),
+                change,
+                place.unit.write(row.measurement.latency_ms.p50),
+                speed,
+                figures.size(row.model.size_bytes),
+                figures.mib(row.memory),
+                escape(row.status),
+            ]
+        )
+    return rows
+
+
+def _image(name: str, words: str, shown: Mapping[str, str]) -> list[str]:
+    return [f"![{escape(words)}]({name})", ""] if name in shown else []
 
 
 def _machines(report: Report) -> list[str]:

@@ -72,6 +72,8 @@ def describe_value(gate: Gate) -> str:
 
 def describe_limit(gate: Gate) -> str:
     """Write what a gate asks for: ``at most 2.0 ms``."""
+    if gate.requirement == "measured":
+        return "at least one"
     word = "at least" if gate.requirement.startswith("min_") else "at most"
     return f"{word} {_with_unit(gate.requirement, gate.limit)}"
 
@@ -99,8 +101,13 @@ def title(requirement: str) -> str:
         "max_latency_ms": "latency",
         "max_memory_mib": "memory",
         "parity": "parity with PyTorch",
+        "measured": "a measurement",
+        "baseline_accuracy_drop": "accuracy drop since the baseline report",
+        "baseline_size_ratio": "file size against the baseline report",
+        "baseline_latency_ratio": "median latency against the baseline report",
+        "baseline_memory_ratio": "peak memory against the baseline report",
     }
-    return known.get(requirement, requirement.replace("max_", "").replace("_ms", "").replace("_", " "))
+    return known.get(requirement, requirement.replace("_", " "))
 
 
 def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable[Gate]:

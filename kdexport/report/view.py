@@ -174,10 +174,11 @@ def costs_of(place: Place) -> tuple[Cost, ...]:
 
 def gate_words(gate: Gate) -> dict[str, str]:
     """Return a requirement in words: title, where, asked, measured, interval, verdict."""
+    place = f"{gate.device} of {gate.machine}" if gate.machine else gate.device
     counted = "" if gate.verdict != "undecided" else ", passes" if gate.passed else ", fails"
     return {
         "title": title(gate.requirement),
-        "where": f"{gate.device} of {gate.machine}" if gate.machine else gate.device,
+        "where": ", ".join(part for part in (place, gate.setting) if part),
         "asked": describe_limit(gate),
         "measured": describe_value(gate),
         "interval": describe_interval(gate),

@@ -1,0 +1,73 @@
+"""The gates for machines: JUnit XML for any CI, a job summary in Markdown for GitHub."""
+
+import xml.etree.ElementTree as ET
+
+from kdexport.report.markdown import answer, device_table, escape, gate_table
+from kdexport.report.view import gate_words
+from kdexport.results import Gate, Report
+
+MOST_TABLES = 6  # of devices in a job summary; the whole is in report.md
+
+
+def junit(report: Report) -> str:
+    """Return the gates as JUnit XML: a test case each, a failure for each that does not pass."""
+    failed = sum(not gate.passed for gate in report.gates)
+    suite = ET.Element(
+        "testsuite",
+        name=_clean(f"kdexport: {report.name}"),
+        tests=str(len(report.gates)),
+        failures=str(failed),
+        errors="0",
+        skipped="0",
+        timestamp=report.created.replace("+00:00", ""),
+    )
+    for gate in report.gates:
+        suite.append(_case(gate))
+    suites = ET.Element("testsuites", tests=str(len(report.gates)), failures=str(failed), errors="0")
+    suites.append(suite)
+    ET.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
+
+
+def github(report: Report) -> str:
+    """Return a job summary: the verdict first, then the requirements, then the figures."""
+    failed = sum(not gate.passed for gate in report.gates)
+    verdict = "no requirements" if not report.gates else f"{failed} of {len(report.gates)} requirements not met"
+    if report.gates and not failed:
+        verdict = f"all {len(report.gates)} requirements met"
+        unsure = sum(gate.verdict == "undecided" for gate in report.gates)
+        verdict += f", {unsure} of them undecided" if unsure else ""
+    lines = [f"## {escape(report.name)}: {verdict}", "", *answer(report), ""]
+    if report.gates:
+        lines += [*gate_table(report), ""]
+    for device in report.devices[:MOST_TABLES]:
+        lines += [*device_table(report, device, level=3), ""]
+    lines += [f"- {escape(sentence)}" for sentence in report.findings]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _case(gate: Gate) -> ET.Element:
+    words = gate_words(gate)
+    where = f" on {words['where']}" if words["where"] else ""
+    name = f"{words['title']} of {gate.model}{where}" if gate.model else f"{words['title']}{where}"
+    case = ET.Element("testcase", name=_clean(name), classname=_clean(f"kdexport.{gate.requirement}"))
+    measured = f"{words['measured']}, asked: {words['asked']}"
+    measured += f", 95 % interval {words['interval']}" if words["interval"] else ""
+    if gate.passed:
+        ET.SubElement(case, "system-out").text = _clean(f"{measured} ({words['verdict']})")
+    else:
+        message = _clean(f"{name}: {measured} ({words['verdict']})")
+        ET.SubElement(case, "failure", message=message, type=gate.verdict.replace(" ", "-")).text = message
+    return case
+
+
+def _clean(text: str) -> str:
+    """Return text without the characters that XML 1.0 cannot hold."""
+    return "".join(
+        character
+        for character in text
+        if character in "\t\n\r"
+        or " " <= character <= "\ud7ff"
+        or "\ue000" <= character <= "\ufffd"
+        or character > "\uffff"
+    )
