@@ -11,6 +11,9 @@ import typer
 from kdexport import __version__
 from kdexport.cli.bench import bench
 from kdexport.cli.distill import distill
+from kdexport.cli.export import export
+from kdexport.cli.evaluate import evaluate
+from kdexport.cli.init import init
 from kdexport.cli.report import report
 from kdexport.cli.run import run
 
@@ -41,10 +44,13 @@ def _root(
 
 app.command()(run)
 app.command()(distill)
+app.command()(export)
 app.command()(bench)
 
 
 app.command()(report)
+app.command()(evaluate)
+app.command()(init)
 
 
 def main() -> None:

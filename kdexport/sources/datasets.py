@@ -1,5 +1,6 @@
 """Data by reference: finds the source, makes the splits that it lacks, and holds that the labels make sense."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.artifacts import key_of
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.progress import Progress, Silent
 from kdexport.recipe import Data
@@ -66,6 +68,12 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
         skipped=source.skipped,
         notes=notes,
     )
+
+
+def cache_folder(data: Data) -> Path:
+    """Return where decoded samples go outside of a run: a folder of the user's cache for each source."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "kdexport" / key_of(data.source, data.root, data.args)
 
 
 def _unlabelled(data: Data, source: Source, cache: Path, progress: Progress) -> Stored:

@@ -4,13 +4,17 @@ from.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.errors import SourceError
+from kdexport.evaluate import Predict
 from kdexport.recipe import PRETRAINED, Student, Teacher
+from kdexport.references import parse
 from kdexport.sources.inferred import inferred_preprocessing
 from kdexport.sources.networks import check_output, load_with_fresh, pretrained_weights
 from kdexport.sources.preprocessing import Preprocessing, with_spec
@@ -60,6 +64,40 @@ def load_model(role: str, spec: Teacher | Student, dataset: Dataset, weights: Pa
     inputs = model.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs)
     check_output(network, inputs, dataset.num_classes, role)
     return model
+
+
+def load_predictor(spec: Student, dataset: Dataset) -> tuple[Predict, tuple[str, ...]]:
+    """Return a function from raw inputs to logits, of a module reference or an ONNX file, and what the user should
+    know.
+
+    Raises:
+        SourceError: As ``load_model``.
+    """
+    reference = parse(spec.model)
+    if reference.kind == "path" and reference.target.endswith(".onnx"):
+        from kdexport.sources.onnx_model import OnnxModel
+
+        if spec.weights is not None:
+            raise SourceError(f"{spec.model} holds its weights itself", hint="take --weights out")
+        onnx = OnnxModel(Path(reference.target), with_spec(dataset.preprocessing, spec.preprocessing))
+        names = onnx.class_names
+        notes: tuple[str, ...] = ()
+        if names is not None and names != dataset.class_names:
+            notes = (f"the file's classes are {_shown(names)}, the data's are {_shown(dataset.class_names)}",)
+        return onnx.predict, notes
+    model = load_model("model", spec, dataset)
+
+    def predict(inputs: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+        with torch.no_grad():
+            return model.network(*model.preprocessing.apply(inputs)).float().numpy()  # type: ignore[no-any-return]
+
+    bare = spec.weights is None and reference.kind not in ("path", "hf")
+    warning = (f"no weights are given: the network is scored as {spec.model} makes it",) if bare else ()
+    return predict, (*warning, *model.left_out)
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def preprocessing_of(spec: Teacher | Student, dataset: Dataset) -> Preprocessing:

@@ -1,0 +1,113 @@
+"""`kdexport evaluate`: how good a model is on data, whatever form it has."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdexport.cli.console import Json, Quiet, Verbose, command
+from kdexport.cli.run import Set
+
+if TYPE_CHECKING:
+    from kdexport.results import Evaluation
+
+CLASSES_SHOWN = 30
+CONFUSIONS_SHOWN = 5
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="An ONNX file, or a reference: file.py:Name, torchvision:NAME, ..."),
+    ],
+    data: Annotated[
+        str | None, typer.Option(metavar="REF", help="e.g. digits, imagefolder:photos, csv:rows.csv")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take [data] and the seed of this recipe instead of --data.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Of a module reference: a checkpoint, or 'pretrained'.")
+    ] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the model's factory; repeatable.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    set_: Set = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score a model: accuracy with its interval, every class, and what it confuses.
+
+    What a recipe can say of the data goes into --set, e.g. --set data.tokenizer=hf:DIR; of the model's preprocessing
+    too, e.g. --set student.preprocessing.size=[224,224].
+    """
+    with command(json=json, quiet=quiet, verbose=verbose) as console:
+        from kdexport.errors import KDExportError
+        from kdexport.recipe import Recipe
+
+        if (data is None) == (recipe is None):
+            raise KDExportError("give the data as one of --data and --recipe", hint="e.g. --data imagefolder:photos")
+        if split not in ("train", "val", "test"):
+            raise KDExportError(f"there is no split '{split}'", hint="--split is test, val or train")
+        asked = ["name=evaluation", f"student.model={_text(model)}", *(f"student.args.{item}" for item in arg or ())]
+        asked += [f"student.weights={_text(weights)}"] if weights else []
+        if recipe is not None:
+            whole = Recipe.load(recipe, ["student={}", *asked, *(set_ or ())])
+        else:
+            flags = [f"data.source={_text(data or '')}", "teacher.model=none:none", *asked, *(set_ or ())]
+            whole = Recipe.parse({}, overrides=flags, origin="what the flags ask for")
+        console.progress.say(f"{model} on {whole.data.source}")  # torch takes a while to come
+        from kdexport.evaluate import evaluate as score
+        from kdexport.sources.datasets import cache_folder, load_data
+        from kdexport.sources.models import load_predictor
+
+        dataset = load_data(whole.data, whole.seed, cache_folder(whole.data), console.progress)
+        predict, notes = load_predictor(whole.student, dataset)
+        for note in notes:
+            console.progress.warn(note)
+        scores, _ = score(predict, getattr(dataset, split), dataset.class_names, batch_size, name=split)
+        console.result(scores, table(scores, dataset.splits_made_by[split]))
+
+
+def table(scores: "Evaluation", made_by: str) -> Any:
+    """Return an evaluation as Rich tables: the whole, every class, the commonest mistakes."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from kdexport.evaluate import worst_confusions
+
+    low, high = scores.accuracy_ci95
+    origin = "" if made_by == "source" else f" ({made_by})"
+    classes = Table(box=SIMPLE_HEAD, pad_edge=False)
+    classes.add_column("class")
+    for column in ("samples", "found", "precision", "F1"):
+        classes.add_column(column, justify="right")
+    ranked = sorted(scores.per_class, key=lambda score: score.accuracy)
+    shown = ranked[:CLASSES_SHOWN] if len(ranked) > CLASSES_SHOWN else list(scores.per_class)
+    for score in shown:
+        precision = "-" if score.precision is None else f"{score.precision:.3f}"
+        classes.add_row(Text(score.name), f"{score.samples}", f"{score.accuracy:.3f}", precision, f"{score.f1:.3f}")
+    parts: list[Any] = [
+        Text(f"accuracy {scores.accuracy:.4f}  95 % interval {low:.4f} to {high:.4f}"),
+        Text(f"macro-F1 {scores.macro_f1:.4f}  on {scores.samples} samples of {scores.split}{origin}"),
+        classes,
+    ]
+    if len(ranked) > len(shown):
+        parts.append(Text(f"the {len(shown)} worst of {len(ranked)} classes\n", style="dim"))
+    confusions = worst_confusions(scores, CONFUSIONS_SHOWN)
+    if confusions:
+        parts.append(Text("most often confused:"))
+        parts += [Text(f"  {count:4d}  {true} taken for {said}") for true, said, count in confusions]
+    return Group(*parts)
+
+
+def _text(value: str) -> str:
+    """Return a value of --set that is read as text whatever is in it."""
+    import json as jsonlib
+
+    return jsonlib.dumps(value, ensure_ascii=False)

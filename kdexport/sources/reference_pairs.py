@@ -1,0 +1,76 @@
+"""The reference pairs that come with kdexport: folders of a recipe, its networks and a card with measured results.
+
+In a wheel they lie inside the package, in a checkout beside it.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdexport.errors import KDExportError, did_you_mean
+
+RECIPE = "recipe.toml"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One reference pair."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Those that there are."""
+
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was written."""
+
+    name: str
+    folder: str
+    files: tuple[str, ...]
+
+
+def reference_pairs() -> Pairs:
+    """Return the pairs that come with this installation, by name."""
+    folders = sorted(recipe.parent for recipe in _root().glob(f"*/{RECIPE}"))
+    return Pairs(tuple(Pair(folder.name, _description(folder)) for folder in folders))
+
+
+def copy_pair(name: str, folder: Path) -> Copied:
+    """Copy a pair into a folder that doesn't exist yet, or is empty.
+
+    Raises:
+        KDExportError: No such pair, the folder holds something, or it cannot be written to.
+    """
+    names = [pair.name for pair in reference_pairs().pairs]
+    if name not in names:
+        near = did_you_mean(name, names) or f"there are: {', '.join(names)}"
+        raise KDExportError(f"no reference pair is called '{name}'", hint=near.strip())
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise KDExportError(f"{folder} is there already and is not empty", hint=f"kdexport init {name} OTHER_DIR")
+    try:
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "runs", ".*")
+        shutil.copytree(_root() / name, folder, ignore=ignored, dirs_exist_ok=True)
+    except OSError as error:
+        raise KDExportError(
+            f"{folder} cannot be written: {error.strerror or error}", hint="name another folder: kdexport init NAME DIR"
+        ) from error
+    return Copied(name, str(folder), tuple(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+def _root() -> Path:
+    package = Path(__file__).parents[1]
+    installed = package / "_models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def _description(folder: Path) -> str:
+    """Return the first line of the recipe, which is a comment that says what it is."""
+    first = (folder / RECIPE).read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
