@@ -1,7 +1,7 @@
 """The residual networks for 32x32 images of He et al. 2016, section 4.2, at the depths that CIFAR-100 tables use.
 
-``resnet(32)`` has 7.43 M parameters and ``resnet(8)`` 1.23 M at 100 classes: four times the usual widths, "x4". As in the tables' reference code, where a
-stage changes the width the shortcut is a 1x1 convolution. Inputs [batch, 3, 32, 32], outputs [batch, classes].
+``resnet(32)`` has 7.43 M parameters and ``resnet(8)`` 1.23 M at 100 classes: the usual widths times four, "x4". Where
+a stage changes the width the shortcut is a 1x1 convolution. Inputs [batch, 3, 32, 32], outputs [batch, classes].
 """
 
 import torch.nn.functional as F

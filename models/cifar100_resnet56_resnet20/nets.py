@@ -1,7 +1,7 @@
 """The residual networks for 32x32 images of He et al. 2016, section 4.2, at the depths that CIFAR-100 tables use.
 
-``resnet(56)`` has 0.86 M parameters and ``resnet(20)`` 0.28 M at 100 classes. As in the tables' reference code, where a
-stage changes the width the shortcut is a 1x1 convolution. Inputs [batch, 3, 32, 32], outputs [batch, classes].
+``resnet(56)`` has 0.86 M parameters and ``resnet(20)`` 0.28 M at 100 classes. As in the tables' reference code, where
+a stage changes the width the shortcut is a 1x1 convolution. Inputs [batch, 3, 32, 32], outputs [batch, classes].
 """
 
 import torch.nn.functional as F
