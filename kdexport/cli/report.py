@@ -1,42 +1,82 @@
 """`kdexport report`: from bench results to a decision."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
 
+Benches = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="BENCH_JSON...",
+        help="bench.json files or run directories, also from several machines; NAME=FILE renames its machine.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Where to write; beside a single input, else ./report.")
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option("--baseline", metavar="FILE", help="An earlier report.json or bench.json: fail on a regression."),
+]
+Tolerance = Annotated[
+    float, typer.Option(min=0, help="With --baseline: by what share latency, size and memory may grow.")
+]
+AccuracyTolerance = Annotated[float, typer.Option(min=0, max=1, help="With --baseline: by how much accuracy may fall.")]
+Format = Annotated[
+    Literal["table", "junit", "github", "markdown"],
+    typer.Option("--format", help="What stdout gets: for people, for CI (JUnit XML), or for a GitHub job summary."),
+]
+
 
 def report(
-    benches: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="BENCH_JSON...",
-            help="bench.json files or run directories, also from several machines; NAME=FILE renames its machine.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for report.json, .md and .html; that of a single input, else ./report.", metavar="DIR"
-        ),
-    ] = None,
+    benches: Benches,
+    out: Out = None,
+    baseline: Baseline = None,
+    tolerance: Tolerance = 0.05,
+    accuracy_tolerance: AccuracyTolerance = 0.005,
+    format_: Format = "table",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Join measurements into one report: trade-offs, the model to ship, and whether the requirements hold."""
+    """Join measurements into one report: trade-offs, the model to ship, and whether the requirements hold.
+
+    Exits with 3 where a requirement of the recipe, or one that --baseline sets, does not hold. For a GitHub job:
+    kdexport report bench.json --format github >> "$GITHUB_STEP_SUMMARY"
+    """
+    if json and format_ != "table":
+        raise typer.BadParameter(f"--json and --format {format_} both want stdout; give one of them")
     with command(json=json, quiet=quiet, verbose=verbose) as console:
-        from kdexport.report.reading import folder_of, read_benches, requirements_of
+        from kdexport.report.reading import folder_of, read_benches, read_report, requirements_of
+        from kdexport.report.regression import against_earlier
         from kdexport.report.stage import enforce, write_report
         from kdexport.report.stage import report as make
-        from kdexport.report.tables import terminal
 
+        earlier = read_report(baseline) if baseline is not None else None  # before a new report can replace it
         joined = [bench for given in benches for bench in read_benches(given)]
-        made = make(joined, requirements_of(joined))
+        require = requirements_of(joined)
+        made = make(joined, require)
+        if earlier is not None:
+            made = against_earlier(
+                made,
+                earlier,
+                tolerance=tolerance,
+                accuracy_tolerance=accuracy_tolerance,
+                undecided=require.undecided,
+            )
         written = write_report(made, out or folder_of(benches))
-        console.result(made, terminal(made))
-        console.progress.say("written: " + ", ".join(str(path) for path in written))
+        console.result(made, _shown(made, format_))
+        console.progress.say(f"written: {written[-1].parent}/{{report.html, report.md, report.json}}")
         enforce(made)
+
+
+def _shown(made: object, format_: str) -> object:
+    from kdexport.report.ci import github, junit
+    from kdexport.report.markdown import markdown
+    from kdexport.report.tables import terminal
+
+    return {"table": terminal, "junit": junit, "github": github, "markdown": markdown}[format_](made)  # type: ignore[operator]

@@ -77,7 +77,7 @@ def signed(value: float, digits: int = 1) -> str:
 
 def times(ratio: float | None) -> str:
     """A ratio as ``3.4x``."""
-    return UNKNOWN if ratio is None else f"{_significant(ratio, 2 if ratio < 10 else 3)}×"
+    return UNKNOWN if ratio is None else f"{_significant(ratio, 3 if 1 <= ratio < 2 or ratio >= 10 else 2)}×"
 
 
 def times_interval(interval: Interval | None) -> str:

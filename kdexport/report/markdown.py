@@ -18,7 +18,7 @@ from kdexport.report.view import Place, gate_words, places_of
 from kdexport.results import DevicePick, Report
 
 MOST_PICTURES = 6  # devices with pictures of their own
-_SPECIAL = str.maketrans({character: "\\" + character for character in "\\`*_[]()#+!|~"} | {"<": "&lt;", ">": "&gt;"})
+_SPECIAL = str.maketrans({character: "\\" + character for character in "\\`*_[]#|~"} | {"<": "&lt;", ">": "&gt;"})
 
 
 def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:

@@ -43,15 +43,19 @@ def read_benches(given: str) -> tuple[BenchResult, ...]:
     return tuple(_renamed(bench, name) for bench in benches) if name else benches
 
 
-def read_report(path: Path) -> Report | BenchResult:
-    """Read an earlier report.json or bench.json, e.g. to compare with.
+def read_report(path: Path) -> Report:
+    """Read an earlier report.json to compare with; a bench.json is reported on first.
 
     Raises:
         KDExportError: There is no such file, or it is something else.
     """
+    from kdexport.report.stage import report
+
     path = _file_in(path, ("report.json", "bench.json"))
     document = _document(path)
-    built: Report | BenchResult = _build(Report if "tradeoffs" in document else BenchResult, document, path)
+    if "tradeoffs" not in document:
+        return report((_build(BenchResult, document, path),))
+    built: Report = _build(Report, document, path)
     return built
 
 

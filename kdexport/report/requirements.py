@@ -102,10 +102,10 @@ def title(requirement: str) -> str:
         "max_memory_mib": "memory",
         "parity": "parity with PyTorch",
         "measured": "a measurement",
-        "baseline_accuracy_drop": "accuracy drop since the baseline report",
-        "baseline_size_ratio": "file size against the baseline report",
-        "baseline_latency_ratio": "median latency against the baseline report",
-        "baseline_memory_ratio": "peak memory against the baseline report",
+        "baseline_accuracy_drop": "accuracy drop since the baseline",
+        "baseline_size_ratio": "growth of the file",
+        "baseline_latency_ratio": "growth of the median latency",
+        "baseline_memory_ratio": "growth of peak memory",
     }
     return known.get(requirement, requirement.replace("_", " "))
 

@@ -1,6 +1,6 @@
 """Open first: bench results in, a ``Report`` out, and the files that people and programs read.
 
-``report`` is pure; ``write_report`` writes report.json, report.md and report.html into one folder.
+``report`` is pure; ``write_report`` writes report.json, report.md, report.html and card.md into one folder.
 """
 
 import json
@@ -15,9 +15,11 @@ from kdexport.recipe import Recipe, Require
 from kdexport.report.findings import findings
 from kdexport.report.joined import join
 from kdexport.report.pick import pick_devices
-from kdexport.report.requirements import describe_limit, describe_value, title
 from kdexport.report.tradeoffs import dominated, tradeoffs
+from kdexport.report.view import gate_words
 from kdexport.results import BenchResult, Gate, Report
+
+MOST_SHOWN = 6  # failed requirements in an error message
 
 
 def report(benches: Sequence[BenchResult], require: Require | None = None, *, name: str | None = None) -> Report:
@@ -69,7 +71,7 @@ def report_run(recipe: Recipe, benched: BenchResult, directory: RunDirectory, pr
 
 
 def write_report(report: Report, folder: Path, *, key: str | None = None) -> tuple[Path, ...]:
-    """Write report.json, report.md and report.html into ``folder``, each whole or not at all.
+    """Write report.json, report.md with its pictures, report.html and card.md, each whole or not at all.
 
     Args:
         report: What ``report`` returned.
@@ -77,19 +79,24 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
         key: What the report was made from (``RunDirectory.finished`` compares it); kept in report.json.
 
     Returns:
-        The paths written.
+        The paths written: report.json last, so that what it stands for is there.
 
     Raises:
         KDExportError: The folder cannot be written to.
     """
+    from kdexport.report.card import card
     from kdexport.report.html import html
-    from kdexport.report.markdown import markdown
+    from kdexport.report.markdown import markdown, pictures_of
 
+    pictures = pictures_of(report)
     document = results.to_json(report) | ({"key": key} if key else {})
+    made = card(report)
     texts = {
-        "report.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.md": markdown(report),
+        **pictures,
+        "report.md": markdown(report, pictures),
         "report.html": html(report),
+        **({"card.md": made} if made else {}),
+        "report.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -110,17 +117,19 @@ def enforce(report: Report) -> None:
     failed = failed_gates(report)
     if not failed:
         return
-    lines = "; ".join(_in_words(gate) for gate in failed)
+    shown = "; ".join(_in_words(gate) for gate in failed[:MOST_SHOWN])
+    more = f"; and {len(failed) - MOST_SHOWN} more" if len(failed) > MOST_SHOWN else ""
     raise RequirementError(
-        f"{len(failed)} of {len(report.gates)} requirements not met: {lines}",
+        f"{len(failed)} of {len(report.gates)} requirements not met: {shown}{more}",
         hint="report.html shows every model against each requirement; change the student, or the limits in [require]",
     )
 
 
 def _in_words(gate: Gate) -> str:
-    where = f" on {gate.device} of {gate.machine}" if gate.device else ""
+    words = gate_words(gate)
+    what = f"{words['title']} of {gate.model}" if gate.model else words["title"]
+    where = f" on {words['where']}" if words["where"] else ""
     if gate.verdict == "not measured":
-        return f"{title(gate.requirement)} of {gate.model} was not measured{where}"
+        return f"{what} was not measured{where}"
     undecided = " (undecided, and [require] counts that as failed)" if gate.verdict == "undecided" else ""
-    figure = f"{describe_value(gate)}, not {describe_limit(gate)}"
-    return f"{title(gate.requirement)} of {gate.model} is {figure}{where}{undecided}"
+    return f"{what} is {words['measured']}, not {words['asked']}{where}{undecided}"

@@ -178,6 +178,15 @@ RECIPE = {
     "name": "digits",
     "seed": 0,
     "data": {"source": "digits"},
+    "teacher": {"model": "nets.py:Teacher"},
+    "student": {"model": "nets.py:Student"},
+    "distill": {
+        "epochs": 30,
+        "optimizer": "adamw",
+        "label_weight": 0.1,
+        "terms": [{"method": "soft_targets", "weight": 0.9, "temperature": 4.0}],
+    },
+    "export": {"bake_preprocessing": True},
     "require": {"max_accuracy_drop": 0.03, "min_speedup": 3.0, "max_size_mib": 1.0, "max_latency_ms": 2.0},
 }
 

@@ -1,0 +1,223 @@
+"""The model card of the file to ship, in the form that model hubs read: YAML front matter with its metrics, then words.
+
+The front matter follows the Hugging Face model card metadata (`model-index`). What is not known is left out of it; in
+the words it is said to be for the author to fill in.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from kdexport import __version__
+from kdexport.report import figures
+from kdexport.report.markdown import answer, device_table, escape
+from kdexport.report.view import Place, Row, places_of, plain_comparison
+from kdexport.results import ModelFile, Report
+
+
+def card(report: Report) -> str | None:
+    """Return the card of the pick, as README.md of a model repository; None where nothing is to ship."""
+    place = next((place for place in places_of(report) if place.chosen and place.pick and place.pick.model), None)
+    name = report.pick.model if report.pick else place.chosen.name if place and place.chosen else None
+    model = next((model for model in report.models if model.name == name), None)
+    if model is None:
+        return None
+    sections = [
+        f"# {escape(report.name)}: {escape(model.name)}",
+        *answer(report),
+        *_facts(model),
+        "## Intended use",
+        *_intended_use(model),
+        "## How to use",
+        *_snippet(report, model),
+        "## Training data",
+        *_training_data(report, model),
+        "## How it was made",
+        *_made(report, model),
+        "## Evaluation",
+        *_evaluation(report, place),
+        "## Limits",
+        *_limits(model, place),
+    ]
+    return f"---\n{_front_matter(report, model, place)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(report: Report, model: ModelFile, place: Place | None) -> str:
+    tags = ["onnx", "onnxruntime", "kdexport"]
+    tags += ["knowledge-distillation"] if any(item.name == "teacher" for item in report.models) else []
+    tags += ["quantization"] if model.precision != "fp32" else []
+    data: dict[str, Any] = {"library_name": "onnx", "tags": tags}
+    task = _task(model)
+    if task:
+        data["pipeline_tag"] = task
+    metrics = _metrics(model, place)
+    if metrics:
+        source = str(_recipe(report, "data").get("source", "unknown"))
+        split = model.evaluation.split if model.evaluation else "test"
+        data["model-index"] = [
+            {
+                "name": f"{report.name}-{model.name}",
+                "results": [
+                    {
+                        "task": {"type": task or "other"},
+                        "dataset": {"name": _data_name(source), "type": _data_name(source), "split": split},
+                        "metrics": metrics,
+                    }
+                ],
+            }
+        ]
+    return "".join(f"{key}: {_yaml(value)}\n" for key, value in data.items())
+
+
+def _yaml(value: Any) -> str:
+    """Write a value as JSON, which YAML 1.2 contains: no name can break out of its quotes."""
+    return json.dumps(value, ensure_ascii=True)
+
+
+def _metrics(model: ModelFile, place: Place | None) -> list[dict[str, Any]]:
+    metrics: list[dict[str, Any]] = []
+    if model.accuracy is not None:
+        metrics.append({"type": "accuracy", "value": round(model.accuracy, 6), "name": "Accuracy in ONNX Runtime"})
+    if model.evaluation is not None:
+        metrics.append({"type": "f1", "value": round(model.evaluation.macro_f1, 6), "name": "Macro F1"})
+    row = place.by_name.get(model.name) if place else None
+    if row is not None and place is not None:
+        latency = row.measurement.latency_ms.p50
+        metrics.append({"type": "latency", "value": round(latency, 6), "name": f"Median latency in ms, {place.title}"})
+    return metrics
+
+
+def _facts(model: ModelFile) -> list[str]:
+    facts = [f"`{_code(model.file)}`", figures.size(model.size_bytes), model.precision]
+    if model.parameters is not None:
+        facts.append(f"{figures.count(model.parameters)} parameters")
+    if model.macs is not None:
+        facts.append(f"{figures.count(model.macs)} multiply-accumulates a sample")
+    if model.opset is not None:
+        facts.append(f"opset {model.opset}")
+    return [f"{', '.join(facts)}; sha256 `{model.sha256}`."]
+
+
+def _intended_use(model: ModelFile) -> list[str]:
+    names = [score.name for score in model.evaluation.per_class] if model.evaluation else []
+    if not names:
+        return ["For the task and the kind of data that its teacher was trained on."]
+    classes = escape(figures.joined_names(names, most=20))
+    return [
+        f"Telling apart {len(names)} classes: {classes}. For data like those it was trained on; every input gets one "
+        "of these classes, also one that belongs to none."
+    ]
+
+
+def _snippet(report: Report, model: ModelFile) -> list[str]:
+    lines = ["```python", "import numpy as np", "import onnxruntime", ""]
+    lines.append(f"session = onnxruntime.InferenceSession({json.dumps(PurePosixPath(model.file).name)})")
+    feeds = []
+    baked = _recipe(report, "export").get("bake_preprocessing", True)
+    for index, (name, shape) in enumerate(model.inputs.items()):
+        sizes = [axis if isinstance(axis, int) else 1 for axis in shape]
+        image = len(shape) == 4 and baked
+        kind = "np.uint8" if image else "np.float32"
+        comment = "  # raw pixels, 0 to 255" if image else ""
+        lines.append(f"x{index} = np.zeros({sizes}, {kind}){comment}")
+        feeds.append(f"{json.dumps(name)}: x{index}")
+    lines += [f"(logits,) = session.run(None, {{{', '.join(feeds)}}})", "predicted = logits.argmax(axis=1)"]
+    if model.evaluation and len(model.evaluation.per_class) <= 20:
+        lines.insert(
+            4, f"classes = {json.dumps([score.name for score in model.evaluation.per_class], ensure_ascii=False)}"
+        )
+    return ["\n".join([*lines, "```"])]
+
+
+def _training_data(report: Report, model: ModelFile) -> list[str]:
+    source = _recipe(report, "data").get("source")
+    if source is None:
+        return ["Not recorded with these measurements: the author must say what it was trained on."]
+    tested = (
+        f" Tested on {model.evaluation.samples:,} samples of its {model.evaluation.split} split."
+        if model.evaluation
+        else ""
+    )
+    return [f"`{_code(_data_name(str(source)))}`.{tested}"]
+
+
+def _made(report: Report, model: ModelFile) -> list[str]:
+    distill = _recipe(report, "distill")
+    if not distill:
+        return ["The training is not recorded with these measurements."]
+    terms = [
+        f"{term.get('method')} (weight {term.get('weight', 1)}"
+        + (f", temperature {term['temperature']:g})" if isinstance(term.get("temperature"), int | float) else ")")
+        for term in distill.get("terms", ())
+        if isinstance(term, Mapping)
+    ]
+    if model.name.startswith("student-plain"):
+        words = "Trained on the labels alone, without a teacher"
+    elif model.name.startswith("student"):
+        words = (
+            f"Distilled from a teacher with {', '.join(terms) or 'no term'}, label weight {distill.get('label_weight')}"
+        )
+    else:
+        words = "The teacher itself"
+    words += f"; {distill.get('epochs')} epochs, {distill.get('optimizer')}, seed {(report.recipe or {}).get('seed')}."
+    proof = []
+    if model.parity is not None and model.parity.passed:
+        proof = [
+            f"The ONNX file was compared with its {escape(model.parity.reference)} reference on {model.parity.samples} "
+            f"samples: largest relative difference {model.parity.max_rel:.1e} (tolerance {model.parity.tolerance:.0e})."
+        ]
+    return [escape(words), *proof, f"Made with kdexport {__version__}."]
+
+
+def _evaluation(report: Report, place: Place | None) -> list[str]:
+    lines = ["Accuracy is that of the ONNX file in ONNX Runtime; intervals are 95 %, differences paired by sample."]
+    if place is not None and place.pick is not None:
+        lines.append("\n".join(device_table(report, place.pick, level=3)))
+    plain = plain_comparison(report)
+    if plain is not None:
+        lines.append("\n".join(f"- {escape(line)}" for line in report.findings if line.startswith("Distillation")))
+    return [line for line in lines if line]
+
+
+def _limits(model: ModelFile, place: Place | None) -> list[str]:
+    limits = []
+    if model.evaluation is not None and model.evaluation.per_class:
+        scored = [score for score in model.evaluation.per_class if score.samples]
+        worst = min(scored, key=lambda score: score.accuracy, default=None)
+        if worst is not None:
+            found = f"{figures.percent(worst.accuracy)} of {worst.samples} samples found"
+            limits.append(f"Weakest on the class {worst.name}: {found}.")
+    row: Row | None = place.by_name.get(model.name) if place else None
+    if row is not None and place is not None:
+        limits.append(f"Latency holds for {place.title}; other hardware may order the models otherwise.")
+    if model.accuracy is None:
+        limits.append("Its accuracy was not measured.")
+    limits += [f"{line}" for line in model.notes]
+    limits.append(
+        "Not evaluated on shifted, adversarial or out-of-distribution inputs, nor for fairness between groups."
+    )
+    return ["\n".join(f"- {escape(line)}" for line in limits)]
+
+
+def _task(model: ModelFile) -> str | None:
+    if len(model.inputs) == 1 and all(len(shape) == 4 for shape in model.inputs.values()):
+        return "image-classification"
+    if any(name in model.inputs for name in ("input_ids", "attention_mask")):
+        return "text-classification"
+    return None
+
+
+def _recipe(report: Report, section: str) -> Mapping[str, Any]:
+    found = (report.recipe or {}).get(section)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _data_name(source: str) -> str:
+    """Return a data source without the folder it lies in: a card is published, a path is nobody's business."""
+    scheme, colon, rest = source.partition(":")
+    return f"{scheme}{colon}{PurePosixPath(rest).name}" if colon else PurePosixPath(source).name
+
+
+def _code(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())
