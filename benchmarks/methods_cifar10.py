@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds train/CLASS/*.jpg and test/")
     parser.add_argument("--work", type=Path, default=Path("runs/methods_cifar10"), help="what lies here is not redone")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of methods_cifar10.json and .md")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of methods_cifar10.json and .md")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one core each")
     parser.add_argument("--smoke", action="store_true", help="few images, one epoch, one seed")
