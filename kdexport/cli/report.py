@@ -1,11 +1,14 @@
 """`kdexport report`: from bench results to a decision."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
+
+if TYPE_CHECKING:
+    from kdexport.results import Report
 
 Benches = Annotated[
     list[str],
@@ -74,9 +77,11 @@ def report(
         enforce(made)
 
 
-def _shown(made: object, format_: str) -> object:
+def _shown(made: "Report", format_: str) -> object:
     from kdexport.report.ci import github, junit
     from kdexport.report.markdown import markdown
     from kdexport.report.tables import terminal
 
-    return {"table": terminal, "junit": junit, "github": github, "markdown": markdown}[format_](made)  # type: ignore[operator]
+    if format_ == "table":
+        return terminal(made)
+    return {"junit": junit, "github": github}.get(format_, markdown)(made)

@@ -134,11 +134,9 @@ def _training_data(report: Report, model: ModelFile) -> list[str]:
     source = _recipe(report, "data").get("source")
     if source is None:
         return ["Not recorded with these measurements: the author must say what it was trained on."]
-    tested = (
-        f" Tested on {model.evaluation.samples:,} samples of its {model.evaluation.split} split."
-        if model.evaluation
-        else ""
-    )
+    tested = ""
+    if model.evaluation:
+        tested = f" Tested on {model.evaluation.samples:,} samples of its {escape(model.evaluation.split)} split."
     return [f"`{_code(_data_name(str(source)))}`.{tested}"]
 
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from kdexport.report import figures
 from kdexport.report.joined import Condition, condition_of
-from kdexport.report.requirements import describe_limit, describe_value, title
 from kdexport.report.tradeoffs import speedup_at
+from kdexport.report.view import gate_words
 from kdexport.results import DevicePick, Gate, Measurement, Report
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 BAR_CELLS = 6
 FINDINGS_SHOWN = 6
+GATES_SHOWN = 10
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -115,12 +116,19 @@ def _verdict(device: DevicePick) -> "Text":
 def _gates(gates: tuple[Gate, ...]) -> "Text":
     from rich.text import Text
 
+    shown = gates if len(gates) <= GATES_SHOWN else tuple(gate for gate in gates if gate.verdict != "met")[:GATES_SHOWN]
     text = Text()
-    styles = {"met": ("met", "green"), "failed": ("failed", "bold red"), "undecided": ("undecided", "yellow")}
-    for index, gate in enumerate(gates):
-        word, style = styles.get(gate.verdict, (gate.verdict, "bold red"))
-        where = f" on {gate.device} of {gate.machine}" if gate.device else ""
-        counted = "" if gate.verdict != "undecided" else ", counts as passed" if gate.passed else ", counts as failed"
-        text.append("\n" if index else "").append(f"{word:<10}", style)
-        text.append(line(f"{title(gate.requirement)} {describe_value(gate)}, {describe_limit(gate)}{where}{counted}"))
+    styles = {"met": "green", "undecided": "yellow"}
+    several = len({gate.model for gate in gates}) > 1
+    for index, gate in enumerate(shown):
+        words = gate_words(gate)
+        counted = "" if gate.verdict != "undecided" else f", counts as {'passed' if gate.passed else 'failed'}"
+        subject = f"{gate.model}: " if several else ""
+        where = f" on {words['where']}" if words["where"] else ""
+        text.append("\n" if index else "").append(f"{gate.verdict:<10}", styles.get(gate.verdict, "bold red"))
+        text.append(line(f"{subject}{words['title']} {words['measured']}, {words['asked']}{where}{counted}"))
+    if len(shown) < len(gates):
+        passed = sum(gate.passed for gate in gates)
+        text.append("\n" if shown else "")
+        text.append(f"{passed} of {len(gates)} requirements pass; report.md has them all", "dim")
     return text
