@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from kdexport import __version__, artifacts
 from kdexport.artifacts import RunDirectory
-from kdexport.export import example, fp32, metadata, parity, runtimes, variants
+from kdexport.export import example, fp32, given, metadata, parity, runtimes, variants
 from kdexport.export.runner import Arrays
 from kdexport.export.subject import Form, Subject
 from kdexport.progress import Progress, Silent
-from kdexport.recipe import Recipe
+from kdexport.recipe import Recipe, Student, Teacher
 from kdexport.results import DistillResult, ExportResult, ModelFile, TrainedNetwork
 from kdexport.sources.datasets import load_data
 from kdexport.sources.fingerprint import fingerprint
-from kdexport.sources.models import load_model
-from kdexport.sources.preprocessing import Preprocessing, with_spec
+from kdexport.sources.models import load_model, preprocessing_of
+from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Dataset
 
 SHIPPED = "student"  # the network that gets variants, and an example of its use
@@ -128,11 +128,13 @@ class _Work:
         return artifacts.key_of({part: whole[part] for part in ("seed", "data", "teacher", "student", "distill")})
 
     def preprocessing(self, network: str) -> Preprocessing:
-        spec = self.recipe.teacher if network == "teacher" else self.recipe.student
-        return with_spec(self.dataset.preprocessing, spec.preprocessing)
+        return preprocessing_of(self._spec(network), self.dataset)
+
+    def _spec(self, network: str) -> Teacher | Student:
+        return self.recipe.teacher if network == "teacher" else self.recipe.student
 
     def _depends_on(self, network: TrainedNetwork) -> list[object]:
-        spec = self.recipe.teacher if network.name == "teacher" else self.recipe.student
+        spec = self._spec(network.name)
         return [
             __version__,
             torch.__version__,
@@ -144,8 +146,11 @@ class _Work:
         ]
 
     def _network(self, network: TrainedNetwork, key: str, _: dict[str, ModelFile]) -> ModelFile:
+        path = self.directory.onnx(network.name)
+        if network.reference.endswith(".onnx"):
+            return given.write(Path(network.reference), network, path, self.preprocessing(network.name), key=key)
         settings = self.recipe.export
-        spec = self.recipe.teacher if network.name == "teacher" else self.recipe.student
+        spec = self._spec(network.name)
         model = load_model(network.name, spec, self.dataset, self.directory.root / network.weights)
         subject = Subject(
             network.name,
@@ -168,7 +173,7 @@ class _Work:
             softmax=settings.softmax,
             top_k=settings.top_k,
         )
-        return fp32.write(subject, form, self.directory.onnx(network.name), key=key)
+        return fp32.write(subject, form, path, key=key)
 
     def _variant_job(self, network: TrainedNetwork, fp32_key: str, precision: str) -> _Job:
         settings, data = self.recipe.export, self.recipe.data

@@ -1,0 +1,326 @@
+"""`kdexport export`: ONNX files from a run or from a bare model reference, and what a file says of itself."""
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdexport.cli.console import Console, Json, Quiet, Verbose, command
+from kdexport.errors import KDExportError
+
+if TYPE_CHECKING:
+    from kdexport.results import ExportResult
+
+SOURCE, FORM, IMAGES, SMALLER = "Bare model reference", "Form of the file", "Inputs and outputs", "Smaller variants"
+
+
+def export(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN_OR_MODEL]", help="A run directory, or e.g. torchvision:resnet18, nets.py:Small."),
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX.")] = False,
+    ort: Annotated[bool, typer.Option("--ort", help="Write the ORT mobile format and its operators, too.")] = False,
+    describe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Print what an ONNX file holds, and nothing else.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where a bare reference's file goes; NAME.onnx by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", rich_help_panel=SOURCE, help="A checkpoint, or 'pretrained'.")
+    ] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", rich_help_panel=SOURCE, help="For its factory; repeatable.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SHAPE", rich_help_panel=SOURCE, help="Without the batch: 3,224,224 or ids:128:int64; repeatable."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="REF", rich_help_panel=SOURCE, help="Real samples, to prove and to calibrate on."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", rich_help_panel=SOURCE, help="Of the weights; goes into the file.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(rich_help_panel=SOURCE, help="Of random inputs and the choice of samples.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", rich_help_panel=FORM, help="ONNX operator set.")] = None,
+    for_runtime: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", rich_help_panel=FORM, help="What this onnxruntime can read, e.g. 1.16."),
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT:AXIS=NAME", rich_help_panel=FORM, help="More dynamic axes; repeatable."),
+    ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", rich_help_panel=FORM, help="No dynamic axis: batches of 1.")
+    ] = False,
+    output_name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", rich_help_panel=FORM, help="In their order; repeatable.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="X", rich_help_panel=FORM, help="Relative, of the parity proof.")
+    ] = None,
+    bake_preprocessing: Annotated[
+        bool | None,
+        typer.Option(
+            "--bake-preprocessing/--no-bake-preprocessing", rich_help_panel=IMAGES, help="uint8 NHWC images go in."
+        ),
+    ] = None,
+    any_image_size: Annotated[
+        bool | None, typer.Option("--any-image-size", rich_help_panel=IMAGES, help="Images are resized in the graph.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", rich_help_panel=IMAGES, help="That the network takes, e.g. 224x224.")
+    ] = None,
+    resize: Annotated[str | None, typer.Option(rich_help_panel=IMAGES, help="squash or crop")] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="X,X,X", rich_help_panel=IMAGES, help="Per channel, of pixels in 0..1.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="X,X,X", rich_help_panel=IMAGES, help="Per channel.")] = None,
+    softmax: Annotated[
+        bool | None, typer.Option("--softmax", rich_help_panel=IMAGES, help="Probabilities come out, not logits.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", rich_help_panel=IMAGES, help="The best classes come out, too, by name.")
+    ] = None,
+    quantize: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", rich_help_panel=SMALLER, help="int8, int8-dynamic, fp16, int4; repeatable."),
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(rich_help_panel=SMALLER, help="auto, minmax, entropy or percentile")
+    ] = None,
+    calibration_samples: Annotated[int | None, typer.Option(metavar="N", rich_help_panel=SMALLER)] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(metavar="X", rich_help_panel=SMALLER, help="Of int8 on validation: layers return to fp32 for it."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write ONNX files, each proved against PyTorch, from a run or from any model.
+
+    A run's own files are brought up to date in its directory; a bare reference gives a file of its own.
+    """
+    settings = {
+        "opset": opset,
+        "quantize": tuple(quantize) if quantize else None,
+        "bake_preprocessing": bake_preprocessing,
+        "any_image_size": any_image_size,
+        "softmax": softmax,
+        "top_k": top_k,
+        "parity_tolerance": tolerance,
+        "calibration": calibration,
+        "calibration_samples": calibration_samples,
+        "max_accuracy_drop": max_accuracy_drop,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    bare = {
+        "out": out,
+        "weights": weights,
+        "arg": arg,
+        "input-shape": input_shape,
+        "data": data,
+        "licence": licence,
+        "seed": seed,
+        "dynamic": dynamic,
+        "static": static or None,
+        "output-name": output_name,
+        "size": size,
+        "resize": resize,
+        "mean": mean,
+        "std": std,
+        "force": force or None,
+    }
+    bare = {name: value for name, value in bare.items() if value is not None}
+    with command(json=json, quiet=quiet, verbose=verbose) as console:
+        if describe is not None:
+            _describe(console, describe)
+            return
+        if model is None:
+            raise typer.BadParameter("give a run directory or a model reference, or --describe FILE")
+        if not (onnx or ort):
+            raise typer.BadParameter("say what to write: --onnx, --ort or both")
+        if for_runtime is not None:
+            from kdexport.export.runtimes import for_runtime as reads
+
+            wanted = reads(for_runtime)
+            if opset is not None and opset > wanted.opset:
+                raise KDExportError(
+                    f"onnxruntime {for_runtime} reads opsets up to {wanted.opset}, and --opset asks for {opset}",
+                    hint="leave one of the two out",
+                )
+            settings.setdefault("opset", wanted.opset)
+        if Path(model).is_dir():
+            _run(console, Path(model), settings, bare, ort=ort)
+        else:
+            _bare(console, model, settings, bare, ort=ort)
+
+
+def _run(console: Console, root: Path, settings: dict[str, Any], bare: dict[str, Any], *, ort: bool) -> None:
+    """Bring a run's files up to date with the settings."""
+    from kdexport import artifacts
+    from kdexport.artifacts import RunDirectory
+    from kdexport.recipe import Recipe
+    from kdexport.results import DistillResult, from_json
+
+    if bare:
+        raise KDExportError(
+            f"--{next(iter(bare))} is for a bare model reference; {root} is a run, whose recipe says that",
+            hint="leave it out, or change the recipe and run it",
+        )
+    directory = RunDirectory(root)
+    document = artifacts.read_json(directory.stage("distill"))
+    if document is None or not directory.recipe.is_file():
+        raise KDExportError(
+            f"{root} is no run directory: it has no {'recipe.toml' if document else 'distill.json'}",
+            hint="make one with `kdexport run RECIPE` or `kdexport distill`, or give a model reference",
+        )
+    document.pop("key", None)
+    asked = Recipe.load(directory.recipe)
+    if "quantize" in settings:  # more variants, beside those that the run has
+        settings["quantize"] = tuple(dict.fromkeys([*asked.export.quantize, *settings["quantize"]]))
+    recipe = Recipe.load(directory.recipe, [f"export.{name}={_toml(value)}" for name, value in settings.items()])
+    with directory.lock():
+        from kdexport.export.stage import export as run_export
+
+        recipe.write(directory.recipe)  # so that `kdexport run` finds nothing to undo
+        result = run_export(recipe, from_json(DistillResult, document), directory, console.progress)
+        _finish(console, result, root, ort=ort, again=f"kdexport bench {root}")
+
+
+def _bare(console: Console, reference: str, settings: dict[str, Any], given: dict[str, Any], *, ort: bool) -> None:
+    """Export a model by reference."""
+    from kdexport import references
+    from kdexport.recipe import PRETRAINED, Recipe
+
+    spoken = references.parse(reference)
+    if reference.endswith(".onnx"):
+        raise KDExportError(
+            f"{reference} is ONNX already",
+            hint=f"kdexport export --describe {reference}, or kdexport bench {reference}",
+        )
+    pixels = {
+        "size": _pair(given.get("size")),
+        "resize": given.get("resize"),
+        "mean": _numbers("mean", given.get("mean")),
+        "std": _numbers("std", given.get("std")),
+    }
+    pixels = {name: value for name, value in pixels.items() if value is not None}
+    # A recipe of what was said, so that the flags are held to the recipe's rules and faults are told in its words.
+    said = Recipe.parse(
+        {
+            "name": "export",
+            "data": {"source": given.get("data", "digits")},
+            "teacher": {"model": reference},
+            "student": {"model": reference, "preprocessing": pixels},
+            "export": {"quantize": (), **settings},
+        },
+        base=Path.cwd(),
+        origin="what the flags say",
+    )
+    asked = said.export
+
+    from kdexport.export import bare, runtimes
+    from kdexport.export.subject import Form
+
+    wants_images = bool(pixels) or asked.any_image_size or "data" in given
+    static, weights = given.get("static", False), given.get("weights")
+    form = Form(
+        asked.opset,
+        runtimes.ir_for(asked.opset),
+        asked.parity_tolerance,
+        bake=settings.get("bake_preprocessing", wants_images),
+        any_image_size=asked.any_image_size,
+        softmax=asked.softmax,
+        top_k=asked.top_k,
+        output_names=tuple(given["output-name"]) if "output-name" in given else None,
+        static=static,
+    )
+    if static and given.get("dynamic"):
+        raise KDExportError("--static and --dynamic ask for opposite things", hint="leave one of them out")
+    if form.any_image_size and not form.bake:
+        raise KDExportError("--any-image-size needs the preprocessing in the graph", hint="add --bake-preprocessing")
+    request = bare.Request(
+        said.student.model,
+        given.get("out", Path(f"{spoken.name or Path(spoken.target).stem}.onnx")),
+        args=dict(_argument(text) for text in given.get("arg", ())),
+        weights=weights if weights in (None, PRETRAINED) else str(Path(weights).expanduser().resolve()),
+        inputs=tuple(bare.parse_shape(text, number) for number, text in enumerate(given.get("input-shape", ()))),
+        data=said.data.source if "data" in given else None,
+        preprocessing=said.student.preprocessing,
+        quantize=asked.quantize,
+        calibration=asked.calibration,
+        calibration_samples=asked.calibration_samples,
+        max_accuracy_drop=asked.max_accuracy_drop,
+        dynamic=tuple(given.get("dynamic", ())),
+        force=given.get("force", False),
+        seed=given.get("seed", 0),
+        licence=given.get("licence"),
+    )
+    result = bare.export(request, form, console.progress)
+    _finish(console, result, request.out.parent, ort=ort, again=f"kdexport bench {request.out}")
+
+
+def _finish(console: Console, result: "ExportResult", folder: Path, *, ort: bool, again: str) -> None:
+    import dataclasses
+
+    if ort:
+        from kdexport.export import ort_format
+
+        result = dataclasses.replace(result, models=tuple(ort_format.noted(model, folder) for model in result.models))
+    from kdexport.cli.export_table import table
+
+    console.result(result, table(result, again))
+
+
+def _describe(console: Console, path: Path) -> None:
+    from kdexport.cli.export_table import description
+    from kdexport.export.describe import describe
+
+    found = describe(path)
+    console.result(found, description(found))
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise KDExportError(f"--arg {text!r} is not of the form key=value", hint="e.g. --arg num_classes=10")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise KDExportError(f"--{name} {text!r} is no list of numbers", hint="e.g. 0.485,0.456,0.406") from None
+
+
+def _pair(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise KDExportError(f"--size {text!r} is no size", hint="height x width, e.g. 224x224")
+    return int(parts[0]), int(parts[1])
+
+
+def _toml(value: Any) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({"value": value}).partition("=")[2].strip()
