@@ -11,8 +11,8 @@ import typer
 from kdexport import __version__
 from kdexport.cli.bench import bench
 from kdexport.cli.distill import distill
-from kdexport.cli.export import export
 from kdexport.cli.evaluate import evaluate
+from kdexport.cli.export import export
 from kdexport.cli.init import init
 from kdexport.cli.report import report
 from kdexport.cli.run import run
