@@ -34,7 +34,7 @@ def fingerprint() -> Machine:
         cores=usable_cores(),
         memory_mib=_memory_mib(),
         container=_container(),
-        governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=cpu_governor(),
         gpus=gpus,
         driver=driver,
         python=platform.python_version(),
@@ -52,6 +52,11 @@ def cpu_model() -> str:
     if platform.system() == "Darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
+
+
+def cpu_governor() -> str | None:
+    """Return what decides the CPU's clock (Linux), or None where the system does not tell."""
+    return _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
 
 
 def usable_cores() -> int:

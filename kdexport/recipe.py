@@ -99,18 +99,39 @@ class Student(Section):
     preprocessing: PreprocessingSpec = PreprocessingSpec()
 
 
+class DataFree(Section):
+    """[distill.data_free]: make the training images from the teacher alone; no real one is looked at."""
+
+    samples: int = Field(10_000, ge=1)  # to make
+    steps: int = Field(400, ge=4)  # of the generator; images are kept from the second quarter on
+    latent: int = Field(100, ge=1)  # numbers that an image is made from
+    lr: float = Field(0.001, gt=0)
+    one_hot: float = Field(1.0, ge=0)  # weights: the teacher is sure of a class,
+    activation: float = Field(0.1, ge=0)  # its embedding is strong,
+    entropy: float = Field(5.0, ge=0)  # all classes are as frequent,
+    statistics: float = Field(1.0, ge=0)  # and its batch normalizations see what they saw
+
+
 class Distill(Training):
     """[distill]: how the student learns from the teacher."""
 
     label_weight: float = Field(0.1, ge=0)
     views: int = Field(4, ge=1)
     baseline: bool = True
+    generations: int = Field(1, ge=1)  # born again: each student teaches the next, the last one is kept
+    data_free: DataFree | None = None
     terms: tuple[Term, ...] = (SoftTargets(method="soft_targets", weight=0.9),)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
         if self.label_weight == 0 and all(term.weight == 0 for term in self.terms):
             raise ValueError("label_weight and every term's weight are 0: the student would learn nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _made_samples_have_no_labels(self) -> Self:
+        if self.data_free is not None and (self.label_weight > 0 or any(term.method == "dkd" for term in self.terms)):
+            raise ValueError("samples made by data_free have no labels: set label_weight = 0 and leave out dkd")
         return self
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from kdexport.errors import KDExportError
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+package_root = Path(__file__).resolve().parents[2]  # workers import from here; a pack points it elsewhere
 STDERR_LINES = 3  # of what a dead worker last said
 QUIT_SECONDS = 2.0
 
@@ -50,6 +50,7 @@ class Child:
         )
         self._buffer = b""
         self._ready = False
+        self.cpu_s = 0.0  # spent by the worker, as of its last answer
 
     @property
     def pid(self) -> int:
@@ -87,6 +88,7 @@ class Child:
         while len(self._buffer) < reply["bytes"]:
             self._read(deadline)
         payload, self._buffer = self._buffer[: reply["bytes"]], self._buffer[reply["bytes"] :]
+        self.cpu_s = reply["cpu_s"]
         if "hint" in reply:
             raise KDExportError(reply["error"], hint=reply["hint"])
         if "error" in reply:
@@ -167,6 +169,6 @@ def _environment() -> dict[str, str]:
     path = os.environ.get("PYTHONPATH")
     return {
         **os.environ,
-        "PYTHONPATH": f"{PACKAGE_ROOT}{os.pathsep}{path}" if path else str(PACKAGE_ROOT),
+        "PYTHONPATH": f"{package_root}{os.pathsep}{path}" if path else str(package_root),
         "OPENBLAS_NUM_THREADS": "1",  # each would hold memory that no bare script of one thread holds
     }

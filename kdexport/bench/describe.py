@@ -13,6 +13,9 @@ FLOAT16 = 10  # onnx.TensorProto.FLOAT16
 INT8_OPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "DequantizeLinear", "QLinearAdd")
 DYNAMIC_OPERATORS = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 
+INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)  # onnx.TensorProto: uint8 int8 uint16 int16 int32 int64 uint32 uint64
+KEEP_VALUES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Expand")
+
 
 def describe_file(path: Path, name: str | None = None) -> ModelFile:
     """Return what can be read off an ONNX file.
@@ -24,7 +27,7 @@ def describe_file(path: Path, name: str | None = None) -> ModelFile:
     Raises:
         KDExportError: It isn't there, is not ONNX or is cut off, or its external data are missing or lie elsewhere.
     """
-    model = _load(path)
+    model = load_graph(path)
     graph = model.graph
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -44,6 +47,28 @@ def describe_file(path: Path, name: str | None = None) -> ModelFile:
         inputs={value.name: _shape(value) for value in graph.input if value.name not in initializers},
         operators=dict(operators.most_common()),
     )
+
+
+def integer_limits(path: Path) -> dict[str, int]:
+    """Return, for each integer input that selects rows of a table (token ids), how many rows that table has.
+
+    Followed forward from the input through what keeps values as they are, up to the first Gather from a weight.
+    """
+    graph = load_graph(path).graph
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    limits: dict[str, int] = {}
+    for value in graph.input:
+        if value.name in sizes or value.type.tensor_type.elem_type not in INTEGERS:
+            continue
+        same = {value.name}
+        for node in graph.node:  # in topological order
+            if node.op_type in KEEP_VALUES and node.input[0] in same:
+                same.update(node.output)
+            elif node.op_type == "Gather" and node.input[1] in same and node.input[0] in sizes:
+                axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+                rows = sizes[node.input[0]][axis]
+                limits[value.name] = min(rows, limits.get(value.name, rows))
+    return limits
 
 
 def external_files(model: Any, path: Path) -> list[Path]:
@@ -72,7 +97,8 @@ def external_files(model: Any, path: Path) -> list[Path]:
     return files
 
 
-def _load(path: Path) -> Any:
+def load_graph(path: Path) -> Any:
+    """Return the ``onnx.ModelProto`` without its external data; raises as ``describe_file``."""
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -33,6 +33,16 @@ MISSING = {
 }
 
 
+def available() -> list[str]:
+    """Return the providers that this ONNX Runtime names: built in, or plugged in. Not proved to work."""
+    import onnxruntime
+
+    plugged = (
+        [device.ep_name for device in onnxruntime.get_ep_devices()] if hasattr(onnxruntime, "get_ep_devices") else []
+    )
+    return list(dict.fromkeys([*onnxruntime.get_available_providers(), *plugged]))
+
+
 def find(names: Sequence[str], available: Sequence[str], options: Mapping[str, str]) -> list[Device]:
     """Return the devices behind the names.
 

@@ -20,7 +20,7 @@ DTYPES = {
     "tensor(uint64)": np.uint64,
     "tensor(bool)": np.bool_,
 }
-DEFAULT_RANGE = 2  # integers below it where the graph does not say more: 0 and 1 are valid ids, masks and positions
+PATTERN = 65_521  # values before they repeat: a prime, so that rows of a usual width differ
 
 
 def resolve_shapes(
@@ -80,10 +80,27 @@ def check_dims(models: Sequence[Mapping[str, Sequence[str | int]]], dims: Mappin
             )
 
 
+def check_fits(shapes: Mapping[str, Sequence[int]], kinds: Mapping[str, str], available_mib: float | None) -> None:
+    """Refuse inputs that are larger than the memory that is left, before the machine begins to swap.
+
+    Raises:
+        MemoryError: They are.
+    """
+    needed = 0
+    for name, kind in kinds.items():
+        count = 1
+        for size in shapes[name]:
+            count *= size
+        needed += count * np.dtype(DTYPES.get(kind, np.float32)).itemsize
+    if available_mib is not None and needed / 2**20 > available_mib:
+        raise MemoryError(f"the inputs alone need {needed / 2**30:.1f} GiB, {available_mib / 1024:.1f} GiB are free")
+
+
 def values(shape: Sequence[int], kind: str, below: int | None) -> np.ndarray:
     """Return values for one input: the same on every machine, dense, of unit scale, never denormal.
 
-    Integers stay below ``below``. Latency hardly depends on values, but denormals and out-of-range ids are traps.
+    Integers stay below ``below``; where that is unknown they are 1 (pixels, uint8, use their whole range). Latency
+    hardly depends on values, but denormals and out-of-range ids are traps.
 
     Raises:
         KDExportError: The type is not one that can be made up.
@@ -91,17 +108,20 @@ def values(shape: Sequence[int], kind: str, below: int | None) -> np.ndarray:
     if kind not in DTYPES:
         raise KDExportError(f"an input of type {kind} cannot be made up", hint="give real inputs with --input FILE.npz")
     dtype = DTYPES[kind]
-    count = int(np.prod(shape, dtype=np.int64))
-    # Weyl sequence: multiples of the golden ratio modulo 1 are spread evenly (no numpy.random: it costs memory here).
-    spread = np.arange(1, count + 1, dtype=np.float64)
-    spread *= 0.6180339887498949
-    spread %= 1.0
-    if np.issubdtype(dtype, np.floating):
-        return ((spread - 0.5) * 3.4641).astype(dtype).reshape(shape)  # variance 1
-    if dtype is np.bool_:
-        return np.ones(shape, np.bool_)
-    high = below if below is not None else 256 if dtype is np.uint8 else DEFAULT_RANGE
-    return (spread * high).astype(dtype).reshape(shape)
+    integer = not np.issubdtype(dtype, np.floating)
+    if integer and below is None and dtype is not np.uint8:  # 1 is a valid id, position and mask alike
+        return np.ones(shape, dtype)
+    made: np.ndarray = np.empty(shape, dtype)
+    flat = made.reshape(-1)
+    # Weyl sequence: multiples of the golden ratio modulo 1 are spread evenly. Not numpy.random, and not in one piece:
+    # both would show in the peak memory that is measured here.
+    spread = np.arange(1, min(flat.size, PATTERN) + 1, dtype=np.float64) * 0.6180339887498949 % 1.0
+    scaled = spread * (below or 256) if integer else (spread - 0.5) * 3.4641  # variance 1
+    pattern: np.ndarray = scaled.astype(dtype)
+    for start in range(0, flat.size, PATTERN):
+        part = flat[start : start + PATTERN]
+        part[:] = pattern[: part.size]
+    return made
 
 
 def from_file(path: str, kinds: Mapping[str, str], batch_size: int) -> dict[str, np.ndarray]:

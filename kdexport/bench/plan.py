@@ -18,6 +18,8 @@ class Settings:
     min_runs: int = 30
     timeout_s: float = 300.0  # longest silence of a child
     allow_fallback: bool = False
+    streams: tuple[int, ...] = (1,)  # concurrent callers of one session, for throughput
+    power_command: str | None = None  # prints watts
     dims: Mapping[str, int] = field(default_factory=dict)  # dynamic axis -> size
 
 
@@ -48,3 +50,15 @@ class Case:
     device: Device
     threads: int
     batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be measured. Devices stand by name: what is behind them shows on the machine that measures."""
+
+    targets: tuple[Target, ...]
+    settings: Settings
+    devices: tuple[str, ...] = ("cpu",)
+    batch_sizes: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = (1,)
+    provider_options: Mapping[str, str] = field(default_factory=dict)

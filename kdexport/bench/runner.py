@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.bench import statistics
+from kdexport.bench import devices, energy, extras, load, statistics
 from kdexport.bench.child import Child, ChildError
 from kdexport.bench.inputs import resolve_shapes
 from kdexport.bench.placement import check_placement, shares
-from kdexport.bench.plan import Case, Device, Settings, Target
+from kdexport.bench.plan import Case, Plan, Settings, Target
+from kdexport.bench.reasons import in_words
 from kdexport.bench.warnings import words
 from kdexport.intervals import LEAST_ROUNDS
 from kdexport.progress import Progress, Task
@@ -39,6 +40,9 @@ class Series:
     first_run_ms: list[float] = field(default_factory=list)
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
     settled: list[bool] = field(default_factory=list)
+    bound_in: str | None = None
+    other_cores: list[float] = field(default_factory=list)  # that other work kept busy, per round
+    stolen: list[float] = field(default_factory=list)  # cores that the hypervisor took, per round
     precision: float | None = None
     failed: bool = False
 
@@ -62,6 +66,23 @@ class Outcome:
     samples: dict[str, list[np.ndarray]]  # "model|device|batch|threads" -> nanoseconds, one array a round
 
 
+def run_plan(plan: Plan, machine: str, progress: Progress) -> Outcome:
+    """Measure all of a plan on this machine.
+
+    Args:
+        plan: What to measure.
+        machine: What this machine is called in the results.
+        progress: Where to say how it goes.
+
+    Raises:
+        DeviceError: A device isn't there, or did not take a model, or not whole.
+        KDExportError: An input is not what a model needs.
+    """
+    found = devices.find(plan.devices, devices.available(), plan.provider_options)
+    cases = [Case(device, threads, plan.batch_sizes) for device in found for threads in plan.threads]
+    return Runner(plan.targets, plan.settings, machine, progress).run(cases)
+
+
 class Runner:
     """Measures a set of models, case by case."""
 
@@ -75,12 +96,7 @@ class Runner:
         self._samples: dict[str, list[np.ndarray]] = {}
 
     def run(self, cases: Sequence[Case]) -> Outcome:
-        """Measure every model in every case.
-
-        Raises:
-            DeviceError: A device did not take a model, or not whole.
-            KDExportError: An input is not what a model needs.
-        """
+        """Measure every model in every case; raises as ``run_plan``."""
         rounds = sum(self._settings.rounds * len(case.batch_sizes) for case in cases)
         with self._progress.task("measuring", total=rounds) as task:
             for case in cases:
@@ -88,12 +104,8 @@ class Runner:
         return Outcome(tuple(self._measurements), tuple(self._failures), self._samples)
 
     def _case(self, case: Case, task: Task) -> None:
-        memories = {
-            (target.name, batch): self._memory(target, case, batch)
-            for target in self._targets
-            for batch in case.batch_sizes
-        }
         series = [Series(target, batch) for batch in case.batch_sizes for target in self._targets]
+        memories = {(one.target.name, one.batch_size): self._memory(one, case) for one in series}
         waiting = set(case.batch_sizes)
         started = time.monotonic()
         turn = 0
@@ -111,6 +123,7 @@ class Runner:
         for one in series:
             if not one.failed:
                 self._record(one, case, memories[one.target.name, one.batch_size])
+                task.advance(0, note=f"{one.target.name}, batch {one.batch_size}")
 
     def _round(self, series: list[Series], group: "Group", task: Task) -> None:
         """Give each model its share of one round at one batch size, in turns."""
@@ -120,6 +133,7 @@ class Runner:
             if not one.failed and self._attempt(one, group, self._prepare):
                 parts[one.target.name] = []
         spent = dict.fromkeys(parts, 0)
+        watch = Watch(group)
         turn = 0
         while active := [one for one in series if spent.get(one.target.name, budget_ns) < budget_ns]:
             for one in active if turn % 2 == 0 else reversed(active):
@@ -129,40 +143,53 @@ class Runner:
                 else:
                     spent[name] = budget_ns
             turn += 1
+        other, stolen = watch.cores()
         for one in series:
             if not one.failed:
                 one.rounds.append(np.concatenate(parts[one.target.name]))
+                one.other_cores.append(other)
+                one.stolen.append(stolen)
         done = [one for one in series if not one.failed]
-        task.advance(note=f"batch {series[0].batch_size}, round {len(done[0].rounds)}" if done else "")
+        count = len(done[0].rounds) if done else self._settings.rounds
+        # Rounds beyond the fewest are not in the total: how many it takes shows only then.
+        note = f"batch {series[0].batch_size}, round {count}"
+        task.advance(1 if count <= self._settings.rounds else 0, note=note)
 
     def _prepare(self, one: Series, group: "Group") -> None:
-        child, loaded = group.child(one.target)
+        task = worker_task(one, group.case, self._settings)
+        child, loaded = group.child(one.target, task)
         one.placement = loaded["placement"]
         one.load_ms.append(loaded["load_ms"])
-        reply, _ = child.ask(do="prepare", **_shapes(one.target, one.batch_size, self._settings))
+        reply, _ = child.ask(do="prepare", **task)
         one.first_run_ms.append(reply["first_run_ms"])
         one.settled.append(reply["stable"])
+        one.bound_in = reply["memory"]
 
     def _attempt(self, one: Series, group: "Group", work: Any) -> bool:
         """Do one step with a model's child; where it fails the model is out, and the others go on."""
         try:
             work(one, group)
         except ChildError as error:
-            one.failed = True
             group.drop(one.target)
-            case = group.case
-            self._failures.append(Failure(one.target.name, case.device.name, one.batch_size, case.threads, str(error)))
+            self._fail(one, group.case, error)
         return not one.failed
 
-    def _memory(self, target: Target, case: Case, batch: int) -> Memory:
-        """Read the memory in another, short-lived child; a failure shows again, with its reason, when it is timed."""
-        with Child(target.name, self._settings.timeout_s) as child:
+    def _memory(self, one: Series, case: Case) -> Memory:
+        """Read the memory in another, short-lived process; what fails here is not tried again."""
+        with Child(one.target.name, self._settings.timeout_s) as child:
             try:
-                task = {**_task(target, case), **_shapes(target, batch, self._settings)}
-                reply, _ = child.ask(do="memory", runs=MEMORY_RUNS, **task)
-            except ChildError:
+                reply, _ = child.ask(do="memory", runs=MEMORY_RUNS, **worker_task(one, case, self._settings))
+            except ChildError as error:
+                self._fail(one, case, error)
                 return Memory(None, None, None)
-        return Memory(reply["peak_rss"], reply["model"], None)
+        check_placement(one.target.name, case.device, reply, self._settings.allow_fallback)
+        return Memory(reply["peak_rss"], reply["model"], reply["device_peak"])
+
+    def _fail(self, one: Series, case: Case, error: ChildError) -> None:
+        one.failed = True
+        reason = in_words(str(error), one.batch_size)
+        self._failures.append(Failure(one.target.name, case.device.name, one.batch_size, case.threads, reason))
+        self._progress.warn(f"{one.target.name} at batch {one.batch_size} on {case.device.name}: {reason}")
 
     def _enough(self, series: Sequence[Series], late: bool) -> bool:
         """Stop when each has the least rounds, time and runs and a narrow enough interval, or when time is up.
@@ -184,6 +211,10 @@ class Runner:
 
     def _record(self, one: Series, case: Case, memory: Memory) -> None:
         latency = statistics.latency(one.rounds)
+        task = worker_task(one, case, self._settings)
+        extra = extras.measure(
+            one.target.name, task, case, self._settings, self._meter(case), len(one.placement), self._progress
+        )
         self._measurements.append(
             Measurement(
                 model=one.target.name,
@@ -198,11 +229,40 @@ class Runner:
                 load_ms=float(np.median(one.load_ms)),
                 first_run_ms=float(np.median(one.first_run_ms)),
                 memory_mib=memory,
-                energy_mj=None,
-                warnings=words(latency, one.precision, self._settings, case, one.placement, one.settled),
+                energy_mj=extra.energy_mj,
+                warnings=words(one, latency, self._settings, case, extra.compute_share),
+                memory_of_inputs=one.bound_in,
+                compute_share=extra.compute_share,
+                throughput_by_streams=extra.throughput_by_streams,
+                transfer_ms=extra.transfer_ms,
             )
         )
         self._samples[f"{one.target.name}|{case.device.name}|{one.batch_size}|{case.threads}"] = one.rounds
+
+    def _meter(self, case: Case) -> energy.Meter | None:
+        index = int(case.device.options.get("device_id", 0))
+        return energy.find_meter(case.device.provider, index, self._settings.power_command)
+
+
+class Watch:
+    """What the rest of the machine does while a round is measured."""
+
+    def __init__(self, group: "Group") -> None:
+        self._group = group
+        self._start = time.perf_counter()
+        self._own = self._own_cpu()
+        self._busy = load.busy()
+
+    def cores(self) -> tuple[float, float]:
+        """Return how many cores other work kept busy since the start, and how many the hypervisor took; else zeros."""
+        seconds, now = time.perf_counter() - self._start, load.busy()
+        if now is None or self._busy is None or seconds <= 0:
+            return 0.0, 0.0
+        other = now.used - self._busy.used - (self._own_cpu() - self._own)
+        return max(other / seconds, 0.0), (now.stolen - self._busy.stolen) / seconds
+
+    def _own_cpu(self) -> float:
+        return time.process_time() + self._group.cpu_s()
 
 
 class Group:
@@ -221,7 +281,7 @@ class Group:
         for name in reversed(names) if backwards else names:
             self._children[name] = self._stack.enter_context(Child(name, self._settings.timeout_s))
 
-    def child(self, target: Target) -> tuple[Child, dict[str, Any]]:
+    def child(self, target: Target, task: dict[str, Any]) -> tuple[Child, dict[str, Any]]:
         """Return the model's child and what it said of loading; loads at the first call, while all others sleep."""
         if target.name not in self._children:
             self._children[target.name] = self._stack.enter_context(Child(target.name, self._settings.timeout_s))
@@ -229,7 +289,7 @@ class Group:
         if target.name not in self._loaded:
             for other in self._children.values():
                 other.ready()
-            reply, _ = child.ask(do="load", **_task(target, self.case))
+            reply, _ = child.ask(do="load", **task)
             check_placement(target.name, self.case.device, reply, self._settings.allow_fallback)
             self._loaded[target.name] = reply
         return child, self._loaded[target.name]
@@ -239,6 +299,10 @@ class Group:
         _, payload = self._children[target.name].ask(do="turn", budget_ns=TURN_NS)
         return np.frombuffer(payload, np.int64)
 
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of all children together, as of their last answers."""
+        return sum(child.cpu_s for child in self._children.values())
+
     def drop(self, target: Target) -> None:
         """Forget a child that failed; the model gets another where another batch size needs it."""
         child = self._children.pop(target.name, None)
@@ -247,16 +311,17 @@ class Group:
             child.kill()
 
 
-def _task(target: Target, case: Case) -> dict[str, Any]:
-    device: Device = case.device
+def worker_task(one: Series, case: Case, settings: Settings) -> dict[str, Any]:
+    """Return all that a worker needs to load a model and to feed it."""
+    target = one.target
+    shapes = {} if target.file else resolve_shapes(target.inputs, one.batch_size, settings.dims, model=target.name)
     return {
         "path": target.path,
-        "provider": device.provider,
-        "provider_options": dict(device.options),
+        "provider": case.device.provider,
+        "provider_options": dict(case.device.options),
         "threads": case.threads,
+        "shapes": shapes,
+        "batch_size": one.batch_size,
+        "below": dict(target.below),
+        "file": target.file,
     }
-
-
-def _shapes(target: Target, batch: int, settings: Settings) -> dict[str, Any]:
-    shapes = {} if target.file else resolve_shapes(target.inputs, batch, settings.dims, model=target.name)
-    return {"shapes": shapes, "batch_size": batch, "below": dict(target.below), "file": target.file}

@@ -1,17 +1,19 @@
 """One ONNX Runtime session as it is measured: its options, its bound inputs and outputs, where its nodes went.
 
-Runs in the child. Only numpy and onnxruntime are needed.
+Runs in the measured process. Only numpy and onnxruntime are needed.
 """
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort  # noqa: TID253 - only the measured process imports this module
 
 RECORD = "session.record_ep_graph_assignment_info"
+CPU = "CPUExecutionProvider"
+NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 # The smallest model there is: one Identity of one float, opset 13, IR 7. What a session costs before any model.
 EMPTY_MODEL = (
@@ -31,20 +33,50 @@ def options_for(threads: int) -> ort.SessionOptions:
 
 
 def open_session(
-    model: str | bytes, provider: str, provider_options: Mapping[str, str], threads: int
+    model: str | bytes,
+    provider: str,
+    provider_options: Mapping[str, str],
+    threads: int,
+    profile: str | None = None,
 ) -> tuple[Any, float]:
     """Load a model on one provider, the CPU behind it for what it does not take.
+
+    Args:
+        model: A path, or a serialized model.
+        provider: ONNX Runtime's name of it.
+        provider_options: Its options.
+        threads: Within one operator.
+        profile: Prefix of a profile to write; None writes none.
 
     Returns:
         The session and the milliseconds that loading took.
     """
     options = options_for(threads)
-    providers: list[Any] = [(provider, dict(provider_options))]
-    if provider != "CPUExecutionProvider":
-        providers.append("CPUExecutionProvider")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    if provider in NVIDIA and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA and cuDNN from the wheels beside onnxruntime-gpu, where the system has none
+    providers = _providers(provider, provider_options, options)
     before = time.perf_counter_ns()
-    session = ort.InferenceSession(model, options, providers=providers)
+    session = ort.InferenceSession(model, options, providers=providers or None)
     return session, (time.perf_counter_ns() - before) / 1e6
+
+
+def _providers(provider: str, provider_options: Mapping[str, str], options: ort.SessionOptions) -> list[Any]:
+    """Return the providers in order of preference; a plugin's devices go into the options instead."""
+    chosen = dict(provider_options)
+    if provider == CPU:
+        return [(provider, chosen)]
+    if provider not in ort.get_available_providers():
+        plugged = [device for device in ort.get_ep_devices() if device.ep_name == provider]
+        if plugged:
+            options.add_provider_for_devices(plugged[:1], chosen)
+            return []
+    if provider == "TensorrtExecutionProvider":  # what TensorRT leaves, CUDA takes
+        cuda = {"device_id": chosen.get("device_id", "0")}
+        return [(provider, chosen), ("CUDAExecutionProvider", cuda), CPU]
+    return [(provider, chosen), CPU]
 
 
 def placement(session: Any) -> dict[str, dict[str, int]]:
@@ -60,26 +92,38 @@ def placement(session: Any) -> dict[str, dict[str, int]]:
 class Bound:
     """A session with its inputs and outputs bound: ``run`` moves no data and makes no Python objects.
 
-    Outputs of known shape live in buffers that are made once; the runtime allocates the others itself on each call.
+    On NVIDIA GPUs both lie in device memory at fixed addresses (which a CUDA graph needs), elsewhere in the host's.
     """
 
-    def __init__(self, session: Any, feeds: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, session: Any, feeds: Mapping[str, np.ndarray], provider: str, device_id: int) -> None:
+        self.memory = ("cuda", device_id) if provider in NVIDIA else ("cpu", 0)
         self._session = session
         self._binding = session.io_binding()
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-        for name, value in self._values.items():
+        self._feeds = feeds
+        self._inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, *self.memory) for name, array in feeds.items()}
+        self._outputs: list[Any] = []
+        for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         for output in session.get_outputs():
-            self._binding.bind_output(output.name)
+            self._binding.bind_output(output.name, *self.memory)
 
     def keep_outputs(self) -> None:
-        """After the first run: bind each output to a buffer of the size that it turned out to have."""
-        outputs = self._binding.get_outputs()
-        names: Sequence[str] = [output.name for output in self._session.get_outputs()]
-        for name, value in zip(names, outputs, strict=True):
-            if value.is_tensor() and value.device_name() == "cpu":
-                self._binding.bind_ortvalue_output(name, value)
+        """After the first run: bind each tensor output to a buffer of the size that it turned out to have."""
+        self._outputs = list(self._binding.get_outputs())
+        for output, value in zip(self._session.get_outputs(), self._outputs, strict=True):
+            if value.is_tensor() and value.device_name().lower() == self.memory[0]:
+                self._binding.bind_ortvalue_output(output.name, value)
 
     def run(self) -> None:
-        """Do one inference."""
+        """Do one inference and wait until its outputs are there."""
         self._session.run_with_iobinding(self._binding)
+
+    def to_device(self) -> None:
+        """Copy the inputs from the host into their bound places."""
+        for name, array in self._feeds.items():
+            self._inputs[name].update_inplace(array)
+
+    def to_host(self) -> None:
+        """Copy the outputs of the last run to the host."""
+        for value in self._outputs:
+            value.numpy()

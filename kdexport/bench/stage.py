@@ -1,6 +1,6 @@
 """`kdexport bench`: measure ONNX files on devices. The file to read first.
 
-    check every file, device and shape -> measure in children (runner) -> score in ONNX Runtime -> one BenchResult
+    check every file, device and shape (plan_for) -> measure in children (runner) -> score -> BenchResult
 
 Nothing is measured before all that can be refused has been refused.
 """
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from kdexport import __version__
 from kdexport.artifacts import RunDirectory, key_of, write_atomically
 from kdexport.bench import accuracy, devices
-from kdexport.bench.describe import describe_file
+from kdexport.bench.describe import describe_file, integer_limits
 from kdexport.bench.inputs import check_dims, resolve_shapes
-from kdexport.bench.plan import Case, Settings, Target
-from kdexport.bench.runner import Outcome, Runner
+from kdexport.bench.plan import Plan, Settings, Target
+from kdexport.bench.runner import Outcome, run_plan
 from kdexport.errors import KDExportError
 from kdexport.machine import fingerprint
 from kdexport.progress import Progress, Silent
@@ -75,19 +75,9 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
             machine=machine,
             progress=progress,
         )
-    if result != done:
+    if result != done and not result.failures:  # what failed is tried again next time
         directory.finish("bench", result, key)
     return result
-
-
-def training_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the epochs of metrics.jsonl; a last line that was cut off is left out."""
-    lines = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-    return tuple(lines)
 
 
 def bench(
@@ -101,6 +91,7 @@ def bench(
     training: Sequence[dict[str, Any]] = (),
     samples_file: Path | None = None,
     dims: Mapping[str, int] | None = None,
+    inputs_file: Path | None = None,
     machine: Machine | None = None,
     progress: Progress = SILENT,
 ) -> BenchResult:
@@ -116,38 +107,21 @@ def bench(
         training: metrics.jsonl, kept in the result.
         samples_file: Where the raw samples go (.npz, int64 nanoseconds); None keeps none.
         dims: Sizes of dynamic axes by name; the batch needs none.
+        inputs_file: Real inputs (.npz, one array per input); else they are made up to fit the graph.
         machine: This machine's fingerprint, where it has been taken.
         progress: Where to say how it goes.
+
+    Returns:
+        Everything measured. What failed stands in ``failures`` with its reason; the rest is complete.
 
     Raises:
         KDExportError: A file, device, shape or setting is not what it should be.
         DeviceError: A device isn't there or did not take the whole model.
     """
-    import onnxruntime
-
-    dims = dict(dims or {})
-    if not models:
-        raise KDExportError("there is nothing to measure", hint="give ONNX files or a run directory")
-    files = [folder / model.file for model in models]
-    for file in files:
-        describe_file(file)
-    plan = Settings(
-        precision=settings.precision,
-        min_seconds=settings.min_seconds,
-        max_seconds=settings.max_seconds,
-        rounds=settings.rounds,
-        allow_fallback=settings.allow_fallback,
-        dims=dims,
-    )
-    chosen = devices.find(settings.devices, onnxruntime.get_available_providers(), {})
-    check_dims([model.inputs for model in models], dims)
-    targets = [Target(model.name, str(file.resolve()), model.inputs) for model, file in zip(models, files, strict=True)]
-    for target in targets:
-        for batch in settings.batch_sizes:
-            resolve_shapes(target.inputs, batch, dims, model=target.name)
+    plan = plan_for(models, settings, folder=folder, dims=dims, inputs_file=inputs_file)
+    devices.find(plan.devices, devices.available(), plan.provider_options)
     machine = machine or fingerprint()
-    cases = [Case(device, threads, settings.batch_sizes) for device in chosen for threads in settings.threads]
-    outcome = Runner(targets, plan, machine.name, progress).run(cases)
+    outcome = run_plan(plan, machine.name, progress)
     if samples_file is not None:
         write_samples(samples_file, outcome)
     scored = tuple(models) if dataset is None else accuracy.score(models, folder, dataset, progress)
@@ -161,6 +135,66 @@ def bench(
         recipe=recipe,
         training=tuple(training),
     )
+
+
+def plan_for(
+    models: Sequence[ModelFile],
+    settings: "Bench",
+    *,
+    folder: Path = Path(),
+    dims: Mapping[str, int] | None = None,
+    inputs_file: Path | None = None,
+) -> Plan:
+    """Check all that can be checked without running anything, and say what will be measured; arguments as ``bench``."""
+    names = [model.name for model in models]
+    if not names:
+        raise KDExportError("there is nothing to measure", hint="give ONNX files or a run directory")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise KDExportError(
+            f"two models are called {twice[0]!r}", hint="give one of the files another name, or measure them one by one"
+        )
+    if inputs_file is not None and not inputs_file.is_file():
+        raise KDExportError(f"there is no file {inputs_file}", hint="--input takes an .npz with one array per input")
+    dims = dict(dims or {})
+    check_dims([model.inputs for model in models], dims)
+    source = None if inputs_file is None else str(inputs_file.resolve())
+    targets = []
+    for model in models:
+        file = folder / model.file
+        describe_file(file)  # it is there, whole, and its weights with it
+        if source is None:
+            for batch in settings.batch_sizes:
+                resolve_shapes(model.inputs, batch, dims, model=model.name)
+        targets.append(Target(model.name, str(file.resolve()), model.inputs, integer_limits(file), source))
+    return Plan(
+        targets=tuple(targets),
+        settings=Settings(
+            precision=settings.precision,
+            min_seconds=settings.min_seconds,
+            max_seconds=settings.max_seconds,
+            rounds=settings.rounds,
+            timeout_s=settings.timeout_s,
+            allow_fallback=settings.allow_fallback,
+            streams=settings.streams,
+            power_command=settings.power_command,
+            dims=dims,
+        ),
+        devices=settings.devices,
+        batch_sizes=settings.batch_sizes,
+        threads=settings.threads,
+        provider_options=settings.provider_options,
+    )
+
+
+def training_lines(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return the epochs of metrics.jsonl; a last line that was cut off is left out."""
+    lines = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return tuple(lines)
 
 
 def write_samples(path: Path, outcome: Outcome) -> None:

@@ -4,9 +4,12 @@ Inputs are made and bound before; nothing is allocated, printed or decided while
 """
 
 import gc
+import json
+import statistics
+import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WARM_UP_MIN_NS = 50_000_000
@@ -73,3 +76,55 @@ def timed(run: Callable[[], object], budget_ns: int, clock: Callable[[], int]) -
         append(after - before)
         if after >= end:
             return samples
+
+
+def together(runs: Sequence[Callable[[], object]], seconds: float) -> tuple[int, float]:
+    """Call every function again and again, each from a thread of its own, for some seconds.
+
+    Returns:
+        All calls that were finished, and the seconds from the common start to the last call's end.
+    """
+    counts = [0] * len(runs)
+    barrier = threading.Barrier(len(runs) + 1)
+
+    def caller(position: int) -> None:
+        run, count = runs[position], 0
+        barrier.wait()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            run()
+            count += 1
+        counts[position] = count
+
+    threads = [threading.Thread(target=caller, args=(position,)) for position in range(len(runs))]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    start = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return sum(counts), time.perf_counter() - start
+
+
+def median_ms(run: Callable[[], object], count: int) -> float:
+    """Return the median of ``count`` calls in milliseconds, after one that is not counted."""
+    run()
+    samples = []
+    for _ in range(count):
+        before = time.perf_counter_ns()
+        run()
+        samples.append(time.perf_counter_ns() - before)
+    return statistics.median(samples) / 1e6
+
+
+def shares_of_profile(path: str) -> dict[str, float]:
+    """Return provider -> share of the nodes' time, from a profile that ONNX Runtime wrote."""
+    with open(path, encoding="utf-8") as handle:  # noqa: PTH123 - pathlib is not loaded here
+        events = json.load(handle)
+    spent: dict[str, float] = {}
+    for event in events:
+        provider = event.get("args", {}).get("provider") if event.get("cat") == "Node" else None
+        if provider:
+            spent[provider] = spent.get(provider, 0.0) + event["dur"]
+    total = sum(spent.values())
+    return {provider: duration / total for provider, duration in spent.items()} if total else {}

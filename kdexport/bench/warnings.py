@@ -1,44 +1,55 @@
 """What a reader must know before believing a figure, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Protocol
 
 from kdexport.bench.placement import Placement, fallback
 from kdexport.bench.plan import Case, Settings
-from kdexport.machine import cpu_quota, usable_cores
+from kdexport.machine import cpu_governor, cpu_quota, usable_cores
 from kdexport.results import Latency
 
 NOISY_CV = 0.25  # standard deviation over mean: beyond it the mean says little
 LAUNCH_SPREAD = 0.05  # between the medians of fresh processes, as a share
+OTHER_CORES = 0.2  # kept busy by other work, on average
+STOLEN_CORES = 0.02
 DRIFT = 0.05  # last third of the rounds against the first
 
 
+class Recorded(Protocol):
+    """What the runner knows of one model at one batch size."""
+
+    precision: float | None
+    placement: dict[str, dict[str, int]]
+    settled: list[bool]
+    other_cores: list[float]
+    stolen: list[float]
+
+
 def words(
-    latency: Latency,
-    precision: float | None,
-    settings: Settings,
-    case: Case,
-    placement: Placement,
-    settled: Sequence[bool],
+    one: Recorded, latency: Latency, settings: Settings, case: Case, compute_share: Mapping[str, float] | None
 ) -> tuple[str, ...]:
     """Return the warnings of one measurement.
 
     Args:
-        latency: What was measured.
-        precision: Half-width of the median's interval, as a share; None where there is none.
+        one: How the measuring went.
+        latency: What came out.
         settings: What was asked for.
         case: Device and threads.
-        placement: Where the nodes ran.
-        settled: For each round, whether the time per call had settled after the warm-up.
+        compute_share: Provider -> share of the time, where several providers took part.
     """
+    provider = case.device.provider
     found = [
-        _precision(precision, settings),
+        _precision(one.precision, settings),
         _noise(latency),
         _spread(latency),
         _drift(latency),
+        _other_load(one),
         _threads(case),
-        "the time per call did not settle within the warm-up" if settled and not any(settled) else "",
-        fallback(case.device.provider, placement),
-        "" if placement else "this ONNX Runtime cannot tell where the nodes ran; placement is not proved",
+        "the time per call did not settle within the warm-up" if one.settled and not any(one.settled) else "",
+        _fallback(provider, one.placement, compute_share),
+        "" if one.placement else "this ONNX Runtime cannot tell where the nodes ran; placement is not proved",
+        _build(),
+        _governor(case),
     ]
     return tuple(text for text in found if text)
 
@@ -83,3 +94,34 @@ def _threads(case: Case) -> str:
     if case.threads == cores and cores > 1:
         return f"{case.threads} threads take every core: the tail holds whatever else the machine does"
     return ""
+
+
+def _other_load(one: Recorded) -> str:
+    if not one.other_cores:
+        return ""
+    other = sum(one.other_cores) / len(one.other_cores)
+    stolen = sum(one.stolen) / len(one.stolen)
+    if stolen > STOLEN_CORES:
+        return f"the hypervisor took {stolen:.2f} cores away while this was measured"
+    return f"other work kept {other:.1f} of {usable_cores()} cores busy" if other > OTHER_CORES else ""
+
+
+def _fallback(provider: str, placement: Placement, compute_share: Mapping[str, float] | None) -> str:
+    text = fallback(provider, placement)
+    if text and compute_share:
+        text += f"; {1 - compute_share.get(provider, 0.0):.0%} of the time is spent there"
+    return text
+
+
+def _build() -> str:
+    import onnxruntime
+
+    info = onnxruntime.get_build_info() if hasattr(onnxruntime, "get_build_info") else ""
+    return "this ONNX Runtime is a debug build" if "build type=debug" in info.lower() else ""
+
+
+def _governor(case: Case) -> str:
+    governor = cpu_governor()
+    if case.device.name != "cpu" or governor is None or governor == "performance":
+        return ""
+    return f"the CPU's governor is '{governor}': the clock follows the load (cpupower frequency-set -g performance)"

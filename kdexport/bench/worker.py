@@ -5,10 +5,12 @@ bytes where the line says so. Between commands it sleeps in ``read``. It ends wh
 Imported here: the standard library, numpy, onnxruntime and the light siblings; never torch, typer or pydantic.
 """
 
+import contextlib
 import gc
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -24,6 +26,7 @@ class Worker:
         self._session: Any = None
         self._bound: Any = None
         self._inputs: dict[str, str] = {}
+        self._device: tuple[str, int] = ("", 0)
 
     def ready(self, task: Mapping[str, Any]) -> Reply:  # noqa: ARG002 - every command takes its task
         """Import what a measurement needs, so that loading measures loading."""
@@ -32,33 +35,31 @@ class Worker:
         return {}, b""
 
     def load(self, task: Mapping[str, Any]) -> Reply:
-        """Load the model: how long it took and where its nodes went."""
+        """Load the model: how long it took and where its nodes went. Without a path: the empty model."""
         from kdexport.bench import session
 
-        self._session, load_ms = session.open_session(
-            task["path"], task["provider"], task["provider_options"], task["threads"]
-        )
+        options = task["provider_options"]
+        model = task["path"] or session.EMPTY_MODEL
+        self._session, load_ms = session.open_session(model, task["provider"], options, task["threads"])
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
+        self._device = (task["provider"], int(options.get("device_id", 0)))
         return {
             "load_ms": load_ms,
             "providers": self._session.get_providers(),
             "placement": session.placement(self._session),
-            "inputs": {value.name: value.shape for value in self._session.get_inputs()},
         }, b""
 
     def prepare(self, task: Mapping[str, Any]) -> Reply:
         """Make and bind the inputs, time the first run, then run until the time per call is stable."""
-        import time
+        from kdexport.bench import timing
 
-        from kdexport.bench import session, timing
-
-        self._bound = session.Bound(self._session, self._feeds(task))
+        self._bound = self._bind(task)
         before = time.perf_counter_ns()
         self._bound.run()
         first_ms = (time.perf_counter_ns() - before) / 1e6
         self._bound.keep_outputs()
         warm = timing.warm_up(self._bound.run)
-        return {"first_run_ms": first_ms, "warm_runs": warm.runs, "stable": warm.stable, "call_ns": warm.call_ns}, b""
+        return {"first_run_ms": first_ms, "stable": warm.stable, "memory": self._bound.memory[0]}, b""
 
     def turn(self, task: Mapping[str, Any]) -> Reply:
         """Time single calls for one turn; the samples follow as int64 nanoseconds."""
@@ -76,23 +77,75 @@ class Worker:
         del empty
         gc.collect()
         before = memory.resident_mib()
-        self.load(task)
+        loaded, _ = self.load(task)
         after = memory.resident_mib()
-        bound = session.Bound(self._session, self._feeds(task))
+        self._bound = self._bind(task)
         for _ in range(task["runs"]):
-            bound.run()
+            self._bound.run()
         model = None if before is None or after is None else max(after - before, 0.0)
-        return {"peak_rss": memory.peak_mib(), "model": model}, b""
+        peak = memory.peak_mib()  # before NVML is imported
+        device = memory.device_mib(self._device[1]) if self._bound.memory[0] == "cuda" else None
+        return {**loaded, "peak_rss": peak, "model": model, "device_peak": device}, b""
+
+    def streams(self, task: Mapping[str, Any]) -> Reply:
+        """Run the one session from several threads at once for some seconds: throughput, not latency."""
+        from kdexport.bench import timing
+
+        callers = [self._bind(task) for _ in range(task["count"])]
+        for caller in callers:
+            caller.run()
+            caller.keep_outputs()
+        runs, seconds = timing.together([caller.run for caller in callers], task["seconds"])
+        return {"runs": runs, "seconds": seconds}, b""
+
+    def sustain(self, task: Mapping[str, Any]) -> Reply:
+        """Run without a pause for some seconds and count: for a power meter."""
+        from kdexport.bench import timing
+
+        return {"runs": timing.together([self._bound.run], task["seconds"])[0]}, b""
+
+    def transfers(self, task: Mapping[str, Any]) -> Reply:
+        """Time the copies between host and device apart from the computing; medians in ms."""
+        from kdexport.bench import timing
+
+        return {
+            "host_to_device": timing.median_ms(self._bound.to_device, task["runs"]),
+            "device_to_host": timing.median_ms(self._bound.to_host, task["runs"]),
+        }, b""
+
+    def profile(self, task: Mapping[str, Any]) -> Reply:
+        """Return provider -> share of the time that the nodes take, from the runtime's own profile of a few runs."""
+        import tempfile
+
+        from kdexport.bench import session, timing
+
+        with tempfile.TemporaryDirectory() as folder:
+            profiled, _ = session.open_session(
+                task["path"], task["provider"], task["provider_options"], task["threads"], f"{folder}/p"
+            )
+            bound = session.Bound(profiled, self._feeds(task), *self._device)
+            for _ in range(task["runs"]):
+                bound.run()
+            return {"shares": timing.shares_of_profile(profiled.end_profiling())}, b""
+
+    def _bind(self, task: Mapping[str, Any]) -> Any:
+        from kdexport.bench import session
+
+        return session.Bound(self._session, self._feeds(task), *self._device)
 
     def _feeds(self, task: Mapping[str, Any]) -> dict[str, Any]:
         from kdexport.bench import inputs
 
         if task["file"]:
             return inputs.from_file(task["file"], self._inputs, task["batch_size"])
+        inputs.check_fits(task["shapes"], self._inputs, memory.available_mib())
         return {
             name: inputs.values(task["shapes"][name], kind, task["below"].get(name))
             for name, kind in self._inputs.items()
         }
+
+
+COMMANDS = ("ready", "load", "prepare", "turn", "memory", "streams", "sustain", "transfers", "profile")
 
 
 def serve(commands: BinaryIO, answers: BinaryIO) -> None:
@@ -100,22 +153,18 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
     from kdexport.errors import KDExportError
 
     worker = Worker()
-    known = {
-        "ready": worker.ready,
-        "load": worker.load,
-        "prepare": worker.prepare,
-        "turn": worker.turn,
-        "memory": worker.memory,
-    }
     for line in iter(commands.readline, b""):
         task = json.loads(line)
         try:
-            reply, payload = known[task["do"]](task)
+            if task["do"] not in COMMANDS:
+                raise ValueError(f"no command is called {task['do']}")
+            reply, payload = getattr(worker, task["do"])(task)
         except KDExportError as error:
             reply, payload = {"error": error.message, "hint": error.hint}, b""
         except Exception as error:  # noqa: BLE001 - whatever the runtime raises is this model's failure, told in words
             reply, payload = {"error": f"{type(error).__name__}: {error}"}, b""
         reply["bytes"] = len(payload)
+        reply["cpu_s"] = time.process_time()
         answers.write(json.dumps(reply).encode() + b"\n" + payload)
         answers.flush()
 
@@ -124,7 +173,10 @@ def main() -> None:
     """Keep the pipe for answers alone: whatever a library prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    serve(sys.stdin.buffer, answers)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:  # noqa: PTH123
+        score.write("1000")  # where memory runs out, it is this process that ends, not its parent
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent is gone
+        serve(sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

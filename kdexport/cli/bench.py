@@ -11,85 +11,193 @@ if TYPE_CHECKING:
     from kdexport.recipe import Recipe
     from kdexport.results import BenchResult
 
+SWEEP = "What to measure on (each may be repeated)"
+RULE = "When it is enough"
+INPUTS = "What is fed"
+ELSEWHERE = "Other machines"
+
 
 def bench(
     models: Annotated[
         list[str],
         typer.Argument(metavar="RUN_OR_ONNX...", help="Run directories or ONNX files; the first is the baseline."),
     ],
-    device: Annotated[list[str] | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, tensorrt, ...")] = None,
-    batch_size: Annotated[list[int] | None, typer.Option(metavar="N", help="Samples per call.")] = None,
-    threads: Annotated[list[int] | None, typer.Option(metavar="N", help="Threads within one operator.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="REF", help="Data to score the models on.")] = None,
-    precision: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Half-width of the median's interval that ends the measuring.")
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, tensorrt, openvino, ...", rich_help_panel=SWEEP),
     ] = None,
-    min_seconds: Annotated[float | None, typer.Option(metavar="S", help="Least time measured per model.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(metavar="S", help="Longest time measured per model.")] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=N", help="Size of a dynamic axis; the batch needs none.")
+    batch_size: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Samples per call.", rich_help_panel=SWEEP)
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Threads within one operator.", rich_help_panel=SWEEP)
+    ] = None,
+    streams: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Concurrent callers of one session: throughput.", rich_help_panel=SWEEP),
+    ] = None,
+    provider_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the execution provider (not the CPU's).", rich_help_panel=SWEEP),
     ] = None,
     allow_fallback: Annotated[
-        bool, typer.Option("--allow-fallback", help="Measure even where operators fall back to the CPU.")
+        bool,
+        typer.Option("--allow-fallback", help="Measure even where operators fall back.", rich_help_panel=SWEEP),
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the result goes; bench.json in a run directory.")
+    precision: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Half-width of the median's 95 % interval; 0.02.", rich_help_panel=RULE),
     ] = None,
+    min_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Measured time per model, at least.", rich_help_panel=RULE)
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Time on the clock per model, at most.", rich_help_panel=RULE)
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="Fresh processes per model, at least.", rich_help_panel=RULE)
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="End a process that is silent for longer.", rich_help_panel=RULE),
+    ] = None,
+    power_command: Annotated[
+        str | None,
+        typer.Option(metavar="CMD", help="Prints watts, for energy per call; else RAPL or NVML.", rich_help_panel=RULE),
+    ] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Size of a dynamic axis; the batch needs none.", rich_help_panel=INPUTS),
+    ] = None,
+    input: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Real inputs, one array per input.", rich_help_panel=INPUTS),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="REF", help="Data to score the models on.", rich_help_panel=INPUTS)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the result goes; a run's is its bench.json.")
+    ] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.pyz", help="Measure nothing: write one file that does so elsewhere.", rich_help_panel=ELSEWHERE
+        ),
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="USER@HOST", help="Pack, copy, run and fetch by ssh.", rich_help_panel=ELSEWHERE),
+    ] = None,
+    remote_python: Annotated[
+        str, typer.Option(metavar="CMD", help="The Python to run there.", rich_help_panel=ELSEWHERE)
+    ] = "python3",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure latency, memory and accuracy of ONNX models on devices.
+    """Measure latency, memory, throughput and accuracy of ONNX models on devices.
 
-    Each model runs in a process of its own, in turns with the others. A repeated option measures every value.
+    Each model runs in fresh processes of its own, in turns with the others.
     """
+    flags = {
+        "devices": device,
+        "batch_sizes": batch_size,
+        "threads": threads,
+        "streams": streams,
+        "precision": precision,
+        "min_seconds": min_seconds,
+        "max_seconds": max_seconds,
+        "rounds": rounds,
+        "timeout_s": timeout,
+        "power_command": power_command,
+        "allow_fallback": allow_fallback or None,
+    }
     with command(json=json, quiet=quiet, verbose=verbose) as console:
-        _bench(
-            console,
-            models,
-            {
-                "devices": device,
-                "batch_sizes": batch_size,
-                "threads": threads,
-                "precision": precision,
-                "min_seconds": min_seconds,
-                "max_seconds": max_seconds,
-                "allow_fallback": allow_fallback or None,
-            },
-            data,
-            dim or [],
-            out,
-        )
+        job = _job(console, models, flags, data, provider_option or [], dim or [], input, out)
+        if pack is not None:
+            _pack(job, pack, console)
+            return
+        result = _remote(job, remote, remote_python, console) if remote is not None else _here(job, console)
+        _show(result, job["target"], console)
 
 
-def _bench(
-    console: Console, names: list[str], flags: dict[str, Any], data: str | None, dims: list[str], out: Path | None
-) -> None:
-    from kdexport import results
-    from kdexport.artifacts import RunDirectory, write_text
-    from kdexport.bench.stage import bench as run_bench
+def _job(
+    console: Console,
+    names: list[str],
+    flags: dict[str, Any],
+    data: str | None,
+    options: list[str],
+    dims: list[str],
+    inputs_file: Path | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Gather what is to be measured, from a run or from bare files."""
+    from kdexport.artifacts import RunDirectory
     from kdexport.bench.stage import training_lines
 
     paths = [Path(name) for name in names]
-    folders = [path for path in paths if path.is_dir()]
     found = [model for path in paths for model in _models(path)]
-    recipe = _recipe(folders[0]) if len(paths) == len(folders) == 1 else None
-    directory = RunDirectory(folders[0]) if recipe else None
-    target = out or (directory.stage("bench") if directory else None)
-    result = run_bench(
-        found,
-        _settings(recipe, flags),
-        name=recipe.name if recipe else found[0].name,
-        dataset=_dataset(recipe, data, console),
-        recipe=recipe.to_dict(relative_to=folders[0]) if recipe else None,
-        training=training_lines(directory.metrics) if directory else (),
-        samples_file=target.with_suffix(".samples.npz") if target else None,
-        dims=_dims(dims),
-        progress=console.progress,
+    alone = len(paths) == 1 and paths[0].is_dir()
+    recipe = _recipe(paths[0]) if alone else None
+    directory = RunDirectory(paths[0]) if alone else None
+    pairs = _pairs(options, "--provider-option", "e.g. --provider-option enable_cuda_graph=1")
+    return {
+        "models": found,
+        "settings": _settings(recipe, {**flags, "provider_options": pairs or None}),
+        "name": recipe.name if recipe else found[0].name,
+        "dataset": _dataset(recipe, data, console),
+        "recipe": recipe.to_dict(relative_to=paths[0]) if recipe else None,
+        "training": training_lines(directory.metrics) if directory else (),
+        "dims": _sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64")),
+        "inputs_file": inputs_file,
+        "target": out or (directory.stage("bench") if directory else None),
+    }
+
+
+def _here(job: dict[str, Any], console: Console) -> "BenchResult":
+    from kdexport.bench.stage import bench as measure
+
+    target = job["target"]
+    samples = target.with_suffix(".samples.npz") if target else None
+    result: BenchResult = measure(
+        job["models"], job["settings"], **_asked(job), samples_file=samples, progress=console.progress
     )
+    return result
+
+
+def _pack(job: dict[str, Any], out: Path, console: Console) -> None:
+    from kdexport.bench.pack import pack
+
+    written = pack(job["models"], job["settings"], out, **_asked(job), progress=console.progress)
+    size = out.stat().st_size / 2**20
+    shown = (
+        f"{out}  {size:.1f} MiB, {len(job['models'])} models\nRun it where Python >= 3.11, numpy and onnxruntime are: "
+    )
+    console.result(written, shown + f"python {out.name} --out bench.json")
+
+
+def _remote(job: dict[str, Any], host: str, python: str, console: Console) -> "BenchResult":
+    from kdexport.bench.remote import measure_on
+
+    return measure_on(host, job["models"], job["settings"], python=python, progress=console.progress, **_asked(job))
+
+
+def _asked(job: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in job.items() if key not in ("models", "settings", "target")}
+
+
+def _show(result: "BenchResult", target: Path | None, console: Console) -> None:
+    from rich.console import Group
+
+    from kdexport import results
+    from kdexport.artifacts import write_text
+    from kdexport.cli.bench_table import lines, table
+
     if target is not None:
         write_text(target, results.dumps(result))
-    console.result(result, table(result))
+    if result.measurements or console.json:
+        console.result(result, Group(table(result), *lines(result)))
     if result.failures:
         raise _failed(result)
 
@@ -112,7 +220,7 @@ def _models(path: Path) -> list[Any]:
         document.pop("key", None)
         try:
             exported = from_json(ExportResult, document)
-        except ValidationError:
+        except ValidationError:  # written by another version
             document = None
         else:
             return [dataclasses.replace(model, file=str(path / model.file)) for model in exported.models]
@@ -145,87 +253,61 @@ def _settings(recipe: "Recipe | None", flags: dict[str, Any]) -> Any:
         return Bench.model_validate({**base, **given})
     except ValidationError as error:
         fault = error.errors()[0]
-        flag = "--" + str(fault["loc"][0]).replace("_", "-").replace("devices", "device").replace("sizes", "size")
+        flag = {"devices": "device", "batch_sizes": "batch-size", "timeout_s": "timeout"}.get(str(fault["loc"][0]))
+        flag = flag or str(fault["loc"][0]).replace("_", "-")
         said = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-        raise KDExportError(f"{flag} {fault['input']}: {said}", hint="see `kdexport bench --help`") from None
+        raise KDExportError(f"--{flag} {fault['input']}: {said}", hint="see `kdexport bench --help`") from None
 
 
-def _dims(texts: list[str]) -> dict[str, int]:
+def _pairs(texts: list[str], flag: str, example: str) -> dict[str, str]:
     from kdexport.errors import KDExportError
 
-    dims = {}
+    pairs = {}
     for text in texts:
-        name, equals, size = text.partition("=")
-        if not (name and equals and size.isdigit() and int(size) > 0):
-            raise KDExportError(f"--dim {text!r} is not of the form NAME=SIZE", hint="e.g. --dim sequence=64")
-        dims[name] = int(size)
-    return dims
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise KDExportError(f"{flag} {text!r} is not of the form NAME=VALUE", hint=example)
+        pairs[name] = value
+    return pairs
+
+
+def _sizes(pairs: dict[str, str]) -> dict[str, int]:
+    from kdexport.errors import KDExportError
+
+    for name, value in pairs.items():
+        if not value.isdigit() or int(value) < 1:
+            raise KDExportError(
+                f"--dim {name}={value}: a size is a whole number from 1 on", hint=f"e.g. --dim {name}=64"
+            )
+    return {name: int(value) for name, value in pairs.items()}
 
 
 def _dataset(recipe: "Recipe | None", data: str | None, console: Console) -> Any:
+    """Load what the models are scored on: --data, else what the run's recipe says, else nothing."""
     import tempfile
 
     from kdexport import references
     from kdexport.recipe import Data
 
-    if data is None and recipe is None:
+    if data is not None:
+        chosen = Data(source=references.absolute(data, Path.cwd()))
+    elif recipe is not None:
+        chosen = recipe.data
+    else:
         return None
     with console.progress.task("data"):
         from kdexport.sources.datasets import load_data
 
-    if data is not None:
-        chosen = Data(source=references.absolute(data, Path.cwd()))
-    else:
-        chosen = recipe.data if recipe else Data(source="")
-    return load_data(chosen, recipe.seed if recipe else 0, Path(tempfile.gettempdir()) / "kdexport-cache")
+        return load_data(chosen, recipe.seed if recipe else 0, Path(tempfile.gettempdir()) / "kdexport-cache")
 
 
 def _failed(result: "BenchResult") -> Exception:
     from kdexport.errors import KDExportError
 
-    lines = [f"  {failure.model} on {failure.device}: {failure.reason}" for failure in result.failures]
+    lines = []
+    for failure in result.failures:
+        batch = f" at batch {failure.batch_size}" if failure.batch_size is not None else ""
+        lines.append(f"  {failure.model}{batch} on {failure.device}: {failure.reason}")
     count = "one measurement" if len(lines) == 1 else f"{len(lines)} measurements"
-    return KDExportError(
-        "\n".join([f"{count} could not be made:", *lines]), hint="the others are complete; mend these and measure again"
-    )
-
-
-def table(result: "BenchResult") -> Any:
-    """Return the measurements as a Rich table, the baseline first."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in (
-        "model",
-        "device",
-        "batch",
-        "threads",
-        "p50 ms",
-        "±",
-        "p99 ms",
-        "per s",
-        "peak MiB",
-        "MiB",
-        "accuracy",
-    ):
-        shown.add_column(column, justify="left" if column in ("model", "device") else "right")
-    models = {model.name: model for model in result.models}
-    for one in result.measurements:
-        latency, model = one.latency_ms, models[one.model]
-        interval = latency.p50_ci95
-        half = None if interval is None else (interval[1] - interval[0]) / 2 / latency.p50
-        shown.add_row(
-            one.model,
-            one.device,
-            str(one.batch_size),
-            str(one.threads),
-            f"{latency.p50:.3f}",
-            "-" if half is None else f"{half:.1%}",
-            "-" if latency.p99 is None else f"{latency.p99:.3f}",
-            f"{one.throughput_per_s:,.0f}",
-            "-" if one.memory_mib.peak_rss is None else f"{one.memory_mib.peak_rss:.0f}",
-            f"{model.size_bytes / 2**20:.2f}",
-            "-" if model.accuracy is None else f"{model.accuracy:.4f}",
-        )
-    return shown
+    others = "the others are complete; mend this and measure again" if result.measurements else "mend this, then again"
+    return KDExportError("\n".join([f"{count} could not be made:", *lines]), hint=others)

@@ -87,6 +87,10 @@ class OnnxModel:
             parts.append(self._run(filled)[: len(part[0])])
         return self._logits(np.concatenate(parts))
 
+    def feeds(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[Any]]:
+        """Return what is fed for raw inputs, by the names of the model's inputs: preprocessed, in the right types."""
+        return dict(zip(self.input_names, self._fed(inputs), strict=True))
+
     def _fed(self, inputs: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
         specifications = self._session.get_inputs()
         if len(specifications) != len(inputs):

@@ -1,0 +1,151 @@
+"""`kdexport bench --pack`: one file that measures elsewhere, with nothing but Python, numpy and onnxruntime.
+
+A .pyz (PEP 441) with the bench code, the models with their external data, and a sample of the data, already in the form
+that each model takes: the device needs no preprocessing library. ``packed`` is the side that runs there.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdexport.artifacts import write_atomically
+from kdexport.bench.describe import external_files, load_graph
+from kdexport.bench.plan import Plan
+from kdexport.bench.stage import plan_for
+from kdexport.errors import KDExportError
+from kdexport.progress import Progress
+from kdexport.results import ModelFile, to_json
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# All that runs on the device. A test runs a pack where nothing else can be imported.
+MODULES = ("__init__", "errors", "evaluate", "intervals", "machine", "progress", "results", "stage_module")
+NOT_THERE = ("accuracy", "describe", "doctor", "pack", "remote", "stage")
+MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
+MAIN = "from kdexport.bench.packed import main\n\nmain()\n"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What was packed."""
+
+    file: str
+    size_bytes: int
+    models: tuple[str, ...]
+    samples: int  # of labelled data, for accuracy; 0 where there are none
+
+
+def pack(
+    models: Sequence[ModelFile],
+    settings: Any,
+    out: Path,
+    *,
+    name: str,
+    folder: Path = Path(),
+    dataset: Any | None = None,
+    recipe: dict[str, Any] | None = None,
+    training: Sequence[dict[str, Any]] = (),
+    dims: Mapping[str, int] | None = None,
+    inputs_file: Path | None = None,
+    progress: Progress,
+) -> Pack:
+    """Write a file that measures the models where it is run; arguments as ``kdexport.bench.stage.bench``.
+
+    Args:
+        models: What to measure.
+        settings: The recipe's [bench]; the packed file's own flags can change devices, batch sizes and threads.
+        out: The file to write.
+        name: What the result is called.
+        folder: What the models' paths are relative to.
+        dataset: A sample of its test split goes along, for accuracy.
+        recipe: Kept in the result.
+        training: Kept in the result.
+        dims: Sizes of dynamic axes by name.
+        inputs_file: Real inputs; goes along.
+        progress: Where to say how it goes.
+
+    Raises:
+        KDExportError: A model is not what it should be, or ``out`` cannot be written.
+    """
+    plan = plan_for(models, settings, folder=folder, dims=dims, inputs_file=inputs_file)
+    samples, feeds = _samples(models, folder, dataset, progress)
+    manifest = {
+        "name": name,
+        "recipe": recipe,
+        "training": list(training),
+        "models": [to_json(dataclasses.replace(model, file=Path(model.file).name)) for model in models],
+        "class_names": list(dataset.class_names) if dataset is not None else [],
+        "feeds": {model: digest for model, (digest, _) in feeds.items()},
+        "plan": _packed_plan(plan),
+    }
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            handle.write(b"#!/usr/bin/env python3\n")
+            with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("__main__.py", MAIN)
+                for file in code_files():
+                    archive.write(file, f"kdexport/{file.relative_to(PACKAGE).as_posix()}")
+                for position, target in enumerate(plan.targets):
+                    _add_model(archive, Path(target.path), f"models/{position}")
+                if inputs_file is not None:
+                    archive.write(inputs_file, "inputs.npz")
+                for digest, content in dict(feeds.values()).items():
+                    archive.writestr(f"data/{digest}.npz", content)
+                archive.writestr("manifest.json", json.dumps(manifest))
+        temporary.chmod(0o755)
+
+    write_atomically(out, write)
+    return Pack(str(out), out.stat().st_size, tuple(model.name for model in models), samples)
+
+
+def code_files() -> list[Path]:
+    """Return the modules that run on the device."""
+    files = [PACKAGE / f"{name}.py" for name in MODULES]
+    return files + [file for file in sorted((PACKAGE / "bench").glob("*.py")) if file.stem not in NOT_THERE]
+
+
+def _packed_plan(plan: Plan) -> dict[str, Any]:
+    document = dataclasses.asdict(plan)
+    for position, target in enumerate(document["targets"]):
+        target["path"] = f"models/{position}/{Path(target['path']).name}"
+        target["file"] = "inputs.npz" if target["file"] else None
+    return document
+
+
+def _add_model(archive: zipfile.ZipFile, path: Path, folder: str) -> None:
+    archive.write(path, f"{folder}/{path.name}")
+    for file in external_files(load_graph(path), path):
+        archive.write(file, f"{folder}/{file.relative_to(path.parent.resolve()).as_posix()}")
+
+
+def _samples(
+    models: Sequence[ModelFile], folder: Path, dataset: Any | None, progress: Progress
+) -> tuple[int, dict[str, tuple[str, bytes]]]:
+    """Return how many samples go along, and for each model its inputs as they are fed, with the labels."""
+    if dataset is None or dataset.test.labels is None:
+        return 0, {}
+    from kdexport.sources.onnx_model import OnnxModel
+
+    count = min(len(dataset.test), MAX_SAMPLES)
+    # Spread over the split: a split in the order of its classes would give a sample of the first few.
+    split = dataset.test.take(np.linspace(0, len(dataset.test) - 1, count).astype(np.int64))
+    feeds = {}
+    for model in models:
+        try:
+            arrays = OnnxModel(folder / model.file, dataset.preprocessing).feeds(split.inputs)
+        except KDExportError as error:
+            progress.warn(f"{model.name} will not be scored: {error.message}")
+            continue
+        buffer = io.BytesIO()
+        fed: dict[str, Any] = {f"input:{name}": array for name, array in arrays.items()}
+        np.savez(buffer, labels=split.labels, **fed)
+        feeds[model.name] = (hashlib.sha256(buffer.getvalue()).hexdigest()[:16], buffer.getvalue())
+    return (count if feeds else 0), feeds

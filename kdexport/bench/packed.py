@@ -1,0 +1,179 @@
+"""What runs inside a packed benchmark (``pack``): unpack, measure, score, write a bench.json.
+
+Only Python's standard library, numpy and onnxruntime are there.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+MIN_PYTHON = (3, 11)
+
+
+def main() -> None:
+    """Parse the flags, run, and end with 0, or 1 where something could not be measured."""
+    if sys.version_info < MIN_PYTHON:
+        sys.exit(f"error: Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer is needed, this is {sys.version.split()[0]}")
+    for module in ("numpy", "onnxruntime"):
+        try:
+            __import__(module)
+        except ImportError as error:
+            sys.exit(f"error: {module} cannot be imported ({error})\nhint: pip install numpy onnxruntime")
+    from kdexport.errors import KDExportError
+
+    try:
+        sys.exit(_main(_parse()))
+    except KDExportError as error:
+        sys.exit(f"error: {error.message}\nhint: {error.hint}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description="Measure the packed models on this machine; writes a bench.json."
+    )
+    parser.add_argument("--out", default="bench.json", metavar="FILE", help="where the result goes; - is stdout")
+    parser.add_argument("--device", action="append", metavar="NAME", help="cpu, cuda, ...; as packed")
+    parser.add_argument("--batch-size", action="append", type=int, metavar="N", help="as packed")
+    parser.add_argument("--threads", action="append", type=int, metavar="N", help="as packed")
+    parser.add_argument("--allow-fallback", action="store_true", help="measure even where operators fall back")
+    parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
+    flags = parser.parse_args()
+    if any(number < 1 for number in (flags.batch_size or []) + (flags.threads or [])):
+        parser.error("batch sizes and threads are whole numbers from 1 on")
+    return flags
+
+
+def _main(flags: argparse.Namespace) -> int:
+    from kdexport import results
+
+    with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
+        with zipfile.ZipFile(sys.argv[0]) as archive:
+            archive.extractall(folder)
+        result = _measure(Path(folder), flags)
+    document = results.dumps(result)
+    if flags.out == "-":
+        sys.stdout.write(document)
+    else:
+        Path(flags.out).write_text(document, encoding="utf-8")
+    for line in summary(result):
+        sys.stderr.write(line + "\n")
+    return 1 if result.failures else 0
+
+
+def _measure(folder: Path, flags: argparse.Namespace) -> Any:
+    from kdexport.bench import child, devices
+    from kdexport.bench.plan import Plan, Settings, Target
+    from kdexport.bench.runner import run_plan
+    from kdexport.machine import fingerprint
+    from kdexport.progress import PlainLines, Silent
+    from kdexport.results import BenchResult, ModelFile
+
+    child.package_root = folder  # workers import from the unpacked files
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    packed = manifest["plan"]
+    settings = Settings(**packed["settings"])
+    targets = []
+    for target in packed["targets"]:
+        source = str(folder / target["file"]) if target["file"] else None
+        targets.append(Target(**{**target, "path": str(folder / target["path"]), "file": source}))
+    plan = Plan(
+        tuple(targets),
+        dataclasses.replace(settings, allow_fallback=settings.allow_fallback or flags.allow_fallback),
+        tuple(flags.device or packed["devices"]),
+        tuple(flags.batch_size or packed["batch_sizes"]),
+        tuple(flags.threads or packed["threads"]),
+        packed["provider_options"],
+    )
+    found = devices.find(plan.devices, devices.available(), plan.provider_options)
+    progress = Silent() if flags.quiet else PlainLines()
+    machine = fingerprint()
+    outcome = run_plan(plan, machine.name, progress)
+    models = [ModelFile(**{**model, "notes": tuple(model["notes"])}) for model in manifest["models"]]
+    scored = score(models, targets, folder, manifest, found[0])
+    return BenchResult(
+        name=manifest["name"],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=machine,
+        models=tuple(scored),
+        measurements=outcome.measurements,
+        failures=outcome.failures,
+        recipe=manifest["recipe"],
+        training=tuple(manifest["training"]),
+    )
+
+
+def score(models: Sequence[Any], targets: Sequence[Any], folder: Path, manifest: dict[str, Any], device: Any) -> Any:
+    """Fill in accuracy and agreement from the packed sample, on the device that was measured first."""
+    import numpy as np
+
+    from kdexport.bench.session import open_session
+    from kdexport.evaluate import agreement, evaluate
+
+    baseline = None
+    for position, (model, target) in enumerate(zip(models, targets, strict=True)):
+        digest = manifest["feeds"].get(model.name)
+        if digest is None:
+            yield model
+            continue
+        with np.load(folder / "data" / f"{digest}.npz") as archive:
+            names = [key.removeprefix("input:") for key in archive.files if key.startswith("input:")]
+            split: Any = Sample(tuple(archive[f"input:{name}"] for name in names), archive["labels"])
+        session, _ = open_session(target.path, device.provider, device.options, 1)
+
+        def predict(inputs: tuple[Any, ...], session: Any = session, names: list[str] = names) -> Any:
+            return session.run(None, dict(zip(names, inputs, strict=True)))[0]
+
+        size = session.get_inputs()[0].shape[0]
+        evaluation, logits = evaluate(predict, split, manifest["class_names"], size if isinstance(size, int) else 64)
+        if position == 0:
+            baseline = logits
+        yield dataclasses.replace(
+            model,
+            accuracy=evaluation.accuracy,
+            accuracy_ci95=evaluation.accuracy_ci95,
+            teacher_agreement=agreement(baseline, logits) if baseline is not None else None,
+            evaluation=evaluation,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Labelled samples as ``evaluate`` takes them, in the form in which they are fed."""
+
+    inputs: tuple[Any, ...]
+    labels: Any
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample can have several labels."""
+        return bool(self.labels.ndim == 2)
+
+    def batches(self, size: int) -> Iterator["Sample"]:
+        """Yield the samples in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Sample(tuple(array[part] for array in self.inputs), self.labels[part])
+
+
+def summary(result: Any) -> Iterator[str]:
+    """Yield a plain line per measurement and per failure."""
+    accuracies = {model.name: model.accuracy for model in result.models}
+    for one in result.measurements:
+        accuracy = accuracies[one.model]
+        scored = "" if accuracy is None else f"  accuracy {accuracy:.4f}"
+        where = f"{one.device} batch {one.batch_size} threads {one.threads}"
+        yield f"{one.model:24} {where:28} p50 {one.latency_ms.p50:10.4f} ms{scored}"
+    for failure in result.failures:
+        yield f"{failure.model:24} {failure.device} failed: {failure.reason}"

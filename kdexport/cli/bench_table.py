@@ -1,0 +1,119 @@
+"""What `kdexport bench` shows of a result: one row per measurement, what differs between rows, and the warnings."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from kdexport.results import BenchResult, Measurement, ModelFile
+
+NONE = "–"
+Cell = Callable[[Measurement, ModelFile], str]
+
+
+def table(result: BenchResult) -> Table:
+    """Return the table. Columns that say the same in every row, or nothing, are left out; see ``lines``."""
+    models = {model.name: model for model in result.models}
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = [
+        column for column in _columns(result) if column[0] in ALWAYS or _tells(column[1], result, models, column[0])
+    ]
+    for name, _ in columns:
+        left = name in ("model", "device", "precision")
+        shown.add_column(name, justify="left" if left else "right", no_wrap=name != "model", overflow="fold")
+    for one in result.measurements:
+        shown.add_row(*(cell(one, models[one.model]) for _, cell in columns))
+    return shown
+
+
+def lines(result: BenchResult) -> Iterator[Text]:
+    """Yield what holds for all rows, then each warning once with the models that it is about."""
+    same = []
+    for name, values in (
+        ("device", {one.device for one in result.measurements}),
+        ("batch", {str(one.batch_size) for one in result.measurements}),
+        ("threads", {str(one.threads) for one in result.measurements}),
+    ):
+        if len(values) == 1:
+            same.append(f"{name} {next(iter(values))}")
+    machine = result.machine
+    yield Text(f"{machine.cpu}, {machine.cores} cores; {', '.join(same)}".rstrip("; "), style="dim")
+    about: dict[str, list[str]] = {}
+    for one in result.measurements:
+        for warning in one.warnings:
+            about.setdefault(warning, []).append(one.model)
+    for warning, names in about.items():
+        who = "all" if len(names) == len(result.measurements) > 1 else ", ".join(dict.fromkeys(names))
+        yield Text.assemble(("! ", "yellow"), f"{who}: {warning}")
+
+
+ALWAYS = ("model", "p50 ms", "±", "per s", "MiB")
+
+
+def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
+    from kdexport.intervals import ratio_interval
+
+    first = result.models[0].name
+    baselines = {_place(one): one for one in result.measurements if one.model == first}
+
+    def speedup(one: Measurement, _: ModelFile) -> str:
+        baseline = baselines.get(_place(one))
+        if baseline is None or one.model == first:
+            return NONE if baseline is None else "1"
+        ratio, _interval = ratio_interval(baseline.latency_ms.rounds_p50, one.latency_ms.rounds_p50)
+        return f"{ratio:.2f}×"
+
+    fixed: list[tuple[str, Cell]] = [
+        ("model", lambda one, _: one.model),
+        ("device", lambda one, _: one.device),
+        ("batch", lambda one, _: str(one.batch_size)),
+        ("threads", lambda one, _: str(one.threads)),
+        ("p50 ms", lambda one, _: _figure(one.latency_ms.p50)),
+        ("±", lambda one, _: _half_width(one)),
+        ("p99 ms", lambda one, _: NONE if one.latency_ms.p99 is None else _figure(one.latency_ms.p99)),
+        ("faster", speedup),
+        ("per s", lambda one, _: f"{one.throughput_per_s:,.0f}"),
+    ]
+    counts = sorted({key for one in result.measurements for key in one.throughput_by_streams or {}}, key=int)
+    streams: list[tuple[str, Cell]] = [(f"per s ×{count}", _stream(count)) for count in counts]
+    return [
+        *fixed,
+        *streams,
+        ("peak MiB", lambda one, _: NONE if one.memory_mib.peak_rss is None else f"{one.memory_mib.peak_rss:.0f}"),
+        ("mJ", lambda one, _: NONE if one.energy_mj is None else _figure(one.energy_mj)),
+        ("MiB", lambda _, model: _figure(model.size_bytes / 2**20)),
+        ("accuracy", lambda _, model: NONE if model.accuracy is None else f"{model.accuracy:.4f}"),
+    ]
+
+
+def _stream(count: str) -> Cell:
+    def cell(one: Measurement, _: ModelFile) -> str:
+        rate = (one.throughput_by_streams or {}).get(count)
+        return NONE if rate is None else f"{rate:,.0f}"
+
+    return cell
+
+
+def _tells(cell: Cell, result: BenchResult, models: dict[str, ModelFile], name: str) -> bool:
+    values = {cell(one, models[one.model]) for one in result.measurements}
+    return len(values) > 1 if name in ("device", "batch", "threads") else values - {NONE, "1"} != set()
+
+
+def _place(one: Measurement) -> tuple[Any, ...]:
+    return one.device, one.batch_size, one.threads
+
+
+def _half_width(one: Measurement) -> str:
+    interval = one.latency_ms.p50_ci95
+    if interval is None:
+        return NONE
+    return f"{(interval[1] - interval[0]) / (interval[1] + interval[0]):.1%}"
+
+
+def _figure(value: float) -> str:
+    """Return three significant digits, without an exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value >= 10 else f"{value:.3f}" if value >= 0.1 else f"{value:.4f}"
