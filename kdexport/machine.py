@@ -5,6 +5,7 @@ What cannot be read is None or empty. Needs the standard library, and onnxruntim
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -85,6 +86,12 @@ def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()] if text else []
     rows = [row for row in rows if len(row) == 3]
     return tuple(f"{name}, {memory}" for name, memory, _ in rows), rows[0][2] if rows else None
+
+
+def driver_cuda() -> str | None:
+    """Return the newest CUDA that the NVIDIA driver can run, as nvidia-smi says; None without one."""
+    match = re.search(r"CUDA Version:\s*([\d.]+)", _output("nvidia-smi") or "")
+    return match[1] if match else None
 
 
 def _container() -> str | None:

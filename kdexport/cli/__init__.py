@@ -11,6 +11,7 @@ import typer
 from kdexport import __version__
 from kdexport.cli.bench import bench
 from kdexport.cli.distill import distill
+from kdexport.cli.doctor import doctor
 from kdexport.cli.evaluate import evaluate
 from kdexport.cli.export import export
 from kdexport.cli.init import init
@@ -46,6 +47,7 @@ app.command()(run)
 app.command()(distill)
 app.command()(export)
 app.command()(bench)
+app.command()(doctor)
 
 
 app.command()(report)
