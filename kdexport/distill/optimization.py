@@ -16,7 +16,7 @@ def make_optimizer(
     """Return the optimizer; weight decay acts on matrices and kernels, not on biases and normalization.
 
     Args:
-        network: What is trained.
+        network: What is trained, on its device.
         training: The recipe's settings.
         beside: More to learn that is no part of the network: projections between layers.
     """
@@ -25,9 +25,11 @@ def make_optimizer(
     others = [parameter for parameter in learned if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
+    fused = learned[0].device.type in ("cpu", "cuda")  # one pass over the weights instead of one per operation
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, nesterov=training.momentum > 0)
-    return torch.optim.AdamW(groups, lr=training.lr)
+        nesterov = training.momentum > 0
+        return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, nesterov=nesterov, fused=fused)
+    return torch.optim.AdamW(groups, lr=training.lr, fused=fused)
 
 
 def lr_factor(training: Training, step: int, per_epoch: int) -> float:

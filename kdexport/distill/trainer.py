@@ -75,6 +75,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
     """
     training, batches, taps = job.training, job.batches, job.taps
+    network.to(accelerator.device)
     optimizer = make_optimizer(network, training, beside=taps.parameters() if taps else ())
     network, optimizer = accelerator.prepare(network, optimizer)
     plain = accelerator.unwrap_model(network)
