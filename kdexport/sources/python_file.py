@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ def load_object(reference: Reference) -> Any:
     """
     module = _from_file(Path(reference.target)) if reference.kind == "file" else _from_package(reference)
     if not hasattr(module, reference.name):
-        public = sorted(name for name in vars(module) if not name.startswith("_"))
+        public = sorted(name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value))
         near = did_you_mean(reference.name, public) or f"it has: {', '.join(public[:20]) or 'nothing'}"
         raise SourceError(f"{reference.target} has no '{reference.name}'", hint=near.strip())
     return getattr(module, reference.name)
