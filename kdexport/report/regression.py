@@ -11,7 +11,7 @@ from kdexport.errors import KDExportError
 from kdexport.report.comparisons import accuracy_delta
 from kdexport.report.joined import condition_of
 from kdexport.report.requirements import passes, verdict
-from kdexport.report.tradeoffs import memory
+from kdexport.report.tradeoffs import memory_ratio
 from kdexport.results import Gate, Interval, Latency, Measurement, ModelFile, Report
 
 TOLERANCE = 0.05  # of latency, size and memory
@@ -89,9 +89,9 @@ def _of_the_file(
 def _of_the_device(figures: Measurement, before: Measurement, tolerance: float, undecided: str) -> list[Gate]:
     ratio, interval = _growth(figures.latency_ms, before.latency_ms)
     found = [_gate("baseline_latency_ratio", 1 + tolerance, ratio, interval, figures.model, undecided)]
-    now, then = memory(figures), memory(before)
-    if now is not None and then:
-        found.append(_gate("baseline_memory_ratio", 1 + tolerance, now / then, None, figures.model, undecided))
+    grown = memory_ratio(figures, before)
+    if grown is not None:
+        found.append(_gate("baseline_memory_ratio", 1 + tolerance, grown, None, figures.model, undecided))
     return [replace(gate, machine=figures.machine, device=figures.device, setting=_setting(figures)) for gate in found]
 
 

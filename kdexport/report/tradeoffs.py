@@ -37,7 +37,7 @@ def tradeoff(joined: Joined, model: str, against: str) -> Tradeoff:
         savings.append(
             Saving(
                 *condition,
-                memory_ratio=_ratio(memory(measured[against]), memory(measured[model])),
+                memory_ratio=memory_ratio(measured[against], measured[model]),
                 energy_ratio=_ratio(measured[against].energy_mj, measured[model].energy_mj),
             )
         )
@@ -56,6 +56,14 @@ def memory(measurement: Measurement) -> float | None:
     """Return the peak in MiB that a device must have: its own where it has one, else the process's."""
     peak = measurement.memory_mib
     return peak.device_peak if peak.device_peak is not None else peak.peak_rss
+
+
+def memory_ratio(baseline: Measurement, model: Measurement) -> float | None:
+    """Return the baseline's peak over the model's: the device's own where both have it, else the processes'."""
+    first, second = baseline.memory_mib, model.memory_mib
+    if first.device_peak is not None and second.device_peak is not None:
+        return _ratio(first.device_peak, second.device_peak)
+    return _ratio(first.peak_rss, second.peak_rss)
 
 
 def dominated(joined: Joined) -> tuple[Dominated, ...]:

@@ -1,0 +1,69 @@
+"""Sentences that claim no more than their intervals do."""
+
+import dataclasses
+
+import pytest
+
+from kdexport.report.findings import gain_in_words
+from kdexport.report.stage import report
+
+
+@pytest.mark.parametrize(
+    ("delta", "interval", "said"),
+    [
+        (
+            0.004,
+            (-0.003, 0.011),
+            "Distillation gained +0.4 points over the same student trained on labels "
+            "(95 % interval −0.3 to +1.1, 360 test samples): not shown to help.",
+        ),
+        (0.02, (0.01, 0.03), "+1.0 to +3.0, 360 test samples): shown to help."),
+        (-0.02, (-0.03, -0.01), "Distillation lost −2.0 points"),
+        (-0.02, (-0.03, -0.01), "shown to hurt."),
+        (0.0, (-0.01, 0.01), "not shown to help."),
+        (0.01, (-0.0004, 0.02), "(95 % interval −0.04 to +2.0"),
+        (0.01, None, "without an interval that shows nothing"),
+    ],
+)
+def test_what_distillation_gained(delta, interval, said: str) -> None:
+    assert said in gain_in_words(delta, interval, 360)
+
+
+def test_int8_that_is_slower_is_said_to_be(build) -> None:
+    findings = report([build.bench()]).findings
+    assert any(
+        line.startswith("student.int8 is slower than student on cpu of laptop, batch 1 (0.76× the speed")
+        for line in findings
+    )
+    assert any("its file is 3.1× smaller" in line for line in findings)
+
+
+def test_devices_that_agree_share_a_sentence_and_others_do_not(build) -> None:
+    quick = {name: (a, k, 0.02 if "int8" in name else ms, p) for name, (a, k, ms, p) in build.DIGITS.items()}
+    alike = [build.bench(), build.bench(build.machine("pi"), slowdown=3)]
+    told = [line for line in report(alike).findings if line.startswith("student.int8 is")]
+    assert told == ["student.int8 is slower than student on all 2 devices (0.76× the speed); its file is 3.1× smaller."]
+    told = [
+        line
+        for line in report([build.bench(), build.bench(build.machine("pi"), models=quick)]).findings
+        if line.startswith("student.int8 is")
+    ]
+    assert [line.split()[2] for line in told] == ["slower", "faster"]
+
+
+def test_a_model_that_ran_only_partly_on_its_device(build) -> None:
+    bench = build.bench()
+    partly = dataclasses.replace(
+        bench.measurements[1],
+        provider="CUDAExecutionProvider",
+        device="cuda",
+        placement={"CUDAExecutionProvider": 0.75, "CPUExecutionProvider": 0.25},
+    )
+    findings = report([dataclasses.replace(bench, measurements=(*bench.measurements, partly))]).findings
+    assert "student ran only partly on cuda of laptop: 25 % on CPUExecutionProvider of its nodes." in findings
+    assert "No speed-up on cuda of laptop at batch 1: teacher was not measured there." in findings
+
+
+def test_what_has_no_accuracy_is_named(build) -> None:
+    models = {"a": (0.9, 100.0, 1.0, 1), "b": (None, 50.0, 0.5, 1)}
+    assert "Accuracy was not measured for b." in report([build.bench(models=models)]).findings
