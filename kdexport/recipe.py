@@ -147,6 +147,7 @@ class Export(Section):
     parity_tolerance: float = Field(1e-4, gt=0)
     calibration: Literal["auto", "minmax", "entropy", "percentile"] = "auto"  # auto: the best on the validation split
     calibration_samples: int = Field(256, ge=1)
+    weight_bits: Literal[7, 8] = 7  # of int8 weights: 8 overflows on x86 without VNNI
     max_accuracy_drop: float | None = Field(None, ge=0)  # of a variant, on validation: layers return to fp32 for it
 
 

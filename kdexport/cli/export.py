@@ -100,6 +100,10 @@ def export(
         str | None, typer.Option(rich_help_panel=SMALLER, help="auto, minmax, entropy or percentile")
     ] = None,
     calibration_samples: Annotated[int | None, typer.Option(metavar="N", rich_help_panel=SMALLER)] = None,
+    weight_bits: Annotated[
+        int | None,
+        typer.Option(metavar="7|8", rich_help_panel=SMALLER, help="8 overflows on x86 without VNNI; 7 by default."),
+    ] = None,
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(metavar="X", rich_help_panel=SMALLER, help="Of int8 on validation: layers return to fp32 for it."),
@@ -122,6 +126,7 @@ def export(
         "parity_tolerance": tolerance,
         "calibration": calibration,
         "calibration_samples": calibration_samples,
+        "weight_bits": weight_bits,
         "max_accuracy_drop": max_accuracy_drop,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -262,6 +267,7 @@ def _bare(console: Console, reference: str, settings: dict[str, Any], given: dic
         quantize=asked.quantize,
         calibration=asked.calibration,
         calibration_samples=asked.calibration_samples,
+        weight_bits=asked.weight_bits,
         max_accuracy_drop=asked.max_accuracy_drop,
         dynamic=tuple(given.get("dynamic", ())),
         force=given.get("force", False),

@@ -67,6 +67,7 @@ class Request:
     quantize: tuple[str, ...] = ()
     calibration: str = "auto"
     calibration_samples: int = 256
+    weight_bits: int = 7
     max_accuracy_drop: float | None = None
     dynamic: tuple[str, ...] = ()  # NAME:AXIS=LABEL
     force: bool = False
@@ -115,7 +116,9 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         models = [fp32.write(subject, form, request.out)]
         material = _material(request, form, subject, dataset)
         for precision in request.quantize:
-            wanted = variants.Wanted(precision, request.calibration, request.max_accuracy_drop)
+            wanted = variants.Wanted(
+                precision, request.calibration, request.weight_bits, max_accuracy_drop=request.max_accuracy_drop
+            )
             path = paths[precision]
             models.append(variants.write(request.out, models[0], wanted, path, material, progress, key=None))
     example.write(request.out)

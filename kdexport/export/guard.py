@@ -66,7 +66,7 @@ class Judge:
 
 
 def restore(
-    prepared: onnx.ModelProto, activations: Any, judge: Judge, max_accuracy_drop: float
+    prepared: onnx.ModelProto, activations: Any, judge: Judge, max_accuracy_drop: float, *, weight_bits: int = 7
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return layers to fp32, the most harmful first, until the accuracy holds.
 
@@ -75,6 +75,7 @@ def restore(
         activations: The ranges to quantize with.
         judge: Scores on the validation split.
         max_accuracy_drop: In shares of 1, against fp32.
+        weight_bits: 7 or 8, see ``quantize.static_int8``.
 
     Returns:
         The graph, and in words which layers, and what it cost in size and speed.
@@ -82,11 +83,11 @@ def restore(
     Raises:
         KDExportError: Not even the last layer in int8 holds.
     """
-    ranking = sensitivity(prepared, activations, judge)
-    whole = quantize.static_int8(prepared, activations)
+    ranking = sensitivity(prepared, activations, judge, weight_bits=weight_bits)
+    whole = quantize.static_int8(prepared, activations, weight_bits=weight_bits)
     for count in range(1, len(ranking)):
         kept = tuple(ranking[:count])
-        model = quantize.static_int8(prepared, activations, exclude=kept)
+        model = quantize.static_int8(prepared, activations, weight_bits=weight_bits, exclude=kept)
         accuracy = judge.accuracy(model)
         if accuracy >= judge.fp32 - max_accuracy_drop:
             return model, (
@@ -101,10 +102,11 @@ def restore(
     )
 
 
-def sensitivity(prepared: onnx.ModelProto, activations: Any, judge: Judge) -> list[str]:
+def sensitivity(prepared: onnx.ModelProto, activations: Any, judge: Judge, *, weight_bits: int = 7) -> list[str]:
     """Return the layers with weights, that first which does the most harm when it alone is in int8."""
     names = [name for name in quantize.layers(prepared) if name not in quantize.dressing(prepared)]
-    harm = {name: judge.harm(quantize.static_int8(prepared, activations, only=(name,))) for name in names}
+    alone = {name: quantize.static_int8(prepared, activations, weight_bits=weight_bits, only=(name,)) for name in names}
+    harm = {name: judge.harm(model) for name, model in alone.items()}
     return sorted(names, key=lambda name: harm[name], reverse=True)
 
 

@@ -180,7 +180,7 @@ class _Work:
         depends_on: list[object] = [precision, fp32_key, fingerprint(data.source, data.args), self.recipe.seed]
         depends_on += [data.model_dump(exclude={"source", "root"}), settings.max_accuracy_drop]
         if precision == "int8":
-            depends_on += [settings.calibration, settings.calibration_samples]
+            depends_on += [settings.calibration, settings.calibration_samples, settings.weight_bits]
         key = artifacts.key_of(*depends_on)
         path = self.directory.onnx(network.name, precision)
         return _Job(f"{network.name}.{precision}", path, key, partial(self._variant, network, precision, key))
@@ -199,7 +199,10 @@ class _Work:
             calibration=lambda: ready(self.calibration()),
             validation=lambda: None if labelled is None else (ready(labelled[0]), labelled[1]),
         )
-        wanted = variants.Wanted(precision, self.recipe.export.calibration, self.recipe.export.max_accuracy_drop)
+        settings = self.recipe.export
+        wanted = variants.Wanted(
+            precision, settings.calibration, settings.weight_bits, max_accuracy_drop=settings.max_accuracy_drop
+        )
         path = self.directory.onnx(network.name, precision)
         return variants.write(source, made[network.name], wanted, path, material, self.progress, key=key)
 

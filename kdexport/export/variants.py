@@ -40,6 +40,7 @@ class Wanted:
 
     precision: str  # fp16, int8, int8-dynamic, int4
     calibration: str = "auto"  # int8: minmax, entropy, percentile, or the best of them on the validation split
+    weight_bits: int = 7  # int8
     max_accuracy_drop: float | None = None  # on the validation split, against fp32
 
 
@@ -148,9 +149,13 @@ def _int8(
     calibration = material.calibration()
     found = {method: quantize.ranges(prepared, calibration, method) for method in methods}
     if validation is None:
-        return quantize.static_int8(prepared, found[methods[0]]), (f"calibrated by {methods[0]}",)
+        return quantize.static_int8(prepared, found[methods[0]], weight_bits=wanted.weight_bits), (
+            f"calibrated by {methods[0]}",
+        )
     judge = guard.Judge(source, *validation)
-    models = {method: quantize.static_int8(prepared, data) for method, data in found.items()}
+    models = {
+        method: quantize.static_int8(prepared, data, weight_bits=wanted.weight_bits) for method, data in found.items()
+    }
     scores = {method: judge.score(model) for method, model in models.items()}
     best = max(methods, key=lambda method: scores[method])  # the first of equals: minmax is the plainest
     accuracy = scores[best].accuracy
@@ -159,5 +164,5 @@ def _int8(
     if wanted.max_accuracy_drop is None or accuracy >= judge.fp32 - wanted.max_accuracy_drop:
         return models[best], notes
     progress.say(f"int8 {judge.said(accuracy)}: returning layers to fp32")
-    model, more = guard.restore(prepared, found[best], judge, wanted.max_accuracy_drop)
+    model, more = guard.restore(prepared, found[best], judge, wanted.max_accuracy_drop, weight_bits=wanted.weight_bits)
     return model, (notes[0], *more)
