@@ -150,7 +150,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             hint="free some space or choose another place with --out, then give the same command again",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
