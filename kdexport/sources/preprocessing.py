@@ -97,10 +97,11 @@ class Preprocessing:
             return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=shrinks)
         target = tuple(round(side / self.crop_share) for side in size)
         scale = max(target[0] / height, target[1] / width)
-        whole = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+        # Rounded as torchvision's Resize and CenterCrop round, or a network would see its pictures half a pixel off.
+        whole = (max(size[0], int(height * scale + 1e-6)), max(size[1], int(width * scale + 1e-6)))
         if whole != (height, width):
             pixels = F.interpolate(pixels, whole, mode="bilinear", align_corners=False, antialias=scale < 1)
-        top, left = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+        top, left = round((whole[0] - size[0]) / 2), round((whole[1] - size[1]) / 2)
         return pixels[:, :, top : top + size[0], left : left + size[1]]
 
 
