@@ -104,7 +104,8 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(text, parse_constant=lambda constant: _refuse_constant(path, constant))
     except json.JSONDecodeError as error:
-        if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg:
+        whole = text.rstrip()
+        if whole.startswith("{") and (error.pos >= len(whole) - 1 or not whole.endswith("}")):
             message = f"{path} is cut off in line {error.lineno}: it ends before its JSON does"
         else:
             message = f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"

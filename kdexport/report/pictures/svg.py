@@ -13,14 +13,14 @@ MAX_LABEL = 26  # characters
 
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
     """Return one element; ``class_`` gives ``class``, ``data_model`` gives ``data-model``, None leaves one out."""
-    parts = []
+    parts = [f"<{name}"]
     for key, value in attributes.items():
         if value is not None:
             text = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
-            parts.append(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), text))
-    inner = Markup("").join(children)
-    opening = Markup("<{}{}").format(Markup(name), Markup("").join(parts))
-    return Markup("{}>{}</{}>").format(opening, inner, Markup(name)) if inner else Markup("{}/>").format(opening)
+            parts.append(f' {key.rstrip("_").replace("_", "-")}="{escape(text)}"')
+    if not children:
+        return Markup("".join([*parts, "/>"]))
+    return Markup("".join([*parts, ">", *map(escape, children), f"</{name}>"]))  # markup stays, text is escaped
 
 
 def picture(width: float, height: float, label: str, *children: Markup, interactive: bool = False) -> Markup:

@@ -1,0 +1,252 @@
+"""report.html, in a real browser with its network off."""
+
+import dataclasses
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kdexport.recipe import Require
+from kdexport.report.html import html
+from kdexport.report.stage import report, write_report
+
+MIB = 2**20
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+HOSTILE = {
+    "script": "<script>document.title='run'</script>",
+    "attribute": '"><img src=x onerror="document.title=\'run\'">',
+    "quotes": 'it\'s "quoted" `too` </style></script>',
+    "newlines": "two\nlines\r\nand\ttabs",
+    "right-to-left": "\u202eנקודה\u202c النموذج",
+    "long": "m" * 500,
+    "template": "{{ 7 * 7 }}{% raw %}",
+}
+
+
+@pytest.fixture
+def open_page(chromium, tmp_path: Path):
+    """Write a page, open it from disk, offline, and return it; whatever it complains of or asks for fails the test."""
+    contexts, faults = [], []
+
+    def open_(text: str, viewport=DESKTOP, scheme="light"):
+        path = tmp_path / "report.html"
+        path.write_text(text, encoding="utf-8")
+        context = chromium.new_context(viewport=viewport, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: faults.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.on("request", lambda request: request.url != path.as_uri() and faults.append(f"request: {request.url}"))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture(scope="module")
+def single(build):
+    return html(report([build.bench()], Require(max_accuracy_drop=0.01, min_speedup=3.0, max_latency_ms=2.0)))
+
+
+@pytest.fixture(scope="module")
+def many(build):
+    """Ten models on three machines, several conditions each."""
+    models = {"teacher": build.DIGITS["teacher"]}
+    for index in range(9):
+        precision = ("", ".int8", ".fp16")[index % 3]
+        models[f"student-w{8 * (index // 3 + 1)}{precision}"] = (
+            0.95 + index * 0.004,
+            20.0 + 9 * index,
+            0.02 + 0.01 * index,
+            9000,
+        )
+    conditions = (("cpu", 1, 1), ("cpu", 8, 1), ("cpu", 1, 2), ("cuda", 1, 1))
+    return [
+        build.bench(build.machine(name), models=models, slowdown=slowdown, conditions=conditions)
+        for name, slowdown in (("laptop", 1.0), ("jetson", 3.0), ("pi", 5.0))
+    ]
+
+
+def test_ten_models_on_three_machines_are_small_and_quick(many, tmp_path: Path) -> None:
+    start = time.monotonic()
+    write_report(report(many, Require(max_accuracy_drop=0.03)), tmp_path)
+    assert time.monotonic() - start < 5
+    assert (tmp_path / "report.html").stat().st_size <= 3 * MIB
+
+
+@pytest.mark.parametrize(("viewport", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["1280-light", "390-dark"])
+def test_no_accessibility_violation(open_page, single, viewport, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    page = open_page(single, viewport, scheme)
+    found = axe.run(page).response["violations"]
+    assert [(item["id"], item["nodes"][0]["html"][:200]) for item in found] == []
+
+
+def test_several_machines_are_accessible_too(open_page, build) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    benches = [build.bench(), build.bench(build.machine("pi"), slowdown=4)]
+    page = open_page(html(report(benches, Require(min_speedup=5.02))))
+    found = axe.run(page).response["violations"]
+    assert [(item["id"], item["nodes"][0]["html"][:200]) for item in found] == []
+
+
+def test_the_first_screen_answers(open_page, single) -> None:
+    page = open_page(single)
+    answer = page.locator(".hero h2").first
+    assert answer.inner_text() == "student"
+    costs = page.locator(".hero .cost")
+    assert [text.split("\n")[0] for text in costs.all_inner_texts()] == [
+        "Accuracy",
+        "Median latency",
+        "File size",
+        "Peak memory",
+    ]
+    for element in (answer, costs.last, page.locator(".hero svg.picture:visible")):
+        box = element.bounding_box()
+        assert box["y"] + box["height"] <= DESKTOP["height"]
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1280", "390"])
+def test_nothing_is_wider_than_the_screen(open_page, many, single, viewport) -> None:
+    for text in (single, html(report(many))):
+        page = open_page(text, viewport)
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+def test_hovering_tells_and_lights_up_every_view(open_page, single) -> None:
+    page = open_page(single)
+    point = page.locator('.point[data-model="student.int8"]:visible .target')
+    point.hover()
+    assert page.locator("#tip").inner_text().startswith("student.int8\naccuracy 97.")
+    lit = page.locator(".on:visible")
+    assert {lit.nth(index).get_attribute("data-model") for index in range(lit.count())} == {"student.int8"}
+    assert lit.count() >= 3  # the point, the row of the table, the ridge
+    page.mouse.move(5, 5)
+    assert not page.locator("#tip").is_visible()
+    assert page.locator(".on").count() == 0
+
+
+def test_the_keyboard_reaches_every_point(open_page, single) -> None:
+    page = open_page(single)
+    page.locator(".point:visible").first.focus()
+    seen = []
+    for _ in range(5):
+        seen.append(page.evaluate("document.activeElement.dataset.model"))
+        page.keyboard.press("ArrowRight")
+    assert sorted(seen) == sorted({"teacher", "student", "student-plain", "student.int8", "student-plain.int8"})
+    page.keyboard.press("Enter")
+    kept = page.evaluate("document.activeElement.dataset.model")
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    page.mouse.move(5, 5)
+    assert page.locator("tr.on").get_attribute("data-model") == kept
+    page.keyboard.press("Escape")
+    assert page.locator(".on").count() == 0
+
+
+def test_the_table_sorts(open_page, build) -> None:
+    models = build.DIGITS | {"unscored": (None, 5.0, 0.5, 10)}
+    page = open_page(html(report([build.bench(models=models)])))
+
+    def column(index: int) -> list[str]:
+        return page.locator(f"table.sortable tbody tr > :nth-child({index})").all_inner_texts()
+
+    def press(name: str) -> None:
+        page.get_by_role("columnheader", name=name).get_by_role("button").press("Enter")
+
+    press("Median")
+    medians = [float(text.split()[0]) for text in column(4)]
+    assert medians == sorted(medians)
+    assert page.get_by_role("columnheader", name="Median").get_attribute("aria-sort") == "ascending"
+    press("Accuracy")
+    press("Accuracy")
+    accuracies = [text.split()[0] for text in column(2)]
+    assert accuracies[-1] == "n/a"  # what was not measured stays last
+    assert [float(text) for text in accuracies[:-1]] == sorted((float(text) for text in accuracies[:-1]), reverse=True)
+    press("Model")
+    names = [text.split("\n")[0] for text in column(1)]
+    assert names == sorted(names)
+
+
+def test_the_whole_page_follows_the_condition(open_page, many) -> None:
+    page = open_page(html(report(many, Require(max_accuracy_drop=0.03))))
+    choice = page.get_by_label("Where it was measured").locator("select")
+    before = page.locator(".cost .value:visible").nth(1).inner_text()
+    choice.select_option(label="pi: cpu, batch 8, 1 thread")
+    assert page.locator(".cost .value:visible").nth(1).inner_text() != before
+    shown = page.locator("[data-place]:visible")
+    assert len({shown.nth(index).get_attribute("data-place") for index in range(shown.count())}) == 1
+    assert "cpu of pi, batch 8" in page.locator("section[aria-labelledby=models] .lead:visible").inner_text()
+
+
+def test_few_conditions_are_buttons(open_page, build) -> None:
+    page = open_page(html(report([build.bench(conditions=(("cpu", 1, 1), ("cpu", 8, 1)))])))
+    page.get_by_role("radio").nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    assert "batch 8" in page.locator("section[aria-labelledby=models] .lead:visible").inner_text()
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1280", "390"])
+def test_hostile_names_are_text(open_page, build, viewport) -> None:
+    models = {"teacher": build.DIGITS["teacher"]}
+    models |= {name: (0.97, 50.0 + index, 0.05 + index / 100, 10) for index, name in enumerate(HOSTILE.values())}
+    made = report([build.bench(build.machine(HOSTILE["script"]), models=models)], Require(min_speedup=2.0))
+    hostile = dataclasses.replace(made, name=HOSTILE["script"], findings=(*made.findings, HOSTILE["attribute"]))
+    page = open_page(html(hostile), viewport)
+    assert page.title() != "run"
+    assert page.locator("script").count() == 1
+    assert page.locator("img").count() == 0
+    shown = page.locator("table.sortable tbody th bdi").all_text_contents()
+    assert set(shown) == {"teacher", *(re.sub("\r\n?", "\n", name) for name in HOSTILE.values())}
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    page.locator(".point:visible .target").last.hover()
+    assert page.locator("#tip").is_visible()
+
+
+def test_print_shows_the_page_without_its_controls(open_page, many) -> None:
+    page = open_page(html(report(many)))
+    page.emulate_media(media="print")
+    assert not page.locator(".places").is_visible()
+    assert page.locator(".hero:visible").count() == 1
+    assert len(page.pdf()) > 10_000
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_the_page_names_no_other_file(single) -> None:
+    """Holds where there is no browser too."""
+    parser = _Tags()
+    parser.feed(single)
+    asked = [
+        attributes[key]
+        for _, attributes in parser.found
+        for key in ("src", "href", "srcset", "action")
+        if attributes.get(key) and not attributes[key].startswith(("#", "data:"))
+    ]
+    assert asked == []
+    assert [tag for tag, _ in parser.found].count("script") == 1
+    assert "http://www.w3.org/2000/svg" in single
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", single)
+
+
+def test_hostile_names_without_a_browser(build) -> None:
+    models = {
+        "teacher": build.DIGITS["teacher"],
+        HOSTILE["script"]: (0.9, 1.0, 0.1, 1),
+        HOSTILE["attribute"]: (0.9, 1.0, 0.1, 1),
+    }
+    parser = _Tags()
+    parser.feed(html(report([build.bench(models=models)])))
+    assert [tag for tag, _ in parser.found].count("script") == 1
+    assert "img" not in {tag for tag, _ in parser.found}
