@@ -65,7 +65,7 @@ def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> De
         return Device(name, name, options)
     else:
         known = [*PROVIDERS, *(other for other in available if other not in PROVIDERS.values())]
-        near = did_you_mean(kind, known)
+        near = "did you mean 'cuda'? (others: tensorrt, webgpu, coreml)" if kind == "gpu" else did_you_mean(kind, known)
         raise DeviceError(
             f"there is no device called '{name}'", hint=(near or "there are: " + ", ".join(known)).strip()
         )

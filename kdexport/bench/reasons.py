@@ -11,8 +11,8 @@ KILLED = re.compile(r"killed by SIGKILL")
 NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "),
     re.compile(r"Load model from .*? failed:\s*"),
-    re.compile(r"\S*/onnxruntime\S*:\d+ .*?\) (?=[A-Z])"),  # C++ file, line and signature
-    re.compile(r"^(Fail|RuntimeException|InvalidArgument|InvalidGraph|NotImplemented): "),
+    re.compile(r"(Status Message: )?\S*/onnxruntime\S*:\d+ .*?\) (?=[A-Za-z])", re.DOTALL),  # C++ file and signature
+    re.compile(r"^(Fail|RuntimeError|RuntimeException|InvalidArgument|InvalidGraph|NotImplemented): "),
 )
 MAX_CHARACTERS = 300
 

@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from kdexport import results
+from kdexport.bench.describe import describe_file
+from kdexport.cli import app
+from kdexport.results import BenchResult, ExportResult
+
+FAST = ["--min-seconds", "0.03", "--max-seconds", "0.05", "--rounds", "3", "--precision", "0.5", "-q"]
+
+
+def kdexport(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_bare_files_give_a_table_and_with_out_a_file(models, tmp_path):
+    done = kdexport("bench", models / "a.onnx", models / "b.onnx", "--out", tmp_path / "o.json", *FAST)
+    assert done.exit_code == 0, done.output
+    assert "p50 ms" in done.stdout
+    result = results.from_json(BenchResult, json.loads((tmp_path / "o.json").read_text()))
+    assert [model.name for model in result.models] == ["a", "b"]
+    assert (tmp_path / "o.samples.npz").exists()
+
+
+def test_json_is_one_document_on_stdout(models):
+    done = kdexport("bench", models / "a.onnx", "--json", *FAST)
+    assert json.loads(done.stdout)["measurements"][0]["model"] == "a"
+
+
+def test_a_run_directory_is_measured_whole_and_keeps_the_result(models, tmp_path):
+    import dataclasses
+    import shutil
+
+    for name in ("a", "b"):
+        shutil.copy(models / f"{name}.onnx", tmp_path)
+    files = [dataclasses.replace(describe_file(tmp_path / f"{name}.onnx"), file=f"{name}.onnx") for name in ("a", "b")]
+    document = {**results.to_json(ExportResult("two", tuple(files))), "key": "x"}
+    (tmp_path / "export.json").write_text(json.dumps(document))
+    done = kdexport("bench", tmp_path, *FAST)
+    assert done.exit_code == 0, done.output
+    assert len(json.loads((tmp_path / "bench.json").read_text())["measurements"]) == 2
+
+
+def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):
+    done = kdexport("bench", models / "a.onnx", models / "broken.onnx", "--out", tmp_path / "o.json", *FAST)
+    assert done.exit_code == 1
+    assert "p50 ms" in done.stdout
+    assert "broken at batch 1 on cpu" in done.stderr
+    assert "Traceback" not in done.output
+    assert len(json.loads((tmp_path / "o.json").read_text())["measurements"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--threads", "0"], "--threads 0"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--precision", "0"], "--precision 0"),
+        (["--device", "cuda"], "device 'cuda' is not there"),
+        (["--device", "cpuu"], "did you mean 'cpu'?"),
+        (["--dim", "sequence"], "is not of the form NAME=VALUE"),
+        (["--dim", "batch=0"], "a size is a whole number from 1 on"),
+        (["--dim", "btach=3"], "did you mean 'batch'?"),
+        (["--input", "absent.npz"], "there is no file absent.npz"),
+        (["--provider-option", "x"], "--provider-option"),
+        (["--remote", "-x"], "is not a host"),
+    ],
+)
+def test_bad_flags_are_one_message_and_one_hint(models, arguments, said):
+    done = kdexport("bench", models / "a.onnx", *arguments, "-q")
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert done.stderr.count("hint:") == 1
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("name", ["absent.onnx", "."])
+def test_what_is_no_model_is_told(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    done = kdexport("bench", name)
+    assert done.exit_code == 1
+    assert done.stderr.count("hint:") == 1
+
+
+def test_real_inputs_are_fed(models, tmp_path):
+    np.savez(tmp_path / "in.npz", x=np.zeros((2, 64), np.float32))
+    assert kdexport("bench", models / "a.onnx", "--input", tmp_path / "in.npz", *FAST).exit_code == 0
+    np.savez(tmp_path / "other.npz", z=np.zeros((2, 64), np.float32))
+    done = kdexport("bench", models / "a.onnx", "--input", tmp_path / "other.npz", *FAST)
+    assert done.exit_code == 1
+    assert "holds no array 'x'" in done.stderr
+
+
+def test_a_pack_is_written_and_nothing_measured(models, tmp_path):
+    done = kdexport("bench", models / "a.onnx", "--pack", tmp_path / "p.pyz", "-q")
+    assert done.exit_code == 0
+    assert (tmp_path / "p.pyz").stat().st_size > 1000
+    assert "python p.pyz" in done.stdout
+
+
+def test_doctor_shows_each_check_and_its_json():
+    done = kdexport("doctor", "-q")
+    assert done.exit_code in (0, 1)
+    assert "fault" in done.stdout
+    document = json.loads(kdexport("doctor", "--json").stdout)
+    assert {"name", "status", "said", "mend"} == set(document["checks"][0])

@@ -1,0 +1,63 @@
+import pytest
+
+from kdexport.bench.devices import find
+from kdexport.bench.placement import check_placement, shares
+from kdexport.bench.plan import Device
+from kdexport.errors import DeviceError
+
+CPU_ONLY = ["CPUExecutionProvider"]
+WITH_CUDA = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+CUDA = Device("cuda", "CUDAExecutionProvider")
+
+
+def test_a_number_is_the_device_id_and_options_do_not_reach_the_cpu():
+    cpu, cuda = find(["cpu", "cuda:1"], WITH_CUDA, {"enable_cuda_graph": "1"})
+    assert cpu.options == {}
+    assert cuda.options == {"enable_cuda_graph": "1", "device_id": "1"}
+
+
+def test_a_plugin_provider_goes_by_its_own_name():
+    assert find(["MyNpuExecutionProvider"], [*CPU_ONLY, "MyNpuExecutionProvider"], {})[0].provider == (
+        "MyNpuExecutionProvider"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cpuu", "did you mean 'cpu'?"),
+        ("gpu", "did you mean 'cuda'?"),
+        ("abacus", "there are: cpu, cuda"),
+        ("cpu:1", "write it as cpu"),
+        ("cuda:x", "write it as cuda:0"),
+    ],
+)
+def test_an_unknown_device_is_told_with_the_near_one(name, hint):
+    with pytest.raises(DeviceError) as caught:
+        find([name], WITH_CUDA, {})
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "openvino", "coreml", "qnn", "webgpu"])
+def test_a_device_that_is_not_there_is_an_error_with_the_command(name):
+    with pytest.raises(DeviceError, match=f"device '{name}' is not there: this ONNX Runtime has no") as caught:
+        find([name], CPU_ONLY, {})
+    assert "pip install" in caught.value.hint
+
+
+def test_a_provider_that_was_dropped_is_an_error_even_with_fallback():
+    dropped = {"providers": ["CPUExecutionProvider"], "placement": {"CPUExecutionProvider": {"Gemm": 1}}}
+    with pytest.raises(DeviceError, match="dropped CUDAExecutionProvider"):
+        check_placement("m", CUDA, dropped, allow_fallback=True)
+
+
+def test_nodes_elsewhere_are_an_error_that_names_them():
+    split = {
+        "providers": WITH_CUDA,
+        "placement": {"CUDAExecutionProvider": {"Conv": 3}, "CPUExecutionProvider": {"NonZero": 1}},
+    }
+    with pytest.raises(DeviceError, match=r"1 of 4 nodes fell back to CPUExecutionProvider \(NonZero\)") as caught:
+        check_placement("m", CUDA, split, allow_fallback=False)
+    assert "--allow-fallback" in caught.value.hint
+    check_placement("m", CUDA, split, allow_fallback=True)
+    assert shares(split["placement"]) == {"CUDAExecutionProvider": 0.75, "CPUExecutionProvider": 0.25}

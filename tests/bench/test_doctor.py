@@ -1,0 +1,79 @@
+import pytest
+
+from kdexport.bench import doctor
+from kdexport.bench.child import ChildError
+from kdexport.bench.doctor import diagnose, probe
+
+
+def test_this_machine_has_a_cpu_that_takes_the_model():
+    checks = {check.name: check for check in diagnose().checks}
+    assert checks["device cpu"].status == "ok"
+    assert checks["onnxruntime"].status == "ok"
+    assert all(check.mend for check in checks.values() if check.status == "fault")
+
+
+def test_probe_reads_where_the_node_lay():
+    assert probe("CPUExecutionProvider") == ["CPUExecutionProvider"]
+
+
+def test_two_wheels_at_once_are_a_fault_with_the_command():
+    (check,) = doctor._wheels({"onnxruntime": "1.30", "onnxruntime-gpu": "1.30"})
+    assert check.status == "fault"
+    assert check.mend == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+
+
+def test_no_wheel_is_a_fault_with_the_command():
+    (check,) = doctor._wheels({})
+    assert check.status == "fault"
+    assert "kdexport[cpu]" in check.mend
+
+
+def test_a_provider_that_is_only_listed_is_a_fault(monkeypatch):
+    monkeypatch.setattr(doctor, "probe", lambda _: ["CPUExecutionProvider"])
+    check = doctor._provider("CUDAExecutionProvider")
+    assert (check.name, check.status) == ("device cuda", "fault")
+    assert "the model ran on CPUExecutionProvider" in check.said
+    assert "kdexport[gpu]" in check.mend
+
+
+def test_a_provider_that_crashes_is_a_fault(monkeypatch):
+    def crash(provider):
+        raise ChildError("the worker was killed by SIGSEGV")
+
+    monkeypatch.setattr(doctor, "probe", crash)
+    assert doctor._provider("OpenVINOExecutionProvider").said == "the worker was killed by SIGSEGV"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "built", "torch", "driver", "status", "said"),
+    [
+        ((), "", None, None, "note", "no NVIDIA GPU"),
+        ((), "12.8", None, None, "fault", "no NVIDIA GPU or driver"),
+        (("A10, 24 GiB",), "", "12.8", "12.8", "note", "no CUDA in it"),
+        (("A10, 24 GiB",), "13.0", "13.0", "12.4", "fault", "the driver runs up to 12.4"),
+        (("A10, 24 GiB",), "12.8", "13.0", "13.0", "note", "two CUDA versions"),
+        (("A10, 24 GiB",), "12.8", "12.8", "12.8", "ok", "built for CUDA 12.8"),
+    ],
+)
+def test_cuda_versions_are_held_against_each_other(monkeypatch, gpus, built, torch, driver, status, said):
+    import onnxruntime
+
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: (gpus, "550" if gpus else None))
+    monkeypatch.setattr(doctor, "torch_cuda", lambda: torch)
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: driver)
+    monkeypatch.setattr(onnxruntime, "cuda_version", built, raising=False)
+    last = list(doctor._cuda())[-1]
+    assert last.status == status
+    assert said in last.said
+    assert last.mend or status != "fault"
+
+
+def test_torchs_cuda_is_read_without_importing_torch():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom kdexport.bench.doctor import torch_cuda\n"
+        "print(torch_cuda())\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,132 @@
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdexport import results
+from kdexport.bench.describe import describe_file
+from kdexport.bench.pack import pack
+from kdexport.bench.remote import measure_on
+from kdexport.errors import KDExportError
+from kdexport.progress import Silent
+from kdexport.results import BenchResult
+from kdexport.sources.preprocessing import Preprocessing
+from kdexport.sources.samples import Dataset, Split
+
+from .conftest import linear
+
+ABSENT = ("torch", "onnx", "pydantic", "typer", "rich", "sklearn", "safetensors", "onnx_ir")
+
+
+@pytest.fixture
+def bare_python(tmp_path, monkeypatch):
+    """Make this Python one that has only numpy and onnxruntime: whatever else is imported fails."""
+    folder = tmp_path / "absent"
+    folder.mkdir()
+    for name in ABSENT:
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not on the device')")
+    (folder / "kdexport.py").write_text("raise ImportError('the installed kdexport is not on the device')")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return sys.executable
+
+
+@pytest.fixture
+def packed(models, quick, tmp_path):
+    rng = np.random.default_rng(0)
+    test = Split((rng.standard_normal((50, 64)).astype(np.float32),), rng.integers(0, 10, 50))
+    data = Dataset("random", ("x",), tuple("0123456789"), test, test, test, Preprocessing("none"), {})
+    external = linear(tmp_path / "c.onnx", seed=3, save_as_external_data=True, location="c.data", size_threshold=0)
+    files = [describe_file(models / "a.onnx"), describe_file(external)]
+    out = tmp_path / "bench.pyz"
+    written = pack(files, quick, out, name="packed", dataset=data, progress=Silent())
+    assert written.samples == 50
+    return out, data
+
+
+def run(python, *arguments):
+    return subprocess.run([python, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_a_pack_measures_and_scores_with_numpy_and_onnxruntime_alone(packed, bare_python, tmp_path):
+    out, data = packed
+    done = run(bare_python, out, "--out", tmp_path / "there.json", "--quiet", "--batch-size", 2)
+    assert done.returncode == 0, done.stderr
+    result = results.from_json(BenchResult, json.loads((tmp_path / "there.json").read_text()))
+    assert [(one.model, one.batch_size) for one in result.measurements] == [("a", 2), ("c", 2)]
+    assert [model.accuracy is not None for model in result.models] == [True, True]
+
+    from kdexport.bench.accuracy import score
+
+    folder = tmp_path
+    here = score([describe_file(folder / "c.onnx")], folder.parent / folder.name, data, Silent())
+    assert result.models[1].accuracy == here[0].accuracy
+
+
+def test_a_pack_without_onnxruntime_says_what_to_install(packed, bare_python, tmp_path):
+    (tmp_path / "absent" / "onnxruntime.py").write_text("raise ImportError('no such module')")
+    done = run(bare_python, packed[0])
+    assert done.returncode == 1
+    assert "pip install numpy onnxruntime" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pack_on_a_device_that_is_not_there_says_so(packed, bare_python):
+    done = run(bare_python, packed[0], "--device", "cuda")
+    assert done.returncode == 1
+    assert "device 'cuda' is not there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pack_holds_no_path_of_this_machine(packed, models):
+    with zipfile.ZipFile(packed[0]) as archive:
+        manifest = archive.read("manifest.json").decode()
+    assert str(models) not in manifest
+    assert str(Path.home()) + "/" not in manifest
+
+
+@pytest.fixture
+def fake_ssh(tmp_path, monkeypatch):
+    """Put an ssh and an scp first on PATH that stay on this machine."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    skip = '#!/bin/sh\nwhile [ "$1" != "--" ]; do shift; done; shift\n'
+    (folder / "ssh").write_text(skip + 'shift; exec sh -c "$*"\n')
+    (folder / "scp").write_text(skip + 'exec cp "$1" "${2#*:}"\n')
+    for name in ("ssh", "scp"):
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def remote(models, quick, python):
+    files = [describe_file(models / "a.onnx")]
+    return measure_on("me@there", files, quick, python=python, progress=Silent(), name="far")
+
+
+def test_another_machine_is_measured_by_ssh(models, quick, fake_ssh, bare_python):
+    result = remote(models, quick, bare_python)
+    assert result.name == "far"
+    assert result.measurements[0].model == "a"
+
+
+def test_a_run_there_without_a_result_is_told(models, quick, fake_ssh):
+    with pytest.raises(KDExportError, match="ended with code 127 and no result") as caught:
+        remote(models, quick, "/no/python")
+    assert "--remote-python" in caught.value.hint
+
+
+def test_a_host_that_cannot_be_reached_is_told(models, quick, fake_ssh):
+    (fake_ssh / "scp").write_text("#!/bin/sh\necho 'Could not resolve hostname' >&2; exit 255\n")
+    with pytest.raises(KDExportError, match="me@there could not be reached: Could not resolve hostname"):
+        remote(models, quick, "python3")
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=x", "", "a b"])
+def test_what_is_no_host_never_reaches_ssh(models, quick, host):
+    with pytest.raises(KDExportError, match="is not a host"):
+        measure_on(host, [], quick, python="python3", progress=Silent(), name="x")

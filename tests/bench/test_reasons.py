@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from kdexport.bench.plan import Case, Device, Settings
+from kdexport.bench.reasons import in_words
+from kdexport.bench.runner import Series
+from kdexport.bench.statistics import latency
+from kdexport.bench.warnings import words
+
+
+@pytest.mark.parametrize(
+    ("text", "batch", "said"),
+    [
+        ("Fail: Unsupported model IR version: 99, max supported IR version: 13", None, "needs ONNX IR version 99"),
+        ("RuntimeException: std::bad_alloc", 512, "batch size 512 does not fit in memory"),
+        ("Failed to allocate memory for requested buffer of size 99", None, "the model does not fit in memory"),
+        ("the worker was killed by SIGKILL", 8, "batch size 8 does not fit in memory"),
+        (
+            "Fail: [ONNXRuntimeError] : 1 : FAIL : Load model from /somewhere/m.onnx failed:Node () has no inputs",
+            None,
+            "Node () has no inputs",
+        ),
+    ],
+)
+def test_the_runtimes_words_become_ours(text, batch, said):
+    reason = in_words(text, batch)
+    assert reason.startswith(said) or said in reason
+    assert "ONNXRuntimeError" not in reason
+    assert "/somewhere" not in reason
+
+
+CASE = Case(Device("cpu", "CPUExecutionProvider"), 1, (1,))
+HERE = {"CPUExecutionProvider": {"Gemm": 1}}
+
+
+def warned(rounds, case=CASE, placement=HERE, precision=0.01, **more):
+    series = Series(None, 1, placement=placement, precision=precision, settled=[True], **more)
+    return " | ".join(words(series, latency(rounds), Settings(), case, None))
+
+
+def steady(scale=1.0):
+    return np.random.default_rng(0).normal(1e6 * scale, 1e4, 100)
+
+
+def test_a_quiet_measurement_has_no_warning_of_its_own():
+    assert "noisy" not in (said := warned([steady()] * 6))
+    assert "differ" not in said
+    assert "slower" not in said
+
+
+@pytest.mark.parametrize(
+    ("said", "more"),
+    [
+        ("known to ±9.0%, not to the ±2.0% asked for", {"rounds": [steady()] * 6, "precision": 0.09}),
+        ("noisy: single calls vary by", {"rounds": [np.where(np.arange(100) % 5, 1e6, 4e6)] * 6}),
+        ("fresh processes differ: their medians run from 1", {"rounds": [steady(), steady(1.2), steady()]}),
+        ("slower while it was measured", {"rounds": [steady(1 + 0.05 * step) for step in range(6)]}),
+        ("other work kept 0.8 of", {"rounds": [steady()] * 6, "other_cores": [0.8], "stolen": [0.0]}),
+        ("the hypervisor took 0.30 cores", {"rounds": [steady()] * 6, "other_cores": [0.0], "stolen": [0.3]}),
+        ("999 threads share", {"rounds": [steady()] * 6, "case": Case(CASE.device, 999, (1,))}),
+        ("placement is not proved", {"rounds": [steady()] * 6, "placement": {}}),
+        (
+            "1 of 2 nodes fell back to CPUExecutionProvider (NonZero)",
+            {
+                "rounds": [steady()] * 6,
+                "case": Case(Device("cuda", "CUDAExecutionProvider"), 1, (1,)),
+                "placement": {"CUDAExecutionProvider": {"Conv": 1}, "CPUExecutionProvider": {"NonZero": 1}},
+            },
+        ),
+    ],
+)
+def test_what_a_reader_must_know_is_said(said, more):
+    assert said in warned(**more)

@@ -1,0 +1,48 @@
+import platform
+
+import pytest
+
+from kdexport import machine
+
+
+def test_fingerprint_names_cpu_versions_and_providers():
+    found = machine.fingerprint()
+    assert found.cpu
+    assert found.cores >= 1
+    assert found.python == platform.python_version()
+    assert "CPUExecutionProvider" in found.providers
+    assert found.versions["numpy"]
+    assert found.memory_mib is None or found.memory_mib > 100
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.cfs_quota_us": "200000", "cpu.cfs_period_us": "100000"}, 2.0),
+        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_the_containers_quota_is_read_in_both_generations_of_cgroups(monkeypatch, tmp_path, files, quota):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_cgroup", lambda name, *_: tmp_path / name)
+    assert machine.cpu_quota() == quota
+
+
+def test_gpus_and_the_drivers_cuda_are_read_from_nvidia_smi(monkeypatch):
+    answers = {
+        True: "NVIDIA A10, 23028 MiB, 550.54\nNVIDIA A10, 23028 MiB, 550.54",
+        False: "| NVIDIA-SMI 550.54   Driver Version: 550.54   CUDA Version: 12.4 |",
+    }
+    monkeypatch.setattr(machine, "_output", lambda *command: answers[len(command) > 1])
+    assert machine.nvidia_gpus() == (("NVIDIA A10, 23028 MiB",) * 2, "550.54")
+    assert machine.driver_cuda() == "12.4"
+
+
+def test_without_nvidia_smi_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
+    assert machine.nvidia_gpus() == ((), None)
+    assert machine.driver_cuda() is None
