@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from kdexport.bench.energy import PowerCommand, find_meter, per_run_mj
+from kdexport.bench.energy import Counter, PowerCommand, find_meter, per_run_mj
 from kdexport.errors import KDExportError
 
 
