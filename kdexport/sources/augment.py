@@ -6,7 +6,6 @@ whole batch from a global generator, which is why the drawing here is its own: a
 per sample, no loop over samples.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdexport.errors import RecipeError, did_you_mean
+from kdexport.sources.draws import uniform
+from kdexport.sources.mixing import MIXES, Mixing
+from kdexport.sources.samples import Split
 
 SHIFT = 8  # "shift" moves by up to an eighth of each side: CIFAR's 4 of 32
 CROP_AREA = (0.35, 1.0)
@@ -28,26 +30,41 @@ ERASE_AREA = (0.02, 0.2)
 
 
 class Augmentation:
-    """The augmentations of a recipe, applied in the order given.
+    """The augmentations of a recipe, applied in the order given; what mixes samples comes last.
 
     Args:
-        names: Of ``AUGMENTATIONS``.
+        names: Of ``AUGMENTATIONS`` and ``MIXES``.
         seed: Of the run.
+        split: The training samples: what ``mixup`` and ``cutmix`` draw partners from.
+        classes: Of the labels that these two make.
 
     Raises:
         RecipeError: A name that there isn't.
     """
 
-    def __init__(self, names: Sequence[str], seed: int) -> None:
+    def __init__(self, names: Sequence[str], seed: int, split: Split | None = None, classes: int = 0) -> None:
+        known = (*AUGMENTATIONS, *MIXES)
         for name in names:
-            if name not in AUGMENTATIONS:
-                near = did_you_mean(name, AUGMENTATIONS) or f"there are: {', '.join(AUGMENTATIONS)}"
+            if name not in known:
+                near = did_you_mean(name, known) or f"there are: {', '.join(known)}"
                 raise RecipeError(f"no augmentation is called '{name}'", hint=near.strip())
         self.names = tuple(names)
         self.seed = seed
+        mixes = tuple(name for name in MIXES if name in names)
+        if mixes and split is None:
+            raise RecipeError(
+                f"augment = {list(names)} mixes samples, and here are none to mix with",
+                hint="take mixup and cutmix out",
+            )
+        self._mixing = Mixing(mixes, seed, split, classes) if mixes and split is not None else None
 
     def __bool__(self) -> bool:
         return bool(self.names)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a view shows several samples, so that its label is ``labels``'s and not the sample's own."""
+        return self._mixing is not None
 
     def __call__(self, images: Tensor, indices: Tensor | NDArray[Any], view: int) -> Tensor:
         """Return one view of some samples.
@@ -68,32 +85,32 @@ class Augmentation:
                 f"augment = {list(self.names)} works on uint8 images; the inputs are {images.dtype}",
                 hint="set distill.augment = [], or give the images as uint8 (height, width, channels)",
             )
-        rows = np.asarray(indices, dtype=np.uint64)
+        places = np.asarray(indices)
+        augmented = self._each(images, places, view)
+        if self._mixing is None:
+            return augmented
+        partners = self._mixing.partners(places, view)
+        others = self._each(self._mixing.raw_partners(places, view).to(images.device), partners, view)
+        return self._mixing.mix(augmented, others, places, view)
+
+    def labels(self, indices: Tensor | NDArray[Any], view: int) -> NDArray[np.float32]:
+        """Return the soft labels of a view that mixes samples, float32 ``[batch, classes]``, each row summing to 1.
+
+        Raises:
+            RecipeError: Nothing mixes here, or the samples don't have one label each.
+        """
+        if self._mixing is None:
+            raise RecipeError("these augmentations mix no samples", hint="use the samples' own labels")
+        return self._mixing.labels(np.asarray(indices), view)
+
+    def _each(self, images: Tensor, indices: NDArray[Any], view: int) -> Tensor:
+        rows = indices.astype(np.uint64)
         for name in self.names:
-            function, draws = AUGMENTATIONS[name]
-            images = function(images, torch.from_numpy(uniform(self.seed, name, rows, view, draws)).to(images.device))
+            if name in AUGMENTATIONS:
+                function, draws = AUGMENTATIONS[name]
+                numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws))
+                images = function(images, numbers.to(images.device))
         return images
-
-
-def uniform(seed: int, stream: str, indices: NDArray[np.uint64], view: int, draws: int) -> NDArray[np.float32]:
-    """Return numbers in [0, 1), ``[batch, draws]``, a pure function of (seed, stream, index, view, draw).
-
-    Each counter goes through SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) once per part of its key.
-    """
-    salt = np.uint64(int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{view}".encode()).digest()[:8], "little"))
-    keys = _mix(_mix(indices ^ salt)[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * _GOLDEN)
-    return ((keys >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24)
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
-        values = values + _GOLDEN
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
 
 
 def flip(images: Tensor, draws: Tensor) -> Tensor:

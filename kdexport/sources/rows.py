@@ -43,6 +43,21 @@ class _File:
             target, offset = target[count:], offset + count
 
 
+class _Joined:
+    """Two sources of rows, one after the other."""
+
+    def __init__(self, first: "Rows", second: "Rows") -> None:
+        self.sample: tuple[int, ...] = first.shape[1:]
+        self._first, self._second = first, second
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        found = np.empty((len(rows), *self.sample), dtype=np.uint8)
+        early = rows < len(self._first)
+        found[early] = self._first[rows[early]]
+        found[~early] = self._second[rows[~early] - len(self._first)]
+        return found
+
+
 class Rows:
     """Some rows of a file of uint8 samples, in any order.
 
@@ -52,10 +67,10 @@ class Rows:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, file: _File, rows: NDArray[np.int64]) -> None:
+    def __init__(self, file: _File | _Joined, rows: NDArray[np.int64]) -> None:
         self._file = file
         self._rows = rows
-        self.shape = (len(rows), *file.sample)
+        self.shape: tuple[int, ...] = (len(rows), *file.sample)
         self.ndim = len(self.shape)
 
     @property
@@ -85,3 +100,10 @@ class Rows:
 def open_rows(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     """Open a file of raw uint8 samples; what comes back is used like an array of this shape."""
     return cast(NDArray[Any], Rows(_File(path, shape[1:]), np.arange(shape[0])))
+
+
+def joined(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Return samples of the same shape one after the other; what lies on disk stays there."""
+    if isinstance(first, Rows) and isinstance(second, Rows):
+        return cast(NDArray[Any], Rows(_Joined(first, second), np.arange(len(first) + len(second))))
+    return np.concatenate([first, second])

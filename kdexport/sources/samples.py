@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.errors import SourceError
 from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.rows import Rows
+from kdexport.sources.rows import Rows, joined
+
+UNLABELLED = -1  # as a label: the sample has none
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,25 @@ class Dataset:
     def multi_label(self) -> bool:
         """Whether a sample can have several labels."""
         return self.train.multi_label
+
+    @property
+    def with_unlabelled(self) -> Split:
+        """The training samples and then the unlabelled ones, whose label is ``UNLABELLED``: what a teacher speaks
+        about.
+
+        Raises:
+            SourceError: There are unlabelled samples and the others have several labels each.
+        """
+        if self.unlabelled is None or self.train.labels is None:
+            return self.train
+        if self.multi_label:
+            raise SourceError(
+                f"{self.name}: unlabelled samples cannot be used where a sample has several labels",
+                hint="take unlabelled out of [data]",
+            )
+        unknown = np.full(len(self.unlabelled), UNLABELLED, dtype=np.int64)
+        inputs = zip(self.train.inputs, self.unlabelled.inputs, strict=True)
+        return Split(tuple(joined(own, more) for own, more in inputs), np.concatenate([self.train.labels, unknown]))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,26 @@ def stratified(labels: NDArray[Any], fraction: float, seed: int) -> tuple[NDArra
     return np.flatnonzero(~taken), np.flatnonzero(taken)
 
 
+def balanced_order(labels: NDArray[Any], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return an epoch's order in which every class is as frequent: rare samples come again, common ones now and then.
+
+    Args:
+        labels: int ``[samples]``.
+        generator: Draws.
+
+    Returns:
+        As many indices as there are samples. No sample comes again before all others of its class have come.
+    """
+    classes = np.unique(labels)
+    shares = np.array_split(np.arange(len(labels)), len(classes))  # evened out to a sample
+    order = []
+    for group, share in zip(generator.permutation(classes), shares, strict=True):
+        members = np.flatnonzero(labels == group)
+        rounds = -(-len(share) // len(members))
+        order.append(np.concatenate([generator.permutation(members) for _ in range(rounds)])[: len(share)])
+    return generator.permutation(np.concatenate(order))
+
+
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     labels = split.labels if split.labels is not None else np.zeros(len(split), dtype=np.int64)
     rest, taken = stratified(labels, fraction, seed)

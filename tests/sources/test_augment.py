@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 from kdexport.errors import RecipeError
-from kdexport.sources.augment import AUGMENTATIONS, Augmentation, uniform
+from kdexport.sources.augment import AUGMENTATIONS, Augmentation
+from kdexport.sources.draws import uniform
 
 INDICES = np.arange(100, 164)
 

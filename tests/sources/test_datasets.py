@@ -205,3 +205,26 @@ def test_a_reference_that_is_nearly_right(load):
     with pytest.raises(SourceError, match="'digts' is no data") as caught:
         load("digts")
     assert "did you mean 'digits'" in caught.value.hint
+
+
+def test_balanced_order_makes_every_class_as_frequent():
+    from kdexport.sources.splits import balanced_order
+
+    labels = np.array([0] * 90 + [1] * 9 + [2] * 1)
+    order = balanced_order(labels, np.random.default_rng(0))
+    assert len(order) == 100
+    assert sorted(np.bincount(labels[order])) == [33, 33, 34]
+    common = order[labels[order] == 0]
+    assert len(set(common.tolist())) == len(common)  # no repetition where there are enough
+    assert np.bincount(order[labels[order] == 1], minlength=99)[90:].min() >= 3  # and evenly where there aren't
+    assert not np.array_equal(order, balanced_order(labels, np.random.default_rng(1)))
+
+
+def test_unlabelled_samples_come_after_the_labelled(load, tmp_path):
+    x, y = arrays()
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_unlabelled=x[:5])
+    data = load(f"npz:{tmp_path / 'd.npz'}")
+    both = data.with_unlabelled
+    assert len(both) == len(data.train) + 5
+    assert np.array_equal(both.labels, [*data.train.labels, *[-1] * 5])
+    assert np.array_equal(both.inputs[0][-5:], x[:5])

@@ -154,6 +154,11 @@ def test_unlabelled_pictures_are_scaled_to_the_labelled(folder, load, tmp_path):
     data = load(f"imagefolder:{folder}", unlabelled=f"imagefolder:{tmp_path / 'more'}")
     assert data.unlabelled.inputs[0].shape == (3, 10, 12, 3)
     assert data.unlabelled.labels is None
+    both = data.with_unlabelled
+    assert isinstance(both.inputs[0], Rows)
+    chosen = np.array([15, 0, len(both) - 1, 3])
+    separate = np.concatenate([data.train.inputs[0][:], data.unlabelled.inputs[0][:]])
+    assert np.array_equal(both.take(chosen).inputs[0], separate[chosen])
 
 
 def test_rows_behave_like_the_array_they_stand_for(tmp_path):
