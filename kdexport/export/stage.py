@@ -139,7 +139,7 @@ class _Work:
             __version__,
             torch.__version__,
             network.weights_sha256,
-            fingerprint(network.reference, spec.args),
+            fingerprint(spec.model, spec.args),
             spec.preprocessing.model_dump(),
             self.distilled.class_names,
             self.recipe.export.model_dump(include=FP32_SETTINGS),
@@ -147,10 +147,10 @@ class _Work:
 
     def _network(self, network: TrainedNetwork, key: str, _: dict[str, ModelFile]) -> ModelFile:
         path = self.directory.onnx(network.name)
-        if network.reference.endswith(".onnx"):
-            return given.write(Path(network.reference), network, path, self.preprocessing(network.name), key=key)
-        settings = self.recipe.export
         spec = self._spec(network.name)
+        if spec.model.endswith(".onnx"):
+            return given.write(Path(spec.model), network, path, self.preprocessing(network.name), key=key)
+        settings = self.recipe.export
         model = load_model(network.name, spec, self.dataset, self.directory.root / network.weights)
         subject = Subject(
             network.name,

@@ -1,5 +1,6 @@
 """A run directory as the distill stage leaves it: tiny networks with fixed weights, the real digits."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,26 @@ NETS = Path(__file__).with_name("nets.py")
 def make_run():
     """Return a function that fills a directory and gives what ``export`` takes."""
     return fill
+
+
+@pytest.fixture(scope="session")
+def shared_archive():
+    """Return a function that finds an archive of real data; absent, the test skips."""
+    folder = Path(os.environ.get("KDEXPORT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        archive = folder / f"{name}.tar.xz"
+        if not archive.exists():
+            pytest.skip(f"the real data {archive.name} is not at hand; set KDEXPORT_TEST_DATA to its folder")
+        return archive
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def load_net():
+    """Return a function that builds a network of nets.py."""
+    return lambda name, **args: load_network(f"{NETS}:{name}", args, None)
 
 
 def fill(root: Path, seed: int = 0, networks=("teacher", "student"), **export):

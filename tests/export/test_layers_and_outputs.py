@@ -1,0 +1,65 @@
+"""Where a spoiled file parts from its network, and what comes out besides logits."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from kdexport.errors import KDExportError
+from kdexport.export import fp32, layers, outputs
+from kdexport.export.runner import Runner
+from kdexport.export.subject import Form, Subject
+from kdexport.export.to_onnx import to_onnx
+from kdexport.sources.preprocessing import Preprocessing
+
+LABELS = tuple("abcdefghij")
+
+
+@pytest.fixture(scope="module")
+def network(load_net):
+    torch.manual_seed(0)
+    return load_net("Net", width=6).eval()
+
+
+@pytest.fixture
+def samples():
+    return (np.random.default_rng(0).standard_normal((40, 1, 8, 8), dtype=np.float32),)
+
+
+def test_the_first_layer_that_differs_is_named(network, samples):
+    example = (torch.from_numpy(samples[0][:2]),)
+    exported = to_onnx(network, example, input_names=["image"])
+    assert layers.first_difference(exported, example, (samples[0][:2],), 1e-4) is None
+    weight = exported.model.graph.initializers["conv.weight"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name="conv.weight")
+    found = layers.first_difference(exported, example, (samples[0][:2],), 1e-4)
+    assert found is not None
+    assert found.startswith("conv (aten.conv")
+
+
+def test_probabilities_and_the_best_classes_by_name_come_out(network, samples, tmp_path):
+    subject = Subject("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
+    fp32.write(subject, Form(18, 8, 1e-4, softmax=True, top_k=3), tmp_path / "net.onnx")
+    session = Runner(tmp_path / "net.onnx")
+    assert session.output_names == ("probabilities", "top_scores", "top_labels")
+    probabilities, scores, labels = session(samples)
+    with torch.no_grad():
+        expected = torch.softmax(network(torch.from_numpy(samples[0])), dim=1)
+    np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-6)
+    best = expected.topk(3)
+    np.testing.assert_allclose(scores, best.values.numpy(), atol=1e-6)
+    assert labels.tolist() == [[LABELS[index] for index in row] for row in best.indices.tolist()]
+
+
+def test_more_classes_than_there_are_is_an_error(network, samples, tmp_path):
+    subject = Subject("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
+    with pytest.raises(KDExportError, match="there are 10 classes"):
+        fp32.write(subject, Form(18, 8, 1e-4, top_k=11), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reference_for_top_k_is_worked_out_by_hand():
+    scores, best, named = outputs.reference(np.array([[0.0, np.log(3)]]), softmax=True, top_k=1, labels=("no", "yes"))
+    np.testing.assert_allclose(scores, [[0.25, 0.75]])
+    np.testing.assert_allclose(best, [[0.75]])
+    assert named.tolist() == [["yes"]]
