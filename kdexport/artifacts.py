@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kdexport import results
+from kdexport import processes, results
 from kdexport.errors import KDExportError
 
 T = TypeVar("T")
@@ -89,9 +89,13 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the directory alone: two runs in one directory would undo each other.
 
-        The lock lives with the process; a killed run leaves none behind.
+        The lock lives with the process; a killed run leaves none behind. Of processes that train together, the first
+        holds it for all.
         """
         self.prepare()
+        if not processes.is_main():
+            yield
+            return
         with (self.root / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -43,6 +43,13 @@ def run(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT) ->
         return report_run(recipe, benched, directory, progress)
 
 
+def join_training(recipe: Recipe, out: Path | None = None) -> None:
+    """Take part in the distill stage of a run that another process leads: what torchrun's further processes do."""
+    from kdexport.distill.stage import distill
+
+    distill(recipe, RunDirectory(out or default_directory(recipe)))
+
+
 def default_directory(recipe: Recipe) -> Path:
     """Return ``runs/NAME`` in the working directory."""
     return Path("runs") / recipe.name

@@ -19,6 +19,7 @@ LAYERS = (
         "recipe",
         "terms",
         "references",
+        "processes",
         "artifacts",
         "results",
         "progress",

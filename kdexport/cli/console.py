@@ -30,9 +30,10 @@ class Console:
     @property
     def progress(self) -> "Progress":
         """The ``Progress`` that suits the flags and the terminal."""
+        from kdexport.processes import is_main
         from kdexport.progress import for_terminal
 
-        return for_terminal(quiet=self.quiet)
+        return for_terminal(quiet=self.quiet or not is_main())
 
     def result(self, result: Any, shown: Any) -> None:
         """Print a result: its JSON document with --json, else ``shown`` (a Rich renderable or text)."""

@@ -114,6 +114,7 @@ def distill(
                 "there is nothing to distill: neither a recipe nor all of --teacher, --student and --data",
                 hint="e.g. kdexport distill recipe.toml, or kdexport init --list for reference recipes",
             )
+        from kdexport import processes
         from kdexport.artifacts import RunDirectory
         from kdexport.pipeline import default_directory
         from kdexport.recipe import Recipe
@@ -127,9 +128,11 @@ def distill(
         with directory.lock():
             from kdexport.distill.stage import distill as stage
 
-            whole.write(directory.recipe)
+            if processes.is_main():
+                whole.write(directory.recipe)
             result = stage(whole, directory, progress)
-        console.result(result, _shown(result, directory.root))
+        if processes.is_main():
+            console.result(result, _shown(result, directory.root))
 
 
 def _flag(key: str, value: Any) -> list[str]:

@@ -29,11 +29,15 @@ def run(
     The same command again goes on where a run stopped, and does nothing twice.
     """
     with command(json=json, quiet=quiet, verbose=verbose, resume="the same command") as console:
-        from kdexport import pipeline
+        from kdexport import pipeline, processes
         from kdexport.recipe import Recipe
         from kdexport.report.stage import enforce
         from kdexport.report.tables import terminal
 
-        report = pipeline.run(Recipe.load(recipe, set_ or ()), out, console.progress)
+        asked = Recipe.load(recipe, set_ or ())
+        if not processes.is_main():
+            pipeline.join_training(asked, out)
+            return
+        report = pipeline.run(asked, out, console.progress)
         console.result(report, terminal(report))
         enforce(report)

@@ -6,13 +6,12 @@ unchanged is not trained again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
-from kdexport import __version__, artifacts, references, results
+from kdexport import __version__, artifacts, processes, references, results
 from kdexport.artifacts import RunDirectory
 from kdexport.distill.accelerators import accelerator_for
 from kdexport.distill.batches import Batches
@@ -31,9 +30,10 @@ from kdexport.recipe import Teacher as TeacherSpec
 from kdexport.results import DistillResult, TrainedNetwork
 from kdexport.sources.augment import Augmentation
 from kdexport.sources.datasets import load_data
-from kdexport.sources.fingerprint import fingerprint
+from kdexport.sources.fingerprint import data_fingerprint, fingerprint, weights_fingerprint
 from kdexport.sources.models import Model, count_macs, load_model
-from kdexport.sources.samples import Dataset
+from kdexport.sources.mixing import MIXES
+from kdexport.sources.samples import Dataset, Split
 from kdexport.sources.weights import save_weights
 
 
@@ -69,7 +69,8 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
         splits_made_by=run.dataset.splits_made_by,
         networks=tuple(networks),
     )
-    directory.finish("distill", result, artifacts.key_of([network.weights_sha256 for network in networks]))
+    if processes.is_main():
+        directory.finish("distill", result, artifacts.key_of([network.weights_sha256 for network in networks]))
     return result
 
 
@@ -84,18 +85,18 @@ class _Run:
 
     @property
     def data_key(self) -> list[object]:
-        data = self.recipe.data
-        return [fingerprint(data.source, data.args), data.model_dump(exclude={"source", "root"}), self.recipe.seed]
+        return [*data_fingerprint(self.recipe.data), self.recipe.seed]
 
-    @property
-    def label_kind(self) -> LabelKind:
-        return "multi_label" if self.dataset.multi_label else "class"
+    def label_kind(self, training: Training) -> LabelKind:
+        if self.dataset.multi_label:
+            return "multi_label"
+        return "soft" if set(MIXES) & set(training.augment) else "class"
 
     @property
     def objective(self) -> Objective:
         settings = self.recipe.distill
         smoothing = settings.label_smoothing
-        return Objective(settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind)
+        return Objective(settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind(settings))
 
     def load(self, role: str, spec: TeacherSpec | Student) -> Model:
         """Build a network; its initialization depends on the seed alone, so that both students start alike."""
@@ -126,7 +127,7 @@ def _student(run: _Run, taught_by: TrainedNetwork) -> TrainedNetwork:
     key = artifacts.key_of(
         _network_key(spec),
         run.data_key,
-        taught_by.weights_sha256,
+        [taught_by.weights_sha256, _network_key(run.recipe.teacher)],
         settings.model_dump(exclude={"baseline"}),
         __version__,
     )
@@ -135,14 +136,16 @@ def _student(run: _Run, taught_by: TrainedNetwork) -> TrainedNetwork:
         accelerator = accelerator_for(settings.precision)
         teacher_model = run.load_trained(taught_by, run.recipe.teacher)
         teacher = Teacher(teacher_model.network, teacher_model.preprocessing, accelerator.device)
-        batches = _batches(run, settings, accelerator)
+        batches = _batches(run, run.dataset.with_unlabelled, settings, accelerator)
         objective = run.objective
         taps = _taps(run, objective, model, teacher, batches) if objective.needs_features else None
         asked: CachedTeacher | ListenedTeacher | None = None
         if taps:
             asked = ListenedTeacher(teacher, taps)
         elif objective.needs_teacher:
-            asked = _cached(run, teacher, taught_by.weights_sha256, batches, accelerator)
+            asked = _cached(
+                run, teacher, [taught_by.weights_sha256, _network_key(run.recipe.teacher)], batches, accelerator
+            )
         job = Job(
             phase="student",
             training=settings,
@@ -159,14 +162,16 @@ def _student(run: _Run, taught_by: TrainedNetwork) -> TrainedNetwork:
     return _phase(run, "student", spec, key, train)
 
 
-def _cached(run: _Run, teacher: Teacher, weights: str, batches: Batches, accelerator: Accelerator) -> CachedTeacher:
+def _cached(
+    run: _Run, teacher: Teacher, identity: list[object], batches: Batches, accelerator: Accelerator
+) -> CachedTeacher:
     """Return a teacher that is asked once per sample and view."""
-    made_from = [weights, teacher.preprocessing.to_json(), run.data_key, [run.recipe.distill.augment, batches.views]]
+    made_from = [identity, teacher.preprocessing.to_json(), run.data_key, [run.recipe.distill.augment, batches.views]]
     cache = TeacherCache(
         run.directory.cache,
         artifacts.key_of(*made_from),
         views=batches.views,
-        samples=len(run.dataset.train),
+        samples=len(batches.split),
         classes=run.dataset.num_classes,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
@@ -183,7 +188,7 @@ def _taps(run: _Run, objective: Objective, model: Model, teacher: Teacher, batch
         teacher.network,
         model.preprocessing.apply(inputs),
         teacher.preprocessing.apply(inputs),
-        samples=len(run.dataset.train),
+        samples=len(batches.split),
         seed=run.recipe.seed,
     )
     for name, (student, taught_by) in taps.pairs.items():
@@ -215,7 +220,9 @@ def _phase(
             return earlier
     model = run.load(name, spec)
     fitted = train(model) if train else None
-    save_weights(model.network, weights)
+    if processes.is_main():
+        save_weights(model.network, weights)
+    PartialState().wait_for_everyone()
     made = TrainedNetwork(
         name=name,
         reference=references.relative(spec.model, run.directory.root.resolve()),
@@ -228,7 +235,8 @@ def _phase(
         best_epoch=fitted.best_epoch if fitted else None,
         val_accuracy=fitted.val_accuracy if fitted else None,
     )
-    artifacts.write_json(record, {"key": key, "network": results.to_json(made)})
+    if processes.is_main():
+        artifacts.write_json(record, {"key": key, "network": results.to_json(made)})
     return made
 
 
@@ -239,8 +247,8 @@ def _fit_on_labels(run: _Run, phase: str, model: Model, training: Training, key:
         training=training,
         seed=run.recipe.seed,
         preprocessing=model.preprocessing,
-        batches=_batches(run, training, accelerator),
-        objective=Objective(1.0, label_smoothing=training.label_smoothing, label_kind=run.label_kind),
+        batches=_batches(run, run.dataset.train, training, accelerator),
+        objective=Objective(1.0, label_smoothing=training.label_smoothing, label_kind=run.label_kind(training)),
         validation=_validation(run, model, accelerator),
     )
     return _fit(run, model, job, accelerator, key)
@@ -252,12 +260,14 @@ def _fit(run: _Run, model: Model, job: Job, accelerator: Accelerator, key: str) 
     return fit(model.network, job, accelerator, checkpoints, log, run.progress)
 
 
-def _batches(run: _Run, training: Training, accelerator: Accelerator) -> Batches:
+def _batches(run: _Run, split: Split, training: Training, accelerator: Accelerator) -> Batches:
+    augmentation = Augmentation(training.augment, run.recipe.seed, split, run.dataset.num_classes)
     return Batches(
-        run.dataset.train,
+        split,
         batch_size=training.batch_size,
         seed=run.recipe.seed,
-        augmentation=Augmentation(training.augment, run.recipe.seed) if training.augment else None,
+        augmentation=augmentation if augmentation else None,
+        balanced=training.balanced,
         views=training.views if isinstance(training, Distill) else training.epochs,
         device=accelerator.device,
         rank=accelerator.process_index,
@@ -272,5 +282,5 @@ def _validation(run: _Run, model: Model, accelerator: Accelerator, teacher: Teac
 
 
 def _network_key(spec: TeacherSpec | Student) -> list[object]:
-    weights = artifacts.sha256(Path(spec.weights)) if spec.weights else None
-    return [fingerprint(spec.model, spec.args), spec.args, weights, spec.strict, spec.preprocessing.model_dump()]
+    made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict]
+    return [*made_from, spec.preprocessing.model_dump()]
