@@ -61,7 +61,8 @@ class Training(Section):
     """How a network is trained."""
 
     epochs: int = Field(30, ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1)  # over all processes
+    micro_batch_size: int | None = Field(None, ge=1)  # how many at a time, where memory is short; gradients add up
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(0.002, gt=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -74,6 +75,7 @@ class Training(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     augment: tuple[str, ...] = ()
+    balanced: bool = False  # every class as often in an epoch, however many samples it has
     keep: Literal["best", "last"] = "best"  # by validation accuracy
     patience: int | None = Field(None, ge=1)  # stop after so many epochs without a better one
 

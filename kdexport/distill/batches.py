@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdexport.sources.augment import Augmentation
 from kdexport.sources.samples import Split
+from kdexport.sources.splits import balanced_order
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Batches:
         augmentation: Applied to the first input, or None.
         views: Number of distinct augmented views; epoch ``e`` shows view ``e % views``.
         device: Where the tensors go.
+        balanced: Whether an epoch shows every class as often: rare samples several times, common ones now and then.
         rank: Which process this is.
         world: How many processes share a batch.
     """
@@ -49,6 +51,7 @@ class Batches:
         augmentation: Augmentation | None,
         views: int,
         device: torch.device,
+        balanced: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -56,6 +59,7 @@ class Batches:
         self.augmentation = augmentation
         self.views = views if augmentation is not None else 1
         self._seed, self._device, self._rank, self._world = seed, device, rank, world
+        self._balanced = balanced
         self.per_epoch = max(1, -(-len(split) // batch_size))
 
     def view(self, epoch: int) -> int:
@@ -64,7 +68,11 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch ``start`` on."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self.split))
+        generator = np.random.default_rng([self._seed, epoch])
+        if self._balanced and self.split.labels is not None:
+            order = balanced_order(self.split.labels, generator)
+        else:
+            order = generator.permutation(len(self.split))
         for indices in np.array_split(order, self.per_epoch)[start:]:
             yield self.gather(indices[self._rank :: self._world], self.view(epoch))
 
@@ -75,6 +83,8 @@ class Batches:
         if self.augmentation is not None:
             inputs = (self.augmentation(inputs[0], indices, view), *inputs[1:])
         labels = None if samples.labels is None else self._move(samples.labels)
+        if self.augmentation is not None and self.augmentation.mixes and labels is not None:
+            labels = self._move(self.augmentation.labels(indices, view))
         return Batch(indices, view, inputs, labels)
 
     def _move(self, array: np.ndarray) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from kdexport.distill import losses
 from kdexport.distill.losses.checks import at_least_fp32, class_labels
 from kdexport.errors import KDExportError
+from kdexport.sources.samples import UNLABELLED
 from kdexport.terms import BaseTerm
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class Objective:
 
         Args:
             student_logits: [batch, classes].
-            labels: As ``label_kind`` says, or None where ``needs_labels`` is False.
+            labels: As ``label_kind`` says (class -1: unknown), or None where ``needs_labels`` is False.
             teacher_logits: [batch, classes], or None where no term compares logits.
             progress_of_training: Share of the training that is done, 0 to 1: the terms' schedules go by it.
             features: For each of ``feature_terms``, the first arguments of its function.
@@ -173,7 +174,11 @@ class Objective:
         logits = at_least_fp32(logits)
         if self.label_kind == "class":
             class_labels(labels, logits, "the labels' loss")
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            # The mean over the labelled samples; a batch may hold none of them.
+            labelled = (labels != UNLABELLED).sum().clamp(min=1)
+            smoothing = self.label_smoothing
+            total = F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum")
+            return total / labelled
         if labels.shape != logits.shape:
             raise KDExportError(
                 f"{self.label_kind} labels are {list(labels.shape)}, the student's logits {list(logits.shape)}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.artifacts import key_of, sha256
-from kdexport.recipe import PRETRAINED
+from kdexport.recipe import PRETRAINED, Data
 from kdexport.references import Reference, parse, path_of
 from kdexport.sources.python_file import local_sources
 
@@ -28,6 +28,14 @@ def fingerprint(reference: str, args: Mapping[str, Any] | None = None) -> str:
     base = path.resolve().parent if path is not None else Path.cwd()
     arguments = {key: [value, _argument(value, base)] for key, value in sorted((args or {}).items())}
     return key_of(parsed.kind, parsed.name, _content(parsed, path), arguments)
+
+
+def data_fingerprint(data: Data) -> list[Any]:
+    """Return what stands for all that a recipe's [data] gives: contents instead of places, and every other key."""
+    places = {"source", "root", "args", "unlabelled", "tokenizer"}
+    others = [data.unlabelled, data.tokenizer]
+    contents = [fingerprint(data.source, data.args), *(fingerprint(other) if other else None for other in others)]
+    return [*contents, data.model_dump(mode="json", exclude=places)]
 
 
 def weights_fingerprint(weights: str | None) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.errors import RecipeError
 from kdexport.recipe import Data
 from kdexport.sources.samples import Source, Split
 
@@ -65,7 +66,14 @@ def balanced_order(labels: NDArray[Any], generator: np.random.Generator) -> NDAr
 
     Returns:
         As many indices as there are samples. No sample comes again before all others of its class have come.
+
+    Raises:
+        RecipeError: The samples have several labels each.
     """
+    if labels.ndim != 1:
+        raise RecipeError(
+            "balanced = true needs one class per sample, and these have several labels", hint="take balanced out"
+        )
     classes = np.unique(labels)
     shares = np.array_split(np.arange(len(labels)), len(classes))  # evened out to a sample
     order = []
