@@ -73,6 +73,12 @@ def distill(
         bool | None,
         typer.Option("--baseline/--no-baseline", rich_help_panel=TRAINING, help="Also train it without the teacher."),
     ] = None,
+    show_layers: Annotated[
+        bool,
+        typer.Option(
+            "--show-layers", help="Train nothing: list both networks' layers, and pairs that feature terms fit."
+        ),
+    ] = False,
     set_: Set = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -124,6 +130,13 @@ def distill(
         )
         directory = RunDirectory(out or default_directory(whole))
         progress = console.progress
+        if show_layers:
+            from kdexport.cli import layers_table
+            from kdexport.distill.show_layers import show_layers as listed
+
+            layers = listed(whole, directory.cache, progress)
+            console.result(layers, layers_table.shown(layers))
+            return
         progress.say(f"{whole.name} -> {directory.root}/")
         with directory.lock():
             from kdexport.distill.stage import distill as stage
