@@ -161,7 +161,9 @@ def fp16(source: Path, samples: Arrays) -> tuple[onnx.ModelProto, tuple[str, ...
     model = onnx.load(source)
     with _guarded("fp16"):
         kept = tuple(_overflowing(model, samples))
-        return convert_float_to_float16(model, keep_io_types=True, node_block_list=[*kept, *dressing(model)]), kept
+        own = {node.name for node in model.graph.node}
+        halved = convert_float_to_float16(model, keep_io_types=True, node_block_list=[*kept, *dressing(model)])
+        return _without_round_trips(halved, own), kept
 
 
 def int4(source: Path) -> tuple[onnx.ModelProto, int]:
@@ -221,6 +223,38 @@ def _overflowing(model: onnx.ModelProto, samples: Arrays) -> Iterator[str]:
     for node in model.graph.node:
         if any(largest.get(name, 0.0) > FP16_MARGIN * LARGEST_FP16 for name in (*node.input, *node.output)):
             yield node.name
+
+
+def _without_round_trips(model: onnx.ModelProto, own: set[str]) -> onnx.ModelProto:
+    """Take out the casts to fp16 and back that the converter puts between two nodes which both stay in fp32.
+
+    They would cost time, and overflow there is what these nodes were kept from. ``own`` names the nodes that were there
+    before.
+    """
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast" and node.name not in own}
+    outputs = {item.name for item in model.graph.output}
+    shortcut: dict[str, str] = {}
+    for name, node in casts.items():
+        before = casts.get(node.input[0])
+        if (
+            before is not None
+            and _target(before) == onnx.TensorProto.FLOAT16
+            and _target(node) == onnx.TensorProto.FLOAT
+        ):
+            shortcut[name] = before.input[0]
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = shortcut.get(name, name)
+    used = outputs | {name for node in model.graph.node for name in node.input}
+    while dead := [node for node in model.graph.node if node.output[0] in casts and node.output[0] not in used]:
+        for node in dead:
+            model.graph.node.remove(node)
+        used = outputs | {name for node in model.graph.node for name in node.input}
+    return model
+
+
+def _target(cast: onnx.NodeProto) -> int:
+    return int(next(attribute.i for attribute in cast.attribute if attribute.name == "to"))
 
 
 def _gemm_to_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
