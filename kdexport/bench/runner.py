@@ -22,6 +22,7 @@ from kdexport.bench.plan import Case, Plan, Settings, Target
 from kdexport.bench.reasons import in_words
 from kdexport.bench.warnings import words
 from kdexport.intervals import LEAST_ROUNDS
+from kdexport.machine import usable_cores
 from kdexport.progress import Progress, Task
 from kdexport.results import Failure, Measurement, Memory
 
@@ -111,7 +112,7 @@ class Runner:
         turn = 0
         while waiting:
             with ExitStack() as stack:
-                group = Group(stack, case, self._settings)
+                group = Group(stack, case, self._settings, turn)
                 group.start([one.target for one in series if one.batch_size in waiting and not one.failed], turn % 2)
                 for batch in sorted(waiting):
                     self._round([one for one in series if one.batch_size == batch], group, task)
@@ -268,8 +269,11 @@ class Watch:
 class Group:
     """The children of one round: started together, loaded one after the other, replaced where one died."""
 
-    def __init__(self, stack: ExitStack, case: Case, settings: Settings) -> None:
+    def __init__(self, stack: ExitStack, case: Case, settings: Settings, number: int) -> None:
         self.case = case
+        # No two cores are alike (what else runs there, what the hypervisor gives them), and a process tends to stay on
+        # its own: so all models of a round share the same cores, others in the next round.
+        self._cores = [number * case.threads + position for position in range(case.threads)]
         self._stack = stack
         self._settings = settings
         self._children: dict[str, Child] = {}
@@ -289,6 +293,8 @@ class Group:
         if target.name not in self._loaded:
             for other in self._children.values():
                 other.ready()
+            if self.case.threads < usable_cores():
+                child.ask(do="pin", cores=self._cores)
             reply, _ = child.ask(do="load", **task)
             check_placement(target.name, self.case.device, reply, self._settings.allow_fallback)
             self._loaded[target.name] = reply

@@ -34,6 +34,13 @@ class Worker:
 
         return {}, b""
 
+    def pin(self, task: Mapping[str, Any]) -> Reply:
+        """Stay on some cores, counted among those that this process may use; all of them where the system cannot."""
+        if hasattr(os, "sched_setaffinity"):
+            mine = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {mine[position % len(mine)] for position in task["cores"]})
+        return {}, b""
+
     def load(self, task: Mapping[str, Any]) -> Reply:
         """Load the model: how long it took and where its nodes went. Without a path: the empty model."""
         from kdexport.bench import session
@@ -145,7 +152,7 @@ class Worker:
         }
 
 
-COMMANDS = ("ready", "load", "prepare", "turn", "memory", "streams", "sustain", "transfers", "profile")
+COMMANDS = ("ready", "pin", "load", "prepare", "turn", "memory", "streams", "sustain", "transfers", "profile")
 
 
 def serve(commands: BinaryIO, answers: BinaryIO) -> None:

@@ -1,0 +1,195 @@
+"""What `kdexport bench` adds to a latency, against the tightest loops over the same runtime.
+
+    python benchmarks/bench_overhead.py [--header onnxruntime_c_api.h] [--rounds 10]
+
+Three processes per round, in turns of 20 ms: kdexport's own worker; a bare Python script whose loop holds nothing but
+the clock and the call, inputs and outputs bound; and, with the runtime's C header at hand, the same loop in C. Fresh
+processes in each round; the ratio's interval is over rounds. Target: within 3 % at 1 ms and more, 12 µs below.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from bench_common import SIZES, OtherLoad, keep, make_model
+
+from kdexport.bench.child import Child
+from kdexport.intervals import ratio_interval
+
+TURNS = 10
+TURN_NS = 20_000_000
+BARE = """
+import sys, time
+import numpy as np
+import onnxruntime as ort
+path, side = sys.argv[1], int(sys.argv[2])
+options = ort.SessionOptions(); options.intra_op_num_threads = 1; options.inter_op_num_threads = 1
+session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+binding = session.io_binding()
+x = ort.OrtValue.ortvalue_from_numpy(np.linspace(-1, 1, side * side, dtype=np.float32).reshape(1, 1, side, side))
+y = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 10), np.float32))
+binding.bind_ortvalue_input("x", x); binding.bind_ortvalue_output("logits", y)
+run, clock = session.run_with_iobinding, time.perf_counter_ns
+for line in sys.stdin:
+    budget, samples = int(line), []
+    for part in (budget // 10, budget):
+        samples.clear(); end = clock() + part
+        while True:
+            a = clock(); run(binding); b = clock()
+            samples.append(b - a)
+            if b >= end: break
+    print(*samples, flush=True)
+"""
+C_LOOP = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include "onnxruntime_c_api.h"
+static const OrtApi *g;
+#define OK(call) do { OrtStatus *s = (call); if (s) { fprintf(stderr, "%s\n", g->GetErrorMessage(s)); exit(1); } } \
+                 while (0)
+#define FLOAT ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+static long long now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+int main(int count, char **words) {
+  (void)count;
+  g = OrtGetApiBase()->GetApi(20);
+  long long side = atoll(words[2]), size = side * side, budget;
+  OrtEnv *env; OrtSessionOptions *options; OrtSession *session; OrtMemoryInfo *memory; OrtIoBinding *binding;
+  OK(g->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "c", &env)); OK(g->CreateSessionOptions(&options));
+  OK(g->SetIntraOpNumThreads(options, 1)); OK(g->SetInterOpNumThreads(options, 1));
+  OK(g->CreateSession(env, words[1], options, &session));
+  OK(g->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
+  float *in = malloc(size * sizeof *in), out[10];
+  for (long long i = 0; i < size; i++) in[i] = -1 + 2.0f * i / (size - 1);
+  int64_t in_shape[4] = {1, 1, side, side}, out_shape[2] = {1, 10};
+  OrtValue *x, *y;
+  OK(g->CreateTensorWithDataAsOrtValue(memory, in, size * sizeof *in, in_shape, 4, FLOAT, &x));
+  OK(g->CreateTensorWithDataAsOrtValue(memory, out, sizeof out, out_shape, 2, FLOAT, &y));
+  OK(g->CreateIoBinding(session, &binding)); OK(g->BindInput(binding, "x", x)); OK(g->BindOutput(binding, "logits", y));
+  long long *samples = malloc(sizeof *samples * 4000000);
+  while (scanf("%lld", &budget) == 1) {
+    long n = 0;
+    for (int part = 0; part < 2; part++) {
+      long long end = now() + (part ? budget : budget / 10); n = 0;
+      for (;;) {
+        long long a = now(); OK(g->RunWithBinding(session, NULL, binding)); long long b = now();
+        samples[n++] = b - a;
+        if (b >= end || n == 4000000) break;
+      }
+    }
+    for (long i = 0; i < n; i++) printf("%lld ", samples[i]);
+    printf("\n"); fflush(stdout);
+  }
+  return 0;
+}
+"""
+
+
+class Loop:
+    """A bare loop in a process of its own: told a budget, it answers with its samples."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn(self) -> list[int]:
+        self._process.stdin.write(f"{TURN_NS}\n")
+        self._process.stdin.flush()
+        return [int(word) for word in self._process.stdout.readline().split()]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+class Worker:
+    """kdexport's own worker, asked as the runner asks it."""
+
+    def __init__(self, path: Path, side: int) -> None:
+        self._child = Child(path.name, 60)
+        task = {
+            "path": str(path),
+            "provider": "CPUExecutionProvider",
+            "provider_options": {},
+            "threads": 1,
+            "shapes": {"x": [1, 1, side, side]},
+            "batch_size": 1,
+            "below": {},
+            "file": None,
+        }
+        self._child.ask(do="load", **task)
+        self._child.ask(do="prepare", **task)
+
+    def turn(self) -> list[int]:
+        return np.frombuffer(self._child.ask(do="turn", budget_ns=TURN_NS)[1], np.int64).tolist()
+
+    def close(self) -> None:
+        self._child.close()
+
+
+def compile_c(header: Path, folder: Path) -> Path:
+    """Build the C loop against the very library that the Python wheel brings."""
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    source, program = folder / "loop.c", folder / "loop"
+    source.write_text(C_LOOP)
+    command = ["gcc", "-O2", str(source), "-o", str(program), f"-I{header.parent}", str(library)]
+    subprocess.run([*command, f"-Wl,-rpath,{library.parent}"], check=True)
+    return program
+
+
+def compare(path: Path, side: int, rounds: int, program: Path | None) -> dict[str, object]:
+    medians: dict[str, list[float]] = {}
+    for index in range(rounds):
+        loops = {
+            "kdexport": Worker(path, side),
+            "bare script": Loop([sys.executable, "-c", BARE, str(path), str(side)]),
+        }
+        if program is not None:
+            loops["C API"] = Loop([str(program), str(path), str(side)])
+        samples: dict[str, list[int]] = {name: [] for name in loops}
+        for turn in range(TURNS):
+            order = list(loops) if (turn + index) % 2 == 0 else list(loops)[::-1]
+            for name in order:
+                samples[name] += loops[name].turn()
+        for name, loop in loops.items():
+            loop.close()
+            medians.setdefault(name, []).append(statistics.median(samples[name]) / 1e3)
+    found: dict[str, object] = {
+        "p50_us": {name: round(statistics.median(values), 3) for name, values in medians.items()}
+    }
+    for name in list(medians)[1:]:
+        ratio, interval = ratio_interval(medians["kdexport"], medians[name])
+        apart = statistics.median(
+            ours - theirs for ours, theirs in zip(medians["kdexport"], medians[name], strict=True)
+        )
+        found[f"against {name}"] = {
+            "ratio": round(ratio, 4),
+            "ci95": [round(end, 4) for end in interval],
+            "difference_us": round(apart, 2),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--header", type=Path, help="onnxruntime_c_api.h of the installed version")
+    parser.add_argument("--rounds", type=int, default=10)
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, OtherLoad() as load:
+        program = compile_c(flags.header, Path(folder)) if flags.header else None
+        found = {size: compare(make_model(Path(folder), size), SIZES[size][2], flags.rounds, program) for size in SIZES}
+    targets = "within 3 % at 1 ms and more, within 12 µs below"
+    keep("bench_overhead", {"rounds": flags.rounds, "target": targets, "models": found}, load)
+
+
+if __name__ == "__main__":
+    main()
