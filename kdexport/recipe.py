@@ -80,8 +80,8 @@ class Training(Section):
     patience: int | None = Field(None, ge=1)  # stop after so many epochs without a better one
 
 
-class Teacher(Section):
-    """[teacher]: the network to learn from."""
+class Colleague(Section):
+    """[[teacher.also]]: one more network to learn from."""
 
     model: str
     args: dict[str, Any] = {}
@@ -89,6 +89,14 @@ class Teacher(Section):
     strict: bool = True
     preprocessing: PreprocessingSpec = PreprocessingSpec()
     train: Training | None = None
+    weight: float = Field(1.0, gt=0)  # of its word, against the other teachers'
+
+
+class Teacher(Colleague):
+    """[teacher]: the network to learn from, first among several if there are ``also`` others."""
+
+    also: tuple[Colleague, ...] = ()
+    combine: Literal["average", "confidence"] = "average"  # the surer of a sample a teacher is, the more it counts
 
 
 class Student(Section):
@@ -293,9 +301,11 @@ def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict
         ("student", "model", reference),
         ("student", "weights", path),
     ):
-        table = document.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str) and table[key] != PRETRAINED:
-            table[key] = function(table[key])
+        head = document.get(section)
+        also = head.get("also") if section == "teacher" and isinstance(head, dict) else None
+        for table in (head, *(also if isinstance(also, list) else ())):
+            if isinstance(table, dict) and isinstance(table.get(key), str) and table[key] != PRETRAINED:
+                table[key] = function(table[key])
     return document
 
 

@@ -67,6 +67,16 @@ class TrainedNetwork:
 
 
 @dataclass(frozen=True)
+class TeacherVote:
+    """One of several teachers, on the validation split."""
+
+    name: str  # "teacher", "teacher-2", ...
+    weight: float  # its share of the word, before confidence
+    val_accuracy: float | None
+    agreement: Agreement  # with what all of them say together
+
+
+@dataclass(frozen=True)
 class DistillResult:
     """What `kdexport distill` hands over (distill.json)."""
 
@@ -75,6 +85,7 @@ class DistillResult:
     splits: dict[str, int]  # samples in each
     splits_made_by: dict[str, str]  # split -> "source" or how it was made
     networks: tuple[TrainedNetwork, ...]
+    teachers: tuple[TeacherVote, ...] = ()  # where there are several
 
 
 @dataclass(frozen=True)
@@ -333,7 +344,8 @@ T = TypeVar("T")
 
 def to_json(result: Any) -> dict[str, Any]:
     """Return a result as plain JSON values; a figure that is not finite becomes None."""
-    return {key: _plain(value) for key, value in dataclasses.asdict(result).items()}
+    document: dict[str, Any] = _plain(result)
+    return document
 
 
 def dumps(result: Any) -> str:
@@ -353,10 +365,14 @@ def from_json(kind: type[T], document: Any) -> T:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {key.name: _plain(getattr(value, key.name)) for key in dataclasses.fields(value)}
     return value

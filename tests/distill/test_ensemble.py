@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdexport.distill.ensemble import Ensemble
+from kdexport.sources.preprocessing import Preprocessing
+from kdexport.sources.samples import Split
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(20, 4)).astype(np.float32)
+
+
+class Fixed(nn.Module):
+    """Says the same of every sample, plus a constant that a softmax does not see."""
+
+    def __init__(self, logits, constant=0.0):
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits) + constant)
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+def ensemble(*logits, weights=None, combine="average"):
+    members = [(Fixed(rows, constant=7.0 * place), Preprocessing()) for place, rows in enumerate(logits)]
+    return Ensemble(members, weights or [1.0] * len(members), combine)
+
+
+def said(combined):
+    return torch.softmax(combined(torch.from_numpy(X)), dim=1)[0].numpy()
+
+
+def test_averages_logits_whatever_their_constants():
+    combined = said(ensemble([2.0, 0.0, 0.0], [0.0, 2.0, 0.0]))
+    expected = np.exp([1.0, 1.0, 0.0]) / np.exp([1.0, 1.0, 0.0]).sum()
+    np.testing.assert_allclose(combined, expected, rtol=1e-6)
+
+
+def test_weights_move_the_average():
+    combined = said(ensemble([4.0, 0.0, 0.0], [0.0, 4.0, 0.0], weights=[3.0, 1.0]))
+    expected = np.exp([3.0, 1.0, 0.0]) / np.exp([3.0, 1.0, 0.0]).sum()
+    np.testing.assert_allclose(combined, expected, rtol=1e-6)
+
+
+def test_confidence_lets_the_surer_member_speak():
+    sure, lost = [8.0, 0.0, 0.0], [0.0, 0.2, 0.0]
+    average, confident = said(ensemble(sure, lost)), said(ensemble(sure, lost, combine="confidence"))
+    assert confident[0] > average[0]
+    entropies = [-(p * np.log(p)).sum() for p in (np.exp(row) / np.exp(row).sum() for row in (sure, lost))]
+    shares = np.exp(-np.array(entropies)) / np.exp(-np.array(entropies)).sum()
+    logits = shares[0] * np.array(sure) + shares[1] * np.array(lost)
+    np.testing.assert_allclose(confident, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
+
+
+def test_each_member_sees_its_own_preprocessing():
+    class Mean(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.mean(dim=(1, 2, 3)), torch.zeros(len(x))], dim=1)
+
+    images = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
+    kinds = [Preprocessing("image"), Preprocessing("image", mean=(0.5,) * 3, std=(0.25,) * 3)]
+    combined = Ensemble([(Mean(), kind) for kind in kinds], [1.0, 1.0], "average")
+    assert [rows[0, 0].item() for rows in combined.each(images)] == pytest.approx([1.0, 2.0])
+
+
+def test_tells_how_far_its_members_agree():
+    combined = ensemble([9.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    votes = combined.votes(Split((X,), np.zeros(20, dtype=np.int64)), torch.device("cpu"))
+    assert [vote.name for vote in votes] == ["teacher", "teacher-2"]
+    assert [vote.val_accuracy for vote in votes] == [1.0, 0.0]
+    assert [vote.agreement.top1 for vote in votes] == [1.0, 0.0]
+    assert [vote.weight for vote in votes] == [0.5, 0.5]
