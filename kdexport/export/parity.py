@@ -54,9 +54,10 @@ def compare(
         ParityError: The outputs differ in number or shape, are not finite, or the comparison is vacuous. A difference
             beyond the tolerance raises nothing: it is in the result.
     """
+    other = "the PyTorch model" if against == "torch" else "the fp32 file"
     expected, actual = [], []
     for batch in batches(inputs, batch_sizes):
-        expected.append(reference(batch))
+        expected.append(_run(reference, batch, other))
         actual.append(_run(candidate, batch, subject))
         _check_shapes(expected[-1], actual[-1], subject)
     joined = [
@@ -65,7 +66,7 @@ def compare(
     ]
     pairs = [(e.astype(np.float64), a.astype(np.float64)) for e, a in joined if e.dtype != object]
     _check_names([pair for pair in joined if pair[0].dtype == object], subject)
-    _check_meaning(pairs, tolerance, subject, "the PyTorch model" if against == "torch" else "the fp32 file")
+    _check_meaning(pairs, tolerance, subject, other)
     differences = [float(np.abs(e - a).max()) for e, a in pairs]
     relative = [d / float(np.abs(e).max()) for d, (e, _) in zip(differences, pairs, strict=True)]
     return Parity(
@@ -121,10 +122,10 @@ def _next_power(value: float) -> float:
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= value))
 
 
-def _run(candidate: Predict, batch: Arrays, subject: str) -> Arrays:
+def _run(model: Predict, batch: Arrays, subject: str) -> Arrays:
     try:
-        return candidate(batch)
-    except Exception as error:  # ONNX Runtime's errors have no common class
+        return model(batch)
+    except Exception as error:  # ONNX Runtime's errors have no common class, and the user's code may raise anything
         raise ParityError(
             f"{subject} cannot be run with a batch of {len(batch[0])}: {first_line(error)}",
             hint="the network's forward fixes the batch size; mend that, or export with --static",

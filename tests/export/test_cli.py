@@ -1,0 +1,171 @@
+"""`kdexport export` as a user types it: bare references, runs, descriptions, and every kind of bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from kdexport.artifacts import write_json
+from kdexport.cli import app
+from kdexport.results import to_json
+
+NETS = Path(__file__).with_name("nets.py")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with the networks in it."""
+    shutil.copy(NETS, tmp_path / "nets.py")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["export", *arguments])
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".onnx", ".ort", ".data"))
+
+
+def test_a_bare_reference_becomes_a_proved_file(here):
+    done = run("nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--json", "--licence", "MIT")
+    assert done.exit_code == 0, done.stderr
+    (model,) = json.loads(done.stdout)["models"]
+    assert model["parity"]["passed"]
+    assert model["parity"]["batch_sizes"] == [1, 2, 7]
+    assert model["oldest_runtime"] == "1.14"
+    assert model["macs"] == 8 * 8 * 8 * 9 + 8 * 8 * 8 * 8 * 9 + 8 * 10  # two convolutions and the head
+    assert sum(model["operators_before"].values()) > sum(model["operators"].values())
+    assert any("random inputs" in note for note in model["notes"])
+    assert files(here) == ["Net.onnx"]
+    described = json.loads(run("--describe", "Net.onnx", "--json").stdout)
+    assert described["metadata"]["licence"] == "MIT"
+    assert described["inputs"] == {"input": {"type": "float", "shape": ["batch", 1, 8, 8]}}
+    shown = run("--describe", "Net.onnx").stdout
+    assert "loads in onnxruntime >= 1.14" in shown
+
+
+def test_real_data_make_int8_possible(here):
+    done = run("nets.py:Net", "--onnx", "--data", "digits", "--quantize", "int8", "--out", "d.onnx", "--json")
+    assert done.exit_code == 0, done.stderr
+    plain, small = json.loads(done.stdout)["models"]
+    assert plain["inputs"] == {"input": ["batch", 8, 8, 1]}  # images: the preprocessing is in the graph
+    assert plain["parity"]["samples"] == 256
+    assert small["file"] == "d.int8.onnx"
+    assert files(here) == ["d.int8.onnx", "d.onnx"]
+    labels = json.loads(run("--describe", "d.int8.onnx", "--json").stdout)["metadata"]["labels"]
+    assert labels == [str(digit) for digit in range(10)]
+
+
+def test_runtime_axes_and_names_are_the_users(here):
+    done = run(
+        "nets.py:Wide", "--onnx", "--ort", "--input-shape", "picture:1x16x16", "--for-runtime", "1.13", "--softmax",
+        "--dynamic", "picture:2=height", "--dynamic", "picture:3=width", "--output-name", "scores", "--top-k", "2",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert files(here) == ["Wide.onnx", "Wide.ort"]
+    model = onnx.load("Wide.onnx")
+    assert (model.opset_import[0].version, model.ir_version) == (17, 8)
+    described = json.loads(run("--describe", "Wide.onnx", "--json").stdout)
+    assert described["inputs"]["picture"]["shape"] == ["batch", 1, "height", "width"]
+    assert list(described["outputs"]) == ["probabilities", "top_scores", "top_indices"]
+    assert described["oldest_runtime"] == "1.12"
+
+
+def test_static_has_no_dynamic_axis(here):
+    done = run("nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--static", "--json")
+    assert done.exit_code == 0, done.stderr
+    (model,) = json.loads(done.stdout)["models"]
+    assert model["inputs"] == {"input": [1, 1, 8, 8]}
+    assert model["parity"]["batch_sizes"] == [1]
+
+
+def test_a_network_that_fixes_the_batch_exports_only_static(here):
+    refused = run("nets.py:FixedBatch", "--onnx", "--input-shape", "4")
+    assert refused.exit_code == 1
+    assert "--static" in refused.stderr
+    assert files(here) == []
+
+
+def test_a_run_is_brought_up_to_date(make_run, tmp_path):
+    recipe, distilled, directory = make_run(tmp_path / "run", networks=("student",))
+    recipe.write(directory.recipe)
+    write_json(directory.stage("distill"), {**to_json(distilled), "key": "k"})
+    done = run(str(directory.root), "--onnx", "--quantize", "fp16", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [model["name"] for model in json.loads(done.stdout)["models"]] == ["student", "student.fp16"]
+    assert (directory.root / "infer.py").is_file()
+    again = run(str(directory.root), "--onnx", "--json")  # the recipe remembers what was asked for
+    assert again.stdout == done.stdout
+    refused = run(str(directory.root), "--onnx", "--input-shape", "1,8,8")
+    assert refused.exit_code == 1
+    assert "--input-shape is for a bare model reference" in refused.stderr
+
+
+BAD = {
+    "an operator that ONNX lacks": (
+        ["nets.py:NoOperator", "--onnx", "--input-shape", "4"],
+        "ONNX has no aten._linalg_svd, which inner (Svd) uses",
+    ),
+    "control flow on data": (["nets.py:Branches", "--onnx", "--input-shape", "4"], "depends on the data: `if "),
+    "a shape that does not fit": (["nets.py:Net", "--onnx", "--input-shape", "3,8,8"], "does not take inputs of shape"),
+    "no shape": (["nets.py:Net", "--onnx"], "shape of the network's input is not known"),
+    "no such shape": (["nets.py:Net", "--onnx", "--input-shape", "eight"], "is no shape"),
+    "no calibration set": (
+        ["nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--quantize", "int8"],
+        "int8 needs samples to calibrate on",
+    ),
+    "a dict": (["nets.py:Dict", "--onnx", "--input-shape", "4"], "returns a dict with logits"),
+    "answers that never change": (["nets.py:Zeros", "--onnx", "--input-shape", "4"], "would prove nothing"),
+    "ONNX already": (["net.onnx", "--onnx"], "is ONNX already"),
+    "no such network": (["nets.py:Nett", "--onnx", "--input-shape", "1,8,8"], "has no 'Nett'"),
+    "two faults": (
+        ["nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--opset", "5", "--quantize", "int9"],
+        "has 2 faults",
+    ),
+    "a runtime from the past": (["nets.py:Net", "--onnx", "--for-runtime", "1.2"], "no file can be written"),
+    "opset beyond the runtime": (
+        ["nets.py:Net", "--onnx", "--for-runtime", "1.15", "--opset", "21"],
+        "reads opsets up to",
+    ),
+    "static and dynamic": (
+        ["nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--static", "--dynamic", "input:2=h"],
+        "opposite things",
+    ),
+    "an axis of no input": (
+        ["nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--dynamic", "picture:2"],
+        "names no axis of an input",
+    ),
+    "no file to describe": (["--describe", "absent.onnx"], "there is no file"),
+    "a text to describe": (["--describe", "nets.py"], "is no ONNX file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_one_hint(case, here):
+    arguments, message = BAD[case]
+    done = run(*arguments)
+    assert done.exit_code == 1, done.output
+    assert message in done.stderr.replace("\n", " ")
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(here) == []
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_that_is_there_needs_force(here):
+    (here / "Net.onnx").write_text("mine")
+    refused = run("nets.py:Net", "--onnx", "--input-shape", "1,8,8")
+    assert refused.exit_code == 1
+    assert "--force" in refused.stderr
+    assert (here / "Net.onnx").read_text() == "mine"
+    assert run("nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--force").exit_code == 0
+
+
+def test_nothing_to_write_is_bad_usage(here):
+    assert run("nets.py:Net").exit_code == 2
+    assert run("--onnx").exit_code == 2
