@@ -171,7 +171,7 @@ def _made(report: Report, model: ModelFile) -> list[str]:
 def _evaluation(report: Report, place: Place | None) -> list[str]:
     lines = ["Accuracy is that of the ONNX file in ONNX Runtime; intervals are 95 %, differences paired by sample."]
     if place is not None and place.pick is not None:
-        lines.append("\n".join(device_table(report, place.pick, level=3)))
+        lines.append("\n".join(device_table(place, level=3)))
     plain = plain_comparison(report)
     if plain is not None:
         lines.append("\n".join(f"- {escape(line)}" for line in report.findings if line.startswith("Distillation")))

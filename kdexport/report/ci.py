@@ -2,8 +2,9 @@
 
 import xml.etree.ElementTree as ET
 
+from kdexport.report.figures import xml_text
 from kdexport.report.markdown import answer, device_table, escape, gate_table
-from kdexport.report.view import gate_words
+from kdexport.report.view import gate_words, judged_places
 from kdexport.results import Gate, Report
 
 MOST_TABLES = 6  # of devices in a job summary; the whole is in report.md
@@ -14,7 +15,7 @@ def junit(report: Report) -> str:
     failed = sum(not gate.passed for gate in report.gates)
     suite = ET.Element(
         "testsuite",
-        name=_clean(f"kdexport: {report.name}"),
+        name=xml_text(f"kdexport: {report.name}"),
         tests=str(len(report.gates)),
         failures=str(failed),
         errors="0",
@@ -40,8 +41,8 @@ def github(report: Report) -> str:
     lines = [f"## {escape(report.name)}: {verdict}", "", *answer(report), ""]
     if report.gates:
         lines += [*gate_table(report), ""]
-    for device in report.devices[:MOST_TABLES]:
-        lines += [*device_table(report, device, level=3), ""]
+    for _, place in judged_places(report)[:MOST_TABLES]:
+        lines += [*device_table(place, level=3), ""]
     lines += [f"- {escape(sentence)}" for sentence in report.findings]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -50,24 +51,12 @@ def _case(gate: Gate) -> ET.Element:
     words = gate_words(gate)
     where = f" on {words['where']}" if words["where"] else ""
     name = f"{words['title']} of {gate.model}{where}" if gate.model else f"{words['title']}{where}"
-    case = ET.Element("testcase", name=_clean(name), classname=_clean(f"kdexport.{gate.requirement}"))
+    case = ET.Element("testcase", name=xml_text(name), classname=xml_text(f"kdexport.{gate.requirement}"))
     measured = f"{words['measured']}, asked: {words['asked']}"
     measured += f", 95 % interval {words['interval']}" if words["interval"] else ""
     if gate.passed:
-        ET.SubElement(case, "system-out").text = _clean(f"{measured} ({words['verdict']})")
+        ET.SubElement(case, "system-out").text = xml_text(f"{measured} ({words['verdict']})")
     else:
-        message = _clean(f"{name}: {measured} ({words['verdict']})")
+        message = xml_text(f"{name}: {measured} ({words['verdict']})")
         ET.SubElement(case, "failure", message=message, type=gate.verdict.replace(" ", "-")).text = message
     return case
-
-
-def _clean(text: str) -> str:
-    """Return text without the characters that XML 1.0 cannot hold."""
-    return "".join(
-        character
-        for character in text
-        if character in "\t\n\r"
-        or " " <= character <= "\ud7ff"
-        or "\ue000" <= character <= "\ufffd"
-        or character > "\uffff"
-    )

@@ -1,7 +1,6 @@
 """95 % intervals of what is compared: accuracies on the same samples, medians of the same rounds, percentiles."""
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from kdexport.evaluate import Z95, paired_difference
@@ -41,8 +40,10 @@ def median_ratio(baseline: Latency, model: Latency) -> tuple[float, Interval | N
     same = len(baseline.rounds_p50) == len(model.rounds_p50) >= LEAST_ROUNDS
     if same and all(first > 0 and second > 0 for first, second in rounds):
         logs = [math.log(first / second) for first, second in rounds]
-        middle = statistics.fmean(logs)
-        half = student_t95(len(logs) - 1) * statistics.stdev(logs, middle) / math.sqrt(len(logs))
+        middle = sum(logs) / len(logs)
+        half = student_t95(len(logs) - 1) * math.sqrt(
+            sum((log - middle) ** 2 for log in logs) / (len(logs) - 1) / len(logs)
+        )
         return math.exp(middle), (math.exp(middle - half), math.exp(middle + half))
     ratio = baseline.p50 / model.p50
     if baseline.p50_ci95 is None or model.p50_ci95 is None or min(model.p50_ci95) <= 0:

@@ -35,7 +35,7 @@ def size(count: int | float | None) -> str:
     if count is None:
         return UNKNOWN
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= factor:
+        if count >= 0.98 * factor:  # 0.995 MiB rather than 1,019 KiB
             return f"{_significant(count / factor)} {unit}"
     return f"{count:g} B"
 
@@ -144,3 +144,15 @@ def joined_names(names: Sequence[str], most: int = 6) -> str:
     """Return names in a row, the rest counted."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def xml_text(text: str) -> str:
+    """Return text without the characters that XML 1.0 cannot hold."""
+    return "".join(
+        character
+        for character in text
+        if character in "\t\n\r"
+        or " " <= character <= "\ud7ff"
+        or "\ue000" <= character <= "\ufffd"
+        or character > "\uffff"
+    )

@@ -19,6 +19,7 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
         *_accuracy_lost(joined),
         *_quantization(joined, places),
         *_placement(joined),
+        *_noise(joined),
         *_not_measured(joined),
         *joined.notes,
     )
@@ -116,6 +117,15 @@ def _placement(joined: Joined) -> Iterable[str]:
             if any(share > 0 for share in elsewhere.values()):
                 parts = ", ".join(f"{figures.percent(share, 0)} on {provider}" for provider, share in elsewhere.items())
                 yield f"{name} ran only partly on {condition.device} of {condition.machine}: {parts} of its nodes."
+
+
+def _noise(joined: Joined) -> Iterable[str]:
+    warned = [item for item in joined.measurements if item.warnings]
+    if warned:
+        first = warned[0]
+        where = f"{first.model} on {first.device} of {first.machine}"
+        counted = f"{len(warned)} of {len(joined.measurements)} timings"
+        yield f"{counted} carry warnings, e.g. {where}: {'; '.join(first.warnings)}."
 
 
 def _not_measured(joined: Joined) -> Iterable[str]:

@@ -26,6 +26,7 @@ from kdexport.report.drawings import (
 from kdexport.report.joined import PLAIN_STUDENT
 from kdexport.report.pictures.bullet import bullet
 from kdexport.report.pictures.marks import Mark, swatch
+from kdexport.report.tradeoffs import speedup_at
 from kdexport.report.view import Place, Row, costs_of, gate_words, places_of, speed_words
 from kdexport.results import Gate, Report
 
@@ -80,18 +81,15 @@ def _values(report: Report) -> dict[str, Any]:
         "heroes": [_hero(report, place, look) for place in places],
         "findings": report.findings,
         "gates": [_gate(gate) for gate in sorted(report.gates, key=_urgency)],
-        "tables": [_table(place, look) for place in places],
+        "tables": [_table(report, place, look) for place in places],
         "untimed": figures.joined_names([model.name for model in report.models if model.name not in timed]),
         "map": _map(report, every, look) if len(every) > 1 else None,
         "spreads": [_spread(place, look) for place in places],
         "curves": _both(training_picture(report, look, FULL), training_picture(report, look, NARROW)),
         "classes": classes,
-        "legend": _legend(report, look) if classes else [],
         "confusion": confusion_picture(report, 460),
         "proofs": _proofs(report),
-        "warnings": list(
-            dict.fromkeys(f"{item.model}: {line}" for item in report.measurements for line in item.warnings)
-        ),
+        "warnings": _warnings(report),
     }
 
 
@@ -146,7 +144,7 @@ def _gate(gate: Gate) -> dict[str, Any]:
     return {"words": words, "kind": kind, "model": gate.model or gate.device, "picture": bullet(gate, label=label)}
 
 
-def _table(place: Place, look: dict[str, Mark]) -> dict[str, Any]:
+def _table(report: Report, place: Place, look: dict[str, Mark]) -> dict[str, Any]:
     unit = place.unit
     energy = any(row.measurement.energy_mj is not None for row in place.rows)
     headings = ["Model", "Accuracy", "Change, points", f"Median, {unit.name}", f"p99, {unit.name}", "Speed-up", "Size"]
@@ -163,7 +161,7 @@ def _table(place: Place, look: dict[str, Mark]) -> dict[str, Any]:
         }
         for row in place.rows
     ]
-    return {"place": place, "headings": headings, "rows": rows}
+    return {"place": place, "headings": headings, "rows": rows, "plain": _against_plain(report, place)}
 
 
 def _cells(row: Row, unit: figures.Unit, slowest: float, largest: int, *, energy: bool) -> list[dict[str, Any]]:
@@ -224,22 +222,45 @@ def _spread(place: Place, look: dict[str, Mark]) -> dict[str, Any]:
     return {**both, "calls": calls, "title": place.title}
 
 
-def _legend(report: Report, look: dict[str, Mark]) -> list[dict[str, Any]]:
-    names = ("student", PLAIN_STUDENT, report.baseline)
-    return [{"name": name, "swatch": swatch(look[name])} for name in names if name in look]
-
-
 def _proofs(report: Report) -> list[str]:
     lines = []
     for model in report.models:
         if model.parity is not None:
-            verdict = "equal to" if model.parity.passed else "NOT equal to"
-            lines.append(
-                f"{model.name} is {verdict} its {model.parity.reference} reference on {model.parity.samples} samples: "
-                f"largest relative difference {model.parity.max_rel:.1e}, tolerance {model.parity.tolerance:.0e}."
-            )
-        lines += [f"{model.name}: {note}" for note in model.notes]
+            verdict = "passed" if model.parity.passed else "FAILED"
+            found = f"{model.parity.max_rel:.1e}, tolerance {model.parity.tolerance:.0e}: {verdict}"
+            against = f"its {model.parity.reference} reference on {model.parity.samples} samples"
+            lines.append(f"{model.name} against {against}: largest relative difference {found}.")
+        if model.notes:
+            lines.append(f"{model.name}: {'; '.join(model.notes)}.")
     return lines
+
+
+def _warnings(report: Report) -> list[str]:
+    """Return each timing's warnings in one line."""
+    return [
+        f"{item.model} on {item.device} of {item.machine}, batch {item.batch_size}: {'; '.join(item.warnings)}"
+        for item in report.measurements
+        if item.warnings
+    ]
+
+
+def _against_plain(report: Report, place: Place) -> list[dict[str, str]]:
+    """Hold every model against the student trained without a teacher, under one condition."""
+    rows = []
+    for tradeoff in report.tradeoffs:
+        if tradeoff.against == PLAIN_STUDENT and report.baseline != PLAIN_STUDENT:
+            speedup = speedup_at(tradeoff, place.condition)
+            rows.append(
+                {
+                    "name": tradeoff.model,
+                    "change": "" if tradeoff.accuracy_delta is None else figures.signed(100 * tradeoff.accuracy_delta),
+                    "change_interval": figures.points_interval(tradeoff.accuracy_delta_ci95),
+                    "speed": figures.times(speedup.ratio if speedup else None),
+                    "speed_interval": figures.times_interval(speedup.ci95 if speedup else None),
+                    "size": figures.times(tradeoff.size_ratio),
+                }
+            )
+    return rows
 
 
 def _both(wide: Any, narrow: Any) -> dict[str, Any] | None:

@@ -13,7 +13,19 @@ from typing import Any, NamedTuple
 
 from kdexport.errors import KDExportError
 from kdexport.report.comparisons import accuracy_delta
-from kdexport.results import BenchResult, Failure, Interval, Machine, Measurement, ModelFile
+from kdexport.results import (
+    Agreement,
+    BenchResult,
+    Evaluation,
+    Failure,
+    Interval,
+    Latency,
+    Machine,
+    Measurement,
+    Memory,
+    ModelFile,
+    Parity,
+)
 
 TEACHER, PLAIN_STUDENT = "teacher", "student-plain"
 
@@ -204,15 +216,11 @@ def _not_finite(values: Mapping[str, Any]) -> str:
         if isinstance(value, float):
             if not math.isfinite(value):
                 return key
-        elif dataclasses.is_dataclass(value):
-            inner = _not_finite(vars(value))
-            if inner:
-                return f"{key}.{inner}"
         elif isinstance(value, tuple) and value and isinstance(value[0], float):
             if not all(map(math.isfinite, value)):
                 return key
-        elif isinstance(value, dict):
-            inner = _not_finite(value)
+        elif isinstance(value, dict | Latency | Memory | Agreement | Parity | Evaluation):
+            inner = _not_finite(value if isinstance(value, dict) else vars(value))
             if inner:
                 return f"{key}.{inner}"
     return ""

@@ -12,10 +12,9 @@ from kdexport.report.drawings import (
     tradeoff_picture,
     training_picture,
 )
-from kdexport.report.joined import Condition
 from kdexport.report.pictures.svg import standalone
-from kdexport.report.view import Place, gate_words, places_of
-from kdexport.results import DevicePick, Report
+from kdexport.report.view import Place, gate_words, judged_places
+from kdexport.results import Report
 
 MOST_PICTURES = 6  # devices with pictures of their own
 _SPECIAL = str.maketrans({character: "\\" + character for character in "\\`*_[]#|~"} | {"<": "&lt;", ">": "&gt;"})
@@ -29,14 +28,11 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
         pictures: File name -> SVG, as ``pictures_of`` returns; those that are there are shown.
     """
     shown = pictures or {}
-    places = {place.condition: place for place in places_of(report)}
     lines = [f"# {escape(report.name)}", "", *answer(report), ""]
-    for index, device in enumerate(report.devices):
-        lines += [*device_table(report, device), ""]
-        place = places.get(Condition(device.machine, device.device, device.batch_size, device.threads))
-        if place is not None:
-            lines += _image(f"report-tradeoff-{index + 1}.svg", f"Accuracy against latency, {place.title}", shown)
-            lines += _image(f"report-latency-{index + 1}.svg", f"How latency spreads, {place.title}", shown)
+    for index, (_, place) in enumerate(judged_places(report)):
+        lines += [*device_table(place), ""]
+        lines += _image(f"report-tradeoff-{index + 1}.svg", f"Accuracy against latency, {place.title}", shown)
+        lines += _image(f"report-latency-{index + 1}.svg", f"How latency spreads, {place.title}", shown)
     if report.gates:
         lines += ["## Requirements", "", *gate_table(report), ""]
     if report.findings:
@@ -50,10 +46,8 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
 def pictures_of(report: Report) -> dict[str, str]:
     """Return the pictures of report.md: file name -> SVG."""
     look = marks(report)
-    places = {place.condition: place for place in places_of(report)}
     drawn: dict[str, str] = {}
-    for index, device in enumerate(report.devices[:MOST_PICTURES]):
-        place = places[Condition(device.machine, device.device, device.batch_size, device.threads)]
+    for index, (_, place) in enumerate(judged_places(report)[:MOST_PICTURES]):
         tradeoff = tradeoff_picture(report, place, look, WIDE, 440)
         if tradeoff is not None:
             drawn[f"report-tradeoff-{index + 1}.svg"] = standalone(tradeoff)
@@ -85,10 +79,8 @@ def answer(report: Report) -> list[str]:
     ]
 
 
-def device_table(report: Report, device: DevicePick, level: int = 2) -> list[str]:
-    """Return the models on one device as a table under a heading."""
-    wanted = Condition(device.machine, device.device, device.batch_size, device.threads)
-    place = next(place for place in places_of(report) if place.condition == wanted)
+def device_table(place: Place, level: int = 2) -> list[str]:
+    """Return the models under one condition as a table under a heading."""
     unit = place.unit.name
     lines = [
         f"{'#' * level} {escape(place.title)}",

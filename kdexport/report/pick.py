@@ -183,12 +183,14 @@ def _distance(candidate: Candidate) -> tuple[float, float]:
 
 
 def _miss_in_words(gate: Gate) -> str:
+    name, figure, asked = title(gate.requirement), describe_value(gate), describe_limit(gate)
     if gate.value is None:
-        return f"{title(gate.requirement)} was not measured"
-    word = "straddles the limit" if gate.verdict == "undecided" else f"where {describe_limit(gate)} is asked"
+        return f"{name} was not measured"
+    if gate.verdict == "undecided":
+        return f"{name} is {figure}, and its 95 % interval reaches beyond the limit ({asked})"
     if gate.requirement == "parity":
-        return f"parity with PyTorch failed ({describe_value(gate)} where {describe_limit(gate)} is asked)"
-    return f"{title(gate.requirement)} is {describe_value(gate)} {word} (misses by {100 * miss(gate):.0f} %)"
+        return f"parity with PyTorch failed ({figure} where {asked} is asked)"
+    return f"{name} is {figure} where {asked} is asked (misses by {100 * miss(gate):.0f} %)"
 
 
 def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Candidate], measured: int) -> str:

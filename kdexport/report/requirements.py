@@ -183,7 +183,7 @@ def _with_unit(requirement: str, value: float | None) -> str:
     if value is None:
         return "not measured"
     if "accuracy_drop" in requirement:
-        return f"{100 * value:.2f} points".replace("-", figures.MINUS)
+        return f"{round(100 * value, 2) + 0.0:.2f} points".replace("-", figures.MINUS)
     if "accuracy" in requirement:
         return figures.percent(value)
     if requirement.endswith("_ms"):

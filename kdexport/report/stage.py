@@ -3,9 +3,11 @@
 ``report`` is pure; ``write_report`` writes report.json, report.md, report.html and card.md into one folder.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kdexport import __version__, results
 from kdexport.artifacts import RunDirectory, key_of, write_text
@@ -96,11 +98,24 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
         "report.md": markdown(report, pictures),
         "report.html": html(report),
         **({"card.md": made} if made else {}),
-        "report.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": _in_lines(document),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
     return tuple(folder / name for name in texts)
+
+
+def _in_lines(document: dict[str, Any]) -> str:
+    """Write a JSON object with a line per model, measurement and so on: a diff then shows which has changed."""
+    dumps = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    entries = []
+    for key, value in document.items():
+        if isinstance(value, list) and value:
+            written = "[\n    " + ",\n    ".join(map(dumps, value)) + "\n  ]"
+        else:
+            written = dumps(value)
+        entries.append(f"  {dumps(key)}: {written}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def failed_gates(report: Report) -> tuple[Gate, ...]:

@@ -3,10 +3,8 @@
 from typing import TYPE_CHECKING
 
 from kdexport.report import figures
-from kdexport.report.joined import Condition, condition_of
-from kdexport.report.tradeoffs import speedup_at
-from kdexport.report.view import gate_words
-from kdexport.results import DevicePick, Gate, Measurement, Report
+from kdexport.report.view import Place, gate_words, judged_places
+from kdexport.results import DevicePick, Gate, Report
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -17,6 +15,7 @@ WIDTH = 80
 BAR_CELLS = 6
 FINDINGS_SHOWN = 6
 GATES_SHOWN = 10
+DEVICES_SHOWN = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -26,9 +25,15 @@ def terminal(report: Report) -> "Group":
     from rich.text import Text
 
     parts: list[Table | Text] = []
-    for device in report.devices:
-        parts += [_table(report, device), Text(""), _verdict(device), Text("")]
-    if not report.devices:
+    judged = judged_places(report)
+    for device, place in judged[:DEVICES_SHOWN]:
+        parts += [_table(report.name, place), Text(""), _verdict(device), Text("")]
+    if len(judged) > DEVICES_SHOWN:
+        parts += [
+            Text(f"{len(judged) - DEVICES_SHOWN} more devices in report.md and report.html", style="dim"),
+            Text(""),
+        ]
+    if not judged:
         parts.append(Text("Nothing was timed: only files and accuracy are reported.", style="yellow"))
     if report.gates:
         parts += [_gates(report.gates), Text("")]
@@ -49,16 +54,13 @@ def line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
 
 
-def _table(report: Report, device: DevicePick) -> "Table":
+def _table(name: str, place: Place) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    place = Condition(device.machine, device.device, device.batch_size, device.threads)
-    measured = {item.model: item for item in report.measurements if condition_of(item) == place}
-    threads = "1 thread" if place.threads == 1 else f"{place.threads} threads"
     table = Table(
-        title=Text(line(f"{report.name} · {place.device} of {place.machine} · batch {place.batch_size} · {threads}")),
+        title=Text(line(f"{name} · {place.title}")),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -68,41 +70,27 @@ def _table(report: Report, device: DevicePick) -> "Table":
         show_edge=False,
     )
     table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
-    for heading in ("accuracy", "change", "p50", "speed"):
+    for heading in ("accuracy", "change", f"p50, {place.unit.name}", "speed"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    fastest = min((item.latency_ms.p50 for item in measured.values()), default=1.0)
-    largest = max((model.size_bytes for model in report.models if model.name in measured), default=1)
-    beaten = {item.model for item in report.dominated if condition_of_pick(item) == place}
-    for model in report.models:
-        if model.name not in measured:
-            continue
-        figure: Measurement = measured[model.name]
-        tradeoff = next(
-            (item for item in report.tradeoffs if (item.model, item.against) == (model.name, report.baseline)), None
-        )
-        speedup = speedup_at(tradeoff, place)
-        picked = model.name == device.model
-        delta = tradeoff.accuracy_delta if tradeoff else None
+    fastest = min(row.measurement.latency_ms.p50 for row in place.rows)
+    largest = max(row.model.size_bytes for row in place.rows) or 1
+    for row in place.rows:
+        median = row.measurement.latency_ms.p50
         table.add_row(
-            Text(("▶ " if picked else "  ") + line(model.name)),
-            figures.percent(model.accuracy),
-            "" if delta is None else figures.signed(100 * delta),
-            figures.ms(figure.latency_ms.p50),
-            "" if speedup is None else figures.times(speedup.ratio),
-            Text(bar(fastest / figure.latency_ms.p50), style="cyan"),
-            figures.size(model.size_bytes),
-            Text(bar(model.size_bytes / largest), style="magenta"),
-            style="bold green" if picked else "dim" if model.name in beaten else "",
+            Text(("▶ " if row.picked else "  ") + line(row.name)),
+            figures.percent(row.model.accuracy),
+            row.change,
+            place.unit.write(median),
+            figures.times(row.speedup.ratio) if row.speedup else "",
+            Text(bar(fastest / median), style="cyan"),
+            figures.size(row.model.size_bytes),
+            Text(bar(row.model.size_bytes / largest), style="magenta"),
+            style="bold green" if row.picked else "dim" if row.beaten else "",
         )
     return table
-
-
-def condition_of_pick(item: object) -> Condition:
-    """Return the condition that a result names in its fields."""
-    return Condition(*(getattr(item, name) for name in Condition._fields))
 
 
 def _verdict(device: DevicePick) -> "Text":

@@ -9,7 +9,7 @@ from functools import cached_property
 from kdexport.report import figures
 from kdexport.report.joined import PLAIN_STUDENT, Condition, condition_of
 from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
-from kdexport.report.tradeoffs import front, memory, speedup_at
+from kdexport.report.tradeoffs import front, memory
 from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
 
 
@@ -138,6 +138,11 @@ def places_of(report: Report) -> tuple[Place, ...]:
     savings = {
         (name, _condition(saving)): saving for name, tradeoff in against_baseline.items() for saving in tradeoff.savings
     }
+    speedups = {
+        (name, Condition(item.machine, item.device, item.batch_size, item.threads)): item
+        for name, tradeoff in against_baseline.items()
+        for item in tradeoff.speedup
+    }
     measured: dict[Condition, list[Measurement]] = {}
     for measurement in report.measurements:
         measured.setdefault(condition_of(measurement), []).append(measurement)
@@ -149,7 +154,7 @@ def places_of(report: Report) -> tuple[Place, ...]:
                 model=models[item.model],
                 measurement=item,
                 tradeoff=against_baseline.get(item.model),
-                speedup=speedup_at(against_baseline.get(item.model), condition),
+                speedup=speedups.get((item.model, condition)),
                 saving=savings.get((item.model, condition)),
                 beaten=beaten.get((item.model, condition)),
                 picked=pick is not None and pick.model == item.model,
@@ -159,6 +164,14 @@ def places_of(report: Report) -> tuple[Place, ...]:
         )
         places.append(Place(condition, rows, pick, report.baseline))
     return tuple(sorted(places, key=lambda place: not place.judged))
+
+
+def judged_places(report: Report) -> tuple[tuple[DevicePick, Place], ...]:
+    """Return each device's pick with the condition that it was judged under."""
+    places = {place.condition: place for place in places_of(report)}
+    return tuple(
+        (pick, places[Condition(pick.machine, pick.device, pick.batch_size, pick.threads)]) for pick in report.devices
+    )
 
 
 def costs_of(place: Place) -> tuple[Cost, ...]:

@@ -26,14 +26,20 @@
     tip.style.top = `${y + 18 + height > innerHeight ? Math.max(8, y - height - 14) : y + 18}px`;
   }
 
-  document.addEventListener("pointermove", (event) => {
-    const told = event.target.closest?.("[data-tip]");
-    if (told) showTip(told, event.clientX, event.clientY);
+  let [x, y] = [-1, -1]; // where the pointer is: what lies under it changes when the page scrolls
+
+  function pointAt(element) {
+    const told = element?.closest?.("[data-tip]");
+    if (told) showTip(told, x, y);
     else if (!document.activeElement?.matches?.(".point:focus-visible")) tip.hidden = true;
-    light(kept ?? event.target.closest?.("[data-model]")?.dataset.model ?? null);
+    light(kept ?? element?.closest?.("[data-model]")?.dataset.model ?? null);
+  }
+  document.addEventListener("pointermove", (event) => {
+    [x, y] = [event.clientX, event.clientY];
+    pointAt(event.target);
   });
-  document.addEventListener("pointerleave", () => { tip.hidden = true; light(kept); });
-  document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  document.documentElement.addEventListener("pointerleave", () => { tip.hidden = true; light(kept); });
+  document.addEventListener("scroll", () => pointAt(document.elementFromPoint(x, y)), { passive: true });
 
   document.addEventListener("focusin", (event) => {
     const point = event.target.closest?.(".point");

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kdexport.report.pictures.marks import Mark, glyph
-from kdexport.report.pictures.svg import Scale, picture, short, tag, text
+from kdexport.report.pictures.svg import CHARACTER, Scale, picture, short, tag, text
 
 ROW = 28.0
 APART = 7.0  # pixels between the marks of one class: equal shares must not cover each other
@@ -32,11 +32,17 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
         width: In pixels.
     """
     narrow = width < 500
-    left, right, top = (92.0 if narrow else 150.0), width - 18.0, 8.0
+    longest = max(len(short(row.name, 11 if narrow else 18)) for row in rows)
+    left, right, top = 22.0 + CHARACTER * longest, width - 18.0, 30.0
     bottom = top + ROW * len(rows)
     lowest = min(share for row in rows for _, share in row.shares)
     across = Scale(max(0.0, lowest - 0.03), 1.0, left, right)
     drawn: list[Markup] = []
+    at = left
+    for mark, _ in rows[0].shares:
+        drawn.append(glyph(mark, at + 4, 10.0, 4))
+        drawn.append(text(at + 13, 14.0, short(mark.name, 16), class_="name"))
+        at += 32 + CHARACTER * len(short(mark.name, 16))
     for tick in across.ticks(4 if narrow else 6):
         drawn.append(tag("line", x1=across(tick), x2=across(tick), y1=top, y2=bottom, class_="grid"))
         drawn.append(text(across(tick), bottom + 18, f"{100 * tick:g} %", "middle", class_="tick"))

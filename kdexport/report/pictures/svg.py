@@ -7,6 +7,8 @@ from importlib.resources import files
 
 from markupsafe import Markup, escape
 
+from kdexport.report.figures import xml_text
+
 CHARACTER = 6.5  # mean width of a 12 px character, to keep labels apart; a browser's own may differ by a few percent
 MAX_LABEL = 26  # characters
 
@@ -41,7 +43,7 @@ def picture(width: float, height: float, label: str, *children: Markup, interact
 def standalone(drawn: Markup) -> str:
     """Return a picture as a file of its own, with its colours inside."""
     style = files("kdexport.report.pictures").joinpath("style.css").read_text(encoding="utf-8")
-    head, bracket, rest = str(drawn).partition(">")
+    head, bracket, rest = xml_text(str(drawn)).partition(">")
     return f"{head}{bracket}<style>{style}</style><rect width='100%' height='100%' class='paper'/>{rest}\n"
 
 

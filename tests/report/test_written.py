@@ -1,0 +1,106 @@
+"""report.md, its pictures and the terminal: whatever a model is called."""
+
+import dataclasses
+import io
+import xml.etree.ElementTree as ET
+
+import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from kdexport.recipe import Require
+from kdexport.report.ci import github, junit
+from kdexport.report.markdown import markdown, pictures_of
+from kdexport.report.stage import report
+from kdexport.report.tables import bar, terminal
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a|b|c `code` *bold* [link](http://x.invalid) ![image](http://x.invalid)",
+    "two\nlines\r\n# not a heading",
+    "\x1b[31mred\x1b[0m\x00\x07",
+    "\u202eright to left\u202c",
+    "m" * 500,
+)
+
+
+@pytest.fixture
+def hostile(build):
+    models = {"teacher": build.DIGITS["teacher"]}
+    models |= {name: (0.97, 50.0, 0.05 + index / 100, 10) for index, name in enumerate(HOSTILE)}
+    made = report([build.bench(build.machine(HOSTILE[0]), models=models)], Require(min_speedup=2.0, min_accuracy=0.99))
+    return dataclasses.replace(made, name=HOSTILE[2])
+
+
+def printed(made, **options) -> str:
+    stream = io.StringIO()
+    Console(file=stream, highlight=False, **options).print(terminal(made))
+    return stream.getvalue()
+
+
+def test_markdown_shows_names_as_text(hostile) -> None:
+    parser = MarkdownIt("commonmark").enable("table")
+    for text in (markdown(hostile, pictures_of(hostile)), github(hostile)):
+        tokens = parser.parse(text)
+        inline = [child for token in tokens for child in token.children or ()]
+        kinds = {token.type for token in [*tokens, *inline]}
+        assert not {"html_block", "html_inline", "code_inline", "link_open"} & kinds
+        shown = {child.attrs["src"] for child in inline if child.type == "image"}
+        assert shown <= set(pictures_of(hostile))
+        widths, width = set(), 0
+        for token in tokens:
+            width = 0 if token.type == "tr_open" else width + (token.type in ("td_open", "th_open"))
+            if token.type == "tr_close":
+                widths.add(width)
+        assert widths == {8, 6}  # no name has broken out of its cell
+
+
+def test_pictures_are_well_formed_and_hold_no_script(hostile) -> None:
+    pictures = pictures_of(hostile)
+    assert {"report-tradeoff-1.svg", "report-latency-1.svg", "report-training.svg"} <= set(pictures)
+    for text in pictures.values():
+        root = ET.fromstring(text)
+        tags = {element.tag.rpartition("}")[2] for element in root.iter()}
+        assert tags <= {"svg", "style", "rect", "line", "text", "g", "circle", "path"}
+        assert root.get("aria-label")
+
+
+def test_junit_is_well_formed(hostile) -> None:
+    ET.fromstring(junit(hostile))
+
+
+def test_the_terminal_gets_no_control_characters(hostile) -> None:
+    text = printed(hostile, width=80)
+    assert "\x1b" not in text
+    assert "\x00" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_colour_on_a_terminal_only(build) -> None:
+    made = report([build.bench()], Require(min_speedup=3.0))
+    assert "\x1b[" not in printed(made, width=80)
+    assert "\x1b[" in printed(made, width=80, force_terminal=True, color_system="standard")
+
+
+def test_bars() -> None:
+    assert bar(1.0, 4) == "████"
+    assert bar(0.5, 4) == "██  "
+    assert bar(0.53, 4) == "██▏ "
+    assert bar(0.0001, 4) == "▏   "  # what is there is seen
+    assert bar(0.0, 4) == "    "
+
+
+def test_many_devices_do_not_flood_the_terminal(build) -> None:
+    made = report([build.bench(build.machine(f"m{index}"), with_training=False) for index in range(12)])
+    text = printed(made, width=80)
+    assert text.count("accuracy  change") == 8
+    assert "4 more devices in report.md" in text
+
+
+def test_the_picture_of_a_single_model(build) -> None:
+    """No spread of sizes, latencies or accuracies to scale by."""
+    made = report([build.bench(models={"only": (1.0, 10.0, 0.1, 10)}, recipe=None, with_training=False)])
+    assert made.pick.model == "only"
+    assert made.tradeoffs == ()
+    assert set(pictures_of(made)) == {"report-tradeoff-1.svg", "report-latency-1.svg"}
+    markdown(made)
