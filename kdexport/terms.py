@@ -29,6 +29,11 @@ class BaseTerm(BaseModel):
         share = {"constant": 1.0, "warmup": ramp, "decay": 1.0 - ramp}[self.schedule]
         return self.weight * share
 
+    @property
+    def names_teacher(self) -> bool:
+        """Whether the recipe says which of the teacher's layers are compared."""
+        return getattr(self, "teacher_layer", None) is not None or bool(getattr(self, "teacher_layers", ()))
+
     def options(self) -> dict[str, Any]:
         """Return the arguments for the loss function."""
         return {name: getattr(self, name) for name in type(self).model_fields if name not in NOT_OPTIONS}

@@ -11,6 +11,7 @@ DAFL, the student does not learn in the same loop: no term of the generator's de
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.recipe import DataFree
 from kdexport.sources.preprocessing import Preprocessing
+from kdexport.sources.samples import Dataset, Split
 
+VALIDATION = 512  # made images to watch the training by
 BATCH = 128  # images per step of the generator
 WIDTH = 64  # channels of the generator; DAFL has 128
 LOG_EVERY = 50  # steps
@@ -66,6 +69,27 @@ class Generator(nn.Module):
         return normalized
 
 
+def with_made_samples(
+    dataset: Dataset,
+    teacher: nn.Module,
+    preprocessing: Preprocessing,
+    settings: DataFree,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> Dataset:
+    """Return the data set with made images in place of its training and validation samples; of those only shape counts.
+
+    They have no labels, so the epoch log tells how near the student is to the teacher on made images, not how good it
+    is, and the last epoch is kept. Arguments and errors are those of ``synthesize``.
+    """
+    height, width, channels = dataset.train.inputs[0].shape[1:]
+    image = height, width, channels
+    images = synthesize(teacher, preprocessing, image, settings, seed=seed, device=device, progress=progress)
+    return replace(dataset, train=Split((images,)), val=Split((images[:VALIDATION],)), unlabelled=None)
+
+
 def synthesize(
     teacher: nn.Module,
     preprocessing: Preprocessing,
@@ -101,9 +125,9 @@ def synthesize(
             f"{settings.steps} steps cannot give {settings.samples} images: each gives at most {BATCH}",
             hint=f"set distill.data_free.steps to at least {-(-settings.samples * 4 // (3 * BATCH)) + 1}",
         )
-    if preprocessing.kind != "image":
+    if preprocessing.kind != "image":  # an ensemble's is "none" as well
         raise KDExportError(
-            f"data-free distillation makes images, and this teacher takes {preprocessing.kind} inputs",
+            f"data-free distillation makes images for one teacher that takes them, not '{preprocessing.kind}' inputs",
             hint="give real samples; they need no labels if label_weight = 0",
         )
     mean, std = (

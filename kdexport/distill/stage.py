@@ -4,8 +4,8 @@ Each of the three is a phase with a key of its own, the hash of what it depends 
 unchanged is not trained again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from kdexport.artifacts import RunDirectory
 from kdexport.distill.accelerators import accelerator_for
 from kdexport.distill.batches import Batches
 from kdexport.distill.checkpoint import Checkpoints
+from kdexport.distill.data_free import with_made_samples
+from kdexport.distill.ensemble import Ensemble
 from kdexport.distill.metrics import MetricsLog
 from kdexport.distill.objective import LabelKind, Objective
 from kdexport.distill.taps import Taps
@@ -23,18 +25,22 @@ from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
 from kdexport.distill.teacher_cache import TeacherCache
 from kdexport.distill.trainer import Fitted, Job, fit
 from kdexport.distill.validation import Validation, predict_all
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.progress import SILENT, Progress
-from kdexport.recipe import Distill, Recipe, Student, Training
-from kdexport.recipe import Teacher as TeacherSpec
-from kdexport.results import DistillResult, TrainedNetwork
+from kdexport.recipe import Colleague, DataFree, Distill, Recipe, Student, Training
+from kdexport.results import DistillResult, TeacherVote, TrainedNetwork
 from kdexport.sources.augment import Augmentation
 from kdexport.sources.datasets import load_data
 from kdexport.sources.fingerprint import data_fingerprint, fingerprint, weights_fingerprint
-from kdexport.sources.models import Model, count_macs, load_model
 from kdexport.sources.mixing import MIXES
+from kdexport.sources.models import Model, count_macs, load_model
+from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Dataset, Split
 from kdexport.sources.weights import save_weights
+
+Spec = Colleague | Student
+Teaching = Sequence[tuple[TrainedNetwork, Spec]]  # who teaches, with the recipe's table of each
+SEED_STEP = 1_000_003  # between networks that are to start differently
 
 
 def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT) -> DistillResult:
@@ -55,8 +61,8 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
     directory.prepare()
     run = _Run(recipe, directory, load_data(recipe.data, recipe.seed, directory.cache), progress)
     _ = run.objective, run.load("student", recipe.student)  # faults show before the teacher has cost an hour
-    teacher = _teacher(run)
-    networks = [teacher, _student(run, teacher)]
+    teachers = _teachers(run)
+    networks = [teachers[0][0], _student(run, teachers)]
     if recipe.distill.baseline:
         if run.dataset.train.labels is None:
             progress.warn("the data have no labels: there is no student-plain to compare with")
@@ -68,6 +74,7 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
         splits={name: len(getattr(run.dataset, name)) for name in ("train", "val", "test")},
         splits_made_by=run.dataset.splits_made_by,
         networks=tuple(networks),
+        teachers=_votes(run, teachers) if len(teachers) > 1 else (),
     )
     if processes.is_main():
         directory.finish("distill", result, artifacts.key_of([network.weights_sha256 for network in networks]))
@@ -96,77 +103,130 @@ class _Run:
     def objective(self) -> Objective:
         settings = self.recipe.distill
         smoothing = settings.label_smoothing
-        return Objective(settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind(settings))
+        return Objective(
+            settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind(settings)
+        )
 
-    def load(self, role: str, spec: TeacherSpec | Student) -> Model:
-        """Build a network; its initialization depends on the seed alone, so that both students start alike."""
-        torch.manual_seed(self.recipe.seed)
+    def load(self, role: str, spec: Spec) -> Model:
+        """Build a network; its initialization depends on the seed alone, so that both students start alike.
+
+        Further teachers ("teacher-2") and earlier generations ("student-1") start elsewhere: they are to differ.
+        """
+        number = role.rpartition("-")[2]
+        torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
         return load_model(role, spec, self.dataset)
 
-    def load_trained(self, made: TrainedNetwork, spec: TeacherSpec | Student) -> Model:
+    def load_trained(self, made: TrainedNetwork, spec: Spec) -> Model:
         return load_model(made.name, spec, self.dataset, self.directory.root / made.weights)
 
 
-def _teacher(run: _Run) -> TrainedNetwork:
-    """Take the teacher as it is, or fit it on the labels where the recipe says how."""
-    spec, training = run.recipe.teacher, run.recipe.teacher.train
+def _teachers(run: _Run) -> Teaching:
+    """Return the teacher, and any others that speak with it; only the first is exported and compared with."""
+    head = run.recipe.teacher
+    named = [("teacher", head), *((f"teacher-{number}", also) for number, also in enumerate(head.also, 2))]
+    return [(_teacher(run, name, spec), spec) for name, spec in named]
+
+
+def _teacher(run: _Run, name: str, spec: Colleague) -> TrainedNetwork:
+    """Take a teacher as it is, or fit it on the labels where the recipe says how."""
+    training = spec.train
     key = artifacts.key_of(_network_key(spec), training and [run.data_key, training.model_dump()], __version__)
     if training is None:
-        if spec.weights is None and run.recipe.teacher.model.partition(":")[0] in ("torchvision", "timm"):
+        if spec.weights is None and spec.model.partition(":")[0] in ("torchvision", "timm"):
             raise SourceError(
-                f"the teacher {spec.model} has no weights: it would teach noise",
+                f"the {name} {spec.model} has no weights: it would teach noise",
                 hint='give teacher.weights (a file or "pretrained"), or [teacher.train] to fit it on the labels',
             )
-        return _phase(run, "teacher", spec, key, None)
-    return _phase(run, "teacher", spec, key, lambda model: _fit_on_labels(run, "teacher", model, training, key))
+        return _phase(run, name, spec, key, None)
+    return _phase(run, name, spec, key, lambda model: _fit_on_labels(run, name, model, training, key))
 
 
-def _student(run: _Run, taught_by: TrainedNetwork) -> TrainedNetwork:
-    """Train the student on the teacher's word and, by ``label_weight``, on the labels."""
+def _as_one(run: _Run, teaching: Teaching, device: torch.device) -> Teacher:
+    """Return whoever teaches as one teacher."""
+    models = [run.load_trained(made, spec) for made, spec in teaching]
+    if len(models) == 1:
+        return Teacher(models[0].network, models[0].preprocessing, device)
+    weights = [spec.weight for _, spec in teaching if isinstance(spec, Colleague)]
+    members = [(model.network, model.preprocessing) for model in models]
+    return Teacher(Ensemble(members, weights, run.recipe.teacher.combine), Preprocessing(), device)
+
+
+def _votes(run: _Run, teaching: Teaching) -> tuple[TeacherVote, ...]:
+    """Return how good each of several teachers is, and say how far they agree."""
+    device = accelerator_for(run.recipe.distill.precision).device
+    ensemble = _as_one(run, teaching, device).network
+    votes = ensemble.votes(run.dataset.val, device) if isinstance(ensemble, Ensemble) else ()
+    for vote in votes:
+        run.progress.say(f"{vote.name}: agrees with all teachers together on {vote.agreement.top1:.1%} of the samples")
+    return votes
+
+
+def _student(run: _Run, teachers: Teaching) -> TrainedNetwork:
+    """Train the student; where several generations are asked for, each is taught by the one before."""
+    teaching = teachers
+    for generation in range(1, run.recipe.distill.generations):
+        teaching = [(_generation(run, f"student-{generation}", teaching), run.recipe.student)]
+    return _generation(run, "student", teaching)
+
+
+def _generation(run: _Run, phase: str, teaching: Teaching) -> TrainedNetwork:
+    """Train a student on its teachers' word and, by ``label_weight``, on the labels."""
     spec, settings = run.recipe.student, run.recipe.distill
+    identity: list[object] = [[made.weights_sha256, _network_key(taught_as)] for made, taught_as in teaching]
+    if len(teaching) > 1:
+        weights = [taught_as.weight for _, taught_as in teaching if isinstance(taught_as, Colleague)]
+        identity += [weights, run.recipe.teacher.combine]
     key = artifacts.key_of(
         _network_key(spec),
         run.data_key,
-        [taught_by.weights_sha256, _network_key(run.recipe.teacher)],
-        settings.model_dump(exclude={"baseline"}),
+        identity,
+        settings.model_dump(exclude={"baseline", "generations"}),
         __version__,
     )
 
     def train(model: Model) -> Fitted:
         accelerator = accelerator_for(settings.precision)
-        teacher_model = run.load_trained(taught_by, run.recipe.teacher)
-        teacher = Teacher(teacher_model.network, teacher_model.preprocessing, accelerator.device)
-        batches = _batches(run, run.dataset.with_unlabelled, settings, accelerator)
+        teacher = _as_one(run, teaching, accelerator.device)
+        shown = run if settings.data_free is None else _with_made_samples(run, teacher, settings.data_free, accelerator)
+        batches = _batches(shown, shown.dataset.with_unlabelled, settings, accelerator)
         objective = run.objective
-        taps = _taps(run, objective, model, teacher, batches) if objective.needs_features else None
+        taps = _taps(shown, objective, model, teacher, batches) if objective.needs_features else None
         asked: CachedTeacher | ListenedTeacher | None = None
         if taps:
             asked = ListenedTeacher(teacher, taps)
         elif objective.needs_teacher:
-            asked = _cached(
-                run, teacher, [taught_by.weights_sha256, _network_key(run.recipe.teacher)], batches, accelerator
-            )
+            asked = _cached(shown, teacher, identity, batches, accelerator)
         job = Job(
-            phase="student",
+            phase=phase,
             training=settings,
             seed=run.recipe.seed,
             preprocessing=model.preprocessing,
             batches=batches,
             objective=objective,
-            validation=_validation(run, model, accelerator, teacher),
+            validation=_validation(shown, model, accelerator, teacher),
             teacher=asked,
             taps=taps,
         )
         return _fit(run, model, job, accelerator, key)
 
-    return _phase(run, "student", spec, key, train)
+    return _phase(run, phase, spec, key, train)
+
+
+def _with_made_samples(run: _Run, teacher: Teacher, settings: DataFree, accelerator: Accelerator) -> _Run:
+    """Return the run with images made from the teacher in place of its own: no real one is seen in training."""
+    seed, device = run.recipe.seed, accelerator.device
+    about = (teacher.network, teacher.preprocessing, settings)
+    made = with_made_samples(run.dataset, *about, seed=seed, device=device, progress=run.progress)
+    return replace(run, dataset=made)
 
 
 def _cached(
     run: _Run, teacher: Teacher, identity: list[object], batches: Batches, accelerator: Accelerator
 ) -> CachedTeacher:
     """Return a teacher that is asked once per sample and view."""
-    made_from = [identity, teacher.preprocessing.to_json(), run.data_key, [run.recipe.distill.augment, batches.views]]
+    settings = run.recipe.distill
+    data = [run.data_key, settings.data_free and settings.data_free.model_dump()]
+    made_from = [identity, teacher.preprocessing.to_json(), data, [settings.augment, batches.views]]
     cache = TeacherCache(
         run.directory.cache,
         artifacts.key_of(*made_from),
@@ -181,6 +241,12 @@ def _cached(
 
 def _taps(run: _Run, objective: Objective, model: Model, teacher: Teacher, batches: Batches) -> Taps:
     """Return the taps on both networks, their layers found in one dry run of two samples, and say what they compare."""
+    unnamed = [name for name, term in objective.feature_terms.items() if not term.names_teacher]
+    if unnamed and isinstance(teacher.network, Ensemble):
+        raise KDExportError(
+            f"{unnamed[0]} compares layers, and with several teachers it is not clear whose",
+            hint="name one as teacher_layer: members.0.PATH is a layer of the first teacher",
+        )
     inputs = batches.gather(np.arange(min(2, len(run.dataset.train))), view=0).inputs
     taps = Taps(
         objective.feature_terms,
@@ -206,9 +272,7 @@ def _student_plain(run: _Run) -> TrainedNetwork:
     )
 
 
-def _phase(
-    run: _Run, name: str, spec: TeacherSpec | Student, key: str, train: Callable[[Model], Fitted] | None
-) -> TrainedNetwork:
+def _phase(run: _Run, name: str, spec: Spec, key: str, train: Callable[[Model], Fitted] | None) -> TrainedNetwork:
     """Return the phase's earlier result where it is still true, else train and write the weights."""
     record = run.directory.checkpoints / name / "done.json"
     weights = run.directory.weights(name)
@@ -281,6 +345,6 @@ def _validation(run: _Run, model: Model, accelerator: Accelerator, teacher: Teac
     return Validation(split, model.preprocessing, device, teacher_logits)
 
 
-def _network_key(spec: TeacherSpec | Student) -> list[object]:
+def _network_key(spec: Spec) -> list[object]:
     made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict]
     return [*made_from, spec.preprocessing.model_dump()]

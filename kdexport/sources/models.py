@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.errors import SourceError
 from kdexport.evaluate import Predict
-from kdexport.recipe import PRETRAINED, Student, Teacher
+from kdexport.recipe import PRETRAINED, Colleague, Student
 from kdexport.references import parse
 from kdexport.sources.inferred import inferred_preprocessing
 from kdexport.sources.networks import check_output, load_with_fresh, pretrained_weights
@@ -31,7 +31,7 @@ class Model:
     left_out: tuple[str, ...] = ()  # of the weights that were to be loaded, a line each
 
 
-def load_model(role: str, spec: Teacher | Student, dataset: Dataset, weights: Path | None = None) -> Model:
+def load_model(role: str, spec: Colleague | Student, dataset: Dataset, weights: Path | None = None) -> Model:
     """Build a recipe's network for a data set.
 
     Args:
@@ -55,7 +55,7 @@ def load_model(role: str, spec: Teacher | Student, dataset: Dataset, weights: Pa
         left_out = load_weights(network, Path(spec.weights), spec.strict)
     elif fresh:
         left_out = tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh)
-        if isinstance(spec, Teacher) and spec.train is None:
+        if isinstance(spec, Colleague) and spec.train is None:
             raise SourceError(
                 f"the teacher {spec.model} comes without {', '.join(fresh[:4])}: it would teach noise",
                 hint="fit it on the labels with a [teacher.train] table, or name a model that classifies these data",
@@ -100,7 +100,7 @@ def _shown(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def preprocessing_of(spec: Teacher | Student, dataset: Dataset) -> Preprocessing:
+def preprocessing_of(spec: Colleague | Student, dataset: Dataset) -> Preprocessing:
     """Return a network's preprocessing: what the recipe says, else what its library says, else the data's own."""
     own = inferred_preprocessing(spec.model, spec.args, spec.weights, dataset.preprocessing)
     return with_spec(own or dataset.preprocessing, spec.preprocessing)

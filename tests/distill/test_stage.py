@@ -251,3 +251,132 @@ def test_samples_with_several_labels(tmp_path: Path, tiny: Tiny) -> None:
     distill(tiny(data, "distill.terms=[{ method = 'binary_soft_targets' }]", "teacher.train.epochs=4"), directory)
     lines = [line for line in metrics.read(directory.metrics) if line["phase"] == "teacher"]
     assert lines[-1]["val_accuracy"] > 0.65
+
+
+GREEDY = """
+import torch
+from nets import Student as Plain
+
+
+class Student(Plain):
+    # Stands for a device whose memory holds so many samples and no more.
+    room = {room}
+
+    def forward(self, image):
+        if self.training and len(image) > self.room:
+            raise torch.OutOfMemoryError(f"tried to allocate room for {{len(image)}} samples")
+        return super().forward(image)
+"""
+
+
+def greedy(folder: Path, room: int) -> str:
+    nets = Path(__file__).parents[2] / "models" / "digits" / "nets.py"
+    (folder / "nets.py").write_text(nets.read_text())
+    (folder / "greedy.py").write_text(GREEDY.format(room=room))
+    return f"student.model={folder / 'greedy.py'}:Student"
+
+
+def test_too_little_memory_halves_the_micro_batch_once_and_says_so(tmp_path: Path, tiny: Tiny) -> None:
+    recorder = Recorder()
+    recipe = tiny(greedy(tmp_path, room=40), "distill.batch_size=64", "distill.baseline=false")
+    result = distill(recipe, RunDirectory(tmp_path / "run"), recorder)
+    assert any("going on with 32 at a time" in said for said in recorder.said)
+    assert result.networks[1].epochs == 3
+
+
+def test_far_too_little_memory_stops_with_the_figure_to_set(tmp_path: Path, tiny: Tiny) -> None:
+    recipe = tiny(greedy(tmp_path, room=20), "distill.batch_size=64", "distill.baseline=false")
+    with pytest.raises(KDExportError) as caught:
+        distill(recipe, RunDirectory(tmp_path / "run"))
+    assert "micro_batch_size = 16" in caught.value.hint
+    distill(
+        tiny(greedy(tmp_path, 20), "distill.micro_batch_size=16", "distill.baseline=false"),
+        RunDirectory(tmp_path / "run"),
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path, tiny: Tiny) -> None:
+    recipe = tiny("distill.epochs=8", "teacher.train.epochs=6", "data.fraction=1.0", "distill.baseline=false")
+    distill(recipe, RunDirectory(tmp_path / "one"))
+    recipe.write(tmp_path / "given.toml")
+    two = tmp_path / "two"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        "-m",
+        "kdexport",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "distill", str(tmp_path / "given.toml"), "--out", str(two), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [network["name"] for network in json.loads(done.stdout)["networks"]] == ["teacher", "student"]
+    one_log, two_log = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    # The schedule goes by steps: the same rate at each epoch's end means the same number of steps, the same total batch.
+    assert [(line["phase"], line["epoch"], line["lr"]) for line in one_log] == [
+        (line["phase"], line["epoch"], line["lr"]) for line in two_log
+    ]
+    assert two_log[-1]["val_accuracy"] == pytest.approx(one_log[-1]["val_accuracy"], abs=0.1)
+    assert len(list((two / "cache").glob("teacher-*.json"))) >= 1
+
+
+def test_each_generation_is_taught_by_the_one_before(tmp_path: Path, tiny: Tiny) -> None:
+    directory, recorder = RunDirectory(tmp_path), Recorder()
+    once = distill(tiny("distill.baseline=false", "distill.epochs=2"), directory)
+    thrice = distill(tiny("distill.baseline=false", "distill.epochs=2", "distill.generations=3"), directory, recorder)
+    assert [network.name for network in thrice.networks] == ["teacher", "student"]
+    assert [phase for phase, epoch in phases(directory) if epoch == 1][-3:] == ["student-1", "student-2", "student"]
+    assert recorder.said.count("teacher: unchanged, not trained again") == 1
+    first, second = (load_file(tmp_path / f"student-{number}.safetensors") for number in (1, 2))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert once.networks[1].weights_sha256 != thrice.networks[1].weights_sha256
+
+
+def test_several_teachers_speak_as_one(tmp_path: Path, tiny: Tiny) -> None:
+    nets = Path(__file__).parents[2] / "models" / "digits" / "nets.py"
+    also = (
+        f'teacher.also=[{{ model = "{nets}:Teacher", args = {{ width = 6 }}, train = {{ epochs = 1 }}, weight = 2.0 }}]'
+    )
+    directory = RunDirectory(tmp_path / "run")
+    result = distill(tiny("distill.baseline=false", "teacher.combine=confidence", also), directory)
+    assert [network.name for network in result.networks] == ["teacher", "student"]
+    assert [(vote.name, round(vote.weight, 3)) for vote in result.teachers] == [
+        ("teacher", 0.333),
+        ("teacher-2", 0.667),
+    ]
+    assert all(0 < vote.agreement.top1 <= 1 for vote in result.teachers)
+    assert {phase for phase, _ in phases(directory)} == {"teacher", "teacher-2", "student"}
+    with pytest.raises(KDExportError, match="several teachers") as caught:
+        distill(tiny("distill.baseline=false", also, "distill.terms=[{ method = 'hint' }]"), directory)
+    assert "members.0" in caught.value.hint
+    layer = "distill.terms=[{ method = 'hint', teacher_layer = 'members.1.stages' }]"
+    distill(tiny("distill.baseline=false", "distill.epochs=1", also, layer), directory)
+
+
+NOISE = """
+import numpy as np
+from sklearn.datasets import load_digits
+
+def digits_with_nothing_to_learn_from():
+    digits, noise = load_digits(), np.random.default_rng(0)
+    images = (digits.images * 15.9).astype(np.uint8)
+    nothing = noise.integers(0, 256, images[:1200].shape, dtype=np.uint8), noise.integers(0, 10, 1200)
+    return {"train": nothing, "val": nothing, "test": (images, digits.target)}
+"""
+
+
+def test_made_samples_have_no_labels(tiny: Tiny) -> None:
+    with pytest.raises(KDExportError, match="label_weight = 0"):
+        tiny("distill.data_free={}")
