@@ -1,0 +1,129 @@
+"""`kdexport evaluate` and `kdexport init` as a user calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+NETS = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    """A linear network with weights that are worth something: ridge regression on the digits' own training split."""
+    from kdexport.recipe import Data
+    from kdexport.sources.datasets import load_data
+
+    data = load_data(Data(source="digits"), 0, tmp_path)
+    inputs = data.preprocessing.apply(data.train.inputs)[0].flatten(1)
+    wanted = torch.nn.functional.one_hot(torch.from_numpy(data.train.labels), 10).float()
+    weight = torch.linalg.solve(inputs.T @ inputs + 50 * torch.eye(64), inputs.T @ (wanted - 0.1))
+    (tmp_path / "nets.py").write_text(NETS)
+    torch.save({"model": {"1.weight": weight.T.contiguous(), "1.bias": torch.full((10,), 0.1)}}, tmp_path / "w.pth")
+    return tmp_path
+
+
+def scores(result):
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_checkpoint_is_scored_with_interval_classes_and_confusions(kdexport, net):
+    arguments = ("evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "w.pth", "--data", "digits", "--quiet")
+    found = scores(kdexport(*arguments, "--json"))
+    assert found["samples"] == 359
+    assert 0.85 < found["accuracy"] < 1
+    low, high = found["accuracy_ci95"]
+    assert low < found["accuracy"] < high
+    assert len(found["per_class"]) == 10
+    shown = kdexport(*arguments).stdout
+    for text in (f"accuracy {found['accuracy']:.4f}", "macro-F1", "most often confused:", "stratified 0.2 of all"):
+        assert text in shown
+
+
+def test_the_onnx_file_scores_as_the_module_does(kdexport, net):
+    import onnx_ir
+
+    from kdexport.export.to_onnx import to_onnx
+    from kdexport.sources.networks import load_network
+    from kdexport.sources.weights import load_weights
+
+    network = load_network(f"{net / 'nets.py'}:Net", {}, 10)
+    load_weights(network, net / "w.pth")
+    onnx_ir.save(to_onnx(network, (torch.zeros(2, 1, 8, 8),), input_names=("input",)).model, net / "net.onnx")
+    module = scores(
+        kdexport("evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "w.pth", "--data", "digits", "--json")
+    )
+    onnx = scores(kdexport("evaluate", net / "net.onnx", "--data", "digits", "--json"))
+    assert onnx["correct"] == module["correct"]
+
+
+def test_other_splits_and_settings(kdexport, net):
+    arguments = ("evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "w.pth", "--data", "digits", "--json")
+    assert scores(kdexport(*arguments, "--split", "val"))["samples"] == 143
+    assert scores(kdexport(*arguments, "--set", "data.test_fraction=0.5"))["samples"] == 898
+    recipe = Path(__file__).parents[2] / "models" / "digits" / "recipe.toml"
+    same = ("evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "w.pth", "--recipe", recipe, "--json")
+    assert scores(kdexport(*same)) == scores(kdexport(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nets.py:Nat", "--data", "digits"), "has no 'Nat'"),
+        (("nets.py:Net", "--data", "digitz"), "is no data that can be loaded"),
+        (("nets.py:Net",), "one of --data and --recipe"),
+        (("nets.py:Net", "--data", "digits", "--split", "rest"), "there is no split 'rest'"),
+        (("nets.py:Net", "--data", "digits", "--weights", "absent.pt"), "there is no weights file"),
+        (("nets.py:Net", "--data", "digits", "--arg", "num_classes=7"), "the data have 10 classes"),
+        (("absent.onnx", "--data", "digits"), "there is no ONNX file"),
+        (("w.pth", "--data", "digits"), "is no network that can be built"),
+    ],
+)
+def test_what_cannot_be_scored(arguments, message, kdexport, net, monkeypatch):
+    monkeypatch.chdir(net)
+    result = kdexport("evaluate", *arguments, "--quiet")
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert "\nhint: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_reference_pairs_are_listed_and_copied(kdexport, tmp_path):
+    listed = scores(kdexport("init", "--list", "--json"))["pairs"]
+    assert {"digits", "spoken_digits"} <= {pair["name"] for pair in listed}
+    assert all(pair["description"] for pair in listed)
+    result = kdexport("init", "digits", tmp_path / "mine")
+    assert result.exit_code == 0
+    assert f"kdexport run {tmp_path / 'mine' / 'recipe.toml'}" in result.stdout
+    original = Path(__file__).parents[2] / "models" / "digits"
+    for name in ("recipe.toml", "nets.py"):
+        assert (tmp_path / "mine" / name).read_bytes() == (original / name).read_bytes()
+    assert not list((tmp_path / "mine").rglob("__pycache__"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("init", "digit"), "no reference pair is called 'digit'"), (("init",), "no reference pair is named")],
+)
+def test_pairs_that_cannot_be_copied(arguments, message, kdexport, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = kdexport(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(kdexport, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = kdexport("init", "digits", tmp_path)
+    assert result.exit_code == 1
+    assert "is not empty" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
