@@ -15,7 +15,7 @@ from kdexport.results import Interval
 
 LEAST_ROUNDS = 3  # fewer say nothing of their own spread
 RESAMPLES = 500
-BINS = 512  # of the grid of pooled quantiles: a median is read off to about 1/512 of the distribution's mass
+BINS = 256  # of the grid of pooled quantiles, twice: a median is read off to about 1/256 of the distribution's mass
 SEED = 20240607  # of the resampling: equal samples give equal intervals
 
 # Student's t at 97.5 % for 2 to 30 degrees of freedom; beyond, its expansion about the normal distribution's 1.96.
@@ -26,31 +26,43 @@ T95 = (
 
 
 def median_interval(rounds: Sequence[np.ndarray]) -> Interval | None:
-    """Return the 95 % interval of the pooled median: a bootstrap that resamples whole rounds.
+    """Return the 95 % interval of the pooled median; see ``quantile_intervals``."""
+    found = quantile_intervals(rounds, (0.5,))
+    return None if found is None else found[0]
 
-    The percentiles of the resampled medians would be too narrow for few rounds, and never reach beyond the rounds'
+
+def quantile_intervals(rounds: Sequence[np.ndarray], shares: Sequence[float]) -> list[Interval] | None:
+    """Return the 95 % intervals of pooled quantiles: a bootstrap that resamples whole rounds.
+
+    The percentiles of the resampled quantiles would be too narrow for few rounds, and never reach beyond the rounds'
     own. So the bootstrap gives the standard error, on a logarithmic scale, and Student's t the width (Hesterberg 2015,
     "What Teachers Should Know About the Bootstrap": t interval with bootstrap standard error, small-sample corrected).
 
     Args:
         rounds: The samples of each round, at least one in each, all above 0.
+        shares: Which quantiles, e.g. 0.5 and 0.99.
 
     Returns:
-        Lower and upper end in the samples' unit, or None where there are fewer than three rounds.
+        For each quantile lower and upper end in the samples' unit; None where there are fewer than three rounds.
     """
     count = len(rounds)
     if count < LEAST_ROUNDS:
         return None
     pooled = np.sort(np.concatenate(rounds))
-    grid = np.unique(pooled[np.linspace(0, pooled.size - 1, min(BINS, pooled.size)).astype(np.int64)])
+    # Half of the grid spreads over all samples, half over the upper twentieth: the tail has quantiles of its own.
+    steps = np.concatenate([np.linspace(0, 1, BINS), np.linspace(0.95, 1, BINS)])
+    grid = np.unique(pooled[np.round(steps * (pooled.size - 1)).astype(np.int64)])
     counts = np.stack([np.bincount(np.searchsorted(grid, samples), minlength=grid.size) for samples in rounds])
     weights = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     # In floating point: numpy multiplies integer matrices without BLAS.
     cumulative = np.cumsum(weights.astype(np.float64) @ counts.astype(np.float64), axis=1)
-    medians = grid[np.argmax(cumulative >= cumulative[:, -1:] / 2, axis=1)]
-    error = float(np.log(medians).std()) * math.sqrt(count / (count - 1))
-    middle, half = float(np.median(pooled)), student_t95(count - 1) * error
-    return middle * math.exp(-half), middle * math.exp(half)
+    found = []
+    for share in shares:
+        resampled = grid[np.argmax(cumulative >= cumulative[:, -1:] * share, axis=1)]
+        error = float(np.log(resampled).std()) * math.sqrt(count / (count - 1))
+        middle, half = float(np.quantile(pooled, share)), student_t95(count - 1) * error
+        found.append((middle * math.exp(-half), middle * math.exp(half)))
+    return found
 
 
 def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[float, Interval | None]:

@@ -148,7 +148,10 @@ class Latency:
     std: float
     samples: int
     quantiles: tuple[float, ...] = ()  # 101 values, 0 % to 100 %: the distribution for pictures
-    rounds_p50: tuple[float, ...] = ()  # median of each interleaved round, in order: pairs models in a ratio
+    rounds_p50: tuple[float, ...] = ()  # median of each round (a fresh process), in order: pairs models in a ratio
+    p90_ci95: Interval | None = None
+    p95_ci95: Interval | None = None
+    p99_ci95: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from kdexport.bench.plan import Device
+from kdexport.bench.plugins import installed_libraries, register
 from kdexport.errors import DeviceError, did_you_mean
 
 PROVIDERS = {
@@ -37,10 +38,11 @@ def available() -> list[str]:
     """Return the providers that this ONNX Runtime names: built in, or plugged in. Not proved to work."""
     import onnxruntime
 
-    plugged = (
-        [device.ep_name for device in onnxruntime.get_ep_devices()] if hasattr(onnxruntime, "get_ep_devices") else []
-    )
-    return list(dict.fromkeys([*onnxruntime.get_available_providers(), *plugged]))
+    built_in = list(onnxruntime.get_available_providers())
+    if not hasattr(onnxruntime, "get_ep_devices"):  # before 1.23
+        return built_in
+    register(installed_libraries())
+    return list(dict.fromkeys([*built_in, *(device.ep_name for device in onnxruntime.get_ep_devices())]))
 
 
 def find(names: Sequence[str], available: Sequence[str], options: Mapping[str, str]) -> list[Device]:
@@ -62,7 +64,7 @@ def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> De
     if kind in PROVIDERS:
         provider = PROVIDERS[kind]
     elif name in available:  # a plugin provider by its own name
-        return Device(name, name, options)
+        return Device(name, name, options, installed_libraries())
     else:
         known = [*PROVIDERS, *(other for other in available if other not in PROVIDERS.values())]
         near = "did you mean 'cuda'? (others: tensorrt, webgpu, coreml)" if kind == "gpu" else did_you_mean(kind, known)
@@ -81,7 +83,7 @@ def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> De
     chosen = dict(options) if kind != "cpu" else {}
     if kind in NUMBERED:
         chosen.setdefault("device_id", index or "0")
-    return Device(name, provider, chosen)
+    return Device(name, provider, chosen, installed_libraries() if kind != "cpu" else {})
 
 
 def _no_gpu() -> str:

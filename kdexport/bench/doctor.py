@@ -15,6 +15,7 @@ from typing import Literal
 
 from kdexport.bench.child import Child, ChildError
 from kdexport.bench.devices import MISSING, PROVIDERS, available
+from kdexport.bench.plugins import installed_libraries
 from kdexport.bench.reasons import in_words
 from kdexport.errors import KDExportError
 from kdexport.machine import driver_cuda, fingerprint, nvidia_gpus
@@ -217,6 +218,7 @@ def probe(provider: str) -> Sequence[str]:
             "path": "",
             "provider": provider,
             "provider_options": {},
+            "libraries": installed_libraries(),
             "threads": 1,
             "shapes": {"x": [1]},
             "batch_size": 1,

@@ -41,6 +41,7 @@ class Device:
     name: str  # "cpu", "cuda:1"
     provider: str  # "CUDAExecutionProvider"
     options: Mapping[str, str] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)  # plugins to register first: name -> path
 
 
 @dataclass(frozen=True)

@@ -325,6 +325,7 @@ def worker_task(one: Series, case: Case, settings: Settings) -> dict[str, Any]:
         "path": target.path,
         "provider": case.device.provider,
         "provider_options": dict(case.device.options),
+        "libraries": dict(case.device.libraries),
         "threads": case.threads,
         "shapes": shapes,
         "batch_size": one.batch_size,

@@ -70,8 +70,9 @@ def _providers(provider: str, provider_options: Mapping[str, str], options: ort.
         return [(provider, chosen)]
     if provider not in ort.get_available_providers():
         plugged = [device for device in ort.get_ep_devices() if device.ep_name == provider]
-        if plugged:
-            options.add_provider_for_devices(plugged[:1], chosen)
+        which = int(chosen.pop("device_id", 0))
+        if which < len(plugged):
+            options.add_provider_for_devices([plugged[which]], chosen)
             return []
     if provider == "TensorrtExecutionProvider":  # what TensorRT leaves, CUDA takes
         cuda = {"device_id": chosen.get("device_id", "0")}

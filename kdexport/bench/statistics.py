@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdexport.bench.plan import PERCENTILE_NEEDS
-from kdexport.intervals import median_interval
+from kdexport.intervals import median_interval, quantile_intervals
 from kdexport.results import Latency
 
 NS_PER_MS = 1e6
@@ -18,18 +18,26 @@ def latency(rounds: Sequence[np.ndarray]) -> Latency:
         rounds: int64 nanoseconds per call, one array a round.
     """
     pooled = np.concatenate(rounds) / NS_PER_MS
-    interval = median_interval(rounds)
+    found = quantile_intervals([samples / NS_PER_MS for samples in rounds], (0.5, 0.9, 0.95, 0.99))
+    p50_ci95, *tails = found if found is not None else [None] * 4
+    p90, p95, p99 = (percentile(pooled, which) for which in (90, 95, 99))
+    p90_ci95, p95_ci95, p99_ci95 = (
+        None if value is None else interval for value, interval in zip((p90, p95, p99), tails, strict=True)
+    )
     return Latency(
         p50=float(np.median(pooled)),
-        p50_ci95=None if interval is None else (interval[0] / NS_PER_MS, interval[1] / NS_PER_MS),
-        p90=percentile(pooled, 90),
-        p95=percentile(pooled, 95),
-        p99=percentile(pooled, 99),
+        p50_ci95=p50_ci95,
+        p90=p90,
+        p95=p95,
+        p99=p99,
         mean=float(pooled.mean()),
         std=float(pooled.std()),
         samples=int(pooled.size),
         quantiles=tuple(float(value) for value in np.quantile(pooled, np.linspace(0, 1, 101))),
         rounds_p50=tuple(float(np.median(samples)) / NS_PER_MS for samples in rounds),
+        p90_ci95=p90_ci95,
+        p95_ci95=p95_ci95,
+        p99_ci95=p99_ci95,
     )
 
 

@@ -46,6 +46,7 @@ class Worker:
         from kdexport.bench import session
 
         options = task["provider_options"]
+        self._register(task)
         model = task["path"] or session.EMPTY_MODEL
         self._session, load_ms = session.open_session(model, task["provider"], options, task["threads"])
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
@@ -78,6 +79,7 @@ class Worker:
         """Load and run the model in a process that has done nothing else, and read what the kernel says."""
         from kdexport.bench import session
 
+        self._register(task)
         empty, _ = session.open_session(
             session.EMPTY_MODEL, task["provider"], task["provider_options"], task["threads"]
         )
@@ -134,6 +136,12 @@ class Worker:
             for _ in range(task["runs"]):
                 bound.run()
             return {"shares": timing.shares_of_profile(profiled.end_profiling())}, b""
+
+    def _register(self, task: Mapping[str, Any]) -> None:
+        if task.get("libraries"):
+            from kdexport.bench import plugins
+
+            plugins.register(task["libraries"])
 
     def _bind(self, task: Mapping[str, Any]) -> Any:
         from kdexport.bench import session

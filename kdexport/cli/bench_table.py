@@ -62,8 +62,8 @@ def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
         baseline = baselines.get(_place(one))
         if baseline is None or one.model == first:
             return NONE if baseline is None else "1"
-        ratio, _interval = ratio_interval(baseline.latency_ms.rounds_p50, one.latency_ms.rounds_p50)
-        return f"{ratio:.2f}×"
+        ratio, interval = ratio_interval(baseline.latency_ms.rounds_p50, one.latency_ms.rounds_p50)
+        return f"{ratio:.2f}" if interval is None else f"{ratio:.2f} ±{(interval[1] - interval[0]) / 2:.2f}"
 
     fixed: list[tuple[str, Cell]] = [
         ("model", lambda one, _: one.model),
@@ -73,7 +73,7 @@ def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
         ("p50 ms", lambda one, _: _figure(one.latency_ms.p50)),
         ("±", lambda one, _: _half_width(one)),
         ("p99 ms", lambda one, _: NONE if one.latency_ms.p99 is None else _figure(one.latency_ms.p99)),
-        ("faster", speedup),
+        ("times faster", speedup),
         ("per s", lambda one, _: f"{one.throughput_per_s:,.0f}"),
     ]
     counts = sorted({key for one in result.measurements for key in one.throughput_by_streams or {}}, key=int)

@@ -3,6 +3,7 @@ import pytest
 from kdexport.bench.devices import find
 from kdexport.bench.placement import check_placement, shares
 from kdexport.bench.plan import Device
+from kdexport.bench.plugins import installed_libraries, register
 from kdexport.errors import DeviceError
 
 CPU_ONLY = ["CPUExecutionProvider"]
@@ -61,3 +62,15 @@ def test_nodes_elsewhere_are_an_error_that_names_them():
     assert "--allow-fallback" in caught.value.hint
     check_placement("m", CUDA, split, allow_fallback=True)
     assert shares(split["placement"]) == {"CUDAExecutionProvider": 0.75, "CPUExecutionProvider": 0.25}
+
+
+def test_a_plugin_that_is_installed_is_found_by_its_package(tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime_ep_abacus.py").write_text("def get_library_path():\n    return '/lib/abacus.so'\n")
+    info = tmp_path / "onnxruntime_ep_abacus-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-ep-abacus\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed_libraries()["onnxruntime-ep-abacus"] == "/lib/abacus.so"
+    (device,) = find(["AbacusExecutionProvider"], [*CPU_ONLY, "AbacusExecutionProvider"], {})
+    assert device.libraries == {"onnxruntime-ep-abacus": "/lib/abacus.so"}
+    register(device.libraries)  # it cannot be loaded: no device, and no crash
