@@ -1,0 +1,101 @@
+"""CUDA against the CPU for a teacher of ResNet-50's size and a small student; bound memory against none.
+
+    python benchmarks/bench_gpu.py        (needs an NVIDIA GPU and onnxruntime-gpu)
+
+Batch sizes 1 to 64, placement proved, copies to and from the device apart from the computing. Without a GPU it says so
+and ends with 1; nothing is written.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+import torchvision
+from bench_common import OtherLoad, keep
+
+from kdexport.bench.describe import describe_file
+from kdexport.bench.session import open_session
+from kdexport.bench.stage import bench
+from kdexport.intervals import ratio_interval
+from kdexport.machine import nvidia_gpus
+from kdexport.recipe import Bench
+
+BATCHES = (1, 4, 16, 64)
+UNBOUND_RUNS = 50
+
+
+def export(folder: Path) -> list[Path]:
+    """Write both networks with random weights: a latency does not depend on what they are."""
+    paths = []
+    for name in ("resnet50", "mobilenet_v3_small"):
+        network = torchvision.models.get_model(name, weights=None).eval()
+        path = folder / f"{name}.onnx"
+        batch = torch.export.Dim("batch")
+        torch.onnx.export(
+            network,
+            (torch.randn(2, 3, 224, 224),),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            external_data=False,
+            verbose=False,
+        )
+        paths.append(path)
+    return paths
+
+
+def unbound_ms(path: Path, batch: int) -> float:
+    """Return the median of `session.run` with numpy in and numpy out: what is measured without bound memory."""
+    session, _ = open_session(str(path), "CUDAExecutionProvider", {}, 1)
+    feed = {session.get_inputs()[0].name: np.zeros((batch, 3, 224, 224), np.float32)}
+    for _ in range(5):
+        session.run(None, feed)
+    samples = []
+    for _ in range(UNBOUND_RUNS):
+        before = time.perf_counter_ns()
+        session.run(None, feed)
+        samples.append(time.perf_counter_ns() - before)
+    return statistics.median(samples) / 1e6
+
+
+def main() -> int:
+    gpus, driver = nvidia_gpus()
+    if not gpus or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        print("no NVIDIA GPU, or no CUDA in this onnxruntime: nothing measured", file=sys.stderr)
+        return 1
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, OtherLoad() as load:
+        paths = export(Path(folder))
+        settings = Bench(devices=("cpu", "cuda"), batch_sizes=BATCHES, max_seconds=10)
+        result = bench([describe_file(path) for path in paths], settings, name="gpu")
+        cpu = {(one.model, one.batch_size): one for one in result.measurements if one.device == "cpu"}
+        for one in result.measurements:
+            if one.device != "cuda":
+                continue
+            other = cpu[one.model, one.batch_size]
+            ratio, interval = ratio_interval(other.latency_ms.rounds_p50, one.latency_ms.rounds_p50)
+            rows.append(
+                {
+                    "model": one.model,
+                    "batch": one.batch_size,
+                    "cpu_p50_ms": round(other.latency_ms.p50, 3),
+                    "cuda_p50_ms": round(one.latency_ms.p50, 3),
+                    "speedup": round(ratio, 2),
+                    "ci95": interval,
+                    "placement": one.placement,
+                    "transfer_ms": one.transfer_ms,
+                    "unbound_p50_ms": round(unbound_ms(Path(folder) / f"{one.model}.onnx", one.batch_size), 3),
+                    "device_peak_mib": one.memory_mib.device_peak,
+                }
+            )
+    keep("bench_gpu", {"gpu": gpus[0], "driver": driver, "rows": rows}, load)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
