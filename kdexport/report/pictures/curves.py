@@ -1,13 +1,12 @@
 """Training curves: validation accuracy by epoch, stretched where it matters, near the top."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from kdexport.report.pictures.marks import Mark
-from kdexport.report.pictures.svg import Scale, picture, short, tag, text
+from kdexport.report.pictures.svg import CHARACTER, Scale, picture, short, tag, text
 
 TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 LEAST_ERROR = 0.0008  # an accuracy of 1 has no place on a log scale; it is drawn here
@@ -25,7 +24,7 @@ class Curve:
 def curves(lines: Sequence[Curve], *, label: str, width: int = 700, height: int = 340) -> Markup:
     """Draw the curves; the vertical axis is the logarithm of the error, labelled with accuracies."""
     narrow = width < 500
-    left, right, top, bottom = 52.0, width - (20.0 if narrow else 130.0), 24.0, height - 40.0
+    left, right, top, bottom = 52.0, width - 14.0, (44.0 if narrow else 26.0), height - 40.0
     last = max(max(line.epochs) for line in lines)
     first = min(min(line.epochs) for line in lines)
     errors = [max(1 - accuracy, LEAST_ERROR) for line in lines for accuracy in line.accuracies]
@@ -42,28 +41,19 @@ def curves(lines: Sequence[Curve], *, label: str, width: int = 700, height: int 
     drawn.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
     drawn.append(text(right, height - 4, "epoch", "end", class_="title"))
     drawn.append(text(left - 46, 12, "accuracy on the validation split ↑", class_="title"))
-    ends = sorted(lines, key=lambda line: line.accuracies[-1], reverse=True)
-    lowest = top - 14
-    for line in ends:
+    at, row = (left, 30.0) if narrow else (250.0, 12.0)
+    for line in lines:
         places = [(across(epoch), up(1 - value)) for epoch, value in zip(line.epochs, line.accuracies, strict=True)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        parts = [tag("path", d=path, class_=f"curve c{line.mark.colour}")]
         best = max(range(len(line.accuracies)), key=line.accuracies.__getitem__)
-        parts.append(tag("circle", cx=places[best][0], cy=places[best][1], r=3.5, class_=f"solid c{line.mark.colour}"))
-        lowest = max(lowest + 15, places[-1][1] + 4)
-        if narrow:
-            lowest = lowest if math.isfinite(lowest) else top
-            parts.append(
-                text(
-                    right,
-                    min(lowest, bottom - 4) + 16,
-                    short(line.mark.name),
-                    "end",
-                    class_=f"name c{line.mark.colour}",
-                )
-            )
-        else:
-            parts.append(text(right + 8, lowest, short(line.mark.name, 18), class_=f"name c{line.mark.colour}"))
+        name = short(line.mark.name, 14 if narrow else 24)
+        parts = [
+            tag("path", d=path, class_=f"curve c{line.mark.colour}"),
+            tag("circle", cx=places[best][0], cy=places[best][1], r=3.5, class_=f"solid c{line.mark.colour}"),
+            tag("line", x1=at, x2=at + 16, y1=row - 4, y2=row - 4, class_=f"curve c{line.mark.colour}"),
+            text(at + 21, row, name, class_="name"),
+        ]
+        at += 40 + CHARACTER * len(name)
         drawn.append(tag("g", *parts, class_="row", data_model=line.mark.name, data_tip=tip(line), aria_hidden="true"))
     return picture(width, height, label, *drawn)
 

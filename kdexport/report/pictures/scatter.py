@@ -74,7 +74,7 @@ def scatter(
     drawn.append(text(left - 46, 12, "accuracy on the test split ↑", class_="title"))
     drawn += _limits(across, up, max_latency_ms, min_accuracy, (left, right, top, bottom))
     drawn += _front(points, front, across, up, right, bottom)
-    drawn += _points(points, across, up, Labels(width, height - 40), top, bottom)
+    drawn += _points(points, across, up, Labels(width, bottom, left), top, bottom)
     return picture(width, height, label, *drawn, interactive=True)
 
 
@@ -115,7 +115,10 @@ def _limits(
     if max_latency_ms is not None and across.low < max_latency_ms < across.high:
         x = across(max_latency_ms)
         drawn.append(tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="limit"))
-        drawn.append(text(x - 6, top + 10, "asked: left of this line", "end", class_="asked"))
+        fits = x - left > 140  # else the words would lie on the axis
+        drawn.append(
+            text(x + (-6 if fits else 6), top + 10, "asked: left of this line", "end" if fits else None, class_="asked")
+        )
     return drawn
 
 

@@ -108,6 +108,7 @@ class Labels:
 
     width: float
     height: float
+    left: float = 0.0  # where the room for labels begins
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def occupy(self, x: float, y: float, radius: float) -> None:
@@ -120,7 +121,7 @@ class Labels:
         for dx, dy, anchor in _around(gap):
             left = x + dx - {"start": 0.0, "middle": length / 2, "end": length}[anchor]
             box = (left, y + dy - size * 0.8, left + length, y + dy + size * 0.3)
-            inside = box[0] >= 0 and box[1] >= 0 and box[2] <= self.width and box[3] <= self.height
+            inside = box[0] >= self.left and box[1] >= 0 and box[2] <= self.width and box[3] <= self.height
             if inside and not any(_overlap(box, other) for other in self.taken):
                 self.taken.append(box)
                 return x + dx, y + dy, anchor

@@ -1,0 +1,100 @@
+"""Scales, ticks and labels of the pictures."""
+
+import re
+
+import pytest
+
+from kdexport.report.pictures.bullet import bullet
+from kdexport.report.pictures.classes import confusion_change
+from kdexport.report.pictures.curves import Curve, curves
+from kdexport.report.pictures.marks import Mark, marks_of
+from kdexport.report.pictures.scatter import Point, scatter
+from kdexport.report.pictures.svg import Labels, Scale, short, tag
+from kdexport.results import Gate
+
+
+def test_a_scale_maps_its_ends_and_keeps_within_them() -> None:
+    scale = Scale(1, 100, 0, 200, log=True)
+    assert (scale(1), scale(10), scale(100)) == (0, pytest.approx(100), 200)
+    assert (scale(0.001), scale(1e6)) == (0, 200)
+    assert Scale(3, 3, 0, 10)(3) == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "ticks"),
+    [
+        (Scale(0.93, 1.0, 0, 1), [0.94, 0.96, 0.98, 1.0]),
+        (Scale(0.5, 2000, 0, 1, log=True), [1, 10, 100, 1000]),
+        (Scale(10, 40, 0, 1, log=True), [10, 15, 20, 30]),
+    ],
+)
+def test_ticks_are_round(scale: Scale, ticks: list[float]) -> None:
+    assert scale.ticks(4) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0101, 0.0105), (1, 1.2), (3e-5, 2e4), (0.9, 1.1)])
+@pytest.mark.parametrize("log", [True, False])
+def test_there_are_always_a_few_ticks(low: float, high: float, log: bool) -> None:
+    ticks = Scale(low, high, 0, 1, log=log).ticks(5)
+    assert 2 <= len(ticks) <= 14
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_labels_keep_clear_of_each_other_and_of_the_edge() -> None:
+    labels = Labels(300, 200, left=40)
+    placed = [labels.place(150, 100 + index, f"label {index}", 12) for index in range(6)]
+    boxes = list(labels.taken)
+    assert sum(spot is not None for spot in placed) == len(boxes) >= 4
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        assert left >= 40
+        assert right <= 300
+        for other in boxes[index + 1 :]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+    assert labels.place(45, 5, "x" * 60, 12) is None
+
+
+def test_colour_says_which_network_shape_in_which_precision() -> None:
+    models = [("teacher", "fp32"), ("student", "fp32"), ("student.int8", "int8"), ("other.fp16", "fp16")]
+    look = marks_of(models, "teacher")
+    assert look["teacher"].colour == 0
+    assert look["student"].colour == look["student.int8"].colour == 1
+    assert look["other.fp16"].colour == 2
+    assert [look[name].shape for name, _ in models] == ["circle", "circle", "diamond", "square"]
+
+
+def test_area_is_proportional_to_size() -> None:
+    points = [
+        Point(Mark(name, 1, "circle"), latency, 0.9, None, size, dominated=False, picked=False, tip=name)
+        for name, latency, size in (("big", 1.0, 400_000), ("quarter", 2.0, 100_000))
+    ]
+    drawn = scatter(points, ["big"], label="sizes")
+    radii = [float(radius) for radius in re.findall(r'r="([\d.]+)" class="halo', drawn)]
+    assert radii == pytest.approx([30.0, 15.0])
+
+
+def test_everything_is_escaped() -> None:
+    assert tag("text", "<b>", data_model='"><script>') == '<text data-model="&#34;&gt;&lt;script&gt;">&lt;b&gt;</text>'
+    assert short("two\nlines " + "m" * 50) == "two lines mmmmmmmmmmmmmmm…"
+
+
+def test_a_curve_that_reaches_one_and_one_that_ends_early() -> None:
+    lines = [
+        Curve(Mark("a", 1, "circle"), (0, 1, 2), (0.5, 0.9, 1.0)),
+        Curve(Mark("b", 2, "circle"), (0, 1), (0.4, 0.8)),
+    ]
+    drawn = curves(lines, label="x")
+    assert "nan" not in drawn
+    assert "99.9 %" in drawn
+
+
+def test_better_and_worse_cells() -> None:
+    drawn = confusion_change(["cat", "dog"], [[2, -2], [1, -1]], label="x")
+    kinds = re.findall(r'class="cell (\w+)"', drawn)
+    assert kinds == ["better", "better", "worse", "worse"]
+
+
+@pytest.mark.parametrize("value", [None, 0.0, -0.01, 5.0])
+def test_a_bullet_of_any_value(value) -> None:
+    drawn = bullet(Gate("max_latency_ms", 2.0, value, passed=False, verdict="failed"), label="x")
+    assert ("<circle" in drawn) == (value is not None)
+    assert "nan" not in drawn
