@@ -73,9 +73,10 @@ def read(path: Path) -> dict[str, str]:
 
 
 def stamp(path: Path, metadata: Mapping[str, str]) -> None:
-    """Replace a file's ``kdexport.*`` metadata; any other that quantizers left behind goes."""
+    """Replace a file's metadata, and take out the shapes that quantizers have noted: runtimes infer them."""
     model = onnx.load(path)
     del model.metadata_props[:]
+    del model.graph.value_info[:]
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
 

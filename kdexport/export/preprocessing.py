@@ -42,7 +42,7 @@ def prepend(model: ir.Model, preprocessing: Preprocessing, *, channels: int, siz
     old.name = f"{old.name}_normalized"
     pixels = graph.add("Cast", graph.add("Transpose", image, perm=[0, 3, 1, 2]), to=int(ir.DataType.FLOAT))
     if target is not None and size != target:
-        pixels = _resized(graph, pixels, preprocessing, target)
+        pixels = _resized(graph, image, pixels, preprocessing, target)
     # (x / 255 - mean) / std as one multiplication and one addition, rounded once, from float64
     mean = np.array(preprocessing.mean or (0.0,) * channels)
     std = np.array(preprocessing.std or (1.0,) * channels)
@@ -79,41 +79,44 @@ class _Front:
         self._graph.insert_before(self._graph[0], self._nodes)
 
 
-def _resized(graph: _Front, pixels: ir.Value, preprocessing: Preprocessing, target: tuple[int, int]) -> ir.Value:
+def _resized(
+    graph: _Front, image: ir.Value, pixels: ir.Value, preprocessing: Preprocessing, target: tuple[int, int]
+) -> ir.Value:
     """Resize like ``Preprocessing.apply``: antialiased where it shrinks, which Resize does by itself."""
     wanted = graph.constant("size", np.array(target, np.int64))
     squash = preprocessing.resize == "squash"
+    channels = image.shape[3] if image.shape else None
+    outer = graph.add("Shape", image, start=0, end=1), graph.constant("channels", np.array([channels], np.int64))
+    whole = wanted if squash else _covering(graph, image, wanted, preprocessing.crop_share, target)
     resized = graph.add(
         "Resize",
         pixels,
         None,
         None,
-        wanted if squash else _covering(graph, pixels, wanted, preprocessing.crop_share, target),
+        # All four: ONNX Runtime's layout optimizer forgets the attribute ``axes`` and takes two sizes for none.
+        graph.add("Concat", *outer, whole, axis=0),
         mode="linear",
         antialias=1,
         exclude_outside=1,  # at the border, like PIL and torch: what lies outside has no weight
-        axes=[2, 3],
         coordinate_transformation_mode="half_pixel",
     )
     if squash:
         return resized
-    room = graph.add("Sub", graph.add("Shape", resized, start=2, end=4), wanted)
-    half = graph.add("Mul", graph.add("Cast", room, to=int(ir.DataType.DOUBLE)), graph.constant("half", np.array(0.5)))
+    room = graph.add("Cast", graph.add("Sub", whole, wanted), to=int(ir.DataType.DOUBLE))
+    half = graph.add("Mul", room, graph.constant("half", np.array(0.5)))
     start = graph.add("Cast", graph.add("Round", half), to=int(ir.DataType.INT64))
     axes = graph.constant("axes", np.array([2, 3], np.int64))
     return graph.add("Slice", resized, start, graph.add("Add", start, wanted), axes)
 
 
-def _covering(
-    graph: _Front, pixels: ir.Value, wanted: ir.Value, crop_share: float, target: tuple[int, int]
-) -> ir.Value:
+def _covering(graph: _Front, image: ir.Value, wanted: ir.Value, crop_share: float, target: tuple[int, int]) -> ir.Value:
     """Return the size, of the image's own shape, whose middle is cut out.
 
     Resize could keep the shape by itself (``keep_aspect_ratio_policy``), but then maps coordinates by the unrounded
     scale, unlike PIL and torch.
     """
     whole = graph.constant("whole", np.array([round(side / crop_share) for side in target], np.float64))
-    given = graph.add("Shape", pixels, start=2, end=4)
+    given = graph.add("Shape", image, start=1, end=3)
     sides = graph.add("Cast", given, to=int(ir.DataType.DOUBLE))
     scale = graph.add("ReduceMax", graph.add("Div", whole, sides), keepdims=1)
     scaled = graph.add("Add", graph.add("Mul", sides, scale), graph.constant("epsilon", np.array(1e-6)))

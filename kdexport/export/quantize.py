@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from kdexport.errors import KDExportError
 from kdexport.export.layers import intermediate_outputs, value_names
@@ -250,7 +251,9 @@ def _without_round_trips(model: onnx.ModelProto, own: set[str]) -> onnx.ModelPro
         for node in dead:
             model.graph.node.remove(node)
         used = outputs | {name for node in model.graph.node for name in node.input}
-    return model
+    whole = ir.from_proto(model)
+    whole.graph.sort()  # the converter appends its casts
+    return ir.to_proto(whole)
 
 
 def _target(cast: onnx.NodeProto) -> int:

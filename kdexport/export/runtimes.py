@@ -41,7 +41,7 @@ OPSETS = (min(IR_OF_OPSET), max(IR_OF_OPSET))
 DEFAULT_OPSET = 18
 
 # Operators beyond the ONNX standard that quantized variants hold, and the release that brought them.
-CONTRIBUTED = {"MatMulNBits": (1, 16)}
+CONTRIBUTED = {"MatMulNBits": (1, 17)}
 
 
 def for_runtime(version: str) -> Reads:
