@@ -8,7 +8,7 @@ from kdexport.report.joined import Condition, Joined
 from kdexport.results import DevicePick, Interval
 
 STUDENT = "student"
-VARIANTS = ("int8", "int8-dynamic", "fp16")
+VARIANTS = ("int8", "int8-dynamic", "int4", "fp16")
 
 
 def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]:

@@ -118,6 +118,7 @@ def latency(median: float, seed: int, rounds: int = 12) -> Latency:
         samples=samples.size,
         quantiles=tuple(float(value) for value in np.quantile(samples, np.linspace(0, 1, 101))),
         rounds_p50=medians,
+        p99_ci95=(float(np.percentile(samples, 98.5)), float(np.percentile(samples, 99.5))),
     )
 
 

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdexport.report.comparisons import accuracy_delta, median_ratio, percentile, student_t95
-
-
-@pytest.mark.parametrize("freedom", [2, 3, 5, 11, 30, 200])
-def test_students_t(freedom: int) -> None:
-    assert student_t95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+from kdexport.report.comparisons import accuracy_delta, median_ratio, percentile
 
 
 def test_the_ratio_of_paired_rounds_is_the_t_interval_of_their_logs(build) -> None:
@@ -33,25 +28,15 @@ def test_without_common_rounds_the_medians_own_intervals_count(build) -> None:
     assert median_ratio(dataclasses.replace(base, p50_ci95=None), model) == (2.0, None)
 
 
-def test_the_interval_of_a_percentile_covers_it(build) -> None:
+def test_a_percentile_has_the_interval_that_was_measured(build) -> None:
     latency = build.latency(1.0, 3)
-    covered = 0
-    for seed in range(60):
-        samples = np.random.default_rng(seed).lognormal(0, 0.3, 800)
-        seen = dataclasses.replace(
-            latency,
-            samples=800,
-            quantiles=tuple(np.quantile(samples, np.linspace(0, 1, 101))),
-            p90=float(np.quantile(samples, 0.9)),
-        )
-        value, (low, high) = percentile(seen, 90)
-        assert low <= value <= high
-        covered += low <= stats.lognorm.ppf(0.9, 0.3) <= high
-    assert covered >= 52  # 57 expected
+    assert percentile(latency, 50) == (latency.p50, latency.p50_ci95)
+    assert percentile(latency, 99) == (latency.p99, latency.p99_ci95)
+    assert percentile(latency, 90) == (latency.p90, None)
 
 
 def test_a_percentile_that_the_samples_cannot_carry(build) -> None:
-    assert percentile(dataclasses.replace(build.latency(1.0, 3), p99=None), 99) == (None, None)
+    assert percentile(dataclasses.replace(build.latency(1.0, 3), p99=None, p99_ci95=None), 99) == (None, None)
 
 
 def test_accuracy_on_the_same_samples_is_paired(build) -> None:

@@ -32,9 +32,13 @@ def marks_of(models: Iterable[tuple[str, str]], baseline: str) -> dict[str, Mark
         network = name.removesuffix(f".{precision}")
         if network not in networks:
             networks[network] = (len(networks) - 1) % COLOURS + 1
-        shape = {"fp32": "circle", "fp16": "square", "int8": "diamond", "int8-dynamic": "triangle"}.get(
-            precision, "circle"
-        )
+        shape = {
+            "fp32": "circle",
+            "fp16": "square",
+            "int8": "diamond",
+            "int8-dynamic": "triangle",
+            "int4": "wedge",
+        }.get(precision, "circle")
         found[name] = Mark(name, networks[network], shape)
     return found
 
@@ -45,11 +49,12 @@ def glyph(mark: Mark, x: float, y: float, radius: float, *, hollow: bool = False
     if mark.shape == "square":
         side = radius * 0.9
         return tag("rect", x=x - side, y=y - side, width=2 * side, height=2 * side, class_=style)
-    if mark.shape in ("diamond", "triangle"):
+    if mark.shape in ("diamond", "triangle", "wedge"):
         r = radius * 1.25
         corners = [(x, y - r), (x + r, y), (x, y + r), (x - r, y)]
-        if mark.shape == "triangle":
-            corners = [(x, y - r), (x + r * 0.95, y + r * 0.75), (x - r * 0.95, y + r * 0.75)]
+        if mark.shape != "diamond":
+            up = 1 if mark.shape == "triangle" else -1
+            corners = [(x, y - up * r), (x + r * 0.95, y + up * r * 0.75), (x - r * 0.95, y + up * r * 0.75)]
         return tag("path", d="M" + "L".join(f"{cx:.1f} {cy:.1f}" for cx, cy in corners) + "Z", class_=style)
     return tag("circle", cx=x, cy=y, r=radius, class_=style)
 
