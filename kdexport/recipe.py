@@ -32,6 +32,7 @@ class PreprocessingSpec(Section):
 
     size: tuple[int, int] | None = None  # height, width
     resize: Literal["squash", "crop"] | None = None
+    crop_share: float | None = Field(None, gt=0, le=1)  # with crop: ImageNet's 224 of 256 is 0.875
     mean: tuple[float, ...] | None = None  # of pixels scaled to 0..1
     std: tuple[float, ...] | None = None
 
@@ -119,7 +120,7 @@ class DataFree(Section):
     one_hot: float = Field(1.0, ge=0)  # weights: the teacher is sure of a class,
     activation: float = Field(0.1, ge=0)  # its embedding is strong,
     entropy: float = Field(5.0, ge=0)  # all classes are as frequent,
-    statistics: float = Field(1.0, ge=0)  # and its batch normalizations see what they saw
+    statistics: float = Field(5.0, ge=0)  # and its batch normalizations see what they saw
 
 
 class Distill(Training):
@@ -154,6 +155,7 @@ class Export(Section):
     any_image_size: bool = False  # images of any size go in and are resized in the graph
     softmax: bool = False  # probabilities come out in place of logits
     top_k: int = Field(0, ge=0)  # so many best classes come out as well, by name
+    licence: str | None = None  # of the weights; written into the files
     parity_tolerance: float = Field(1e-4, gt=0)
     calibration: Literal["auto", "minmax", "entropy", "percentile"] = "auto"  # auto: the best on the validation split
     calibration_samples: int = Field(256, ge=1)
