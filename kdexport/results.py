@@ -149,6 +149,7 @@ class Latency:
     samples: int
     quantiles: tuple[float, ...] = ()  # 101 values, 0 % to 100 %: the distribution for pictures
     rounds_p50: tuple[float, ...] = ()  # median of each round (a fresh process), in order: pairs models in a ratio
+    turns_p50: tuple[tuple[float, ...], ...] = ()  # the same of each turn within each round
     p90_ci95: Interval | None = None
     p95_ci95: Interval | None = None
     p99_ci95: Interval | None = None
@@ -317,7 +318,7 @@ class Gate:
     model: str = ""
     machine: str = ""  # empty: holds on every machine
     device: str = ""
-    setting: str = ""  # batch size and threads in words, where several are held
+    setting: str = ""  # in words: which batch size, threads or percentile, where it isn't the usual one
 
 
 @dataclass(frozen=True)

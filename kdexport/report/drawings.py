@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from kdexport.recipe import Require
 from kdexport.report import figures
-from kdexport.report.joined import PLAIN_STUDENT
+from kdexport.report.joined import PLAIN_STUDENT, STUDENT
 from kdexport.report.pictures.classes import MOST_CELLS, MOST_ROWS, ClassRow, confusion_change, per_class
 from kdexport.report.pictures.curves import Curve, curves
 from kdexport.report.pictures.distributions import Spread, distributions
@@ -72,6 +72,7 @@ def point_tip(row: Row) -> str:
         row.name,
         f"accuracy {figures.percent(row.model.accuracy)} ({figures.percent_interval(row.model.accuracy_ci95)})",
         f"median {figures.ms(latency.p50)} ({figures.ms_interval(latency.p50_ci95)})",
+        f"{figures.plain(row.measurement.throughput_per_s)} samples a second",
         f"file {figures.size(row.model.size_bytes)}, peak memory {figures.mib(row.memory)}",
     ]
     return "\n".join([*lines, row.status] if row.status else lines).replace(" ()", "")
@@ -109,7 +110,7 @@ def training_picture(report: Report, look: dict[str, Mark], width: int) -> Marku
 
 def class_picture(report: Report, look: dict[str, Mark], width: int) -> Markup | None:
     """Draw accuracy by class of student, plain student and baseline; None where it isn't known."""
-    names = [name for name in ("student", PLAIN_STUDENT, report.baseline) if _evaluation(report, name)]
+    names = [name for name in dict.fromkeys((shown_model(report), PLAIN_STUDENT, report.baseline)) if name in look]
     scored = [(look[name], evaluation) for name in names if (evaluation := _evaluation(report, name))]
     if len(scored) < 2:
         return None
@@ -142,7 +143,7 @@ def class_picture(report: Report, look: dict[str, Mark], width: int) -> Markup |
 
 def confusion_picture(report: Report, width: int) -> Markup | None:
     """Draw which mistakes distillation took away and which it added; None where that isn't known."""
-    student, plain = _evaluation(report, "student"), _evaluation(report, PLAIN_STUDENT)
+    student, plain = _evaluation(report, STUDENT), _evaluation(report, PLAIN_STUDENT)
     if student is None or plain is None or len(student.confusion) != len(plain.confusion) or not student.confusion:
         return None
     change = [
@@ -170,6 +171,14 @@ def requirements(report: Report) -> Require:
         max_latency_ms=limits.get("max_latency_ms"),
         latency_percentile=asked if asked in (90, 95, 99) else 50,
     )
+
+
+def shown_model(report: Report) -> str:
+    """Return the model whose classes are looked at: the student, else the pick, else the last."""
+    names = [model.name for model in report.models]
+    if STUDENT in names:
+        return STUDENT
+    return report.pick.model if report.pick and report.pick.model != report.baseline else names[-1]
 
 
 def _evaluation(report: Report, name: str) -> Evaluation | None:

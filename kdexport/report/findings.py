@@ -4,10 +4,9 @@ from collections.abc import Iterable
 
 from kdexport.report import figures
 from kdexport.report.comparisons import median_ratio
-from kdexport.report.joined import Condition, Joined
+from kdexport.report.joined import STUDENT, Condition, Joined
 from kdexport.results import DevicePick, Interval
 
-STUDENT = "student"
 VARIANTS = ("int8", "int8-dynamic", "int4", "fp16")
 
 

@@ -27,7 +27,7 @@ from kdexport.results import (
     Parity,
 )
 
-TEACHER, PLAIN_STUDENT = "teacher", "student-plain"
+TEACHER, STUDENT, PLAIN_STUDENT = "teacher", "student", "student-plain"
 
 
 class Condition(NamedTuple):

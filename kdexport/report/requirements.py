@@ -6,6 +6,7 @@ gate that passes on nothing cannot be trusted.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 from kdexport.recipe import Require
@@ -149,7 +150,12 @@ def _of_the_device(
         yield _gate(require, "min_speedup", require.min_speedup, ratio, interval, model, condition)
     if require.max_latency_ms is not None:
         value, interval = (None, None) if own is None else percentile(own.latency_ms, require.latency_percentile)
-        yield _gate(require, "max_latency_ms", require.max_latency_ms, value, interval, model, condition)
+        gate = _gate(require, "max_latency_ms", require.max_latency_ms, value, interval, model, condition)
+        yield (
+            gate
+            if require.latency_percentile == 50
+            else replace(gate, setting=f"{require.latency_percentile}th percentile")
+        )
     if require.max_memory_mib is not None:
         peak = None if own is None else memory(own)
         yield _gate(require, "max_memory_mib", require.max_memory_mib, peak, None, model, condition)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kdexport.report import figures
-from kdexport.report.joined import PLAIN_STUDENT, Condition, condition_of
+from kdexport.report.joined import PLAIN_STUDENT, STUDENT, Condition, condition_of
 from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
 from kdexport.report.tradeoffs import front, memory
 from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
@@ -209,7 +209,7 @@ def speed_words(ratio: float | None) -> str:
 def plain_comparison(report: Report) -> Tradeoff | None:
     """Return the distilled student against the one trained on labels alone, where both were measured."""
     pairs = {(item.model, item.against): item for item in report.tradeoffs}
-    return pairs.get(("student", PLAIN_STUDENT))
+    return pairs.get((STUDENT, PLAIN_STUDENT))
 
 
 def _accuracy(row: Row, base: Row | None) -> Cost:

@@ -104,3 +104,16 @@ def test_the_picture_of_a_single_model(build) -> None:
     assert made.tradeoffs == ()
     assert set(pictures_of(made)) == {"report-tradeoff-1.svg", "report-latency-1.svg"}
     markdown(made)
+
+
+def test_models_of_any_name_are_looked_at_class_by_class(build) -> None:
+    models = {"big": (0.99, 1000.0, 1.0, 10), "small": (0.97, 10.0, 0.1, 1)}
+    made = report([build.bench(models=models, recipe=None, with_training=False)])
+    drawn = pictures_of(made)["report-classes.svg"]
+    assert 'data-model="small"' in drawn
+    assert 'data-model="big"' in drawn
+
+
+def test_a_percentile_is_named(build) -> None:
+    made = report([build.bench()], Require(max_latency_ms=1.0, latency_percentile=99))
+    assert "| latency (cpu of laptop, 99th percentile) |" in markdown(made)
