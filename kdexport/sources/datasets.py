@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.artifacts import key_of
-from kdexport.errors import SourceError, did_you_mean
+from kdexport.errors import RecipeError, SourceError, did_you_mean
 from kdexport.progress import Progress, Silent
 from kdexport.recipe import Data
 from kdexport.references import parse
@@ -35,6 +35,7 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
 
     Raises:
         SourceError: There is no such data, or it cannot be learned from: one class only, labels out of range, NaN.
+        RecipeError: A key of [data] does nothing with this source.
     """
     reference = parse(data.source)
     name = reference.target if reference.kind == "builtin" else reference.kind
@@ -42,6 +43,7 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
     if loader is None:
         near = did_you_mean(name, _LOADERS) or f"a data reference is one of: {', '.join(_FORMS)}"
         raise SourceError(f"'{data.source}' is no data that can be loaded", hint=near.strip())
+    _check_keys(data, name)
     source = loader(data, cache, progress or Silent())
     _check(source, data.source)
     unlabelled, notes = source.unlabelled, source.notes
@@ -68,6 +70,18 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
         skipped=source.skipped,
         notes=notes,
     )
+
+
+def _check_keys(data: Data, kind: str) -> None:
+    """Raise where the recipe says something of the data that this kind of source has no use for."""
+    defaults = Data(source=data.source).model_dump()
+    used = {*_EVERY, *_KEYS[kind]}
+    idle = [key for key, value in data.model_dump().items() if key not in used and value != defaults[key]]
+    if idle:
+        raise RecipeError(
+            f"{', '.join(f'data.{key}' for key in idle)} would do nothing: the source is {data.source}",
+            hint=f"take it out; with this source there are: {', '.join(sorted(used - {'source'}))}",
+        )
 
 
 def cache_folder(data: Data) -> Path:
@@ -152,6 +166,20 @@ _LOADERS: dict[str, Callable[[Data, Path, Progress], Source]] = {
     "hf": hugging_face_data,
     "file": from_callable,
     "module": from_callable,
+}
+# The keys of [data] that each kind of source looks at, beside those that work with every one.
+_EVERY = ("source", "val_fraction", "test_fraction", "fraction", "unlabelled")
+_PICTURES = ("image_size", "on_bad_sample")
+_TEXT = ("tokenizer", "text_length", "text_column", "label_column")
+_KEYS: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "npz": (),
+    "imagefolder": _PICTURES,
+    "torchvision": ("root", "download", "args", *_PICTURES),
+    "csv": _TEXT,
+    "hf": ("args", *_PICTURES, *_TEXT),
+    "file": ("args",),
+    "module": ("args",),
 }
 _FORMS = (
     "digits",

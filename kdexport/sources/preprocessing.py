@@ -109,7 +109,7 @@ def with_spec(preprocessing: Preprocessing, spec: PreprocessingSpec) -> Preproce
     """Return ``preprocessing`` with what the recipe says put in its place.
 
     Raises:
-        SourceError: The recipe speaks of pixels and the inputs are no images.
+        SourceError: The recipe speaks of pixels and the inputs are no images, or what it says would do nothing.
     """
     said = {key: value for key, value in spec.model_dump().items() if value is not None}
     if said and preprocessing.kind != "image":
@@ -117,7 +117,14 @@ def with_spec(preprocessing: Preprocessing, spec: PreprocessingSpec) -> Preproce
             f"the recipe gives {', '.join(sorted(said))} as preprocessing, but the data are no uint8 images",
             hint="take the preprocessing table out, or give the images as uint8 (height, width, channels)",
         )
-    return Preprocessing(**{**asdict(preprocessing), **said})
+    whole = Preprocessing(**{**asdict(preprocessing), **said})
+    idle = ["resize", "crop_share"] if whole.size is None else ["crop_share"] if whole.resize != "crop" else []
+    if idle := [key for key in idle if key in said]:
+        raise SourceError(
+            f"the recipe's {' and '.join(idle)} would do nothing without {'size' if whole.size is None else 'a crop'}",
+            hint='give the preprocessing a size too, e.g. size = [224, 224], and resize = "crop" for a crop_share',
+        )
+    return whole
 
 
 def of_images(images: NDArray[Any], sample: int = 2000) -> Preprocessing:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdexport.errors import SourceError
+from kdexport.errors import RecipeError, SourceError
 
 
 def arrays(samples=60, classes=3, seed=0):
@@ -228,3 +228,10 @@ def test_unlabelled_samples_come_after_the_labelled(load, tmp_path):
     assert len(both) == len(data.train) + 5
     assert np.array_equal(both.labels, [*data.train.labels, *[-1] * 5])
     assert np.array_equal(both.inputs[0][-5:], x[:5])
+
+
+def test_a_key_that_would_do_nothing_is_an_error(load, source):
+    with pytest.raises(RecipeError, match=r"data\.tokenizer, data\.image_size would do nothing: the source is digits"):
+        load("digits", tokenizer="hf:x", image_size=(4, 4))
+    with pytest.raises(RecipeError, match=r"data\.download would do nothing"):
+        load(f"{source}:load", download=True)

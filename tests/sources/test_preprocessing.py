@@ -61,6 +61,10 @@ def test_the_recipe_is_put_in_place_and_refused_where_there_are_no_images():
     assert with_spec(Preprocessing(), PreprocessingSpec()) == Preprocessing()
     with pytest.raises(SourceError, match="gives size, std as preprocessing"):
         with_spec(Preprocessing(), said)
+    with pytest.raises(SourceError, match="resize would do nothing without size"):
+        with_spec(Preprocessing("image"), PreprocessingSpec(resize="crop"))
+    with pytest.raises(SourceError, match="crop_share would do nothing without a crop"):
+        with_spec(Preprocessing("image"), PreprocessingSpec(size=(8, 8), crop_share=0.5))
 
 
 def test_statistics_are_those_of_all_pixels():
