@@ -21,7 +21,7 @@ from bench_common import OtherLoad, keep
 from kdexport.bench.describe import describe_file
 from kdexport.bench.session import open_session
 from kdexport.bench.stage import bench
-from kdexport.intervals import ratio_interval
+from kdexport.intervals import speedup
 from kdexport.machine import nvidia_gpus
 from kdexport.recipe import Bench
 
@@ -78,7 +78,7 @@ def main() -> int:
             if one.device != "cuda":
                 continue
             other = cpu[one.model, one.batch_size]
-            ratio, interval = ratio_interval(other.latency_ms.rounds_p50, one.latency_ms.rounds_p50)
+            ratio, interval = speedup(other.latency_ms, one.latency_ms)
             rows.append(
                 {
                     "model": one.model,

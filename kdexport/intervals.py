@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdexport.results import Interval
+from kdexport.results import Interval, Latency
 
 LEAST_ROUNDS = 3  # fewer say nothing of their own spread
 RESAMPLES = 500
@@ -63,6 +63,25 @@ def quantile_intervals(rounds: Sequence[np.ndarray], shares: Sequence[float]) ->
         middle, half = float(np.quantile(pooled, share)), student_t95(count - 1) * error
         found.append((middle * math.exp(-half), middle * math.exp(half)))
     return found
+
+
+def speedup(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:
+    """Return how many times faster ``model`` is than ``baseline``, measured in the same rounds, with a 95 % interval.
+
+    Within a round the two take turns of some milliseconds, so turn *k* of both saw the same state of the machine: where
+    the turns are kept, a round's ratio is the median over its pairs of turns. A machine that changes between two speeds
+    within a round then moves both, not the ratio. What differs from one process to the next is in the interval.
+
+    Raises:
+        ValueError: They have no round in common.
+    """
+    if not (baseline.turns_p50 and model.turns_p50):
+        return ratio_interval(baseline.rounds_p50, model.rounds_p50)
+    rounds = []
+    for first, second in zip(baseline.turns_p50, model.turns_p50, strict=False):
+        pairs = min(len(first), len(second))
+        rounds.append(float(np.median(np.asarray(first[:pairs]) / np.asarray(second[:pairs]))))
+    return ratio_interval(rounds, [1.0] * len(rounds))
 
 
 def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[float, Interval | None]:

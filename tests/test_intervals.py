@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdexport.intervals import median_interval, ratio_interval, student_t95
+from kdexport.bench.statistics import latency
+from kdexport.intervals import median_interval, ratio_interval, speedup, student_t95
 
 
 def test_ratio_follows_students_t_on_logarithms():
@@ -51,3 +52,18 @@ def test_a_median_between_processes_that_differ_is_held_at_least_nine_times_in_t
 def test_equal_samples_give_equal_intervals():
     samples = [np.random.default_rng(seed).normal(100, 5, 50) for seed in range(4)]
     assert median_interval(samples) == median_interval(samples)
+
+
+def test_a_machine_that_changes_its_speed_within_rounds_does_not_move_a_speedup():
+    # In each turn the machine is at full or at half speed; the medians of whole rounds fall on one side or the other.
+    rng = np.random.default_rng(0)
+    slow = rng.integers(1, 3, (6, 11))
+    one, other = (
+        latency([1e6 * scale * np.repeat(row, 40) for row in slow], 1e6 * scale * slow) for scale in (2.0, 1.0)
+    )
+    assert speedup(one, other) == (pytest.approx(2), pytest.approx((2, 2)))
+
+
+def test_without_turns_the_rounds_are_paired():
+    one, other = (latency([np.full(9, scale * 1e6 * row) for row in (1, 2, 4)]) for scale in (3.0, 1.0))
+    assert speedup(one, other) == (pytest.approx(3), pytest.approx((3, 3)))

@@ -39,23 +39,24 @@ def resolve_shapes(
     Raises:
         KDExportError: An axis has no value, the batch is fixed to another size, or ``dims`` names an unknown axis.
     """
-    axes = {axis for shape in inputs.values() for axis in shape if isinstance(axis, str)}
+    batches = {name: shape[0] for name, shape in inputs.items() if len(shape) > 1}
+    fixed = {name: size for name, size in batches.items() if isinstance(size, int)}
+    if len(fixed) == len(batches) and batch_size not in fixed.values() and fixed:
+        name, size = next(iter(fixed.items()))
+        raise KDExportError(
+            f"{model}: the batch of input '{name}' is fixed to {size}; batch size {batch_size} cannot be measured",
+            hint=f"give --batch-size {size}, or export the model with a dynamic batch",
+        )
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in inputs.items():
         sizes = []
         for position, axis in enumerate(shape):
             if isinstance(axis, int):
-                if position == 0 and axis != batch_size and not axes and len(shape) > 1:
-                    raise KDExportError(
-                        f"{model}: the batch of input '{name}' is fixed to {axis}; "
-                        f"batch size {batch_size} cannot be measured",
-                        hint=f"give --batch-size {axis}, or export the model with a dynamic batch",
-                    )
                 sizes.append(axis)
-            elif axis in dims:
-                sizes.append(dims[axis])
             elif position == 0:
                 sizes.append(batch_size)
+            elif axis in dims:
+                sizes.append(dims[axis])
             else:
                 raise KDExportError(
                     f"{model}: axis {position} of input '{name}' is dynamic ('{axis}') and has no value",
@@ -66,13 +67,17 @@ def resolve_shapes(
 
 
 def check_dims(models: Sequence[Mapping[str, Sequence[str | int]]], dims: Mapping[str, int]) -> None:
-    """Refuse a value for an axis that no model has.
+    """Refuse a value for an axis that no model has, or that is the batch.
 
     Raises:
         KDExportError: Such a name is in ``dims``.
     """
-    known = sorted({axis for inputs in models for shape in inputs.values() for axis in shape if isinstance(axis, str)})
+    shapes = [shape for inputs in models for shape in inputs.values()]
+    batch = {shape[0] for shape in shapes if shape}
+    known = sorted({axis for shape in shapes for axis in shape[1:] if isinstance(axis, str)})
     for name in dims:
+        if name in batch and name not in known:
+            raise KDExportError(f"--dim {name}: that axis is the batch", hint=f"give --batch-size {dims[name]}")
         if name not in known:
             raise KDExportError(
                 f"--dim {name}: no model has a dynamic axis of that name",

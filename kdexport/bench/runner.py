@@ -26,6 +26,7 @@ from kdexport.machine import usable_cores
 from kdexport.progress import Progress, Task
 from kdexport.results import Failure, Measurement, Memory
 
+CPU = "CPUExecutionProvider"
 TURN_NS = 20_000_000  # long against waking up, short against the machine's drift
 MEMORY_RUNS = 3  # the arena has its final size after the first run or two
 
@@ -37,6 +38,7 @@ class Series:
     target: Target
     batch_size: int
     rounds: list[np.ndarray] = field(default_factory=list)
+    turns: list[list[float]] = field(default_factory=list)  # median nanoseconds of each turn
     load_ms: list[float] = field(default_factory=list)
     first_run_ms: list[float] = field(default_factory=list)
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -148,6 +150,7 @@ class Runner:
         for one in series:
             if not one.failed:
                 one.rounds.append(np.concatenate(parts[one.target.name]))
+                one.turns.append([float(np.median(part)) for part in parts[one.target.name]])
                 one.other_cores.append(other)
                 one.stolen.append(stolen)
         done = [one for one in series if not one.failed]
@@ -211,7 +214,7 @@ class Runner:
         )
 
     def _record(self, one: Series, case: Case, memory: Memory) -> None:
-        latency = statistics.latency(one.rounds)
+        latency = statistics.latency(one.rounds, one.turns)
         task = worker_task(one, case, self._settings)
         extra = extras.measure(
             one.target.name, task, case, self._settings, self._meter(case), len(one.placement), self._progress
@@ -293,7 +296,7 @@ class Group:
         if target.name not in self._loaded:
             for other in self._children.values():
                 other.ready()
-            if self.case.threads < usable_cores():
+            if self.case.device.provider == CPU and self.case.threads < usable_cores():
                 child.ask(do="pin", cores=self._cores)
             reply, _ = child.ask(do="load", **task)
             check_placement(target.name, self.case.device, reply, self._settings.allow_fallback)

@@ -75,8 +75,8 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
             machine=machine,
             progress=progress,
         )
-    if result != done and not result.failures:  # what failed is tried again next time
-        directory.finish("bench", result, key)
+    if result != done:
+        directory.finish("bench", result, "" if result.failures else key)  # what failed is tried again next time
     return result
 
 

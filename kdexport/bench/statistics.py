@@ -11,11 +11,12 @@ from kdexport.results import Latency
 NS_PER_MS = 1e6
 
 
-def latency(rounds: Sequence[np.ndarray]) -> Latency:
+def latency(rounds: Sequence[np.ndarray], turns_ns: Sequence[Sequence[float]] = ()) -> Latency:
     """Summarise the samples of all rounds.
 
     Args:
         rounds: int64 nanoseconds per call, one array a round.
+        turns_ns: The median of each turn, one sequence a round.
     """
     pooled = np.concatenate(rounds) / NS_PER_MS
     found = quantile_intervals([samples / NS_PER_MS for samples in rounds], (0.5, 0.9, 0.95, 0.99))
@@ -35,6 +36,7 @@ def latency(rounds: Sequence[np.ndarray]) -> Latency:
         samples=int(pooled.size),
         quantiles=tuple(float(value) for value in np.quantile(pooled, np.linspace(0, 1, 101))),
         rounds_p50=tuple(float(np.median(samples)) / NS_PER_MS for samples in rounds),
+        turns_p50=tuple(tuple(median / NS_PER_MS for median in turns) for turns in turns_ns),
         p90_ci95=p90_ci95,
         p95_ci95=p95_ci95,
         p99_ci95=p99_ci95,

@@ -137,7 +137,7 @@ def _job(
     from kdexport.bench.stage import training_lines
 
     paths = [Path(name) for name in names]
-    found = [model for path in paths for model in _models(path)]
+    found = _told_apart([(path, model) for path in paths for model in _models(path)])
     alone = len(paths) == 1 and paths[0].is_dir()
     recipe = _recipe(paths[0]) if alone else None
     directory = RunDirectory(paths[0]) if alone else None
@@ -200,6 +200,20 @@ def _show(result: "BenchResult", target: Path | None, console: Console) -> None:
         console.result(result, Group(table(result), *lines(result)))
     if result.failures:
         raise _failed(result)
+
+
+def _told_apart(pairs: list[tuple[Path, Any]]) -> list[Any]:
+    """Put the folder's name before the name of models that several folders have."""
+    import dataclasses
+
+    names = [model.name for _, model in pairs]
+    if len(set(names)) == len(names):
+        return [model for _, model in pairs]
+    folders = [(path if path.is_dir() else path.parent).resolve().name for path, _ in pairs]
+    return [
+        dataclasses.replace(model, name=f"{folder}/{model.name}")
+        for folder, (_, model) in zip(folders, pairs, strict=True)
+    ]
 
 
 def _models(path: Path) -> list[Any]:

@@ -53,16 +53,16 @@ ALWAYS = ("model", "p50 ms", "±", "per s", "MiB")
 
 
 def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
-    from kdexport.intervals import ratio_interval
+    from kdexport.intervals import speedup
 
     first = result.models[0].name
     baselines = {_place(one): one for one in result.measurements if one.model == first}
 
-    def speedup(one: Measurement, _: ModelFile) -> str:
+    def faster(one: Measurement, _: ModelFile) -> str:
         baseline = baselines.get(_place(one))
         if baseline is None or one.model == first:
             return NONE if baseline is None else "1"
-        ratio, interval = ratio_interval(baseline.latency_ms.rounds_p50, one.latency_ms.rounds_p50)
+        ratio, interval = speedup(baseline.latency_ms, one.latency_ms)
         return f"{ratio:.2f}" if interval is None else f"{ratio:.2f} ±{(interval[1] - interval[0]) / 2:.2f}"
 
     fixed: list[tuple[str, Cell]] = [
@@ -73,7 +73,7 @@ def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
         ("p50 ms", lambda one, _: _figure(one.latency_ms.p50)),
         ("±", lambda one, _: _half_width(one)),
         ("p99 ms", lambda one, _: NONE if one.latency_ms.p99 is None else _figure(one.latency_ms.p99)),
-        ("times faster", speedup),
+        ("times faster", faster),
         ("per s", lambda one, _: f"{one.throughput_per_s:,.0f}"),
     ]
     counts = sorted({key for one in result.measurements for key in one.throughput_by_streams or {}}, key=int)

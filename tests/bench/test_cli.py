@@ -25,6 +25,16 @@ def test_bare_files_give_a_table_and_with_out_a_file(models, tmp_path):
     assert (tmp_path / "o.samples.npz").exists()
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(models, tmp_path):
+    import shutil
+
+    (tmp_path / "new").mkdir()
+    shutil.copy(models / "a.onnx", tmp_path / "new" / "a.onnx")
+    done = kdexport("bench", models / "a.onnx", tmp_path / "new" / "a.onnx", "--json", *FAST)
+    names = [model["name"] for model in json.loads(done.stdout)["models"]]
+    assert names == [f"{models.name}/a", "new/a"]
+
+
 def test_json_is_one_document_on_stdout(models):
     done = kdexport("bench", models / "a.onnx", "--json", *FAST)
     assert json.loads(done.stdout)["measurements"][0]["model"] == "a"
@@ -62,8 +72,9 @@ def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):
         (["--device", "cuda"], "device 'cuda' is not there"),
         (["--device", "cpuu"], "did you mean 'cpu'?"),
         (["--dim", "sequence"], "is not of the form NAME=VALUE"),
+        (["--dim", "batch=2"], "that axis is the batch"),
         (["--dim", "batch=0"], "a size is a whole number from 1 on"),
-        (["--dim", "btach=3"], "did you mean 'batch'?"),
+        (["--dim", "sequence=3"], "no model has a dynamic axis of that name"),
         (["--input", "absent.npz"], "there is no file absent.npz"),
         (["--provider-option", "x"], "--provider-option"),
         (["--remote", "-x"], "is not a host"),

@@ -21,6 +21,17 @@ def test_a_fixed_batch_is_not_measured_as_another():
     assert "--batch-size 1" in caught.value.hint
 
 
+def test_a_fixed_batch_is_seen_beside_another_dynamic_axis():
+    with pytest.raises(KDExportError, match="fixed to 1; batch size 8"):
+        inputs.resolve_shapes({"ids": [1, "sequence"]}, 8, {"sequence": 5}, model="m")
+
+
+def test_the_batch_is_not_a_dim():
+    with pytest.raises(KDExportError, match="--dim batch: that axis is the batch") as caught:
+        inputs.check_dims([IMAGES], {"batch": 3})
+    assert "--batch-size 3" in caught.value.hint
+
+
 def test_an_unknown_axis_is_told_with_the_near_one():
     with pytest.raises(KDExportError) as caught:
         inputs.check_dims([IMAGES], {"widht": 3})
