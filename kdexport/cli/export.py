@@ -46,7 +46,7 @@ def export(
         typer.Option(metavar="REF", rich_help_panel=SOURCE, help="Real samples, to prove and to calibrate on."),
     ] = None,
     licence: Annotated[
-        str | None, typer.Option(metavar="TEXT", rich_help_panel=SOURCE, help="Of the weights; goes into the file.")
+        str | None, typer.Option(metavar="TEXT", rich_help_panel=FORM, help="Of the weights; goes into the file.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(rich_help_panel=SOURCE, help="Of random inputs and the choice of samples.")
@@ -123,6 +123,7 @@ def export(
         "any_image_size": any_image_size,
         "softmax": softmax,
         "top_k": top_k,
+        "licence": licence,
         "parity_tolerance": tolerance,
         "calibration": calibration,
         "calibration_samples": calibration_samples,
@@ -136,7 +137,6 @@ def export(
         "arg": arg,
         "input-shape": input_shape,
         "data": data,
-        "licence": licence,
         "seed": seed,
         "dynamic": dynamic,
         "static": static or None,
@@ -272,7 +272,7 @@ def _bare(console: Console, reference: str, settings: dict[str, Any], given: dic
         dynamic=tuple(given.get("dynamic", ())),
         force=given.get("force", False),
         seed=given.get("seed", 0),
-        licence=given.get("licence"),
+        licence=asked.licence,
     )
     result = bare.export(request, form, console.progress)
     _finish(console, result, request.out.parent, ort=ort, again=f"kdexport bench {request.out}")

@@ -153,7 +153,9 @@ def numpy_inputs(subject: Subject, inputs: Arrays) -> Arrays:
 
 
 def _where(exported: Exported, subject: Subject, form: Form, *, baked: bool) -> str | None:
-    """Say where the file and the network part, once it is known that they do."""
+    """Say where the file and the network part, once it is known that they do; None for a model beyond one file."""
+    if files.weight_bytes(exported.model) > files.SINGLE_FILE_BYTES:
+        return None
     example = _example(subject, form)
     raw = tuple(np.ascontiguousarray(array[: len(example[0])]) for array in subject.samples)
     fed = raw if baked else tuple(item.numpy() for item in example)

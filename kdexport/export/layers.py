@@ -16,8 +16,6 @@ from torch import Tensor, fx
 from kdexport.export.runner import Arrays, Runner
 from kdexport.export.to_onnx import Exported
 
-LARGEST_PROTO = 2**31 - 1
-
 
 def first_difference(exported: Exported, example: tuple[Tensor, ...], fed: Arrays, tolerance: float) -> str | None:
     """Return the first layer that differs, in words, or None where no single one does.

@@ -30,7 +30,7 @@ from kdexport.sources.samples import Dataset
 SHIPPED = "student"  # the network that gets variants, and an example of its use
 
 # Settings of [export] that an fp32 file depends on; the rest are the variants'.
-FP32_SETTINGS = {"opset", "bake_preprocessing", "any_image_size", "softmax", "top_k", "parity_tolerance"}
+FP32_SETTINGS = {"opset", "bake_preprocessing", "any_image_size", "softmax", "top_k", "licence", "parity_tolerance"}
 
 
 def export(
@@ -162,6 +162,7 @@ class _Work:
             parameters=network.parameters,
             macs=network.macs,
             recipe=self.recipe_hash,
+            licence=settings.licence,
             accuracy=network.val_accuracy,
         )
         form = Form(

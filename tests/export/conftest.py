@@ -41,13 +41,13 @@ def load_net():
     return lambda name, **args: load_network(f"{NETS}:{name}", args, None)
 
 
-def fill(root: Path, seed: int = 0, networks=("teacher", "student"), **export):
+def fill(root: Path, seed: int = 0, networks=("teacher", "student"), width: int = 8, **export):
     settings = {"quantize": [], **export}
     document = {
         "name": "tiny",
         "data": {"source": "digits"},
         "teacher": {"model": f"{NETS}:Net", "args": {"width": 12}},
-        "student": {"model": f"{NETS}:Net", "args": {"width": 8}},
+        "student": {"model": f"{NETS}:Net", "args": {"width": width}},
         "export": settings,
     }
     recipe = Recipe.parse(document)

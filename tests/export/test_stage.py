@@ -1,5 +1,6 @@
 """The stage as a run sees it: files, proofs, and nothing made twice."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 
 from kdexport.artifacts import RunDirectory
@@ -142,3 +144,36 @@ def test_a_file_that_differs_is_not_left_behind(make_run, tmp_path):
     assert "would pass" in caught.value.hint
     assert not list(tmp_path.glob("*.onnx"))
     assert not list(tmp_path.glob(".*.onnx"))
+
+
+def test_a_teacher_that_came_as_onnx_takes_its_place(made, make_run, tmp_path):
+    recipe, distilled, directory, _ = made
+    given = tmp_path / "mine.onnx"
+    shutil.copy(directory.onnx("teacher"), given)
+    recipe = recipe.model_copy(
+        update={
+            "teacher": recipe.teacher.model_copy(update={"model": str(given), "args": {}}),
+            "export": recipe.export.model_copy(update={"quantize": ()}),
+        }
+    )
+    teacher = dataclasses.replace(distilled.networks[0], reference=str(given))
+    other = RunDirectory(tmp_path / "run")
+    other.prepare()
+    result = stage.export(recipe, dataclasses.replace(distilled, networks=(teacher,)), other, Silent())
+    images = load_data(recipe.data, recipe.seed, directory.cache).test.inputs[0][:10]
+    np.testing.assert_array_equal(logits(other.onnx("teacher"), images), logits(given, images))
+    assert result.models[0].parity is None
+    assert "given as ONNX" in result.models[0].notes[0]
+
+
+def test_the_students_weights_load_into_the_users_own_class(made, load_net):
+    _, _, directory, _ = made
+    network = load_net("Net", width=8)
+    network.load_state_dict(safetensors.torch.load_file(directory.weights("student")))
+
+
+def test_a_network_of_a_mebibyte_shrinks_to_a_third(make_run, tmp_path):
+    recipe, distilled, directory = make_run(tmp_path, networks=("student",), width=180, quantize=["int8"])
+    student, small = stage.export(recipe, distilled, directory, Silent()).models
+    assert student.size_bytes > 2**20
+    assert small.size_bytes <= 0.32 * student.size_bytes
