@@ -1,6 +1,10 @@
 """`kdexport evaluate` and `kdexport init` as a user calls them."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +131,16 @@ def test_nothing_is_overwritten(kdexport, tmp_path):
     assert result.exit_code == 1
     assert "is not empty" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_pairs_come_with_a_wheel_too(tmp_path):
+    """In a wheel the pairs lie inside the package: the same files, laid out as the wheel has them."""
+    root = Path(__file__).parents[2]
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(root / "kdexport", tmp_path / "site" / "kdexport", ignore=ignored)
+    shutil.copytree(root / "models", tmp_path / "site" / "kdexport" / "_models", ignore=ignored)
+    code = "from kdexport.cli import main; import sys; sys.argv = ['kdexport', 'init', 'spoken_digits', 'mine']; main()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "data.py").read_bytes() == (root / "models" / "spoken_digits" / "data.py").read_bytes()

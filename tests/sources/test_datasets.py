@@ -235,3 +235,16 @@ def test_a_key_that_would_do_nothing_is_an_error(load, source):
         load("digits", tokenizer="hf:x", image_size=(4, 4))
     with pytest.raises(RecipeError, match=r"data\.download would do nothing"):
         load(f"{source}:load", download=True)
+
+
+def test_places_in_a_recipe_are_relative_to_it(tmp_path):
+    from kdexport.recipe import Recipe
+
+    (tmp_path / "bert").mkdir()
+    keys = {"source": "csv:rows.csv", "tokenizer": "hf:bert", "unlabelled": "imagefolder:more"}
+    sides = {"teacher": {"model": "a.py:B"}, "student": {"model": "a.py:B"}}
+    data = Recipe.parse({"name": "x", "data": keys, **sides}, base=tmp_path).data
+    assert data.tokenizer == f"hf:{tmp_path / 'bert'}"
+    assert data.unlabelled == f"imagefolder:{tmp_path / 'more'}"
+    absent = Recipe.parse({"name": "x", "data": {**keys, "tokenizer": "hf:on/the-hub"}, **sides}, base=tmp_path).data
+    assert absent.tokenizer == "hf:on/the-hub"
