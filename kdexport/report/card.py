@@ -111,6 +111,8 @@ def _intended_use(model: ModelFile) -> list[str]:
 
 
 def _snippet(report: Report, model: ModelFile) -> list[str]:
+    if not model.inputs:
+        return ["With ONNX Runtime; what its inputs are called is not recorded with these measurements."]
     lines = ["```python", "import numpy as np", "import onnxruntime", ""]
     lines.append(f"session = onnxruntime.InferenceSession({json.dumps(PurePosixPath(model.file).name)})")
     feeds = []

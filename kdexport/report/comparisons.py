@@ -4,7 +4,7 @@ import math
 
 from kdexport.evaluate import paired_difference
 from kdexport.intervals import LEAST_ROUNDS, speedup
-from kdexport.results import Interval, Latency, ModelFile
+from kdexport.results import Evaluation, Interval, Latency, ModelFile
 
 
 def accuracy_delta(model: ModelFile, baseline: ModelFile) -> tuple[float | None, Interval | None]:
@@ -15,16 +15,24 @@ def accuracy_delta(model: ModelFile, baseline: ModelFile) -> tuple[float | None,
     """
     if model.accuracy is None or baseline.accuracy is None:
         return None, None
-    if model.evaluation is not None and baseline.evaluation is not None:
-        paired = paired_difference(baseline.evaluation, model.evaluation)
-        if paired is not None:
-            return paired
+    paired = _paired(model.evaluation, baseline.evaluation)
+    if paired is not None:
+        return paired
     delta = model.accuracy - baseline.accuracy
     if model.accuracy_ci95 is None or baseline.accuracy_ci95 is None:
         return delta, None
     low = math.hypot(model.accuracy - model.accuracy_ci95[0], baseline.accuracy_ci95[1] - baseline.accuracy)
     high = math.hypot(model.accuracy_ci95[1] - model.accuracy, baseline.accuracy - baseline.accuracy_ci95[0])
     return delta, (max(-1.0, delta - low), min(1.0, delta + high))
+
+
+def _paired(model: Evaluation | None, baseline: Evaluation | None) -> tuple[float, Interval] | None:
+    if model is None or baseline is None or not model.correct or not baseline.correct:
+        return None
+    try:
+        return paired_difference(baseline, model)
+    except ValueError:  # not base64: the file was edited
+        return None
 
 
 def median_ratio(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:

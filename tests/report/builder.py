@@ -60,7 +60,7 @@ def evaluation(accuracy: float, seed: int, samples: int = SAMPLES, classes: int 
     np.add.at(confusion, (labels, predicted), 1)
     hits, actual, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     share = float(right.mean())
-    half = 1.96 * np.sqrt(share * (1 - share) / samples)
+    half = 1.96 * float(np.sqrt(share * (1 - share) / samples))
     return Evaluation(
         split="test",
         samples=samples,

@@ -70,7 +70,8 @@ def confusion_change(names: Sequence[str], change: Sequence[Sequence[int]], *, l
     """
     longest = max(len(short(name, 12)) for name in names)
     left, top = 34.0 + 7 * longest, 30.0 + (6.5 * longest if longest > 2 else 12)
-    cell = min((width - left - 4) / len(names), 40.0)
+    slant = 28.0 if longest > 2 else 4.0  # what the last slanted name reaches beyond the cells
+    cell = min((width - left - slant) / len(names), 40.0)
     side = cell * len(names)
     largest = max((abs(value) for row in change for value in row), default=1) or 1
     drawn = [
@@ -112,7 +113,7 @@ def confusion_change(names: Sequence[str], change: Sequence[Sequence[int]], *, l
             if value and cell >= 20:
                 sign = "+" if value > 0 else "−"
                 drawn.append(text(x + cell / 2, y + cell / 2 + 4, f"{sign}{abs(value)}", "middle", class_="count"))
-    return picture(left + side + 4, top + side + 6, label, *drawn)
+    return picture(left + side + slant, top + side + 6, label, *drawn)
 
 
 def _more(value: int) -> str:
