@@ -37,20 +37,23 @@ class Validation:
         return predict_all(network, self._preprocessing, self._split, self._device)
 
     def score(self, network: nn.Module) -> dict[str, float | None]:
-        """Return ``val_accuracy``, ``top1_agreement``, ``val_kl`` and ``val_logit_correlation``."""
+        """Return the network's and the teacher's accuracy, and how near the one is to the other."""
         logits = self.logits(network)
         near = None if self._teacher_logits is None else agreement(self._teacher_logits, logits)
-        accuracy = None
-        if self._split.multi_label:  # each class is a decision of its own, as in evaluate
-            accuracy = float(np.mean((logits > 0) == (np.asarray(self._split.labels) > 0.5)))
-        elif self._split.labels is not None:
-            accuracy = float(np.mean(logits.argmax(axis=1) == self._split.labels))
         return {
-            "val_accuracy": accuracy,
+            "val_accuracy": self._accuracy(logits),
+            "val_teacher_accuracy": None if self._teacher_logits is None else self._accuracy(self._teacher_logits),
             "top1_agreement": None if near is None else near.top1,
             "val_kl": None if near is None else near.kl,
             "val_logit_correlation": None if near is None else near.logit_correlation,
         }
+
+    def _accuracy(self, logits: np.ndarray) -> float | None:
+        if self._split.labels is None:
+            return None
+        if self._split.multi_label:  # each class is a decision of its own, as in evaluate
+            return float(np.mean((logits > 0) == (np.asarray(self._split.labels) > 0.5)))
+        return float(np.mean(logits.argmax(axis=1) == self._split.labels))
 
 
 def predict_all(network: nn.Module, preprocessing: Preprocessing, split: Split, device: torch.device) -> np.ndarray:

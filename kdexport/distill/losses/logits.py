@@ -105,7 +105,7 @@ def dkd(
     Args:
         student_logits: [batch, classes], at least 2 classes.
         teacher_logits: [batch, classes].
-        labels: int64 [batch].
+        labels: int64 [batch]; a sample whose label is negative has none and is left out of the mean.
         alpha: Weight of the target-class part.
         beta: Weight of the part among the other classes.
         temperature: T, above 0.
@@ -122,9 +122,11 @@ def dkd(
             hint="use binary_soft_targets for a single output",
         )
     student, teacher = student / temperature, teacher / temperature
+    labelled, labels = labels >= 0, labels.clamp(min=0)
     other_student, other_teacher = _without(student, labels), _without(teacher, labels)
-    target = _kl(_one_against_rest(teacher, other_teacher, labels), _one_against_rest(student, other_student, labels))
-    return (alpha * target + beta * _kl(other_teacher, other_student)) * temperature**2
+    target = _kls(_one_against_rest(teacher, other_teacher, labels), _one_against_rest(student, other_student, labels))
+    rows = torch.where(labelled, alpha * target + beta * _kls(other_teacher, other_student), 0)
+    return rows.sum() / labelled.sum().clamp(min=1) * temperature**2
 
 
 def dist(
@@ -184,10 +186,14 @@ def binary_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, tempe
 
 
 def _kl(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target) ‖ softmax(logits)), mean over samples; both as log-probabilities, so finite at any size."""
-    return F.kl_div(
-        F.log_softmax(logits, dim=1), F.log_softmax(target_logits, dim=1), reduction="batchmean", log_target=True
-    )
+    """KL(softmax(target) ‖ softmax(logits)), mean over samples."""
+    return _kls(target_logits, logits).mean()
+
+
+def _kls(target_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) ‖ softmax(logits)) of each sample; both as log-probabilities, so finite at any size."""
+    logs = F.log_softmax(logits, dim=1), F.log_softmax(target_logits, dim=1)
+    return F.kl_div(*logs, reduction="none", log_target=True).sum(dim=1)
 
 
 def _standardized(logits: Tensor) -> Tensor:

@@ -151,6 +151,18 @@ def test_dist_refuses_a_batch_of_one():
     assert "batch_size" in caught.value.hint
 
 
+def test_dkd_leaves_samples_without_a_label_out():
+    student, teacher = (torch.tensor(array, dtype=torch.float32, requires_grad=True) for array in draw())
+    labels = torch.tensor([0, -1, 2, -1, 4, 0])
+    value = losses.dkd(student, teacher, labels)
+    value.backward()
+    known = labels >= 0
+    expected = losses.dkd(student[known], teacher[known], labels[known])
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert not student.grad[~known].any()
+    assert losses.dkd(student, teacher, torch.full((BATCH,), -1)).item() == 0
+
+
 def test_dkd_refuses_multi_label_targets():
     with pytest.raises(KDExportError, match="one class per sample") as caught:
         losses.dkd(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(4, 5))
