@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from kdexport.distill.ensemble import Ensemble
+from kdexport.recipe import Recipe
 from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Split
 
@@ -71,3 +72,23 @@ def test_tells_how_far_its_members_agree():
     assert [vote.val_accuracy for vote in votes] == [1.0, 0.0]
     assert [vote.agreement.top1 for vote in votes] == [1.0, 0.0]
     assert [vote.weight for vote in votes] == [0.5, 0.5]
+
+
+def test_a_recipe_keeps_the_paths_of_all_its_teachers(tmp_path):
+    document = {
+        "name": "several",
+        "data": {"source": "digits"},
+        "student": {"model": "nets.py:Student"},
+        "teacher": {
+            "model": "nets.py:Big",
+            "weights": "big.pt",
+            "also": [{"model": "more/nets.py:Other", "weights": "other.pt", "weight": 2.0}],
+        },
+    }
+    recipe = Recipe.parse(document, base=tmp_path)
+    assert recipe.teacher.also[0].model == f"{tmp_path}/more/nets.py:Other"
+    assert recipe.teacher.also[0].weights == f"{tmp_path}/other.pt"
+    recipe.write(tmp_path / "recipe.toml")
+    assert "more/nets.py:Other" in (tmp_path / "recipe.toml").read_text()
+    assert str(tmp_path) not in (tmp_path / "recipe.toml").read_text()
+    assert Recipe.load(tmp_path / "recipe.toml") == recipe
