@@ -15,6 +15,8 @@ from kdexport.report.markdown import answer, device_table, escape
 from kdexport.report.view import Place, Row, places_of, plain_comparison
 from kdexport.results import ModelFile, Report
 
+MOST_NAMED = 20  # classes written out by name
+
 
 def card(report: Report) -> str | None:
     """Return the card of the pick, as README.md of a model repository; None where nothing is to ship."""
@@ -67,12 +69,26 @@ def _front_matter(report: Report, model: ModelFile, place: Place | None) -> str:
                 ],
             }
         ]
-    return "".join(f"{key}: {_yaml(value)}\n" for key, value in data.items())
+    return "\n".join(_yaml(data)) + "\n"
 
 
-def _yaml(value: Any) -> str:
-    """Write a value as JSON, which YAML 1.2 contains: no name can break out of its quotes."""
-    return json.dumps(value, ensure_ascii=True)
+def _yaml(value: Any, indent: str = "") -> list[str]:
+    """Write dicts and lists in block style, and all else as JSON: no name can break out of its quotes."""
+    if isinstance(value, Mapping):
+        lines = []
+        for key, item in value.items():
+            nested = isinstance(item, Mapping | list)
+            lines += (
+                [f"{indent}{key}:", *_yaml(item, indent + "  ")] if nested else [f"{indent}{key}: {json.dumps(item)}"]
+            )
+        return lines
+    if isinstance(value, list):
+        lines = []
+        for item in value:
+            first, *rest = _yaml(item, indent + "  ")
+            lines += [f"{indent}- {first.lstrip()}", *rest]
+        return lines
+    return [f"{indent}{json.dumps(value)}"]
 
 
 def _metrics(model: ModelFile, place: Place | None) -> list[dict[str, Any]]:
@@ -103,7 +119,7 @@ def _intended_use(model: ModelFile) -> list[str]:
     names = [score.name for score in model.evaluation.per_class] if model.evaluation else []
     if not names:
         return ["For the task and the kind of data that its teacher was trained on."]
-    classes = escape(figures.joined_names(names, most=20))
+    classes = escape(figures.joined_names(names, most=MOST_NAMED))
     return [
         f"Telling apart {len(names)} classes: {classes}. For data like those it was trained on; every input gets one "
         "of these classes, also one that belongs to none."
@@ -124,11 +140,12 @@ def _snippet(report: Report, model: ModelFile) -> list[str]:
         comment = "  # raw pixels, 0 to 255" if image else ""
         lines.append(f"x{index} = np.zeros({sizes}, {kind}){comment}")
         feeds.append(f"{json.dumps(name)}: x{index}")
-    lines += [f"(logits,) = session.run(None, {{{', '.join(feeds)}}})", "predicted = logits.argmax(axis=1)"]
-    if model.evaluation and len(model.evaluation.per_class) <= 20:
-        lines.insert(
-            4, f"classes = {json.dumps([score.name for score in model.evaluation.per_class], ensure_ascii=False)}"
-        )
+    lines.append(f"(logits,) = session.run(None, {{{', '.join(feeds)}}})")
+    names = [score.name for score in model.evaluation.per_class] if model.evaluation else []
+    if 0 < len(names) <= MOST_NAMED:
+        lines += [f"classes = {json.dumps(names)}", "print(classes[logits[0].argmax()])"]
+    else:
+        lines.append("print(logits[0].argmax())")
     return ["\n".join([*lines, "```"])]
 
 

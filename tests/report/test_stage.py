@@ -1,0 +1,66 @@
+"""The report stage of a run: made once, made again only when what it depends on has changed."""
+
+from pathlib import Path
+
+import pytest
+
+from kdexport import results
+from kdexport.artifacts import RunDirectory
+from kdexport.errors import KDExportError
+from kdexport.progress import Silent
+from kdexport.recipe import Recipe
+from kdexport.report.reading import read_benches, read_report
+from kdexport.report.stage import report, report_run
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def recipe(**require) -> Recipe:
+    return Recipe.parse(
+        {
+            "name": "digits",
+            "data": {"source": "digits"},
+            "teacher": {"model": "a.b:T"},
+            "student": {"model": "a.b:S"},
+            "require": require,
+        }
+    )
+
+
+def test_nothing_is_done_twice(build, tmp_path: Path) -> None:
+    directory, listening = RunDirectory(tmp_path), Listening()
+    first = report_run(recipe(min_speedup=3.0), build.bench(), directory, listening)
+    made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert report_run(recipe(min_speedup=3.0), build.bench(), directory, listening) == first
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
+    assert listening.said[-1] == "report: nothing has changed"
+
+    other = report_run(recipe(min_speedup=4.0), build.bench(), directory, listening)
+    assert other.gates[0].limit == 4.0
+    directory.report("html").unlink()
+    report_run(recipe(min_speedup=4.0), build.bench(), directory, listening)
+    assert directory.report("html").exists()
+
+
+def test_what_is_written_reads_back_the_same(build, tmp_path: Path) -> None:
+    bench = build.bench(conditions=(("cpu", 1, 1), ("cpu", 8, 2)))
+    made = report_run(recipe(min_speedup=3.0), bench, RunDirectory(tmp_path), Silent())
+    assert read_report(tmp_path) == made
+    (again,) = read_benches(str(tmp_path / "report.json"))
+    assert again.models == bench.models
+    assert {(item.model, item.batch_size): item for item in again.measurements} == {
+        (item.model, item.batch_size): item for item in bench.measurements
+    }
+    (tmp_path / "bench.json").write_text(results.dumps(bench))
+    assert read_benches(str(tmp_path)) == (bench,)
+
+
+def test_python_gets_the_same_errors(build) -> None:
+    with pytest.raises(KDExportError):
+        report([])
