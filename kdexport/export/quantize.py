@@ -193,6 +193,13 @@ def int4(source: Path) -> tuple[onnx.ModelProto, int]:
         return quantizer.model.model, len(products) - len(small)
 
 
+def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph with each node behind those that it takes from, as ONNX demands: quantizers append theirs."""
+    whole = ir.from_proto(model)
+    whole.graph.sort()
+    return ir.to_proto(whole)
+
+
 def dressing(model: onnx.ModelProto) -> list[str]:
     """Return the nodes that are not the network's: preprocessing before it, softmax and top-k behind it."""
     return [node.name for node in model.graph.node if node.name.startswith(("preprocessing/", "output/"))]
@@ -251,9 +258,7 @@ def _without_round_trips(model: onnx.ModelProto, own: set[str]) -> onnx.ModelPro
         for node in dead:
             model.graph.node.remove(node)
         used = outputs | {name for node in model.graph.node for name in node.input}
-    whole = ir.from_proto(model)
-    whole.graph.sort()  # the converter appends its casts
-    return ir.to_proto(whole)
+    return model
 
 
 def _target(cast: onnx.NodeProto) -> int:

@@ -69,12 +69,16 @@ def write(
         ParityError: Its outputs are not finite, or of another shape.
         KDExportError: It cannot be made.
     """
-    model, notes = _make(source, wanted, material, progress)
+    model, notes, accuracy = _make(source, wanted, material, progress)
+    model = quantize.in_order(model)
     made: list[ModelFile] = []
 
     def fill(temporary: Path) -> None:
         onnx.save(model, temporary)
         stamped = {**metadata.read(source), "kdexport.precision": wanted.precision}
+        stamped.pop("kdexport.val_accuracy", None)  # that is the fp32 network's
+        if accuracy is not None:
+            stamped["kdexport.val_accuracy"] = str(accuracy)
         if key is not None:
             stamped["kdexport.key"] = key
         metadata.stamp(temporary, stamped)
@@ -110,7 +114,8 @@ def write(
 
 def _make(
     source: Path, wanted: Wanted, material: Material, progress: Progress
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+) -> tuple[onnx.ModelProto, tuple[str, ...], float | None]:
+    """Return the graph, what to say of it, and its accuracy on the validation split."""
     if wanted.precision == "int8":
         return _int8(source, wanted, material, progress)
     notes: tuple[str, ...] = ()
@@ -124,6 +129,7 @@ def _make(
         if kept:
             notes = (f"kept in fp32, near the largest fp16 value: {', '.join(kept)}",)
     validation = material.validation()
+    accuracy: float | None = None
     if validation is not None:
         judge = guard.Judge(source, *validation)
         accuracy = judge.accuracy(model)
@@ -134,12 +140,12 @@ def _make(
                 f"{wanted.max_accuracy_drop:g} allows",
                 hint=f"take {wanted.precision} out of export.quantize, or use int8, whose layers can return to fp32",
             )
-    return model, notes
+    return model, notes, accuracy
 
 
 def _int8(
     source: Path, wanted: Wanted, material: Material, progress: Progress
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+) -> tuple[onnx.ModelProto, tuple[str, ...], float | None]:
     """Calibrate by each method, keep the best, and return layers to fp32 where too much is lost."""
     prepared = quantize.prepared(source)
     validation = material.validation()
@@ -149,8 +155,10 @@ def _int8(
     calibration = material.calibration()
     found = {method: quantize.ranges(prepared, calibration, method) for method in methods}
     if validation is None:
-        return quantize.static_int8(prepared, found[methods[0]], weight_bits=wanted.weight_bits), (
-            f"calibrated by {methods[0]}",
+        return (
+            quantize.static_int8(prepared, found[methods[0]], weight_bits=wanted.weight_bits),
+            (f"calibrated by {methods[0]}",),
+            None,
         )
     judge = guard.Judge(source, *validation)
     models = {
@@ -162,7 +170,7 @@ def _int8(
     chosen = "the best on validation of " + ", ".join(methods) if len(methods) > 1 else "as asked"
     notes = (f"calibrated by {best}, {chosen}", judge.said(accuracy))
     if wanted.max_accuracy_drop is None or accuracy >= judge.fp32 - wanted.max_accuracy_drop:
-        return models[best], notes
+        return models[best], notes, accuracy
     progress.say(f"int8 {judge.said(accuracy)}: returning layers to fp32")
     model, more = guard.restore(prepared, found[best], judge, wanted.max_accuracy_drop, weight_bits=wanted.weight_bits)
-    return model, (notes[0], *more)
+    return model, (notes[0], *more), judge.accuracy(model)

@@ -56,6 +56,12 @@ def test_every_network_and_variant_is_a_proved_file(made):
     assert not [path for path in directory.root.iterdir() if ".tmp" in path.name]
 
 
+def test_every_file_is_valid_onnx(made):
+    _, _, directory, result = made
+    for model in result.models:
+        onnx.checker.check_model(onnx.load(directory.root / model.file), full_check=True)
+
+
 def test_the_file_takes_raw_images_and_answers_as_torch_does(made):
     recipe, _, directory, _ = made
     dataset = load_data(recipe.data, recipe.seed, directory.cache)
