@@ -59,7 +59,7 @@ def _precision(precision: float | None, settings: Settings) -> str:
         return "too few rounds for an interval"
     if precision <= settings.precision:
         return ""
-    return f"the median is known to ±{precision:.1%}, not to the ±{settings.precision:.1%} asked for"
+    return f"the median is known to ±{precision:.2%}, not to the ±{settings.precision:.2%} asked for"
 
 
 def _noise(latency: Latency) -> str:

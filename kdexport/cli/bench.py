@@ -188,6 +188,7 @@ def _asked(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(result: "BenchResult", target: Path | None, console: Console) -> None:
+    from rich.console import Console as RichConsole
     from rich.console import Group
 
     from kdexport import results
@@ -197,7 +198,7 @@ def _show(result: "BenchResult", target: Path | None, console: Console) -> None:
     if target is not None:
         write_text(target, results.dumps(result))
     if result.measurements or console.json:
-        console.result(result, Group(table(result), *lines(result)))
+        console.result(result, Group(table(result, RichConsole().width), *lines(result)))
     if result.failures:
         raise _failed(result)
 

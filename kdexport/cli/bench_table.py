@@ -13,18 +13,28 @@ NONE = "–"
 Cell = Callable[[Measurement, ModelFile], str]
 
 
-def table(result: BenchResult) -> Table:
-    """Return the table. Columns that say the same in every row, or nothing, are left out; see ``lines``."""
+def table(result: BenchResult, width: int) -> Table:
+    """Return the table, at most ``width`` characters wide.
+
+    Columns that say the same in every row, or nothing, are left out (see ``lines``); where it is still too wide, the
+    columns that one can best do without. bench.json holds everything.
+    """
     models = {model.name: model for model in result.models}
+    columns: list[tuple[str, list[str]]] = []
+    for name, cell in _columns(result):
+        cells = [cell(one, models[one.model]) for one in result.measurements]
+        if name in ALWAYS or (len(set(cells)) > 1 if name in PLACES else set(cells) - {NONE, "1"}):
+            columns.append((name, cells))
+    for spare in SPARE:
+        if sum(max(map(len, [name, *cells])) + 1 for name, cells in columns) > width:
+            columns = [column for column in columns if not column[0].startswith(spare)]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    columns = [
-        column for column in _columns(result) if column[0] in ALWAYS or _tells(column[1], result, models, column[0])
-    ]
     for name, _ in columns:
-        left = name in ("model", "device", "precision")
-        shown.add_column(name, justify="left" if left else "right", no_wrap=name != "model", overflow="fold")
-    for one in result.measurements:
-        shown.add_row(*(cell(one, models[one.model]) for _, cell in columns))
+        shown.add_column(
+            name, justify="left" if name in ("model", "device") else "right", no_wrap=True, overflow="fold"
+        )
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        shown.add_row(*row)
     return shown
 
 
@@ -49,7 +59,9 @@ def lines(result: BenchResult) -> Iterator[Text]:
         yield Text.assemble(("! ", "yellow"), f"{who}: {warning}")
 
 
-ALWAYS = ("model", "p50 ms", "±", "per s", "MiB")
+PLACES = ("device", "batch", "threads")
+ALWAYS = ("model", "p50 ms", "±", "MiB")
+SPARE = ("peak MiB", "p99 ms", "MiB", "mJ", "per s")  # first to go first
 
 
 def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
@@ -73,9 +85,10 @@ def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
         ("p50 ms", lambda one, _: _figure(one.latency_ms.p50)),
         ("±", lambda one, _: _half_width(one)),
         ("p99 ms", lambda one, _: NONE if one.latency_ms.p99 is None else _figure(one.latency_ms.p99)),
-        ("times faster", faster),
-        ("per s", lambda one, _: f"{one.throughput_per_s:,.0f}"),
+        ("faster", faster),
     ]
+    if len({one.batch_size for one in result.measurements}) > 1:  # else it is only what p50 says already
+        fixed.append(("per s", lambda one, _: f"{one.throughput_per_s:,.0f}"))
     counts = sorted({key for one in result.measurements for key in one.throughput_by_streams or {}}, key=int)
     streams: list[tuple[str, Cell]] = [(f"per s ×{count}", _stream(count)) for count in counts]
     return [
@@ -94,11 +107,6 @@ def _stream(count: str) -> Cell:
         return NONE if rate is None else f"{rate:,.0f}"
 
     return cell
-
-
-def _tells(cell: Cell, result: BenchResult, models: dict[str, ModelFile], name: str) -> bool:
-    values = {cell(one, models[one.model]) for one in result.measurements}
-    return len(values) > 1 if name in ("device", "batch", "threads") else values - {NONE, "1"} != set()
 
 
 def _place(one: Measurement) -> tuple[Any, ...]:

@@ -112,6 +112,15 @@ def test_a_pack_is_written_and_nothing_measured(models, tmp_path):
     assert "python p.pyz" in done.stdout
 
 
+def test_the_table_keeps_the_models_names_at_80_columns(models):
+    arguments = ["--batch-size", 1, "--batch-size", 4, "--streams", 2, "--threads", 1, "--threads", 2]
+    done = kdexport("bench", models / "a.onnx", models / "ids.onnx", "--dim", "sequence=4", *arguments, *FAST)
+    assert done.exit_code == 0, done.output
+    rows = [line for line in done.stdout.splitlines() if line.strip().startswith(("a ", "ids "))]
+    assert len(rows) == 8
+    assert max(map(len, done.stdout.splitlines()[:12])) <= 80
+
+
 def test_doctor_shows_each_check_and_its_json():
     done = kdexport("doctor", "-q")
     assert done.exit_code in (0, 1)
