@@ -1,6 +1,8 @@
 """The distillation losses: plain functions of tensors, each returning a scalar.
 
-Which recipe term calls which is one table in ``kdexport.distill.objective``.
+Which recipe term calls which is one table in ``kdexport.distill.objective``. To add a method: its function here, its
+term with the function's options as fields in ``kdexport.terms``, its row in that table. A test holds that the three
+agree; one beside the others should hold the function against float64 numpy, written from the paper.
 """
 
 from kdexport.distill.losses.contrast import crd
