@@ -35,6 +35,9 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
     Args:
         network: Any module.
         inputs: What it takes, a small batch.
+
+    Raises:
+        KDExportError: No module within it was seen to run.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     calls: Counter[str] = Counter()
@@ -52,6 +55,11 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
     finally:
         for name, module in network.named_modules():
             module.training = was_training[name]
+    if not shapes:
+        raise KDExportError(
+            f"a {type(network).__name__} shows no layers when it runs",
+            hint="features come from networks of PyTorch modules, not from .pt2 or .onnx files: use a method on logits",
+        )
     stages = set(_stages(network, shapes))
     numbers = {path: number for number, path in enumerate(path for path in shapes if path in stages)}
     return tuple(

@@ -293,6 +293,12 @@ def test_says_which_layers_there_are(name, match, hint, batch):
     assert hint in caught.value.hint
 
 
+def test_says_when_a_network_shows_no_layers():
+    with pytest.raises(KDExportError, match="a Linear shows no layers") as caught:
+        layers.trace(nn.Linear(3, 2), (torch.zeros(2, 3),))
+    assert "logits" in caught.value.hint
+
+
 def test_review_wants_as_many_layers_of_both(batch):
     wanted = term("review", student_layers=("stages.*",), teacher_layers=("stages.1",))
     with pytest.raises(KDExportError, match="2 of the student, 1 of the teacher") as caught:
