@@ -3,6 +3,7 @@
 No markup here; whoever shows a text escapes it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,8 @@ from kdexport.report.joined import PLAIN_STUDENT, STUDENT, Condition, condition_
 from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
 from kdexport.report.tradeoffs import front, memory
 from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
+
+SAME = 0.01  # ratios nearer to 1 are no difference
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,20 @@ def costs_of(place: Place) -> tuple[Cost, ...]:
     row, base = place.chosen, place.base
     if row is None:
         return ()
-    costs = [_accuracy(row, base), _latency(row, base, place.unit), _size(row, base), _memory(row, base)]
-    if row.measurement.energy_mj is not None:
-        costs.append(_energy(row, base))
+    size, base_size = row.model.size_bytes, base.model.size_bytes if base else None
+    smaller = base_size / size if base_size and size and row.tradeoff else None
+    less_memory, less_energy = (row.saving.memory_ratio, row.saving.energy_ratio) if row.saving else (None, None)
+    base_memory = base.memory if base else None
+    costs = [
+        _accuracy(row, base),
+        _latency(row, base, place.unit),
+        _amount("File size", figures.size, size, base_size, smaller, ("smaller", "larger")),
+        _amount("Peak memory", figures.mib, row.memory, base_memory, less_memory),
+    ]
+    energy = row.measurement.energy_mj
+    if energy is not None:
+        base_energy = base.measurement.energy_mj if base else None
+        costs.append(_amount("Energy per call", figures.energy, energy, base_energy, less_energy))
     return tuple(costs)
 
 
@@ -241,45 +255,24 @@ def _latency(row: Row, base: Row | None, unit: figures.Unit) -> Cost:
     )
 
 
-def _size(row: Row, base: Row | None) -> Cost:
-    ratio = base.model.size_bytes / row.model.size_bytes if base and row.tradeoff and row.model.size_bytes else None
+def _amount(
+    title: str,
+    write: Callable[[float | None], str],
+    value: float | None,
+    base: float | None,
+    ratio: float | None,
+    words: tuple[str, str] = ("less", "more"),
+) -> Cost:
+    """Return a cost that has no interval: bytes, memory, energy."""
     return Cost(
-        "File size",
-        figures.size(row.model.size_bytes),
+        title,
+        write(value),
         "",
-        _less(ratio, "smaller", "larger"),
+        _less(ratio, *words),
         "",
-        None if ratio is None or ratio == 1 else ratio > 1,
-        figures.size(base.model.size_bytes) if base else "",
-        *_shares(row.model.size_bytes, base.model.size_bytes if base else None),
-    )
-
-
-def _memory(row: Row, base: Row | None) -> Cost:
-    ratio = row.saving.memory_ratio if row.saving else None
-    return Cost(
-        "Peak memory",
-        figures.mib(row.memory),
-        "",
-        _less(ratio, "less", "more"),
-        "",
-        None if ratio is None or abs(ratio - 1) < 0.01 else ratio > 1,
-        figures.mib(base.memory) if base else "",
-        *_shares(row.memory, base.memory if base else None),
-    )
-
-
-def _energy(row: Row, base: Row | None) -> Cost:
-    ratio = row.saving.energy_ratio if row.saving else None
-    return Cost(
-        "Energy per call",
-        figures.energy(row.measurement.energy_mj),
-        "",
-        _less(ratio, "less", "more"),
-        "",
-        None if ratio is None else ratio > 1,
-        figures.energy(base.measurement.energy_mj) if base else "",
-        *_shares(row.measurement.energy_mj, base.measurement.energy_mj if base else None),
+        None if ratio is None or abs(ratio - 1) < SAME else ratio > 1,
+        "" if base is None else write(base),
+        *_shares(value, base),
     )
 
 
