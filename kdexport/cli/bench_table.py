@@ -26,7 +26,7 @@ def table(result: BenchResult, width: int) -> Table:
         if name in ALWAYS or (len(set(cells)) > 1 if name in PLACES else set(cells) - {NONE, "1"}):
             columns.append((name, cells))
     for spare in SPARE:
-        if sum(max(map(len, [name, *cells])) + 1 for name, cells in columns) > width:
+        if sum(max(map(len, [name, *cells])) + BETWEEN for name, cells in columns) + BETWEEN > width:
             columns = [column for column in columns if not column[0].startswith(spare)]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, _ in columns:
@@ -59,6 +59,7 @@ def lines(result: BenchResult) -> Iterator[Text]:
         yield Text.assemble(("! ", "yellow"), f"{who}: {warning}")
 
 
+BETWEEN = 2  # characters that the table puts between columns, and at its edges
 PLACES = ("device", "batch", "threads")
 ALWAYS = ("model", "p50 ms", "±", "MiB")
 SPARE = ("peak MiB", "p99 ms", "MiB", "mJ", "per s")  # first to go first

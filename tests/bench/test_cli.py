@@ -119,6 +119,8 @@ def test_the_table_keeps_the_models_names_at_80_columns(models):
     rows = [line for line in done.stdout.splitlines() if line.strip().startswith(("a ", "ids "))]
     assert len(rows) == 8
     assert max(map(len, done.stdout.splitlines()[:12])) <= 80
+    assert "p50 ms" in done.stdout
+    assert "threads" in done.stdout
 
 
 def test_doctor_shows_each_check_and_its_json():
