@@ -191,6 +191,14 @@ def train(place: Path, document: dict, role: str, **about: object) -> dict:
     return made
 
 
+def is_default(label_weight: float, terms: list[dict]) -> bool:
+    """Whether a row is what a recipe gets that says nothing."""
+    from kdexport.recipe import Distill
+
+    row = Distill.model_validate({"label_weight": label_weight, "terms": tuple(terms)})
+    return (row.label_weight, row.terms) == (Distill().label_weight, Distill().terms)
+
+
 def write(folder: Path, teacher: dict, results: list[dict]) -> None:
     """Write the table as JSON and Markdown."""
     from kdexport.intervals import student_t95
@@ -209,6 +217,7 @@ def write(folder: Path, teacher: dict, results: list[dict]) -> None:
         rows.append(
             {
                 "row": name,
+                "default": is_default(label_weight, terms),
                 "label_weight": label_weight,
                 "terms": terms,
                 "seeds": [run["seed"] for run in runs],
@@ -234,7 +243,8 @@ def write(folder: Path, teacher: dict, results: list[dict]) -> None:
         half = row["gain_half_width95"]
         gain = "" if row["gain"] is None else f"{100 * row['gain']:+.2f}" + (f" ± {100 * half:.2f}" if half else "")
         accuracy, seconds = f"{100 * row['accuracy']:.2f}", f"{row['seconds']:.0f}"
-        lines.append(f"| {row['row']} | {len(row['seeds'])} | {accuracy} | {gain} | {seconds} |")
+        name = f"**{row['row']}** (the default)" if row["default"] else row["row"]
+        lines.append(f"| {name} | {len(row['seeds'])} | {accuracy} | {gain} | {seconds} |")
     (folder / "methods_cifar10.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

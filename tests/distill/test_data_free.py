@@ -62,7 +62,7 @@ def test_a_student_of_made_images_knows_real_digits(tmp_path: Path) -> None:
             "label_weight": 0.0,
             "baseline": False,
             "augment": ["shift", "erase"],
-            "views": 20,
+            "views": 8,
             "terms": [{"method": "soft_targets"}],
             "data_free": {"samples": 12_000, "steps": 200},
         },
