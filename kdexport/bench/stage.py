@@ -63,12 +63,15 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         progress.say("bench: measured before, nothing has changed")
         result = dataclasses.replace(done, name=recipe.name, recipe=document, training=training)
     else:
+        dataset = load_data(recipe.data, recipe.seed, directory.cache)
+        text = dataset.preprocessing.kind == "tokens"  # is measured at its full length, the longest of the data
         result = bench(
             exported.models,
             recipe.bench,
             name=recipe.name,
             folder=directory.root,
-            dataset=load_data(recipe.data, recipe.seed, directory.cache),
+            dataset=dataset,
+            dims={"length": dataset.test.inputs[0].shape[1]} if text else None,
             recipe=document,
             training=training,
             samples_file=directory.samples,
