@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from kdexport.report.comparisons import median_ratio
 from kdexport.report.joined import Condition, Joined
-from kdexport.results import Dominated, Interval, Measurement, ModelFile, Saving, Speedup, Tradeoff
+from kdexport.results import Dominated, Measurement, ModelFile, Saving, Speedup, Tradeoff
 
 SAME_SIZE = 0.01  # files whose sizes differ by less hold the same network
 
@@ -114,11 +114,6 @@ def speedup_at(tradeoff: Tradeoff | None, condition: Condition) -> Speedup | Non
         (item for item in tradeoff.speedup if (item.machine, item.device, item.batch_size, item.threads) == wanted),
         None,
     )
-
-
-def apart(first: Interval | None, second: Interval | None) -> bool:
-    """Return whether two intervals do not overlap."""
-    return first is not None and second is not None and (first[1] < second[0] or second[1] < first[0])
 
 
 def _beats(other: ModelFile, other_figures: Measurement, model: ModelFile, figures: Measurement) -> bool:
