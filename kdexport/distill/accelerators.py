@@ -1,5 +1,6 @@
 """Accelerate's object for one training: device, mixed precision, processes."""
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -11,4 +12,6 @@ def accelerator_for(precision: str) -> Accelerator:
     other, so what the last one set is put back first. Processes and devices stay as they are.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    # Asked for by name: on a machine without a GPU, Accelerate joins torchrun's processes only then.
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)

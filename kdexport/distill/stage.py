@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
 from kdexport import __version__, artifacts, processes, references, results
 from kdexport.artifacts import RunDirectory
@@ -18,12 +18,13 @@ from kdexport.distill.batches import Batches
 from kdexport.distill.checkpoint import Checkpoints
 from kdexport.distill.data_free import with_made_samples
 from kdexport.distill.ensemble import Ensemble
+from kdexport.distill.job import Fitted, Job
 from kdexport.distill.metrics import MetricsLog
 from kdexport.distill.objective import LabelKind, Objective
 from kdexport.distill.taps import Taps
 from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
 from kdexport.distill.teacher_cache import TeacherCache
-from kdexport.distill.trainer import Fitted, Job, fit
+from kdexport.distill.trainer import fit
 from kdexport.distill.validation import Validation, predict_all
 from kdexport.errors import KDExportError, SourceError
 from kdexport.progress import SILENT, Progress
@@ -59,7 +60,8 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written; the same call goes on from there.
     """
     directory.prepare()
-    run = _Run(recipe, directory, load_data(recipe.data, recipe.seed, directory.cache), progress)
+    run = _Run(recipe, directory, load_data(recipe.data, recipe.seed, directory.cache, progress), progress)
+    run.say_what_is_special()
     _ = run.objective, run.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teachers = _teachers(run)
     networks = [teachers[0][0], _student(run, teachers)]
@@ -115,6 +117,13 @@ class _Run:
         number = role.rpartition("-")[2]
         torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
         return load_model(role, spec, self.dataset)
+
+    def say_what_is_special(self) -> None:
+        """Say how the data were read, and what was left out of them."""
+        for note in self.dataset.notes:
+            self.progress.say(note)
+        for reason in self.dataset.skipped:
+            self.progress.warn(f"left out, it cannot be decoded: {reason}")
 
     def load_trained(self, made: TrainedNetwork, spec: Spec) -> Model:
         return load_model(made.name, spec, self.dataset, self.directory.root / made.weights)
@@ -283,10 +292,12 @@ def _phase(run: _Run, name: str, spec: Spec, key: str, train: Callable[[Model], 
             run.progress.say(f"{name}: unchanged, not trained again")
             return earlier
     model = run.load(name, spec)
+    for line in model.left_out:
+        run.progress.warn(f"{name} starts without weights for {line}")
     fitted = train(model) if train else None
     if processes.is_main():
         save_weights(model.network, weights)
-    PartialState().wait_for_everyone()
+    accelerator_for(run.recipe.distill.precision).wait_for_everyone()
     made = TrainedNetwork(
         name=name,
         reference=references.relative(spec.model, run.directory.root.resolve()),

@@ -8,8 +8,7 @@ import signal
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,47 +16,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from kdexport.distill.batches import Batches
 from kdexport.distill.checkpoint import Checkpoints
+from kdexport.distill.job import Fitted, Job
 from kdexport.distill.loop_state import LoopState, restore, snapshot, weights_of
 from kdexport.distill.metrics import MetricsLog
-from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import make_average, make_optimizer, set_lr
-from kdexport.distill.taps import Taps
-from kdexport.distill.teacher import CachedTeacher, ListenedTeacher
-from kdexport.distill.validation import Validation
+from kdexport.distill.step import Step
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.recipe import Training
-from kdexport.sources.preprocessing import Preprocessing
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
 CHECKPOINT_SECONDS = 600.0  # within a long epoch
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that one training depends on."""
-
-    phase: str  # "teacher", "student", "student-plain"
-    training: Training
-    seed: int
-    preprocessing: Preprocessing
-    batches: Batches
-    objective: Objective
-    validation: Validation
-    teacher: CachedTeacher | ListenedTeacher | None = None
-    taps: Taps | None = None  # where the objective compares features
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """How a training ended; the network holds the weights that were kept."""
-
-    epochs: int
-    best_epoch: int
-    val_accuracy: float | None
-    seconds: float
 
 
 def fit(
@@ -88,6 +58,7 @@ def fit(
     else:
         restore(saved, plain, optimizer, average, loop, accelerator, taps)
         progress.say(f"{job.phase}: going on from epoch {loop.step // batches.per_epoch + 1} of {training.epochs}")
+    step = Step(network, job, accelerator, progress)
     log.start(job.phase, loop.step // batches.per_epoch)
 
     def save() -> None:
@@ -111,16 +82,7 @@ def fit(
 
             for batch in batches.epoch(epoch, start=first):
                 set_lr(optimizer, training, loop.step, batches.per_epoch)
-                with accelerator.autocast(), taps.student() if taps else nullcontext():
-                    logits = network(*job.preprocessing.apply(batch.inputs))
-                loss, parts = job.objective(
-                    logits,
-                    batch.labels,
-                    job.teacher.logits(batch) if job.teacher else None,
-                    progress_of_training=loop.step / loop.total_steps,
-                    features=taps.features(torch.from_numpy(batch.indices).to(logits.device)) if taps else None,
-                )
-                accelerator.backward(loss)
+                loss, parts = step(batch, loop.step / loop.total_steps)
                 if taps and accelerator.num_processes > 1:  # the wrapped student averages its own gradients only
                     for parameter in taps.parameters():
                         parameter.grad = accelerator.reduce(parameter.grad, "mean")

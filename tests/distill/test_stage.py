@@ -277,10 +277,11 @@ def greedy(folder: Path, room: int) -> str:
 
 
 def test_too_little_memory_halves_the_micro_batch_once_and_says_so(tmp_path: Path, tiny: Tiny) -> None:
+    """388 samples at 64 a batch are 7 batches of 56 at most."""
     recorder = Recorder()
     recipe = tiny(greedy(tmp_path, room=40), "distill.batch_size=64", "distill.baseline=false")
     result = distill(recipe, RunDirectory(tmp_path / "run"), recorder)
-    assert any("going on with 32 at a time" in said for said in recorder.said)
+    assert any("going on with 28 at a time" in said for said in recorder.said)
     assert result.networks[1].epochs == 3
 
 
@@ -288,9 +289,9 @@ def test_far_too_little_memory_stops_with_the_figure_to_set(tmp_path: Path, tiny
     recipe = tiny(greedy(tmp_path, room=20), "distill.batch_size=64", "distill.baseline=false")
     with pytest.raises(KDExportError) as caught:
         distill(recipe, RunDirectory(tmp_path / "run"))
-    assert "micro_batch_size = 16" in caught.value.hint
+    assert "micro_batch_size = 14" in caught.value.hint
     distill(
-        tiny(greedy(tmp_path, 20), "distill.micro_batch_size=16", "distill.baseline=false"),
+        tiny(greedy(tmp_path, 20), "distill.micro_batch_size=14", "distill.baseline=false"),
         RunDirectory(tmp_path / "run"),
     )
 
@@ -307,8 +308,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, tiny: Tiny) -> None:
         "torch.distributed.run",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
+        "--standalone",
         "-m",
         "kdexport",
     ]
@@ -324,7 +324,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, tiny: Tiny) -> None:
     assert done.returncode == 0, done.stderr
     assert [network["name"] for network in json.loads(done.stdout)["networks"]] == ["teacher", "student"]
     one_log, two_log = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    # The schedule goes by steps: the same rate at each epoch's end means the same number of steps, the same total batch.
+    # The schedule goes by steps: the same rates mean the same number of steps, and so the same total batch.
     assert [(line["phase"], line["epoch"], line["lr"]) for line in one_log] == [
         (line["phase"], line["epoch"], line["lr"]) for line in two_log
     ]
@@ -363,20 +363,3 @@ def test_several_teachers_speak_as_one(tmp_path: Path, tiny: Tiny) -> None:
     assert "members.0" in caught.value.hint
     layer = "distill.terms=[{ method = 'hint', teacher_layer = 'members.1.stages' }]"
     distill(tiny("distill.baseline=false", "distill.epochs=1", also, layer), directory)
-
-
-NOISE = """
-import numpy as np
-from sklearn.datasets import load_digits
-
-def digits_with_nothing_to_learn_from():
-    digits, noise = load_digits(), np.random.default_rng(0)
-    images = (digits.images * 15.9).astype(np.uint8)
-    nothing = noise.integers(0, 256, images[:1200].shape, dtype=np.uint8), noise.integers(0, 10, 1200)
-    return {"train": nothing, "val": nothing, "test": (images, digits.target)}
-"""
-
-
-def test_made_samples_have_no_labels(tiny: Tiny) -> None:
-    with pytest.raises(KDExportError, match="label_weight = 0"):
-        tiny("distill.data_free={}")

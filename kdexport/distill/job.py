@@ -1,0 +1,36 @@
+"""All that one training depends on."""
+
+from dataclasses import dataclass
+
+from kdexport.distill.batches import Batches
+from kdexport.distill.objective import Objective
+from kdexport.distill.taps import Taps
+from kdexport.distill.teacher import CachedTeacher, ListenedTeacher
+from kdexport.distill.validation import Validation
+from kdexport.recipe import Training
+from kdexport.sources.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Job:
+    """What ``fit`` is given, beside the network."""
+
+    phase: str  # "teacher", "student", "student-plain"
+    training: Training
+    seed: int
+    preprocessing: Preprocessing
+    batches: Batches
+    objective: Objective
+    validation: Validation
+    teacher: CachedTeacher | ListenedTeacher | None = None
+    taps: Taps | None = None  # where the objective compares features
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a training ended; the network holds the weights that were kept."""
+
+    epochs: int
+    best_epoch: int
+    val_accuracy: float | None
+    seconds: float

@@ -1,0 +1,111 @@
+"""Forward and backward of one batch, in smaller parts where the memory does not hold it whole."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kdexport.distill.batches import Batch
+from kdexport.distill.job import Job
+from kdexport.errors import KDExportError
+from kdexport.progress import Progress
+
+
+class Step:
+    """Computes gradients.
+
+    A batch larger than the recipe's ``micro_batch_size`` goes through in equal parts whose gradients add up to the
+    batch's (losses are means over samples, so each part counts by its share; a method that compares samples with each
+    other, and batch normalization, see the part alone). Where the device runs out of memory, the parts are halved,
+    once.
+
+    Args:
+        network: The prepared network, in training mode.
+        job: The training.
+        accelerator: Mixed precision and processes.
+        progress: Hears of a halving.
+    """
+
+    def __init__(self, network: Any, job: Job, accelerator: Accelerator, progress: Progress) -> None:
+        self._network, self._job, self._accelerator, self._progress = network, job, accelerator, progress
+        self._part_size = job.training.micro_batch_size
+        self._halved = False
+
+    def __call__(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add a batch's gradients to the parameters' and return its loss and the loss's terms.
+
+        Raises:
+            KDExportError: The device runs out of memory although the parts were halved.
+        """
+        try:
+            return self._in_parts(batch, progress_of_training)
+        except torch.OutOfMemoryError as error:
+            self._halve(batch, error)
+        for parameter in self._parameters():
+            parameter.grad = None  # of the parts that went through
+        torch.cuda.empty_cache()
+        return self(batch, progress_of_training)
+
+    def _in_parts(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor]]:
+        size = len(batch.indices)
+        count = -(-size // min(self._part_size or size, size))
+        total: Tensor | None = None
+        sums: dict[str, Tensor] = {}
+        for number, rows in enumerate(torch.arange(size).tensor_split(count)):
+            part = batch if count == 1 else _rows(batch, rows)
+            # With several processes the gradients are averaged once, after the last part.
+            waiting = number < count - 1 and self._accelerator.num_processes > 1
+            with self._accelerator.no_sync(self._network) if waiting else nullcontext():
+                loss, terms = self._forward(part, progress_of_training)
+                share = len(rows) / size
+                self._accelerator.backward(loss * share if count > 1 else loss)
+            total = loss.detach() * share + (0 if total is None else total)
+            for name, value in terms.items():
+                sums[name] = value * share + sums.get(name, 0)
+        if total is None:
+            raise ValueError("a batch holds at least one sample")
+        return total, sums
+
+    def _forward(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor]]:
+        job, taps = self._job, self._job.taps
+        with self._accelerator.autocast(), taps.student() if taps else nullcontext():
+            logits = self._network(*job.preprocessing.apply(batch.inputs))
+        teacher_logits = job.teacher.logits(batch) if job.teacher else None
+        return job.objective(
+            logits,
+            batch.labels,
+            teacher_logits,
+            progress_of_training=progress_of_training,
+            features=taps.features(torch.from_numpy(batch.indices).to(logits.device)) if taps else None,
+        )
+
+    def _halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
+        size = len(batch.indices)
+        part = max(1, min(self._part_size or size, size) // 2)
+        if self._halved or size == 1:
+            raise KDExportError(
+                f"the device has not enough memory for {self._job.phase}, {2 * part} samples at a time: {error}",
+                hint=f"set micro_batch_size = {part} for this training: the batch stays what it is",
+            ) from error
+        self._halved, self._part_size = True, part
+        self._progress.warn(
+            f"{self._job.phase}: not enough memory for {size} samples at once; going on with {part} at a time,"
+            f" the batch stays {size} (micro_batch_size = {part} says so from the start)"
+        )
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        taps = self._job.taps
+        return [*self._network.parameters(), *(taps.parameters() if taps else ())]
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    on_device = rows.to(batch.inputs[0].device)
+    return replace(
+        batch,
+        indices=batch.indices[rows.numpy()],
+        inputs=tuple(tensor[on_device] for tensor in batch.inputs),
+        labels=None if batch.labels is None else batch.labels[on_device],
+    )
