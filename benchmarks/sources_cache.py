@@ -6,8 +6,9 @@ Writes benchmarks/results/sources_cache.json. CIFAR10_JPG_FOLDER holds train/CLA
 
 Data time: 10,000 real JPEGs, batches of 128 with shift and flip, the second epoch's median beside the median step of a
 ResNet-20 (forward, backward, SGD). Compared with what a user would do instead: torchvision's ImageFolder, a picture at
-a time. Memory: peak resident memory (VmHWM) of a whole `kdexport distill` in a fresh process, at 10,000 and at 50,000
-images; the networks are tiny so that the data would show.
+a time. Reading: 128 random rows of 3 KiB as kdexport reads them, from a memory map, and from one whose pages are let go
+each time so that they do not count as memory. Memory: peak resident memory (VmHWM) of a whole `kdexport distill` in a
+fresh process, at 10,000 and at 50,000 images; the networks are tiny so that the data would show.
 """
 
 import argparse
@@ -95,6 +96,37 @@ def data_time(folder: Path, cache: Path) -> dict[str, float]:
     }
 
 
+def reading(file: Path, shape: tuple[int, ...]) -> dict[str, float]:
+    """Milliseconds for a batch of random rows: as kdexport reads them, from a memory map, and from one kept small."""
+    import mmap
+
+    import numpy as np
+
+    from kdexport.sources.rows import open_rows
+
+    rows = open_rows(file, shape)
+    with file.open("rb") as handle:
+        mapping = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = np.frombuffer(mapping, np.uint8).reshape(shape)
+
+    def released(chosen: "np.ndarray") -> None:
+        _ = mapped[chosen]
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+    ways = {"rows": lambda chosen: rows[chosen], "map": lambda chosen: mapped[chosen], "map_released": released}
+    found = {}
+    for name, read in ways.items():  # one after the other: each leaves the map as the next must not find it
+        generator = np.random.default_rng(0)
+        times = []
+        for _ in range(300):
+            chosen = generator.choice(shape[0], BATCH)
+            start = time.perf_counter()
+            read(chosen)
+            times.append((time.perf_counter() - start) * 1e3)
+        found[f"{name}_ms"] = float(np.median(times))
+    return found
+
+
 def image_folder_time(folder: Path, batches: int = 10) -> float:
     """Milliseconds per batch of the usual way: decode and augment picture by picture, in this process."""
     import torch
@@ -145,6 +177,7 @@ def main() -> None:
         small = subset(arguments.folder.resolve(), work / "small", 8000, 2000)
         if both or arguments.data_time:
             result["data_time"] = data_time(small, work / "cache")
+            result["reading_a_batch"] = reading(work / "cache" / "images.u8", (10000, 32, 32, 3))
         if both or arguments.memory:
             found = {}
             for name, folder in (

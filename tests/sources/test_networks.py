@@ -279,6 +279,15 @@ def test_pretrained_torchvision_brings_its_weights_and_its_preprocessing(load, m
     assert load_model("student", Student(model="torchvision:squeezenet1_1"), data).preprocessing == data.preprocessing
 
 
+def test_a_hub_name_while_offline(monkeypatch):
+    pytest.importorskip("transformers", reason="it is an extra: pip install 'kdexport[text]'")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match="hf:someone/nothing-of-that-name cannot be loaded") as caught:
+        load_network("hf:someone/nothing-of-that-name", {}, 3)
+    assert "offline, give a folder" in caught.value.hint
+    assert "hf auth login" in caught.value.hint
+
+
 def test_a_fresh_head_may_be_trained_but_does_not_teach(load, tmp_path):
     transformers = pytest.importorskip("transformers", reason="it is an extra: pip install 'kdexport[text]'")
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], num_labels=5)
