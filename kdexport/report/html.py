@@ -31,7 +31,7 @@ from kdexport.report.tradeoffs import speedup_at
 from kdexport.report.view import Place, Row, costs_of, gate_words, places_of, speed_words
 from kdexport.results import Gate, Report
 
-MOST_PLACES = 24  # conditions with pictures of their own: beyond them a page takes longer to load than to read
+MOST_PLACES = 18  # conditions with pictures of their own: beyond them a page takes longer to load than to read
 MOST_BUTTONS = 6  # conditions to choose from by a button each, else from a list
 MOST_COLUMNS = 60  # of the map of devices
 

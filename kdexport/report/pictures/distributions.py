@@ -13,7 +13,7 @@ from kdexport.report.pictures.svg import Scale, picture, short, tag, text
 from kdexport.results import Latency
 
 ROW = 44.0
-CELLS = 90  # of the drawn curve
+CELLS = 64  # of the drawn curve
 SHARPEST = 0.012  # least bandwidth, on the log scale: about one percent
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 
 from markupsafe import Markup, escape
@@ -70,11 +71,14 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """Return where a value lies, in pixels; what is out of range lies on the edge."""
-        low, high, at = self.low, self.high, value
-        if self.log:
-            low, high, at = math.log(low), math.log(high), math.log(max(value, 1e-12))
-        share = (at - low) / ((high - low) or 1.0)
+        low, span = self._ends
+        share = ((math.log(max(value, 1e-12)) if self.log else value) - low) / span
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        return low, (high - low) or 1.0
 
     def ticks(self, wanted: int = 5) -> list[float]:
         """Return round values inside the scale, about as many as wanted."""
