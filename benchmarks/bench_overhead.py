@@ -151,7 +151,8 @@ def compile_c(header: Path, folder: Path) -> Path:
 
 
 def compare(path: Path, side: int, rounds: int, program: Path | None) -> dict[str, object]:
-    medians: dict[str, list[float]] = {}
+    """Return the medians, and against each bare loop the ratio: in a round the median over pairs of turns."""
+    turns: dict[str, list[list[float]]] = {}
     cores = sorted(os.sched_getaffinity(0))
     for index in range(rounds):
         loops = {
@@ -162,26 +163,25 @@ def compare(path: Path, side: int, rounds: int, program: Path | None) -> dict[st
             loops["C API"] = Loop([str(program), str(path), str(side)])
         for loop in loops.values():  # on one core, as the runner does: cores differ
             os.sched_setaffinity(loop.pid, {cores[index % len(cores)]})
-        samples: dict[str, list[int]] = {name: [] for name in loops}
+        for name in loops:
+            turns.setdefault(name, []).append([])
         for turn in range(TURNS):
             order = list(loops) if (turn + index) % 2 == 0 else list(loops)[::-1]
             for name in order:
-                samples[name] += loops[name].turn()
-        for name, loop in loops.items():
+                turns[name][-1].append(statistics.median(loops[name].turn()) / 1e3)
+        for loop in loops.values():
             loop.close()
-            medians.setdefault(name, []).append(statistics.median(samples[name]) / 1e3)
     found: dict[str, object] = {
-        "p50_us": {name: round(statistics.median(values), 3) for name, values in medians.items()}
+        "p50_us": {name: round(float(np.median(np.concatenate(values))), 3) for name, values in turns.items()}
     }
-    for name in list(medians)[1:]:
-        ratio, interval = ratio_interval(medians["kdexport"], medians[name])
-        apart = statistics.median(
-            ours - theirs for ours, theirs in zip(medians["kdexport"], medians[name], strict=True)
-        )
+    ours = np.array(turns["kdexport"])
+    for name in list(turns)[1:]:
+        theirs = np.array(turns[name])
+        ratio, interval = ratio_interval(np.median(ours / theirs, axis=1).tolist(), [1.0] * rounds)
         found[f"against {name}"] = {
             "ratio": round(ratio, 4),
             "ci95": [round(end, 4) for end in interval],
-            "difference_us": round(apart, 2),
+            "difference_us": round(float(np.median(ours - theirs)), 2),
         }
     return found
 

@@ -196,18 +196,17 @@ class Runner:
         self._progress.warn(f"{one.target.name} at batch {one.batch_size} on {case.device.name}: {reason}")
 
     def _enough(self, series: Sequence[Series], late: bool) -> bool:
-        """Stop when each has the least rounds, time and runs and a narrow enough interval, or when time is up.
+        """Stop when each has its least rounds, time and runs and a narrow enough interval, or no time left after them.
 
         A model that has enough goes on while another needs more: round i of every model then saw the same machine.
         """
         settings = self._settings
         for one in series:
             one.precision = statistics.precision(one.rounds)
-        if late and all(len(one.rounds) >= min(settings.rounds, LEAST_ROUNDS) for one in series):
-            return True
-        return all(
-            len(one.rounds) >= settings.rounds
-            and one.seconds >= settings.min_seconds
+        if any(len(one.rounds) < settings.rounds for one in series):
+            return False
+        return late or all(
+            one.seconds >= settings.min_seconds
             and one.runs >= settings.min_runs
             and (settings.rounds < LEAST_ROUNDS or (one.precision or 1.0) <= settings.precision)
             for one in series
