@@ -11,6 +11,8 @@ from typing import TextIO
 
 # Of no use to the user: they speak of torch's and onnxscript's own code.
 KNOWN_WARNINGS = (DeprecationWarning, FutureWarning)
+# Two inputs share their batch axis: that is what was asked for.
+KNOWN_MESSAGES = (r"# The axis name: \w+ will not be used",)
 
 
 @contextlib.contextmanager
@@ -30,6 +32,8 @@ def quiet() -> Iterator[io.StringIO]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         for category in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", category=category)
+        for message in KNOWN_MESSAGES:
+            warnings.filterwarnings("ignore", message=message)
         try:
             yield heard
         finally:
