@@ -30,7 +30,7 @@ LAYERS = (
     ),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-HEAVY = ("torch", "onnx", "onnxruntime", "torchvision", "sklearn", "altair")
+HEAVY = ("torch", "onnx", "onnxruntime", "torchvision", "sklearn")
 
 
 def imports_of(path: Path) -> set[str]:

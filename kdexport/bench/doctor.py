@@ -25,7 +25,7 @@ PROBE_SECONDS = 60.0
 Status = Literal["ok", "fault", "note"]
 
 # distribution -> what it is needed for; those that kdexport cannot do without come first
-NEEDED = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "safetensors", "accelerate", "altair")
+NEEDED = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "safetensors", "accelerate")
 OPTIONAL = {
     "timm": ("timm: models", "pip install 'kdexport[timm]'"),
     "transformers": ("hf: models and text", "pip install 'kdexport[text]'"),
