@@ -56,9 +56,10 @@ def test_a_student_of_made_images_knows_real_digits(tmp_path: Path) -> None:
             "preprocessing": {"mean": seen.mean, "std": seen.std},
         },
         "distill": {
-            "epochs": 20,
-            "batch_size": 64,
-            "lr": 0.004,
+            "epochs": 40,
+            "batch_size": 128,
+            "lr": 0.01,
+            "warmup_epochs": 1,
             "label_weight": 0.0,
             "baseline": False,
             "augment": ["shift", "erase"],
