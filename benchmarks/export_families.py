@@ -108,9 +108,10 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def main() -> None:
     target = RESULTS / "export_families.json"
-    known = {row["name"]: row for row in json.loads(target.read_text())["rows"]} if target.exists() else {}
     for name in sys.argv[1:] or FAMILIES:
-        known[name] = one(name)
+        row = one(name)
+        known = {row["name"]: row for row in json.loads(target.read_text())["rows"]} if target.exists() else {}
+        known[name] = row
         print(table([known[name]]).splitlines()[-1], flush=True)
         document = {
             "torch": torch.__version__,

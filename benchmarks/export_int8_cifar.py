@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdexport import references
-from kdexport.export import fp32, variants
+from kdexport.export import fp32, parity, variants
 from kdexport.export.runner import Runner
 from kdexport.export.subject import Form, Subject
 from kdexport.progress import PlainLines
@@ -28,7 +28,7 @@ from kdexport.sources.datasets import load_data
 from kdexport.sources.samples import Split
 
 RESULTS = Path(__file__).with_name("results") / "export_int8_cifar.json"
-TRAINING_SAMPLES, EPOCHS, BATCH = 12_000, 4, 64
+TRAINING_SAMPLES, EPOCHS, BATCH = 6_000, 2, 64
 
 
 class Net(nn.Module):
@@ -76,11 +76,11 @@ def main() -> None:
                 optimizer.step()
                 schedule.step()
             print(f"{time.perf_counter() - start:.0f} s, loss {loss.item():.3f}", flush=True)
-        samples = dataset.val.take(slice(0, 256)).inputs
+        samples = parity.samples_of(dataset.val.inputs, dataset.train.inputs)
         subject = Subject("net", network.eval(), preprocessing, dataset.input_names, samples)
         plain = fp32.write(subject, Form(18, 8, 1e-4, bake=True), folder / "net.onnx")
-        val = dataset.val.take(slice(0, variants.VALIDATION_SAMPLES))
-        calibration = train.take(slice(0, 256)).inputs
+        val = dataset.val.take(parity.spread(len(dataset.val), variants.VALIDATION_SAMPLES))
+        calibration = train.take(parity.spread(len(train), 256)).inputs
         material = variants.Material(lambda: samples, lambda: calibration, lambda: (val.inputs, val.labels))
         rows = [
             {"form": "fp32", "test_accuracy": accuracy(folder / "net.onnx", dataset.test), "bytes": plain.size_bytes}

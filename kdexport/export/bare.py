@@ -154,7 +154,7 @@ def _subject(request: Request, form: Form, dataset: Dataset | None) -> Subject:
         )
         torch.manual_seed(request.seed)
         model = load_model("network", spec, dataset)
-        samples, kind = _real(dataset), "real"
+        samples, kind = parity.samples_of(dataset.val.inputs, dataset.train.inputs), "real"
         network, preprocessing, names = model.network, model.preprocessing, dataset.input_names
         labels = dataset.class_names
     else:
@@ -183,13 +183,6 @@ def _network(request: Request) -> nn.Module:
     elif request.weights is not None:
         load_weights(network, Path(request.weights))
     return network.eval()
-
-
-def _real(dataset: Dataset) -> Arrays:
-    """Return raw samples for the proof: validation, then training; never test."""
-    val, train = dataset.val.inputs, dataset.train.inputs
-    missing = max(0, parity.SAMPLES - len(val[0]))
-    return tuple(np.concatenate([v[: parity.SAMPLES], t[:missing]]) for v, t in zip(val, train, strict=True))
 
 
 def _random(request: Request, form: Form) -> tuple[Preprocessing, Arrays]:
@@ -257,7 +250,7 @@ def _material(request: Request, form: Form, subject: Subject, dataset: Dataset |
     def validation() -> tuple[Arrays, NDArray[np.int64]] | None:
         if dataset is None or dataset.val.labels is None or dataset.multi_label:
             return None
-        few = dataset.val.take(slice(0, variants.VALIDATION_SAMPLES))
+        few = dataset.val.take(parity.spread(len(dataset.val), variants.VALIDATION_SAMPLES))
         return None if few.labels is None else (ready(few.inputs), few.labels)
 
     return variants.Material(lambda: ready(subject.samples), calibration, validation)

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from kdexport.errors import KDExportError
-from kdexport.export import quantize
+from kdexport.export import parity, quantize
 from kdexport.export.runner import Arrays, Runner
 
 BATCH = 64
@@ -56,10 +56,10 @@ class Judge:
         return f"{accuracy:.4f} correct of {len(self.labels)} validation samples, fp32 {self.fp32:.4f}"
 
     def harm(self, model: onnx.ModelProto) -> float:
-        """Return the mean squared change of the logits over the first samples."""
-        few = tuple(array[:RANKING_SAMPLES] for array in self.inputs)
-        logits = _logits(Runner(model.SerializeToString()), few)
-        return float(((logits - self.logits[:RANKING_SAMPLES]) ** 2).mean())
+        """Return the mean squared change of the logits over some samples."""
+        some = parity.spread(len(self.labels), RANKING_SAMPLES)
+        logits = _logits(Runner(model.SerializeToString()), tuple(array[some] for array in self.inputs))
+        return float(((logits - self.logits[some]) ** 2).mean())
 
     def _accuracy(self, logits: NDArray[np.float64]) -> float:
         return float((logits.argmax(axis=-1) == self.labels).mean())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdexport.errors import ParityError
 from kdexport.export.runner import Arrays, Runner, first_line
@@ -89,6 +90,23 @@ def batches(inputs: Arrays, sizes: Sequence[int]) -> Iterator[Arrays]:
         size = sizes[min(position, len(sizes) - 1)]
         yield tuple(array[start : start + size] for array in inputs)
         start, position = start + size, position + 1
+
+
+def spread(available: int, wanted: int) -> NDArray[np.int64]:
+    """Return the indices of at most ``wanted`` samples, evenly spaced: data often lie sorted by class."""
+    return np.linspace(0, available - 1, min(available, wanted)).astype(np.int64)
+
+
+def samples_of(val: Arrays, train: Arrays) -> Arrays:
+    """Return raw samples for a proof: of the validation split, then of the training split; never of test.
+
+    Args:
+        val: One array per input, first axis samples.
+        train: The same.
+    """
+    first = spread(len(val[0]), SAMPLES)
+    more = spread(len(train[0]), SAMPLES - len(first)) if len(first) < SAMPLES else np.zeros(0, np.int64)
+    return tuple(np.concatenate([v[first], t[more]]) for v, t in zip(val, train, strict=True))
 
 
 def batch_sizes_for(path: Path) -> tuple[int, ...]:

@@ -104,10 +104,8 @@ class _Work:
 
     @cached_property
     def samples(self) -> Arrays:
-        """Raw samples for the proofs: of the validation split, then of the training split; never test."""
-        val, train = self.dataset.val.inputs, self.dataset.train.inputs
-        missing = max(0, parity.SAMPLES - len(val[0]))
-        return tuple(np.concatenate([v[: parity.SAMPLES], t[:missing]]) for v, t in zip(val, train, strict=True))
+        """Raw samples for the proofs."""
+        return parity.samples_of(self.dataset.val.inputs, self.dataset.train.inputs)
 
     def calibration(self) -> Arrays:
         """Return raw training samples, seeded."""
@@ -118,7 +116,7 @@ class _Work:
 
     def validation(self) -> tuple[Arrays, NDArray[np.int64]] | None:
         """Return raw validation samples with their labels; None where a sample can have several, or has none."""
-        val = self.dataset.val.take(slice(0, variants.VALIDATION_SAMPLES))
+        val = self.dataset.val.take(parity.spread(len(self.dataset.val), variants.VALIDATION_SAMPLES))
         return None if val.labels is None or val.multi_label else (val.inputs, val.labels)
 
     @cached_property

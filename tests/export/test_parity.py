@@ -60,3 +60,13 @@ def test_the_worst_output_counts():
         return line(inputs)[0], inputs[0] * np.float32(1.1)
 
     assert parity.compare(two, second_is_off, INPUTS, tolerance=1e-4).max_rel == pytest.approx(0.1, rel=1e-5)
+
+
+def test_samples_come_from_all_over_the_data():
+    """Data often lie sorted by class: the first few hundred may all be of one."""
+    val, train = np.arange(1000), np.arange(1000) + 10_000
+    assert parity.samples_of((val,), (train,))[0][[0, -1]].tolist() == [0, 999]
+    few = parity.samples_of((val[:100],), (train,))[0]
+    assert len(few) == 256
+    assert few[:100].tolist() == list(range(100))
+    assert few[[100, -1]].tolist() == [10_000, 10_999]
