@@ -16,12 +16,26 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 pytestmark = pytest.mark.slow
 
-CONTRACT = """
-recipe.toml metrics.jsonl checkpoints cache
-teacher.safetensors student.safetensors student-plain.safetensors
-teacher.onnx student.onnx student-plain.onnx student.int8.onnx student.fp16.onnx
-distill.json export.json bench.json report.json report.md report.html
-""".split()
+CONTRACT = [
+    "recipe.toml",
+    "metrics.jsonl",
+    "checkpoints",
+    "cache",
+    "teacher.safetensors",
+    "student.safetensors",
+    "student-plain.safetensors",
+    "teacher.onnx",
+    "student.onnx",
+    "student-plain.onnx",
+    "student.int8.onnx",
+    "student.fp16.onnx",
+    "distill.json",
+    "export.json",
+    "bench.json",
+    "report.json",
+    "report.md",
+    "report.html",
+]
 
 
 def readme_command(marker: str) -> list[str]:
@@ -131,7 +145,14 @@ def test_accuracy_inside_onnx_runtime_is_that_of_the_file(run: Path, report: dic
 
 
 def test_the_same_command_again_does_nothing_twice(run: Path, checkout: Path) -> None:
-    kept = ["teacher.safetensors", "student.safetensors", "student.onnx", "student.int8.onnx", "bench.json", "report.json"]
+    kept = [
+        "teacher.safetensors",
+        "student.safetensors",
+        "student.onnx",
+        "student.int8.onnx",
+        "bench.json",
+        "report.json",
+    ]
     before = {name: (run / name).stat().st_mtime_ns for name in kept}
     again = call(shlex.split(readme_command("run-command")[1]), checkout)
     assert again.returncode == 0, again.stderr
