@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from typer.testing import CliRunner
 from kdexport import results
 from kdexport.bench.describe import describe_file
 from kdexport.cli import app
+from kdexport.cli.bench_table import table
 from kdexport.results import BenchResult, ExportResult
 
 FAST = ["--min-seconds", "0.03", "--max-seconds", "0.05", "--rounds", "3", "--precision", "0.5", "-q"]
@@ -113,14 +115,32 @@ def test_a_pack_is_written_and_nothing_measured(models, tmp_path):
 
 
 def test_the_table_keeps_the_models_names_at_80_columns(models):
-    arguments = ["--batch-size", 1, "--batch-size", 4, "--streams", 2, "--threads", 1, "--threads", 2]
-    done = kdexport("bench", models / "a.onnx", models / "ids.onnx", "--dim", "sequence=4", *arguments, *FAST)
-    assert done.exit_code == 0, done.output
-    rows = [line for line in done.stdout.splitlines() if line.strip().startswith(("a ", "ids "))]
-    assert len(rows) == 8
-    assert max(map(len, done.stdout.splitlines()[:12])) <= 80
-    assert "p50 ms" in done.stdout
-    assert "threads" in done.stdout
+    import dataclasses
+
+    from rich.console import Console
+
+    done = kdexport("bench", models / "a.onnx", "--json", *FAST)
+    result = results.from_json(BenchResult, json.loads(done.stdout))
+    model, one = result.models[0], result.measurements[0]
+    names = ("teacher", "student-plain.int8")
+    many = dataclasses.replace(
+        result,
+        models=tuple(dataclasses.replace(model, name=name, accuracy=0.9876) for name in names),
+        measurements=tuple(
+            dataclasses.replace(
+                one, model=name, batch_size=batch, threads=threads, energy_mj=1.5, throughput_by_streams={"2": 12345.6}
+            )
+            for name in names
+            for batch in (1, 64)
+            for threads in (1, 2)
+        ),
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(many, 80))
+    shown = console.export_text().splitlines()
+    assert max(map(len, shown)) <= 80
+    assert sum("student-plain.int8" in line for line in shown) == 4
+    assert "p50 ms" in shown[1]
 
 
 def test_doctor_shows_each_check_and_its_json():
