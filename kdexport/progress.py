@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_SECONDS = 2.0  # least time between two plain lines of one task: a log stays readable
+WIDE = 100  # columns of a terminal that has room for long bars
 
 
 class Task(Protocol):
@@ -125,19 +126,22 @@ class Bars:
         """Show a bar with steps, time spent, time left and a note."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         if self._live is not None:  # a task within a task shares the display
             yield _BarTask(self._live, self._live.add_task(name, total=total, note=""))
             return
+        # The note takes the room that is left and is cut off there: the figures before it stay whole.
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24 if self._console.width >= WIDE else 10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=rest),
         )
-        with RichProgress(*columns, console=self._console) as live:
+        with RichProgress(*columns, console=self._console, expand=True) as live:
             self._live = live
             try:
                 yield _BarTask(live, live.add_task(name, total=total, note=""))
@@ -164,4 +168,5 @@ def for_terminal(*, quiet: bool) -> Progress:
         return PlainLines()
     from rich.console import Console
 
-    return Bars(Console(stderr=True))
+    # The file itself, not whatever sys.stderr will be: what a stage catches of a talkative library is not the bars'.
+    return Bars(Console(file=sys.stderr))

@@ -59,11 +59,12 @@ def export(
     models: dict[str, ModelFile] = {}
     with progress.task("export", len(jobs)) as task:
         for job in jobs:
+            task.advance(0, note=job.name)
             known = earlier.get(job.name)
             models[job.name] = known if known is not None and _holds(known, job) else job.make(models)
             # An unfinished result has no key: it says what is there, so that a killed export goes on after it.
             directory.finish("export", ExportResult(recipe.name, tuple(models.values())), "")
-            task.advance(note=job.name)
+            task.advance()
     if SHIPPED in models:
         example.write(directory.onnx(SHIPPED))
     result = ExportResult(recipe.name, tuple(models.values()))

@@ -1,0 +1,44 @@
+"""What long work shows on a terminal."""
+
+import contextlib
+import io
+import re
+
+import pytest
+
+from kdexport.progress import for_terminal
+
+
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 80 columns, to be put where stderr goes."""
+    for name, value in {"TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return Terminal()
+
+
+def test_bars_go_on_while_a_stage_catches_what_a_library_prints(terminal: Terminal) -> None:
+    with contextlib.redirect_stderr(terminal):
+        progress = for_terminal(quiet=False)
+        with progress.task("export", 2) as task, contextlib.redirect_stderr(io.StringIO()) as caught:
+            task.advance(note="student")
+            progress.say("a fact")
+    assert caught.getvalue() == ""
+    assert "a fact" in terminal.getvalue()
+
+
+def test_a_long_note_leaves_the_figures_whole(terminal: Terminal) -> None:
+    with (
+        contextlib.redirect_stderr(terminal),
+        for_terminal(quiet=False).task("train student-plain", 60) as task,
+    ):
+        task.advance(14, note="loss 1.048, accuracy 0.951, agreement [0.930], 10,630/s")
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).rstrip().splitlines()[-1]
+    assert re.match(r"train student-plain \S+ +14/60 \d:\d\d:\d\d \S\S:\S\S loss 1\.048, accuracy 0\.951.*…", last), last
