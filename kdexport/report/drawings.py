@@ -7,6 +7,7 @@ from markupsafe import Markup
 from kdexport.recipe import Require
 from kdexport.report import figures
 from kdexport.report.joined import PLAIN_STUDENT, STUDENT
+from kdexport.report.pictures.batches import Sweep, batches
 from kdexport.report.pictures.classes import MOST_CELLS, MOST_ROWS, ClassRow, confusion_change, per_class
 from kdexport.report.pictures.curves import Curve, curves
 from kdexport.report.pictures.distributions import Spread, distributions
@@ -88,6 +89,36 @@ def spread_picture(place: Place, look: dict[str, Mark], width: int) -> Markup:
         tail = "" if slowest is None else f", slowest calls {figures.ms(slowest)}"
         parts.append(f"{row.name} median {figures.ms(latency.p50)}{tail}")
     return distributions(spreads, label=f"Latency on {place.title}: {'; '.join(parts)}.", width=width)
+
+
+def batch_pictures(report: Report, look: dict[str, Mark], width: int) -> list[tuple[str, Markup]]:
+    """Draw latency against batch size for each machine, device and thread count that was measured at several.
+
+    Returns:
+        What each picture was measured on, and the picture.
+    """
+    swept: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
+    for item in report.measurements:
+        place = swept.setdefault((item.machine, item.device, item.threads), {})
+        place.setdefault(item.model, {})[item.batch_size] = item.latency_ms.p50
+    drawn = []
+    for (machine, device, threads), models in swept.items():
+        sweeps = [
+            Sweep(look[name], tuple(sorted(by_size)), tuple(by_size[size] for size in sorted(by_size)))
+            for name, by_size in models.items()
+            if len(by_size) > 1
+        ]
+        if sweeps:
+            title = f"{device} of {machine}, {threads} thread{'s' if threads > 1 else ''}"
+            parts = [
+                f"{sweep.mark.name} from {figures.ms(sweep.latency_ms[0])} at batch {sweep.batch_sizes[0]}"
+                f" to {figures.ms(sweep.latency_ms[-1])} at batch {sweep.batch_sizes[-1]}"
+                for sweep in sweeps
+            ]
+            drawn.append(
+                (title, batches(sweeps, label=f"Latency by batch on {title}: {'; '.join(parts)}.", width=width))
+            )
+    return drawn
 
 
 def training_picture(report: Report, look: dict[str, Mark], width: int) -> Markup | None:

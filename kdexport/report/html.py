@@ -16,6 +16,7 @@ from kdexport.report.drawings import (
     FULL,
     NARROW,
     WIDE,
+    batch_pictures,
     class_picture,
     confusion_picture,
     marks,
@@ -86,6 +87,7 @@ def _values(report: Report) -> dict[str, Any]:
         "untimed": figures.joined_names([model.name for model in report.models if model.name not in timed]),
         "map": _map(report, every, look) if len(every) > 1 else None,
         "spreads": [_spread(place, look) for place in places],
+        "sweeps": _sweeps(report, look),
         "curves": _both(training_picture(report, look, FULL), training_picture(report, look, NARROW)),
         "classes": classes,
         "many_classes": any(len(model.evaluation.per_class) > MOST_ROWS for model in report.models if model.evaluation),
@@ -93,6 +95,12 @@ def _values(report: Report) -> dict[str, Any]:
         "proofs": _proofs(report),
         "warnings": _warnings(report),
     }
+
+
+def _sweeps(report: Report, look: dict[str, Mark]) -> list[dict[str, Any]]:
+    wide, narrow = (batch_pictures(report, look, width)[:MOST_PLACES] for width in (FULL, NARROW))
+    pairs = zip(wide, narrow, strict=True)
+    return [{"title": title, "wide": one, "narrow": other} for (title, one), (_, other) in pairs]
 
 
 def _groups(places: tuple[Place, ...]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from kdexport.report import figures
 from kdexport.report.drawings import (
     FULL,
     WIDE,
+    batch_pictures,
     class_picture,
     marks,
     spread_picture,
@@ -37,6 +38,8 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
         lines += ["## Requirements", "", *gate_table(report), ""]
     if report.findings:
         lines += ["## What the figures show", "", *(f"- {escape(sentence)}" for sentence in report.findings), ""]
+    for name in sorted(name for name in shown if name.startswith("report-batches-")):
+        lines += _image(name, "Latency by batch size", shown)
     lines += _image("report-training.svg", "Validation accuracy by epoch", shown)
     lines += _image("report-classes.svg", "Accuracy by class", shown)
     lines += ["## Measured on", "", *_machines(report), ""]
@@ -52,6 +55,8 @@ def pictures_of(report: Report) -> dict[str, str]:
         if tradeoff is not None:
             drawn[f"report-tradeoff-{index + 1}.svg"] = standalone(tradeoff)
         drawn[f"report-latency-{index + 1}.svg"] = standalone(spread_picture(place, look, FULL))
+    for index, (_, sweep) in enumerate(batch_pictures(report, look, FULL)[:MOST_PICTURES]):
+        drawn[f"report-batches-{index + 1}.svg"] = standalone(sweep)
     training, classes = training_picture(report, look, FULL), class_picture(report, look, WIDE)
     if training is not None:
         drawn["report-training.svg"] = standalone(training)

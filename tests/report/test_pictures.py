@@ -1,15 +1,19 @@
 """Scales, ticks and labels of the pictures."""
 
 import re
+from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
+from kdexport.report.drawings import FULL, batch_pictures, marks
 from kdexport.report.pictures.bullet import bullet
 from kdexport.report.pictures.classes import confusion_change
 from kdexport.report.pictures.curves import Curve, curves
 from kdexport.report.pictures.marks import Mark, marks_of
 from kdexport.report.pictures.scatter import Point, scatter
 from kdexport.report.pictures.svg import Labels, Scale, short, tag
+from kdexport.report.stage import report as make
 from kdexport.results import Gate
 
 
@@ -98,3 +102,19 @@ def test_a_bullet_of_any_value(value) -> None:
     drawn = bullet(Gate("max_latency_ms", 2.0, value, passed=False, verdict="failed"), label="x")
     assert ("<circle" in drawn) == (value is not None)
     assert "nan" not in drawn
+
+
+def test_latency_by_batch_is_drawn_for_each_device_that_was_swept(build: ModuleType) -> None:
+    swept = (("cpu", 1, 1), ("cpu", 8, 1), ("cpu", 64, 1), ("cpu", 1, 2))  # two threads at one batch size only
+    report = make((build.bench(conditions=swept),))
+    ((title, drawn),) = batch_pictures(report, marks(report), FULL)
+    assert title == "cpu of laptop, 1 thread"
+    root = ElementTree.fromstring(str(drawn))
+    rows = [element for element in root.iter() if element.get("class") == "row"]
+    assert [row.get("data-model") for row in rows] == [model.name for model in report.models]
+    for row in rows:
+        points = [float(element.get("cy", "0")) for element in row if element.tag.endswith("circle")]
+        assert len(points) == 3
+        assert points == sorted(points, reverse=True), "a larger batch takes longer, and longer is further up"
+        assert "batch 64: " in row.get("data-tip", "")
+    assert batch_pictures(make((build.bench(),)), marks(report), FULL) == []
