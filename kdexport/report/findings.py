@@ -35,7 +35,7 @@ def gain_in_words(delta: float, interval: Interval | None, samples: int | None) 
     shown = "shown to help" if interval[0] > 0 else "shown to hurt" if interval[1] < 0 else "not shown to help"
     verb = "lost" if delta < 0 else "gained"
     return (
-        f"Distillation {verb} {figures.points(delta)} over the same student trained on labels "
+        f"Distillation {verb} {figures.points(delta).lstrip(figures.MINUS)} over the same student trained on labels "
         f"(95 % interval {figures.points_interval(interval)}{counted}): {shown}."
     )
 

@@ -40,10 +40,12 @@ def batches(sweeps: Sequence[Sweep], *, label: str, width: int = 700, height: in
     for sweep in sweeps:
         places = [(across(size), up(value)) for size, value in zip(sweep.batch_sizes, sweep.latency_ms, strict=True)]
         name = short(sweep.mark.name, 12 if narrow else 20)
+        curve = f"curve c{sweep.mark.colour}"
+        dash = None if sweep.mark.shape == "circle" else "5 3"  # a variant has its network's colour
         parts = [
-            tag("path", d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places), class_=f"curve c{sweep.mark.colour}"),
+            tag("path", d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places), class_=curve, stroke_dasharray=dash),
             *(tag("circle", cx=x, cy=y, r=3.0, class_=f"solid c{sweep.mark.colour}") for x, y in places),
-            tag("line", x1=at, x2=at + 16, y1=row - 4, y2=row - 4, class_=f"curve c{sweep.mark.colour}"),
+            tag("line", x1=at, x2=at + 16, y1=row - 4, y2=row - 4, class_=curve, stroke_dasharray=dash),
             text(at + 21, row, name, class_="name"),
         ]
         at += 40 + CHARACTER * len(name)
