@@ -141,7 +141,7 @@ class Bars:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=rest),
         )
-        with RichProgress(*columns, console=self._console, expand=True) as live:
+        with RichProgress(*columns, console=self._console, expand=True, transient=total is None) as live:
             self._live = live
             try:
                 yield _BarTask(live, live.add_task(name, total=total, note=""))

@@ -41,4 +41,6 @@ def test_a_long_note_leaves_the_figures_whole(terminal: Terminal) -> None:
     ):
         task.advance(14, note="loss 1.048, accuracy 0.951, agreement [0.930], 10,630/s")
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).rstrip().splitlines()[-1]
-    assert re.match(r"train student-plain \S+ +14/60 \d:\d\d:\d\d \S\S:\S\S loss 1\.048, accuracy 0\.951.*…", last), last
+    assert re.match(r"train student-plain \S+ +14/60 \d:\d\d:\d\d \S\S:\S\S loss 1\.048, accuracy 0\.951.*…", last), (
+        last
+    )

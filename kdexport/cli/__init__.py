@@ -47,11 +47,9 @@ app.command()(run)
 app.command()(distill)
 app.command()(export)
 app.command()(bench)
-app.command()(doctor)
-
-
-app.command()(report)
 app.command()(evaluate)
+app.command()(report)
+app.command()(doctor)
 app.command()(init)
 
 

@@ -86,8 +86,9 @@ def distill(
 ) -> None:
     """Train a student from a teacher: from a recipe, or from --teacher, --student and --data.
 
-    Writes weights, metrics.jsonl and distill.json into the run directory. The same command again goes on where a run
-    stopped. Next: kdexport export DIR --onnx.
+    Writes weights, metrics.jsonl and distill.json into the run directory.
+    The same command again goes on where a run stopped.
+    Next: kdexport export DIR --onnx.
     """
     with command(json=json, quiet=quiet, verbose=verbose, resume="the same command") as console:
         flags = [
@@ -196,7 +197,6 @@ def _shown(result: Any, root: Path) -> Any:
     table.add_column("network")
     for column in ("parameters", "epochs", "best", "val accuracy", "seconds"):
         table.add_column(column, justify="right")
-    table.add_column("weights", overflow="fold")
     for network in result.networks:
         table.add_row(
             network.name,
@@ -205,6 +205,6 @@ def _shown(result: Any, root: Path) -> Any:
             "" if network.best_epoch is None else str(network.best_epoch + 1),
             "" if network.val_accuracy is None else f"{network.val_accuracy:.4f}",
             "" if network.seconds is None else f"{network.seconds:.1f}",
-            network.weights,
         )
-    return Group(table, "", f"next: kdexport export {root} --onnx")
+    weights = ", ".join(network.weights for network in result.networks)  # as a column they'd wrap at 80 columns
+    return Group(table, "", f"weights in {root}/: {weights}", f"next: kdexport export {root} --onnx")

@@ -24,7 +24,7 @@ def evaluate(
         str | None, typer.Option(metavar="REF", help="e.g. digits, imagefolder:photos, csv:rows.csv")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take [data] and the seed of this recipe instead of --data.")
+        Path | None, typer.Option(metavar="FILE", help="Take the data and the seed of this recipe instead of --data.")
     ] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Of a module reference: a checkpoint, or 'pretrained'.")
@@ -41,8 +41,8 @@ def evaluate(
 ) -> None:
     """Score a model: accuracy with its interval, every class, and what it confuses.
 
-    What a recipe can say of the data goes into --set, e.g. --set data.tokenizer=hf:DIR; of the model's preprocessing
-    too, e.g. --set student.preprocessing.size=[224,224].
+    What a recipe can say of the data and of preprocessing goes into --set:
+    --set data.tokenizer=hf:DIR, --set student.preprocessing.size=[224,224].
     """
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         from kdexport.errors import KDExportError

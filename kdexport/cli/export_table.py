@@ -15,8 +15,8 @@ def table(result: "ExportResult", again: str) -> Any:
     from rich.text import Text
 
     shown = Table(title=f"{result.name}: exported", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    shown.add_column("file", overflow="fold")
-    for column in ("precision", "KiB", "operators", "max rel", "argmax", "samples", "runtime"):
+    shown.add_column("file", no_wrap=True, overflow="fold")
+    for column in ("precision", "KiB", "nodes", "max rel", "argmax", "samples", "runtime"):
         shown.add_column(column, justify="right")
     notes = []
     for model in result.models:
@@ -33,7 +33,7 @@ def table(result: "ExportResult", again: str) -> Any:
         )
         if model.operators_before:
             before = sum(model.operators_before.values())
-            notes.append(f"{model.file}: {before} operators before optimization")
+            notes.append(f"{model.file}: {before} nodes before optimization")
         notes += [f"{model.file}: {note}" for note in model.notes]
     return Group(shown, "", *(Text(note) for note in notes), f"next: {again}")
 

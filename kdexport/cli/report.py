@@ -48,7 +48,9 @@ def report(
 ) -> None:
     """Join measurements into one report: trade-offs, the model to ship, and whether the requirements hold.
 
-    Exits with 3 where a requirement of the recipe, or one that --baseline sets, does not hold. For a GitHub job:
+    Exits with 3 where a requirement of the recipe, or one that --baseline
+    sets, does not hold. For a GitHub job:
+
     kdexport report bench.json --format github >> "$GITHUB_STEP_SUMMARY"
     """
     if json and format_ != "table":

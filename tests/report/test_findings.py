@@ -18,7 +18,7 @@ from kdexport.report.stage import report
             "(95 % interval −0.3 to +1.1, 360 test samples): not shown to help.",
         ),
         (0.02, (0.01, 0.03), "+1.0 to +3.0, 360 test samples): shown to help."),
-        (-0.02, (-0.03, -0.01), "Distillation lost −2.0 points"),
+        (-0.02, (-0.03, -0.01), "Distillation lost 2.0 points"),
         (-0.02, (-0.03, -0.01), "shown to hurt."),
         (0.0, (-0.01, 0.01), "not shown to help."),
         (0.01, (-0.0004, 0.02), "(95 % interval −0.04 to +2.0"),
