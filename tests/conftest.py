@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# As the command line does, and as early: the threads of tiny networks spend their time waiting for each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory: pytest.TempPathFactory):
