@@ -31,11 +31,14 @@ def run(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT) ->
     progress.say(f"{recipe.name} -> {directory.root}/")
     with directory.lock():
         # The stages bring torch and onnx with them: not before the first line is on the screen.
+        from kdexport.bench import devices
         from kdexport.bench.stage import bench_run
         from kdexport.distill.stage import distill
         from kdexport.export.stage import export
         from kdexport.report.stage import report_run
 
+        # A device that isn't there is told now, not after hours of training.
+        devices.find(recipe.bench.devices, devices.available(), recipe.bench.provider_options)
         recipe.write(directory.recipe)
         distilled = distill(recipe, directory, progress)
         exported = export(recipe, distilled, directory, progress)

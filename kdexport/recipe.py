@@ -204,7 +204,7 @@ class Recipe(Section):
     """All that one run is asked to do."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     data: Data
     teacher: Teacher
     student: Student

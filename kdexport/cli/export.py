@@ -114,7 +114,8 @@ def export(
 ) -> None:
     """Write ONNX files, each proved against PyTorch, from a run or from any model.
 
-    A run's own files are brought up to date in its directory; a bare reference gives a file of its own.
+    A run's own files are brought up to date in its directory; a bare
+    reference gives a file of its own.
     """
     settings = {
         "opset": opset,

@@ -131,3 +131,13 @@ def test_nothing_to_distill(kdexport: Kdexport) -> None:
 
 def test_a_flag_that_is_not_there_is_bad_usage(kdexport: Kdexport) -> None:
     assert kdexport("run", DIGITS, "--ouut", "x").exit_code == 2
+
+
+def test_a_run_for_a_device_that_is_not_there_trains_nothing(kdexport: Kdexport, tmp_path: Path) -> None:
+    asked = ("run", DIGITS, "--out", tmp_path / "out", "--set", 'bench.devices=["migraphx"]')
+    assert "migraphx" in complaint(kdexport(*asked))[0]
+    assert not list((tmp_path / "out").glob("*"))[1:], "the lock at most"
+
+
+def test_a_negative_seed(kdexport: Kdexport, tmp_path: Path) -> None:
+    assert "seed" in complaint(kdexport("run", DIGITS, "--out", tmp_path / "out", "--set", "seed=-1"))[0]
