@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as kdexport's command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as kdexport's command line sets it
 
 BATCH = 128
 STEPS = 12  # of the network, timed

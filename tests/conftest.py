@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # As the command line does, and as early: the threads of tiny networks spend their time waiting for each other.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

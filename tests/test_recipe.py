@@ -19,7 +19,7 @@ def write(folder: Path, text: str) -> Path:
 def test_the_digits_recipe_is_what_it_says() -> None:
     recipe = Recipe.load(DIGITS)
     assert recipe.teacher.train is not None
-    assert (recipe.teacher.train.epochs, recipe.distill.label_weight) == (20, 0.1)
+    assert (recipe.teacher.train.epochs, recipe.distill.label_weight) == (15, 0.1)
     assert recipe.student.model == f"{DIGITS.parent.resolve()}/nets.py:Student"
 
 
