@@ -57,7 +57,8 @@ def fit(
         checkpoints.clear()
     else:
         restore(saved, plain, optimizer, average, loop, accelerator, taps)
-        progress.say(f"{job.phase}: going on from epoch {loop.step // batches.per_epoch + 1} of {training.epochs}")
+        begun = min(loop.step // batches.per_epoch + 1, training.epochs)
+        progress.say(f"{job.phase}: going on from epoch {begun} of {training.epochs}")
     step = Step(network, job, accelerator, progress)
     log.start(job.phase, loop.step // batches.per_epoch)
 

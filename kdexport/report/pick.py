@@ -119,7 +119,8 @@ def _pick(joined: Joined, require: Require, place: Condition, candidates: Sequen
     else:
         fitting = [item for item in candidates if item.fits]
     if not fitting:
-        nearest = min(candidates, key=_distance)
+        # To hear that the baseline is not faster than itself helps nobody.
+        nearest = min([item for item in candidates if item.model.name != joined.baseline] or candidates, key=_distance)
         misses = tuple(_miss_in_words(gate) for gate in nearest.gates if not gate.passed)
         why = f"No model meets every requirement. {nearest.model.name} is nearest: {'; '.join(misses)}."
         return DevicePick(*place, model=None, why=why, nearest=nearest.model.name, misses=misses)

@@ -157,3 +157,12 @@ def test_files_without_timings(build) -> None:
     made = report([bench], Require(max_size_mib=1.0, max_latency_ms=2.0))
     assert made.pick is None
     assert {gate.requirement: gate.passed for gate in made.gates} == {"max_size_mib": True, "max_latency_ms": False}
+
+
+def test_the_baseline_is_not_what_a_user_nearly_ships(build) -> None:
+    """The teacher loses no accuracy and so misses least; that it is not faster than itself helps nobody."""
+    made = report([build.bench()], Require(max_accuracy_drop=0.0001, min_speedup=1000.0, undecided="fail"))
+    (device,) = made.devices
+    assert device.model is None
+    assert device.nearest != made.baseline
+    assert {gate.model for gate in made.gates} == {device.nearest}
