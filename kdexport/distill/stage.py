@@ -5,7 +5,7 @@ unchanged is not trained again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from kdexport.distill.data_free import with_made_samples
 from kdexport.distill.ensemble import Ensemble
 from kdexport.distill.job import Fitted, Job
 from kdexport.distill.metrics import MetricsLog
-from kdexport.distill.objective import LabelKind, Objective
+from kdexport.distill.objective import Objective
+from kdexport.distill.run import Run, Spec, network_key
 from kdexport.distill.taps import Taps
 from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
 from kdexport.distill.teacher_cache import TeacherCache
@@ -28,20 +29,16 @@ from kdexport.distill.trainer import fit
 from kdexport.distill.validation import Validation, predict_all
 from kdexport.errors import KDExportError, SourceError
 from kdexport.progress import SILENT, Progress
-from kdexport.recipe import Colleague, DataFree, Distill, Recipe, Student, Training
+from kdexport.recipe import Colleague, DataFree, Distill, Recipe, Training
 from kdexport.results import DistillResult, TeacherVote, TrainedNetwork
 from kdexport.sources.augment import Augmentation
 from kdexport.sources.datasets import load_data
-from kdexport.sources.fingerprint import data_fingerprint, fingerprint, weights_fingerprint
-from kdexport.sources.mixing import MIXES
-from kdexport.sources.models import Model, count_macs, load_model
+from kdexport.sources.models import Model, count_macs
 from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Dataset, Split
+from kdexport.sources.samples import Split
 from kdexport.sources.weights import save_weights
 
-Spec = Colleague | Student
 Teaching = Sequence[tuple[TrainedNetwork, Spec]]  # who teaches, with the recipe's table of each
-SEED_STEP = 1_000_003  # between networks that are to start differently
 
 
 def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT) -> DistillResult:
@@ -60,7 +57,7 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written; the same call goes on from there.
     """
     directory.prepare()
-    run = _Run(recipe, directory, load_data(recipe.data, recipe.seed, directory.cache, progress), progress)
+    run = Run(recipe, directory, load_data(recipe.data, recipe.seed, directory.cache, progress), progress)
     run.say_what_is_special()
     _ = run.objective, run.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teachers = _teachers(run)
@@ -83,63 +80,17 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
     return result
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What the three phases share."""
-
-    recipe: Recipe
-    directory: RunDirectory
-    dataset: Dataset
-    progress: Progress
-
-    @property
-    def data_key(self) -> list[object]:
-        return [*data_fingerprint(self.recipe.data), self.recipe.seed]
-
-    def label_kind(self, training: Training) -> LabelKind:
-        if self.dataset.multi_label:
-            return "multi_label"
-        return "soft" if set(MIXES) & set(training.augment) else "class"
-
-    @property
-    def objective(self) -> Objective:
-        settings = self.recipe.distill
-        smoothing = settings.label_smoothing
-        return Objective(
-            settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind(settings)
-        )
-
-    def load(self, role: str, spec: Spec) -> Model:
-        """Build a network; its initialization depends on the seed alone, so that both students start alike.
-
-        Further teachers ("teacher-2") and earlier generations ("student-1") start elsewhere: they are to differ.
-        """
-        number = role.rpartition("-")[2]
-        torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
-        return load_model(role, spec, self.dataset)
-
-    def say_what_is_special(self) -> None:
-        """Say how the data were read, and what was left out of them."""
-        for note in self.dataset.notes:
-            self.progress.say(note)
-        for reason in self.dataset.skipped:
-            self.progress.warn(f"left out, it cannot be decoded: {reason}")
-
-    def load_trained(self, made: TrainedNetwork, spec: Spec) -> Model:
-        return load_model(made.name, spec, self.dataset, self.directory.root / made.weights)
-
-
-def _teachers(run: _Run) -> Teaching:
+def _teachers(run: Run) -> Teaching:
     """Return the teacher, and any others that speak with it; only the first is exported and compared with."""
     head = run.recipe.teacher
     named = [("teacher", head), *((f"teacher-{number}", also) for number, also in enumerate(head.also, 2))]
     return [(_teacher(run, name, spec), spec) for name, spec in named]
 
 
-def _teacher(run: _Run, name: str, spec: Colleague) -> TrainedNetwork:
+def _teacher(run: Run, name: str, spec: Colleague) -> TrainedNetwork:
     """Take a teacher as it is, or fit it on the labels where the recipe says how."""
     training = spec.train
-    key = artifacts.key_of(_network_key(spec), training and [run.data_key, training.model_dump()], __version__)
+    key = artifacts.key_of(network_key(spec), training and [run.data_key, training.model_dump()], __version__)
     if training is None:
         if spec.weights is None and spec.model.partition(":")[0] in ("torchvision", "timm"):
             raise SourceError(
@@ -150,7 +101,7 @@ def _teacher(run: _Run, name: str, spec: Colleague) -> TrainedNetwork:
     return _phase(run, name, spec, key, lambda model: _fit_on_labels(run, name, model, training, key))
 
 
-def _as_one(run: _Run, teaching: Teaching, device: torch.device) -> Teacher:
+def _as_one(run: Run, teaching: Teaching, device: torch.device) -> Teacher:
     """Return whoever teaches as one teacher."""
     models = [run.load_trained(made, spec) for made, spec in teaching]
     if len(models) == 1:
@@ -160,7 +111,7 @@ def _as_one(run: _Run, teaching: Teaching, device: torch.device) -> Teacher:
     return Teacher(Ensemble(members, weights, run.recipe.teacher.combine), Preprocessing(), device)
 
 
-def _votes(run: _Run, teaching: Teaching) -> tuple[TeacherVote, ...]:
+def _votes(run: Run, teaching: Teaching) -> tuple[TeacherVote, ...]:
     """Return how good each of several teachers is, and say how far they agree."""
     device = accelerator_for(run.recipe.distill.precision).device
     ensemble = _as_one(run, teaching, device).network
@@ -170,7 +121,7 @@ def _votes(run: _Run, teaching: Teaching) -> tuple[TeacherVote, ...]:
     return votes
 
 
-def _student(run: _Run, teachers: Teaching) -> TrainedNetwork:
+def _student(run: Run, teachers: Teaching) -> TrainedNetwork:
     """Train the student; where several generations are asked for, each is taught by the one before."""
     teaching = teachers
     for generation in range(1, run.recipe.distill.generations):
@@ -178,15 +129,15 @@ def _student(run: _Run, teachers: Teaching) -> TrainedNetwork:
     return _generation(run, "student", teaching)
 
 
-def _generation(run: _Run, phase: str, teaching: Teaching) -> TrainedNetwork:
+def _generation(run: Run, phase: str, teaching: Teaching) -> TrainedNetwork:
     """Train a student on its teachers' word and, by ``label_weight``, on the labels."""
     spec, settings = run.recipe.student, run.recipe.distill
-    identity: list[object] = [[made.weights_sha256, _network_key(taught_as)] for made, taught_as in teaching]
+    identity: list[object] = [[made.weights_sha256, network_key(taught_as)] for made, taught_as in teaching]
     if len(teaching) > 1:
         weights = [taught_as.weight for _, taught_as in teaching if isinstance(taught_as, Colleague)]
         identity += [weights, run.recipe.teacher.combine]
     key = artifacts.key_of(
-        _network_key(spec),
+        network_key(spec),
         run.data_key,
         identity,
         settings.model_dump(exclude={"baseline", "generations"}),
@@ -221,7 +172,7 @@ def _generation(run: _Run, phase: str, teaching: Teaching) -> TrainedNetwork:
     return _phase(run, phase, spec, key, train)
 
 
-def _with_made_samples(run: _Run, teacher: Teacher, settings: DataFree, accelerator: Accelerator) -> _Run:
+def _with_made_samples(run: Run, teacher: Teacher, settings: DataFree, accelerator: Accelerator) -> Run:
     """Return the run with images made from the teacher in place of its own: no real one is seen in training."""
     seed, device = run.recipe.seed, accelerator.device
     about = (teacher.network, teacher.preprocessing, settings)
@@ -230,7 +181,7 @@ def _with_made_samples(run: _Run, teacher: Teacher, settings: DataFree, accelera
 
 
 def _cached(
-    run: _Run, teacher: Teacher, identity: list[object], batches: Batches, accelerator: Accelerator
+    run: Run, teacher: Teacher, identity: list[object], batches: Batches, accelerator: Accelerator
 ) -> CachedTeacher:
     """Return a teacher that is asked once per sample and view."""
     settings = run.recipe.distill
@@ -248,7 +199,7 @@ def _cached(
     return CachedTeacher(teacher, cache, batches, run.progress)
 
 
-def _taps(run: _Run, objective: Objective, model: Model, teacher: Teacher, batches: Batches) -> Taps:
+def _taps(run: Run, objective: Objective, model: Model, teacher: Teacher, batches: Batches) -> Taps:
     """Return the taps on both networks, their layers found in one dry run of two samples, and say what they compare."""
     unnamed = [name for name, term in objective.feature_terms.items() if not term.names_teacher]
     if unnamed and isinstance(teacher.network, Ensemble):
@@ -271,17 +222,17 @@ def _taps(run: _Run, objective: Objective, model: Model, teacher: Teacher, batch
     return taps
 
 
-def _student_plain(run: _Run) -> TrainedNetwork:
+def _student_plain(run: Run) -> TrainedNetwork:
     """Train the same student from the same start with the same budget, on the labels alone."""
     spec, settings = run.recipe.student, run.recipe.distill
     budget = settings.model_dump(include={*Training.model_fields, "views"})
-    key = artifacts.key_of(_network_key(spec), run.data_key, budget, __version__)
+    key = artifacts.key_of(network_key(spec), run.data_key, budget, __version__)
     return _phase(
         run, "student-plain", spec, key, lambda model: _fit_on_labels(run, "student-plain", model, settings, key)
     )
 
 
-def _phase(run: _Run, name: str, spec: Spec, key: str, train: Callable[[Model], Fitted] | None) -> TrainedNetwork:
+def _phase(run: Run, name: str, spec: Spec, key: str, train: Callable[[Model], Fitted] | None) -> TrainedNetwork:
     """Return the phase's earlier result where it is still true, else train and write the weights."""
     record = run.directory.checkpoints / name / "done.json"
     weights = run.directory.weights(name)
@@ -315,7 +266,7 @@ def _phase(run: _Run, name: str, spec: Spec, key: str, train: Callable[[Model], 
     return made
 
 
-def _fit_on_labels(run: _Run, phase: str, model: Model, training: Training, key: str) -> Fitted:
+def _fit_on_labels(run: Run, phase: str, model: Model, training: Training, key: str) -> Fitted:
     accelerator = accelerator_for(training.precision)
     job = Job(
         phase=phase,
@@ -329,13 +280,13 @@ def _fit_on_labels(run: _Run, phase: str, model: Model, training: Training, key:
     return _fit(run, model, job, accelerator, key)
 
 
-def _fit(run: _Run, model: Model, job: Job, accelerator: Accelerator, key: str) -> Fitted:
+def _fit(run: Run, model: Model, job: Job, accelerator: Accelerator, key: str) -> Fitted:
     checkpoints = Checkpoints(run.directory.checkpoints / job.phase, key)
     log = MetricsLog(run.directory.metrics, writes=accelerator.is_main_process)
     return fit(model.network, job, accelerator, checkpoints, log, run.progress)
 
 
-def _batches(run: _Run, split: Split, training: Training, accelerator: Accelerator) -> Batches:
+def _batches(run: Run, split: Split, training: Training, accelerator: Accelerator) -> Batches:
     augmentation = Augmentation(training.augment, run.recipe.seed, split, run.dataset.num_classes)
     return Batches(
         split,
@@ -350,12 +301,7 @@ def _batches(run: _Run, split: Split, training: Training, accelerator: Accelerat
     )
 
 
-def _validation(run: _Run, model: Model, accelerator: Accelerator, teacher: Teacher | None = None) -> Validation:
+def _validation(run: Run, model: Model, accelerator: Accelerator, teacher: Teacher | None = None) -> Validation:
     split, device = run.dataset.val, accelerator.device
     teacher_logits = predict_all(teacher.network, teacher.preprocessing, split, device) if teacher else None
     return Validation(split, model.preprocessing, device, teacher_logits)
-
-
-def _network_key(spec: Spec) -> list[object]:
-    made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict]
-    return [*made_from, spec.preprocessing.model_dump()]
