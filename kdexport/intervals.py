@@ -77,11 +77,17 @@ def speedup(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:
     """
     if not (baseline.turns_p50 and model.turns_p50):
         return ratio_interval(baseline.rounds_p50, model.rounds_p50)
-    rounds = []
-    for first, second in zip(baseline.turns_p50, model.turns_p50, strict=False):
-        pairs = min(len(first), len(second))
-        rounds.append(float(np.median(np.asarray(first[:pairs]) / np.asarray(second[:pairs]))))
+    rounds = ratios_of_rounds(baseline.turns_p50, model.turns_p50)
     return ratio_interval(rounds, [1.0] * len(rounds))
+
+
+def ratios_of_rounds(baseline: Sequence[Sequence[float]], model: Sequence[Sequence[float]]) -> list[float]:
+    """Return each common round's ratio: the median, over its pairs of turns, of baseline's median by model's."""
+    ratios = []
+    for first, second in zip(baseline, model, strict=False):
+        pairs = min(len(first), len(second))
+        ratios.append(float(np.median(np.asarray(first[:pairs]) / np.asarray(second[:pairs]))))
+    return ratios
 
 
 def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[float, Interval | None]:

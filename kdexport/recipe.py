@@ -174,7 +174,7 @@ class Bench(Section):
     threads: tuple[Count, ...] = Field((1,), min_length=1)
     precision: float = Field(0.02, gt=0)  # half-width of the median's interval that ends the measuring, as a share
     min_seconds: float = Field(1.0, gt=0)  # measured, per model, device, batch and thread count
-    max_seconds: float = Field(3.0, gt=0)  # the same, by the clock, where the fewest rounds do not take longer
+    max_seconds: float = Field(8.0, gt=0)  # the same, by the clock, where the fewest rounds do not take longer
     rounds: Count = 5  # fewest fresh processes per model: one process is never believed alone
     allow_fallback: bool = False
     streams: tuple[Count, ...] = (1,)  # concurrent callers of one session: throughput, beside the latency of one caller

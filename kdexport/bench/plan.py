@@ -14,7 +14,7 @@ class Settings:
     precision: float = 0.02  # half-width of the median's 95 % interval, as a share of the median
     min_seconds: float = 1.0  # of measured time per model, device, batch size and thread count
     max_seconds: float = (
-        3.0  # by the clock, starting of processes and warm-up included; the fewest rounds are made even so
+        8.0  # by the clock, starting of processes and warm-up included; the fewest rounds are made even so
     )
     rounds: int = 5  # fewest fresh processes per model
     min_runs: int = 30

@@ -28,6 +28,7 @@ from kdexport.results import Failure, Measurement, Memory
 
 CPU = "CPUExecutionProvider"
 TURN_NS = 20_000_000  # long against waking up, short against the machine's drift
+SPEEDUP_PRECISION = 1.5  # times `precision`: two medians are in a ratio, at worst 1.41 times as uncertain as one
 MEMORY_RUNS = 3  # the arena has its final size after the first run or two
 
 
@@ -196,21 +197,27 @@ class Runner:
         self._progress.warn(f"{one.target.name} at batch {one.batch_size} on {case.device.name}: {reason}")
 
     def _enough(self, series: Sequence[Series], late: bool) -> bool:
-        """Stop when each has its least rounds, time and runs and a narrow enough interval, or no time left after them.
+        """Stop when each has its least rounds, time and runs and narrow enough intervals, or no time left after them.
 
-        A model that has enough goes on while another needs more: round i of every model then saw the same machine.
+        Two intervals: of the median, and of the speed-up over the first model, which is what people decide by. A model
+        that has enough goes on while another needs more: round i of every model then saw the same machine.
         """
         settings = self._settings
         for one in series:
             one.precision = statistics.precision(one.rounds)
         if any(len(one.rounds) < settings.rounds for one in series):
             return False
-        return late or all(
-            one.seconds >= settings.min_seconds
-            and one.runs >= settings.min_runs
-            and (settings.rounds < LEAST_ROUNDS or (one.precision or 1.0) <= settings.precision)
-            for one in series
-        )
+        if late:
+            return True
+        if any(one.seconds < settings.min_seconds or one.runs < settings.min_runs for one in series):
+            return False
+        if settings.rounds < LEAST_ROUNDS:  # then nobody asked for an interval
+            return True
+        widths = [(one.precision, settings.precision) for one in series]
+        for one in series[1:]:
+            ratio = statistics.speedup_precision(series[0].turns, one.turns)
+            widths.append((ratio, SPEEDUP_PRECISION * settings.precision))
+        return all(width is not None and width <= target for width, target in widths)
 
     def _record(self, one: Series, case: Case, memory: Memory) -> None:
         latency = statistics.latency(one.rounds, one.turns)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdexport.bench.plan import PERCENTILE_NEEDS
-from kdexport.intervals import median_interval, quantile_intervals
+from kdexport.intervals import median_interval, quantile_intervals, ratio_interval, ratios_of_rounds
 from kdexport.results import Latency
 
 NS_PER_MS = 1e6
@@ -51,4 +51,16 @@ def percentile(samples: np.ndarray, which: int) -> float | None:
 def precision(rounds: Sequence[np.ndarray]) -> float | None:
     """Return the half-width of the median's interval as a share of its middle; None before there is an interval."""
     interval = median_interval(rounds)
+    return None if interval is None else (interval[1] - interval[0]) / (interval[1] + interval[0])
+
+
+def speedup_precision(baseline: Sequence[Sequence[float]], model: Sequence[Sequence[float]]) -> float | None:
+    """Return the half-width of a speed-up's interval as a share of its middle; None before there is an interval.
+
+    Args:
+        baseline: Medians of its turns, one sequence a round.
+        model: The same of the other model, measured in the same rounds.
+    """
+    ratios = ratios_of_rounds(baseline, model)
+    interval = ratio_interval(ratios, [1.0] * len(ratios))[1] if ratios else None
     return None if interval is None else (interval[1] - interval[0]) / (interval[1] + interval[0])

@@ -1,6 +1,6 @@
 """What `kdexport bench` shows of a result: one row per measurement, what differs between rows, and the warnings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -39,28 +39,32 @@ def table(result: BenchResult, width: int) -> Table:
 
 
 def lines(result: BenchResult) -> Iterator[Text]:
-    """Yield what holds for all rows, then each warning once with the models that it is about."""
-    same = []
-    for name, values in (
-        ("device", {one.device for one in result.measurements}),
-        ("batch", {str(one.batch_size) for one in result.measurements}),
-        ("threads", {str(one.threads) for one in result.measurements}),
-    ):
-        if len(values) == 1:
-            same.append(f"{name} {next(iter(values))}")
+    """Yield what holds for all rows, then each warning once with the measurements that it is about."""
+    rows = result.measurements
+    values = _values(rows)
+    same = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
     machine = result.machine
     yield Text(f"{machine.cpu}, {machine.cores} cores; {', '.join(same)}".rstrip("; "), style="dim")
-    about: dict[str, list[str]] = {}
-    for one in result.measurements:
+    about: dict[str, list[Measurement]] = {}
+    for one in rows:
         for warning in one.warnings:
-            about.setdefault(warning, []).append(one.model)
-    for warning, names in about.items():
-        who = "all" if len(names) == len(result.measurements) > 1 else ", ".join(dict.fromkeys(names))
+            about.setdefault(warning, []).append(one)
+    for warning, warned in about.items():
+        who = "all" if len(warned) == len(rows) > 1 else ", ".join(dict.fromkeys(one.model for one in warned))
+        for name, here in _values(warned).items():
+            if len(here) < len(values[name]):
+                who += f", {name} {' and '.join(here)}"
         yield Text.assemble(("! ", "yellow"), f"{who}: {warning}")
 
 
+def _values(rows: Iterable[Measurement]) -> dict[str, list[str]]:
+    """Return which devices, batch sizes and thread counts some measurements were made at, in their order."""
+    columns = zip(*map(_place, rows), strict=True)
+    return {name: list(dict.fromkeys(map(str, column))) for name, column in zip(PLACES, columns, strict=False)}
+
+
 BETWEEN = 2  # characters that the table puts between columns, and at its edges
-PLACES = ("device", "batch", "threads")
+PLACES = ("device", "batch", "threads")  # as `_place` returns them
 ALWAYS = ("model", "p50 ms", "±", "MiB")
 SPARE = ("peak MiB", "p99 ms", "MiB", "mJ", "per s")  # first to go first
 

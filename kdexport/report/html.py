@@ -247,11 +247,13 @@ def _proofs(report: Report) -> list[str]:
 
 def _warnings(report: Report) -> list[str]:
     """Return each timing's warnings in one line."""
-    return [
-        f"{item.model} on {item.device} of {item.machine}, batch {item.batch_size}: {'; '.join(item.warnings)}"
-        for item in report.measurements
-        if item.warnings
-    ]
+    lines = []
+    for item in report.measurements:
+        if item.warnings:
+            threads = f"{item.threads} thread{'s' if item.threads != 1 else ''}"
+            where = f"{item.model} on {item.device} of {item.machine}, batch {item.batch_size}, {threads}"
+            lines.append(f"{where}: {'; '.join(item.warnings)}")
+    return lines
 
 
 def _against_plain(report: Report, place: Place) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from kdexport import results
 from kdexport.bench.describe import describe_file
 from kdexport.cli import app
-from kdexport.cli.bench_table import table
+from kdexport.cli.bench_table import lines, table
 from kdexport.results import BenchResult, ExportResult
 
 FAST = ["--min-seconds", "0.03", "--max-seconds", "0.05", "--rounds", "3", "--precision", "0.5", "-q"]
@@ -149,3 +149,17 @@ def test_doctor_shows_each_check_and_its_json():
     assert "fault" in done.stdout
     document = json.loads(kdexport("doctor", "--json").stdout)
     assert {"name", "status", "said", "mend"} == set(document["checks"][0])
+
+
+def test_a_warning_says_at_which_threads_it_was_given(models):
+    import dataclasses
+
+    done = kdexport("bench", models / "a.onnx", "--json", *FAST)
+    result = results.from_json(BenchResult, json.loads(done.stdout))
+    one = result.measurements[0]
+    said = {1: ("noisy",), 2: ("noisy", "every core is taken")}
+    rows = tuple(dataclasses.replace(one, threads=threads, warnings=said[threads]) for threads in said)
+    shown = [line.plain for line in lines(dataclasses.replace(result, measurements=rows))]
+    assert "device cpu, batch 1" in shown[0]
+    assert "threads" not in shown[0]
+    assert shown[1:] == ["! all: noisy", "! a, threads 2: every core is taken"]

@@ -3,9 +3,10 @@ import pytest
 
 from kdexport.bench.plan import Case, Device, Settings
 from kdexport.bench.reasons import in_words
-from kdexport.bench.runner import Series
+from kdexport.bench.runner import Runner, Series
 from kdexport.bench.statistics import latency
 from kdexport.bench.warnings import words
+from kdexport.progress import Silent
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,21 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
 )
 def test_what_a_reader_must_know_is_said(said, more):
     assert said in warned(**more)
+
+
+def measured(ratios, seconds=1.5):
+    """Two models' records: medians known to the last digit, the second's turns ``ratios`` times as long, per round."""
+    rounds = [np.full(100, seconds * 1e9 / 100 / len(ratios)) for _ in ratios]
+    first = Series(None, 1, rounds=rounds, turns=[[1e6] * 10 for _ in ratios])
+    other = Series(None, 1, rounds=rounds, turns=[[1e6 * ratio] * 10 for ratio in ratios])
+    return [first, other]
+
+
+def test_measuring_goes_on_until_the_speed_up_is_known_too():
+    enough = Runner([], Settings(precision=0.02), "here", Silent())._enough
+    narrow, wide = [1.0, 1.01, 0.99, 1.01, 0.99], [1.0, 1.05, 0.95, 1.05, 0.95]
+    assert enough(measured(narrow), late=False)
+    assert not enough(measured(wide), late=False)
+    assert not enough(measured(narrow, seconds=0.5), late=False)
+    assert enough(measured(wide), late=True)
+    assert enough([], late=False)  # every model has failed
