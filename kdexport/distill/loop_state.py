@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from kdexport.distill.taps import Taps
 
+ADD_UP_AT = 64  # scalars
+
 
 class LoopState:
     """Where a training stands: steps, the epoch's sums, the best weights so far."""
@@ -27,23 +29,33 @@ class LoopState:
     def clear_sums(self) -> None:
         """Begin an epoch."""
         self.seen, self._batches = 0, 0
-        self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._terms: dict[str, Tensor] = {}
+        self._names: tuple[str, ...] = ()
+        self._sums = torch.zeros(1, dtype=torch.float64, device=self._device)  # the loss, then its terms
+        self._waiting: list[Tensor] = []  # of the steps since they were last added up
 
     def count(self, loss: Tensor, parts: dict[str, Tensor], samples: int) -> None:
         """Add up one step without waiting for the device."""
         self.step += 1
         self.seen += samples
         self._batches += 1
-        self._loss += loss.detach()
-        for name, value in parts.items():
-            self._terms[name] = self._terms.get(name, 0) + value.detach().double()
+        if not self._names:
+            self._names = tuple(parts)
+        self._waiting += (loss, *parts.values())
+        if len(self._waiting) >= ADD_UP_AT:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add what waits to the sums: one operation for many steps, for each costs as much as a small layer."""
+        if self._waiting:
+            rows = torch.stack(self._waiting).view(-1, 1 + len(self._names))
+            self._sums = self._sums + rows.sum(dim=0, dtype=torch.float64)
+            self._waiting.clear()
 
     def means(self, accelerator: Accelerator) -> tuple[float, dict[str, float]]:
         """Return the epoch's mean loss and terms, over all processes."""
-        values = torch.stack([self._loss, *self._terms.values()]) / max(1, self._batches)
-        mean, *terms = accelerator.reduce(values, "mean").tolist()
-        return mean, dict(zip(self._terms, terms, strict=True))
+        self._add_up()
+        mean, *terms = accelerator.reduce(self._sums / max(1, self._batches), "mean").tolist()
+        return mean, dict(zip(self._names, terms, strict=True))
 
     def judge(self, epoch: int, accuracy: float | None, network: nn.Module) -> None:
         """Keep the weights if no earlier epoch was better; of equals the later, trained longer, is kept."""
@@ -54,7 +66,8 @@ class LoopState:
     @property
     def finite(self) -> bool:
         """Whether every loss of this epoch was a number; asking waits for the device."""
-        return bool(torch.isfinite(self._loss))
+        self._add_up()
+        return bool(torch.isfinite(self._sums[0]))
 
     def seconds_spent(self) -> float:
         """Return the time in training, earlier sittings included."""
@@ -62,11 +75,12 @@ class LoopState:
 
     def state(self) -> dict[str, Any]:
         """Return it all in a form that a checkpoint may hold."""
+        self._add_up()
         return {
             "step": self.step,
             "best": (self.best_epoch, self.best_accuracy, self.best_weights),
             "seconds": self.seconds_spent(),
-            "sums": (self.seen, self._batches, self._loss, self._terms),
+            "sums": (self.seen, self._batches, self._names, self._sums),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -74,9 +88,8 @@ class LoopState:
         self.step = state["step"]
         self.best_epoch, self.best_accuracy, self.best_weights = state["best"]
         self._seconds_before = state["seconds"]
-        self.seen, self._batches, loss, terms = state["sums"]
-        self._loss = loss.to(self._device)
-        self._terms = {name: value.to(self._device) for name, value in terms.items()}
+        self.seen, self._batches, self._names, sums = state["sums"]
+        self._sums, self._waiting = sums.to(self._device), []
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

@@ -151,11 +151,11 @@ class Objective:
             KDExportError: Something that a term needs is missing or has the wrong form.
         """
         parts: dict[str, Tensor] = {}
-        total = student_logits.new_zeros((), dtype=at_least_fp32(student_logits[:0]).dtype)
+        total: Tensor | None = None
         if self.label_weight:
             value = self._label_loss(student_logits, _given(labels, "the labels' loss", "labels"))
             parts["labels"] = value.detach()
-            total = total + self.label_weight * value
+            total = self.label_weight * value
         for part in self._parts:
             arguments: list[Any] = []
             for need in part.method.needs:
@@ -167,7 +167,10 @@ class Objective:
                     arguments += _given((features or {}).get(part.name), part.name, "features")
             value = part.method.function(*arguments, **part.options)
             parts[part.name] = value.detach()
-            total = total + part.term.weight_at(progress_of_training) * value
+            weighted = part.term.weight_at(progress_of_training) * value
+            total = weighted if total is None else total + weighted
+        if total is None:
+            raise ValueError("an objective has at least one part")
         return total, parts
 
     def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

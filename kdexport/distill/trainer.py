@@ -21,7 +21,7 @@ from kdexport.distill.job import Fitted, Job
 from kdexport.distill.loop_state import LoopState, restore, snapshot, weights_of
 from kdexport.distill.metrics import MetricsLog
 from kdexport.distill.optimization import make_average, make_optimizer, set_lr
-from kdexport.distill.step import Step
+from kdexport.distill.step import Step, is_plain
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.recipe import Training
@@ -47,7 +47,10 @@ def fit(
     training, batches, taps = job.training, job.batches, job.taps
     network.to(accelerator.device)
     optimizer = make_optimizer(network, training, beside=taps.parameters() if taps else ())
-    network, optimizer = accelerator.prepare(network, optimizer)
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    network, prepared = accelerator.prepare(network, optimizer)
+    if not is_plain(accelerator):
+        optimizer = prepared
     plain = accelerator.unwrap_model(network)
     average = make_average(plain, training)
     loop = LoopState(accelerator.device, total_steps=training.epochs * batches.per_epoch)
@@ -90,7 +93,8 @@ def fit(
                 if training.clip_grad_norm is not None:
                     accelerator.clip_grad_norm_(network.parameters(), training.clip_grad_norm)
                 optimizer.step()
-                optimizer.zero_grad()
+                for parameter in learned:
+                    parameter.grad = None
                 if average is not None:
                     average.update_parameters(plain)
                 loop.count(loss, parts, len(batch.indices))
