@@ -8,21 +8,31 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kdexport.distill.closeness import Closeness, Seen, sums_dtype
+from kdexport.distill.objective import LabelKind
 from kdexport.distill.taps import Taps
 
 ADD_UP_AT = 64  # scalars
 
 
 class LoopState:
-    """Where a training stands: steps, the epoch's sums, the best weights so far."""
+    """Where a training stands: steps, the epoch's sums, the best weights so far.
 
-    def __init__(self, device: torch.device, total_steps: int) -> None:
-        self.total_steps = total_steps
+    Args:
+        device: Where the sums are kept.
+        epochs: Of the training.
+        per_epoch: Steps of an epoch.
+        label_kind: ``Objective.label_kind``.
+    """
+
+    def __init__(self, device: torch.device, epochs: int, per_epoch: int, label_kind: LabelKind) -> None:
+        self.total_steps = epochs * per_epoch
         self.step = 0
         self.best_epoch = 0
         self.best_accuracy: float | None = None
         self.best_weights: dict[str, Tensor] = {}
         self._device = device
+        self._closeness = Closeness(device, per_epoch, label_kind)
         self._seconds_before, self._started = 0.0, time.monotonic()
         self.clear_sums()
 
@@ -30,11 +40,15 @@ class LoopState:
         """Begin an epoch."""
         self.seen, self._batches = 0, 0
         self._names: tuple[str, ...] = ()
-        self._sums = torch.zeros(1, dtype=torch.float64, device=self._device)  # the loss, then its terms
+        self._sums = torch.zeros(1, dtype=sums_dtype(self._device), device=self._device)  # the loss, then its terms
         self._waiting: list[Tensor] = []  # of the steps since they were last added up
+        self._closeness.clear()
 
-    def count(self, loss: Tensor, parts: dict[str, Tensor], samples: int) -> None:
+    def count(self, loss: Tensor, parts: dict[str, Tensor], seen: list[Seen], samples: int) -> None:
         """Add up one step without waiting for the device."""
+        if self._closeness.looks_at(self.step):
+            for part in seen:
+                self._closeness.count(part)
         self.step += 1
         self.seen += samples
         self._batches += 1
@@ -48,7 +62,7 @@ class LoopState:
         """Add what waits to the sums: one operation for many steps, for each costs as much as a small layer."""
         if self._waiting:
             rows = torch.stack(self._waiting).view(-1, 1 + len(self._names))
-            self._sums = self._sums + rows.sum(dim=0, dtype=torch.float64)
+            self._sums = self._sums + rows.sum(dim=0, dtype=self._sums.dtype)
             self._waiting.clear()
 
     def means(self, accelerator: Accelerator) -> tuple[float, dict[str, float]]:
@@ -56,6 +70,10 @@ class LoopState:
         self._add_up()
         mean, *terms = accelerator.reduce(self._sums / max(1, self._batches), "mean").tolist()
         return mean, dict(zip(self._names, terms, strict=True))
+
+    def closeness(self, accelerator: Accelerator) -> dict[str, float | None]:
+        """Return how the network did on the epoch's batches, and how near the teacher it was, over all processes."""
+        return self._closeness.means(accelerator)
 
     def judge(self, epoch: int, accuracy: float | None, network: nn.Module) -> None:
         """Keep the weights if no earlier epoch was better; of equals the later, trained longer, is kept."""
@@ -81,6 +99,7 @@ class LoopState:
             "best": (self.best_epoch, self.best_accuracy, self.best_weights),
             "seconds": self.seconds_spent(),
             "sums": (self.seen, self._batches, self._names, self._sums),
+            "closeness": self._closeness.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -90,6 +109,7 @@ class LoopState:
         self._seconds_before = state["seconds"]
         self.seen, self._batches, self._names, sums = state["sums"]
         self._sums, self._waiting = sums.to(self._device), []
+        self._closeness.load(state["closeness"])
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

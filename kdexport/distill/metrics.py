@@ -32,6 +32,15 @@ class MetricsLog:
             with self._path.open("a", encoding="utf-8") as handle:
                 handle.write(_line(entry))
 
+    def keep(self, phase: str, epoch: int, scores: dict[str, Any]) -> None:
+        """Mark the epoch whose weights a phase has kept, and add what they score at the end."""
+        if self._writes:
+            entries = [
+                entry | {"kept": True, **scores} if (entry["phase"], entry["epoch"]) == (phase, epoch) else entry
+                for entry in read(self._path)
+            ]
+            write_text(self._path, "".join(_line(entry) for entry in entries))
+
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Return every whole line; one that a kill cut off is left out."""
@@ -45,7 +54,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(_finite(entry), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None for what is no number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -100,6 +100,13 @@ class Objective:
         for part in self._parts:
             _check_label_kind(part, label_kind)
 
+    def without_features(self, label_kind: LabelKind) -> "Objective | None":
+        """Return what of it can be told from logits and labels of a given kind; None where nothing can."""
+        terms = [part.term for part in self._parts if "features" not in part.method.needs]
+        if not terms and self.label_weight == 0:
+            return None
+        return Objective(self.label_weight, terms, label_smoothing=self.label_smoothing, label_kind=label_kind)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The keys of the parts that a call returns, in order."""

@@ -6,6 +6,7 @@ unchanged is not trained again.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -163,11 +164,11 @@ def _generation(run: Run, phase: str, teaching: Teaching) -> TrainedNetwork:
             preprocessing=model.preprocessing,
             batches=batches,
             objective=objective,
-            validation=_validation(shown, model, accelerator, teacher),
+            validation=_validation(shown, model, accelerator, objective, teacher),
             teacher=asked,
             taps=taps,
         )
-        return _fit(run, model, job, accelerator, key)
+        return _fit(run, model, job, accelerator, key, teacher)
 
     return _phase(run, phase, spec, key, train)
 
@@ -268,22 +269,31 @@ def _phase(run: Run, name: str, spec: Spec, key: str, train: Callable[[Model], F
 
 def _fit_on_labels(run: Run, phase: str, model: Model, training: Training, key: str) -> Fitted:
     accelerator = accelerator_for(training.precision)
+    objective = Objective(1.0, label_smoothing=training.label_smoothing, label_kind=run.label_kind(training))
     job = Job(
         phase=phase,
         training=training,
         seed=run.recipe.seed,
         preprocessing=model.preprocessing,
         batches=_batches(run, run.dataset.train, training, accelerator),
-        objective=Objective(1.0, label_smoothing=training.label_smoothing, label_kind=run.label_kind(training)),
-        validation=_validation(run, model, accelerator),
+        objective=objective,
+        validation=_validation(run, model, accelerator, objective),
     )
     return _fit(run, model, job, accelerator, key)
 
 
-def _fit(run: Run, model: Model, job: Job, accelerator: Accelerator, key: str) -> Fitted:
+def _fit(
+    run: Run, model: Model, job: Job, accelerator: Accelerator, key: str, teacher: Teacher | None = None
+) -> Fitted:
+    """Train, and tell the log which epoch's weights were kept and what they score on the test split."""
     checkpoints = Checkpoints(run.directory.checkpoints / job.phase, key)
     log = MetricsLog(run.directory.metrics, writes=accelerator.is_main_process)
-    return fit(model.network, job, accelerator, checkpoints, log, run.progress)
+    fitted = fit(model.network, job, accelerator, checkpoints, log, run.progress)
+    if accelerator.is_main_process:
+        test = _validation(run, model, accelerator, job.objective, teacher, "test")
+        kept = fitted.best_epoch if job.training.keep == "best" else fitted.epochs - 1
+        log.keep(job.phase, kept, test.score(model.network))
+    return fitted
 
 
 def _batches(run: Run, split: Split, training: Training, accelerator: Accelerator) -> Batches:
@@ -301,7 +311,14 @@ def _batches(run: Run, split: Split, training: Training, accelerator: Accelerato
     )
 
 
-def _validation(run: Run, model: Model, accelerator: Accelerator, teacher: Teacher | None = None) -> Validation:
-    split, device = run.dataset.val, accelerator.device
+def _validation(
+    run: Run,
+    model: Model,
+    accelerator: Accelerator,
+    objective: Objective,
+    teacher: Teacher | None = None,
+    name: Literal["val", "test"] = "val",
+) -> Validation:
+    split, device = getattr(run.dataset, name), accelerator.device
     teacher_logits = predict_all(teacher.network, teacher.preprocessing, split, device) if teacher else None
-    return Validation(split, model.preprocessing, device, teacher_logits)
+    return Validation(split, model.preprocessing, device, teacher_logits, objective, name)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdexport.distill.batches import Batch
+from kdexport.distill.closeness import Seen
 from kdexport.distill.job import Job
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
@@ -35,8 +36,8 @@ class Step:
         self._halved = False
         self._plain = is_plain(accelerator)
 
-    def __call__(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add a batch's gradients to the parameters' and return its loss and the loss's terms.
+    def __call__(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], list[Seen]]:
+        """Add a batch's gradients to the parameters' and return its loss, the loss's terms, and what each part showed.
 
         Raises:
             KDExportError: The device runs out of memory although the parts were halved.
@@ -50,31 +51,33 @@ class Step:
         torch.cuda.empty_cache()
         return self(batch, progress_of_training)
 
-    def _in_parts(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _in_parts(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], list[Seen]]:
         size = len(batch.indices)
         count = -(-size // min(self._part_size or size, size))
         if count == 1:
-            loss, terms = self._forward(batch, progress_of_training)
+            loss, terms, shown = self._forward(batch, progress_of_training)
             self._backward(loss)
-            return loss.detach(), terms
+            return loss.detach(), terms, [shown]
         total: Tensor | None = None
         sums: dict[str, Tensor] = {}
+        seen: list[Seen] = []
         for number, rows in enumerate(torch.arange(size).tensor_split(count)):
             part = _rows(batch, rows)
             # With several processes the gradients are averaged once, after the last part.
             waiting = number < count - 1 and self._accelerator.num_processes > 1
             with self._accelerator.no_sync(self._network) if waiting else nullcontext():
-                loss, terms = self._forward(part, progress_of_training)
+                loss, terms, shown = self._forward(part, progress_of_training)
                 share = len(rows) / size
                 self._backward(loss * share)
+            seen.append(shown)
             total = loss.detach() * share + (0 if total is None else total)
             for name, value in terms.items():
                 sums[name] = value * share + sums.get(name, 0)
         if total is None:
             raise ValueError("a batch holds at least one sample")
-        return total, sums
+        return total, sums, seen
 
-    def _forward(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], Seen]:
         job, taps = self._job, self._job.taps
         if self._plain and taps is None:
             logits = self._network(*job.preprocessing.apply(batch.inputs))
@@ -82,13 +85,14 @@ class Step:
             with self._accelerator.autocast(), taps.student() if taps else nullcontext():
                 logits = self._network(*job.preprocessing.apply(batch.inputs))
         teacher_logits = job.teacher.logits(batch) if job.teacher else None
-        return job.objective(
+        loss, terms = job.objective(
             logits,
             batch.labels,
             teacher_logits,
             progress_of_training=progress_of_training,
             features=taps.features(torch.from_numpy(batch.indices).to(logits.device)) if taps else None,
         )
+        return loss, terms, Seen(logits.detach(), teacher_logits, batch.labels)
 
     def _backward(self, loss: Tensor) -> None:
         if self._plain:

@@ -53,7 +53,7 @@ def fit(
         optimizer = prepared
     plain = accelerator.unwrap_model(network)
     average = make_average(plain, training)
-    loop = LoopState(accelerator.device, total_steps=training.epochs * batches.per_epoch)
+    loop = LoopState(accelerator.device, training.epochs, batches.per_epoch, job.objective.label_kind)
 
     saved = checkpoints.latest()
     if saved is None:
@@ -86,7 +86,7 @@ def fit(
 
             for batch in batches.epoch(epoch, start=first):
                 set_lr(optimizer, training, loop.step, batches.per_epoch)
-                loss, parts = step(batch, loop.step / loop.total_steps)
+                loss, parts, seen = step(batch, loop.step / loop.total_steps)
                 if taps and accelerator.num_processes > 1:  # the wrapped student averages its own gradients only
                     for parameter in taps.parameters():
                         parameter.grad = accelerator.reduce(parameter.grad, "mean")
@@ -97,7 +97,7 @@ def fit(
                     parameter.grad = None
                 if average is not None:
                     average.update_parameters(plain)
-                loop.count(loss, parts, len(batch.indices))
+                loop.count(loss, parts, seen, len(batch.indices))
 
                 if loop.step % CHECK_EVERY == 0:
                     _check_finite(loop, job, optimizer, checkpoints)
@@ -121,6 +121,7 @@ def fit(
                     "lr": optimizer.param_groups[0]["lr"],
                     "loss": mean,
                     "terms": terms,
+                    **loop.closeness(accelerator),
                     **scores,
                     "teacher_from": teacher_from,
                 }

@@ -1,9 +1,12 @@
-"""What a network scores on the validation split after each epoch, and how near it is to the teacher."""
+"""What a network scores on a split, and how near it is to the teacher: validation after each epoch, test at the end."""
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from kdexport.distill.objective import LabelKind, Objective
 from kdexport.evaluate import agreement
 from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Split
@@ -19,6 +22,8 @@ class Validation:
         preprocessing: The network's own.
         device: Where it runs.
         teacher_logits: The teacher's on the same samples [samples, classes], or None without a teacher.
+        objective: What the network minimizes: its terms that need no features are told; None tells none.
+        name: What the split is called in the log.
     """
 
     def __init__(
@@ -27,25 +32,35 @@ class Validation:
         preprocessing: Preprocessing,
         device: torch.device,
         teacher_logits: np.ndarray | None = None,
+        objective: Objective | None = None,
+        name: str = "val",
     ) -> None:
-        self._split = split
+        self._split, self._name = split, name
         self._preprocessing, self._device = preprocessing, device
         self._teacher_logits = teacher_logits
+        kind: LabelKind = "multi_label" if split.multi_label else "class"
+        self._objective = None if objective is None else objective.without_features(kind)
 
     def logits(self, network: nn.Module) -> np.ndarray:
         """Return float32 logits [samples, classes]; the network is left in the mode it was in."""
         return predict_all(network, self._preprocessing, self._split, self._device)
 
-    def score(self, network: nn.Module) -> dict[str, float | None]:
-        """Return the network's and the teacher's accuracy, and how near the one is to the other."""
+    def score(self, network: nn.Module) -> dict[str, Any]:
+        """Return the loss's terms, the network's and the teacher's accuracy, and how near the one is to the other.
+
+        The names are the epoch log's, with the split's in front: ``val_accuracy``. ``top1_agreement`` alone is
+        validation's.
+        """
         logits = self.logits(network)
         near = None if self._teacher_logits is None else agreement(self._teacher_logits, logits)
+        name = self._name
         return {
-            "val_accuracy": self._accuracy(logits),
-            "val_teacher_accuracy": None if self._teacher_logits is None else self._accuracy(self._teacher_logits),
-            "top1_agreement": None if near is None else near.top1,
-            "val_kl": None if near is None else near.kl,
-            "val_logit_correlation": None if near is None else near.logit_correlation,
+            f"{name}_terms": self._terms(logits),
+            f"{name}_accuracy": self._accuracy(logits),
+            f"{name}_teacher_accuracy": None if self._teacher_logits is None else self._accuracy(self._teacher_logits),
+            "top1_agreement" if name == "val" else f"{name}_top1_agreement": None if near is None else near.top1,
+            f"{name}_kl": None if near is None else near.kl,
+            f"{name}_logit_correlation": None if near is None else near.logit_correlation,
         }
 
     def _accuracy(self, logits: np.ndarray) -> float | None:
@@ -54,6 +69,24 @@ class Validation:
         if self._split.multi_label:  # each class is a decision of its own, as in evaluate
             return float(np.mean((logits > 0) == (np.asarray(self._split.labels) > 0.5)))
         return float(np.mean(logits.argmax(axis=1) == self._split.labels))
+
+    def _terms(self, logits: np.ndarray) -> dict[str, float]:
+        """Return each term before its weight, the mean over samples; none where labels are needed and missing."""
+        objective, labels, teacher = self._objective, self._split.labels, self._teacher_logits
+        if objective is None or (objective.needs_labels and labels is None):
+            return {}
+        sums: dict[str, float] = {}
+        for start in range(0, len(logits), BATCH):
+            rows = slice(start, start + BATCH)
+            _, parts = objective(
+                torch.from_numpy(logits[rows]),
+                None if labels is None else torch.from_numpy(np.asarray(labels)[rows]),
+                None if teacher is None else torch.from_numpy(teacher[rows]),
+                progress_of_training=1.0,
+            )
+            for part, value in parts.items():
+                sums[part] = sums.get(part, 0.0) + float(value) * len(logits[rows])
+        return {part: value / len(logits) for part, value in sums.items()}
 
 
 def predict_all(network: nn.Module, preprocessing: Preprocessing, split: Split, device: torch.device) -> np.ndarray:

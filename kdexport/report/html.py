@@ -28,6 +28,7 @@ from kdexport.report.joined import PLAIN_STUDENT
 from kdexport.report.pictures.bullet import bullet
 from kdexport.report.pictures.classes import MOST_ROWS
 from kdexport.report.pictures.marks import Mark, swatch
+from kdexport.report.splits import split_table
 from kdexport.report.tradeoffs import speedup_at
 from kdexport.report.view import Place, Row, costs_of, gate_words, places_of, speed_words
 from kdexport.results import Gate, Report
@@ -89,6 +90,7 @@ def _values(report: Report) -> dict[str, Any]:
         "spreads": [_spread(place, look) for place in places],
         "sweeps": _sweeps(report, look),
         "curves": _both(training_picture(report, look, FULL), training_picture(report, look, NARROW)),
+        "splits": split_table(report),
         "classes": classes,
         "many_classes": any(len(model.evaluation.per_class) > MOST_ROWS for model in report.models if model.evaluation),
         "confusion": confusion_picture(report, 460),

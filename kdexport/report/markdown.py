@@ -14,6 +14,7 @@ from kdexport.report.drawings import (
     training_picture,
 )
 from kdexport.report.pictures.svg import standalone
+from kdexport.report.splits import split_table
 from kdexport.report.view import Place, gate_words, judged_places
 from kdexport.results import Report
 
@@ -41,9 +42,20 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
     for name in sorted(name for name in shown if name.startswith("report-batches-")):
         lines += _image(name, "Latency by batch size", shown)
     lines += _image("report-training.svg", "Validation accuracy by epoch", shown)
+    lines += [*_splits(report), ""]
     lines += _image("report-classes.svg", "Accuracy by class", shown)
     lines += ["## Measured on", "", *_machines(report), ""]
     return "\n".join(lines)
+
+
+def _splits(report: Report) -> list[str]:
+    """Return the table of what each network scored on each split, where its training is known."""
+    table = split_table(report)
+    if table is None:
+        return []
+    head = " | ".join(table.header)
+    lines = [f"| {head} |", "|---|---|" + "---:|" * (len(table.header) - 2)]
+    return lines + [f"| {' | '.join(map(escape, row))} |" for row in table.rows]
 
 
 def pictures_of(report: Report) -> dict[str, str]:

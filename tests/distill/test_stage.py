@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 from kdexport.artifacts import RunDirectory
 from kdexport.distill import metrics
 from kdexport.distill.stage import distill
+from kdexport.distill.validation import predict_all
 from kdexport.errors import KDExportError
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
+from kdexport.sources.datasets import load_data
+from kdexport.sources.models import load_model
 
 Tiny = Callable[..., Recipe]
 
@@ -61,8 +64,25 @@ def test_a_run_writes_what_the_contract_lists(tmp_path: Path, tiny: Tiny) -> Non
         assert line["loss"] == pytest.approx(0.1 * line["terms"]["labels"] + 0.9 * line["terms"]["soft_targets"])
         assert 0 <= line["val_accuracy"] <= 1
         assert 0 <= line["top1_agreement"] <= 1
+        assert 0 <= line["train_accuracy"] <= 1
+        assert line["train_kl"] > 0
+        assert set(line["val_terms"]) == {"labels", "soft_targets"}
         assert line["samples_per_s"] > 0
     assert all(line["teacher_from"] is None for line in lines if line["phase"] != "student")
+
+
+def test_the_epoch_whose_weights_were_kept_holds_what_they_score(tmp_path: Path, tiny: Tiny) -> None:
+    directory = RunDirectory(tmp_path)
+    recipe = tiny("distill.keep='last'", "distill.baseline=false")
+    student = distill(recipe, directory).networks[1]
+    kept = [line for line in metrics.read(directory.metrics) if line.get("kept")]
+    assert [(line["phase"], line["epoch"]) for line in kept] == [("teacher", 1), ("student", 2)]
+    dataset = load_data(recipe.data, recipe.seed, directory.cache)
+    model = load_model("student", recipe.student, dataset, tmp_path / student.weights)
+    logits = predict_all(model.network, model.preprocessing, dataset.test, torch.device("cpu"))
+    assert kept[1]["test_accuracy"] == pytest.approx(np.mean(logits.argmax(1) == dataset.test.labels))
+    assert kept[1]["test_teacher_accuracy"] == kept[0]["test_accuracy"]
+    assert 0 < kept[1]["test_top1_agreement"] <= 1
 
 
 def test_two_runs_with_one_seed_give_the_same_bytes(tmp_path: Path, tiny: Tiny) -> None:

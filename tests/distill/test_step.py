@@ -27,7 +27,7 @@ def gradients(micro_batch_size: int | None) -> tuple[list[torch.Tensor], float, 
         taps=None,
         phase="student",
     )
-    loss, terms = Step(network, job, Accelerator(cpu=True), SILENT)(batch, 0.0)
+    loss, terms, _ = Step(network, job, Accelerator(cpu=True), SILENT)(batch, 0.0)
     return [parameter.grad for parameter in network.parameters()], float(loss), terms
 
 

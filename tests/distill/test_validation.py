@@ -3,20 +3,22 @@ import pytest
 import torch
 from torch import nn
 
+from kdexport.distill.objective import Objective
 from kdexport.distill.validation import Validation
 from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Split
+from kdexport.terms import Hint, LogitMSE
 
 X = np.eye(4, dtype=np.float32)
 TEACHER = np.array([[3, 0, 0], [0, 3, 0], [0, 3, 0], [0, 0, 3]], dtype=np.float32)
 
 
-def score(labels, teacher=TEACHER):
+def score(labels, teacher=TEACHER, objective=None, name="val"):
     network = nn.Linear(4, 3, bias=False)
     with torch.no_grad():  # says class 0, 1, 2, 2 of the four samples
         network.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]]) * 2 - 1)
     split = Split((X,), None if labels is None else np.array(labels))
-    return Validation(split, Preprocessing(), torch.device("cpu"), teacher).score(network)
+    return Validation(split, Preprocessing(), torch.device("cpu"), teacher, objective, name).score(network)
 
 
 def test_tells_student_teacher_and_how_near_they_are():
@@ -39,3 +41,22 @@ def test_what_cannot_be_known_is_none():
     assert score(None)["val_teacher_accuracy"] is None
     alone = score([0, 1, 2, 0], teacher=None)
     assert (alone["val_teacher_accuracy"], alone["top1_agreement"]) == (None, None)
+
+
+def test_the_terms_that_need_no_features_are_told():
+    objective = Objective(0.5, [LogitMSE(method="logit_mse"), Hint(method="hint")])
+    terms = score([0, 1, 2, 0], objective=objective)["val_terms"]
+    student = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [-1, -1, 1]], dtype=np.float64)
+    log_softmax = student - np.log(np.exp(student).sum(1, keepdims=True))
+    assert set(terms) == {"labels", "logit_mse"}
+    assert terms["labels"] == pytest.approx(-np.mean(log_softmax[range(4), [0, 1, 2, 0]]))
+    assert terms["logit_mse"] == pytest.approx(np.mean((student - TEACHER) ** 2))
+    assert score(None, objective=objective)["val_terms"] == {}
+    assert score([0, 1, 2, 0], objective=Objective(0.0, [Hint(method="hint")]))["val_terms"] == {}
+
+
+def test_another_split_has_its_name_in_front():
+    scores = score([0, 1, 2, 0], name="test")
+    assert scores["test_top1_agreement"] == 0.75
+    assert "top1_agreement" not in scores
+    assert all(key.startswith("test_") for key in scores)

@@ -108,6 +108,30 @@ def test_stays_finite_in_half_precision(name, student, teacher, options, _, dtyp
     assert torch.isfinite(f.grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_review_stays_finite_in_half_precision(dtype):
+    f, g = (torch.tensor(array * 1e4, dtype=dtype) for array in draw((2, 3, 8, 8), (2, 3, 8, 8)))
+    f.requires_grad_()
+    value = losses.review([f, f], [g, g])
+    value.backward()
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value)
+    assert torch.isfinite(f.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_crd_stays_finite_in_half_precision_and_far_from_the_sphere(dtype):
+    # Embeddings are brought to length 1 by their projection; this is what comes of one that forgets to.
+    student, teacher, bank_s, bank_t, indices, drawn = (torch.tensor(array) for array in contrast())
+    f, g = (student * 1e4).to(dtype).requires_grad_(), (teacher * 1e4).to(dtype)
+    keys = [Keys(bank[indices].float(), bank[drawn].float(), torch.tensor(5.0)) for bank in (bank_t, bank_s)]
+    value = losses.crd(f, g, *keys, drawn[None] == indices[:, None], 50)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value)
+    assert torch.isfinite(f.grad).all()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast_changes_nothing(name):
     case = next(case for case in CASES if case[0] == name)

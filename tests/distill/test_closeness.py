@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from kdexport.distill.closeness import BATCHES_LOOKED_AT, Closeness, Seen
+from kdexport.evaluate import agreement
+
+CPU = torch.device("cpu")
+RANDOM = np.random.default_rng(0)
+STUDENT, TEACHER = (RANDOM.normal(size=(60, 5)).astype(np.float32) for _ in range(2))
+LABELS = RANDOM.integers(0, 5, 60)
+
+
+def summed(kind="class", labels=LABELS, teacher=TEACHER, per_epoch=3):
+    """Three batches of twenty, counted one by one."""
+    sums = Closeness(CPU, per_epoch, kind)
+    for rows in np.split(np.arange(60), 3):
+        sums.count(
+            Seen(
+                torch.from_numpy(STUDENT[rows]),
+                None if teacher is None else torch.from_numpy(teacher[rows]),
+                None if labels is None else torch.from_numpy(labels[rows]),
+            )
+        )
+    return sums.means(Accelerator(cpu=True))
+
+
+def test_batch_by_batch_it_is_what_evaluate_says_of_the_whole():
+    found, expected = summed(), agreement(TEACHER, STUDENT)
+    assert found["train_top1_agreement"] == pytest.approx(expected.top1)
+    assert found["train_kl"] == pytest.approx(expected.kl, rel=1e-5)
+    assert found["train_logit_correlation"] == pytest.approx(expected.logit_correlation, rel=1e-5)
+    assert found["train_accuracy"] == pytest.approx(np.mean(STUDENT.argmax(1) == LABELS))
+    assert found["train_teacher_accuracy"] == pytest.approx(np.mean(TEACHER.argmax(1) == LABELS))
+
+
+def test_unlabelled_samples_are_no_mistakes():
+    some = np.where(np.arange(60) % 4, -1, LABELS)
+    known = some >= 0
+    assert summed(labels=some)["train_accuracy"] == pytest.approx(np.mean(STUDENT[known].argmax(1) == LABELS[known]))
+    assert summed(labels=np.full(60, -1))["train_accuracy"] is None
+
+
+def test_what_is_not_known_is_none():
+    assert summed(teacher=None)["train_kl"] is None
+    assert summed(teacher=None)["train_accuracy"] is not None
+    assert summed(labels=None)["train_accuracy"] is None
+    assert summed(kind="soft", labels=np.full((60, 5), 0.2))["train_accuracy"] is None
+
+
+def test_several_labels_are_decisions_of_their_own():
+    targets = (RANDOM.random((60, 5)) > 0.5).astype(np.float32)
+    found = summed("multi_label", targets)
+    assert found["train_accuracy"] == pytest.approx(np.mean((STUDENT > 0) == (targets > 0.5)))
+
+
+def test_a_long_epoch_is_looked_at_in_part():
+    sums = Closeness(CPU, 10 * BATCHES_LOOKED_AT, "class")
+    assert sum(sums.looks_at(step) for step in range(10 * BATCHES_LOOKED_AT)) == BATCHES_LOOKED_AT
+    assert all(Closeness(CPU, 5, "class").looks_at(step) for step in range(5))
+
+
+def test_a_checkpoint_holds_the_sums():
+    whole, first, second = (Closeness(CPU, 3, "class") for _ in range(3))
+    arrays = (STUDENT, TEACHER, LABELS)
+    parts = [Seen(*(torch.from_numpy(array[rows]) for array in arrays)) for rows in (slice(30), slice(30, 60))]
+    for part in parts:
+        whole.count(part)
+    first.count(parts[0])
+    second.load(first.state())
+    second.count(parts[1])
+    assert second.means(Accelerator(cpu=True)) == pytest.approx(whole.means(Accelerator(cpu=True)), rel=1e-5)
