@@ -29,12 +29,14 @@ class Method:
 
     ``needs`` is what the function takes, in its order: ``logits`` (student's and teacher's), ``labels``, ``features``
     (what ``kdexport.distill.taps`` makes of the networks' layers for this term).
-    ``multi_label`` says whether it makes sense where a sample has any number of classes.
+    ``multi_label`` says whether it makes sense where a sample has any number of classes, ``elsewhere`` whether it can
+    be told of samples that are not trained on.
     """
 
     function: Callable[..., Tensor]
     needs: tuple[Need, ...]
     multi_label: bool = True
+    elsewhere: bool = True
 
 
 METHODS: dict[str, Method] = {
@@ -49,7 +51,7 @@ METHODS: dict[str, Method] = {
     "similarity": Method(losses.similarity, ("features",)),
     "relational": Method(losses.relational, ("features",)),
     "cosine": Method(losses.cosine, ("features",)),
-    "crd": Method(losses.crd, ("features",)),
+    "crd": Method(losses.crd, ("features",), elsewhere=False),
     "review": Method(losses.review, ("features",)),
 }
 
@@ -100,9 +102,18 @@ class Objective:
         for part in self._parts:
             _check_label_kind(part, label_kind)
 
-    def without_features(self, label_kind: LabelKind) -> "Objective | None":
-        """Return what of it can be told from logits and labels of a given kind; None where nothing can."""
-        terms = [part.term for part in self._parts if "features" not in part.method.needs]
+    def elsewhere(self, label_kind: LabelKind, *, features: bool) -> "Objective | None":
+        """Return what of it can be told of samples that are not trained on; None where nothing can.
+
+        Args:
+            label_kind: Of their labels.
+            features: Whether there are features of them.
+        """
+        terms = [
+            part.term
+            for part in self._parts
+            if "features" not in part.method.needs or (features and part.method.elsewhere)
+        ]
         if not terms and self.label_weight == 0:
             return None
         return Objective(self.label_weight, terms, label_smoothing=self.label_smoothing, label_kind=label_kind)

@@ -164,7 +164,7 @@ def _generation(run: Run, phase: str, teaching: Teaching) -> TrainedNetwork:
             preprocessing=model.preprocessing,
             batches=batches,
             objective=objective,
-            validation=_validation(shown, model, accelerator, objective, teacher),
+            validation=_validation(shown, model, accelerator, objective, teacher, asked),
             teacher=asked,
             taps=taps,
         )
@@ -290,7 +290,7 @@ def _fit(
     log = MetricsLog(run.directory.metrics, writes=accelerator.is_main_process)
     fitted = fit(model.network, job, accelerator, checkpoints, log, run.progress)
     if accelerator.is_main_process:
-        test = _validation(run, model, accelerator, job.objective, teacher, "test")
+        test = _validation(run, model, accelerator, job.objective, teacher, job.teacher, "test")
         kept = fitted.best_epoch if job.training.keep == "best" else fitted.epochs - 1
         log.keep(job.phase, kept, test.score(model.network))
     return fitted
@@ -317,8 +317,10 @@ def _validation(
     accelerator: Accelerator,
     objective: Objective,
     teacher: Teacher | None = None,
+    asked: CachedTeacher | ListenedTeacher | None = None,
     name: Literal["val", "test"] = "val",
 ) -> Validation:
     split, device = getattr(run.dataset, name), accelerator.device
     teacher_logits = predict_all(teacher.network, teacher.preprocessing, split, device) if teacher else None
-    return Validation(split, model.preprocessing, device, teacher_logits, objective, name)
+    listened = asked if isinstance(asked, ListenedTeacher) else None
+    return Validation(split, model.preprocessing, device, teacher_logits, objective, name, listened)

@@ -67,9 +67,9 @@ class Taps:
         """Which layers each term compares: name -> (student's paths, teacher's paths)."""
         return dict(self._paths)
 
-    def student(self) -> Any:
-        """Return a context in which the student's pass is listened to."""
-        return self._listening("student", self._student, 0)
+    def student(self, network: nn.Module | None = None) -> Any:
+        """Return a context in which the student's pass is listened to, or that of a copy of it."""
+        return self._listening("student", self._student if network is None else network, 0)
 
     def teacher(self) -> Any:
         """Return a context in which the teacher's pass is listened to."""
@@ -81,8 +81,27 @@ class Taps:
         Args:
             indices: int64 [batch], which training samples were seen, on the networks' device.
         """
+        return self._ready(self._paths, indices)
+
+    @torch.no_grad()
+    def features_elsewhere(self) -> dict[str, tuple[Any, ...]]:
+        """Return the same for samples that are not trained on; without the terms that remember their samples."""
+        paths = {
+            name: pair
+            for name, pair in self._paths.items()
+            if not isinstance(self.adapters[_key(name)], ContrastMemory)
+        }
+        self.adapters.eval()
+        try:
+            return self._ready(paths, torch.empty(0, dtype=torch.int64))
+        finally:
+            self.adapters.train()
+
+    def _ready(
+        self, paths: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]], indices: Tensor
+    ) -> dict[str, tuple[Any, ...]]:
         ready: dict[str, tuple[Any, ...]] = {}
-        for name, (ours, theirs) in self._paths.items():
+        for name, (ours, theirs) in paths.items():
             student = tuple(self._heard["student"][path] for path in ours)
             teacher = tuple(self._heard["teacher"][path].detach() for path in theirs)
             adapter = self.adapters[_key(name)]

@@ -48,7 +48,7 @@ class ListenedTeacher:
 
     def __init__(self, teacher: Teacher, taps: Taps) -> None:
         self.teacher = teacher
-        self._taps = taps
+        self.taps = taps
 
     def prepare(self, view: int) -> Literal["online"]:  # noqa: ARG002
         """Say that the teacher runs with the student."""
@@ -56,8 +56,12 @@ class ListenedTeacher:
 
     def logits(self, batch: Batch) -> Tensor:
         """Return float32 logits [batch, classes]; the features lie in the taps."""
-        with self._taps.teacher():
-            return self.teacher.logits(batch.inputs)
+        return self.listen(batch.inputs)
+
+    def listen(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Return the same for raw inputs."""
+        with self.taps.teacher():
+            return self.teacher.logits(inputs)
 
 
 class CachedTeacher:

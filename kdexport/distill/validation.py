@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdexport.distill.objective import LabelKind, Objective
+from kdexport.distill.teacher import ListenedTeacher
 from kdexport.evaluate import agreement
 from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Split
@@ -22,8 +23,10 @@ class Validation:
         preprocessing: The network's own.
         device: Where it runs.
         teacher_logits: The teacher's on the same samples [samples, classes], or None without a teacher.
-        objective: What the network minimizes: its terms that need no features are told; None tells none.
+        objective: What the network minimizes: its terms are told; None tells none.
         name: What the split is called in the log.
+        listened: Whose layers the objective compares with the network's, and the taps on both; None where it compares
+            none.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Validation:
         teacher_logits: np.ndarray | None = None,
         objective: Objective | None = None,
         name: str = "val",
+        listened: ListenedTeacher | None = None,
     ) -> None:
         self._split, self._name = split, name
         self._preprocessing, self._device = preprocessing, device
         self._teacher_logits = teacher_logits
         kind: LabelKind = "multi_label" if split.multi_label else "class"
-        self._objective = None if objective is None else objective.without_features(kind)
+        self._listened = listened
+        self._objective = None if objective is None else objective.elsewhere(kind, features=listened is not None)
 
     def logits(self, network: nn.Module) -> np.ndarray:
         """Return float32 logits [samples, classes]; the network is left in the mode it was in."""
@@ -55,7 +60,7 @@ class Validation:
         near = None if self._teacher_logits is None else agreement(self._teacher_logits, logits)
         name = self._name
         return {
-            f"{name}_terms": self._terms(logits),
+            f"{name}_terms": self._terms(network, logits),
             f"{name}_accuracy": self._accuracy(logits),
             f"{name}_teacher_accuracy": None if self._teacher_logits is None else self._accuracy(self._teacher_logits),
             "top1_agreement" if name == "val" else f"{name}_top1_agreement": None if near is None else near.top1,
@@ -70,7 +75,7 @@ class Validation:
             return float(np.mean((logits > 0) == (np.asarray(self._split.labels) > 0.5)))
         return float(np.mean(logits.argmax(axis=1) == self._split.labels))
 
-    def _terms(self, logits: np.ndarray) -> dict[str, float]:
+    def _terms(self, network: nn.Module, logits: np.ndarray) -> dict[str, float]:
         """Return each term before its weight, the mean over samples; none where labels are needed and missing."""
         objective, labels, teacher = self._objective, self._split.labels, self._teacher_logits
         if objective is None or (objective.needs_labels and labels is None):
@@ -79,14 +84,30 @@ class Validation:
         for start in range(0, len(logits), BATCH):
             rows = slice(start, start + BATCH)
             _, parts = objective(
-                torch.from_numpy(logits[rows]),
-                None if labels is None else torch.from_numpy(np.asarray(labels)[rows]),
-                None if teacher is None else torch.from_numpy(teacher[rows]),
+                torch.from_numpy(logits[rows]).to(self._device),
+                None if labels is None else torch.from_numpy(np.asarray(labels)[rows]).to(self._device),
+                None if teacher is None else torch.from_numpy(teacher[rows]).to(self._device),
                 progress_of_training=1.0,
+                features=self._features(network, rows) if objective.needs_features else None,
             )
             for part, value in parts.items():
                 sums[part] = sums.get(part, 0.0) + float(value) * len(logits[rows])
         return {part: value / len(logits) for part, value in sums.items()}
+
+    @torch.no_grad()
+    def _features(self, network: nn.Module, rows: slice) -> dict[str, tuple[Any, ...]] | None:
+        """Return what the objective's terms compare, for some of the samples; both networks run again for it."""
+        if self._listened is None:
+            return None
+        raw = self._split.take(rows).inputs
+        inputs = tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in raw)
+        mode = network.training
+        network.eval()
+        with self._listened.taps.student(network):
+            network(*self._preprocessing.apply(inputs))
+        network.train(mode)
+        self._listened.listen(inputs)
+        return self._listened.taps.features_elsewhere()
 
 
 def predict_all(network: nn.Module, preprocessing: Preprocessing, split: Split, device: torch.device) -> np.ndarray:

@@ -24,7 +24,7 @@ class SplitTable:
 def split_table(report: Report) -> SplitTable | None:
     """Return a row per trained network and split; None where no training is recorded.
 
-    Columns that nothing is known of are left out: a term that compares layers is told of training batches alone.
+    Columns that nothing is known of are left out. ``crd`` compares samples with what it remembers of them: train alone.
     """
     kept = [line for line in report.training if line.get("kept") is True and isinstance(line.get("phase"), str)]
     found = [(str(line["phase"]), split, line) for line in kept for split in SPLITS]

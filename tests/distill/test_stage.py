@@ -219,6 +219,13 @@ def test_features_are_compared_and_leave_no_trace_in_the_student(tmp_path: Path,
     for name in FEATURE_TERMS:
         assert lines[1]["terms"][name] != lines[0]["terms"][name] > 0
         assert any(line.startswith(f"{name}: student ") for line in recorder.said)
+    lines = metrics.read(tmp_path / "a" / "metrics.jsonl")
+    kept = next(line for line in lines if line["phase"] == "student" and line.get("kept"))
+    told = {"labels", *FEATURE_TERMS} - {"crd"}  # which compares a sample with what it remembers of it
+    assert set(kept["terms"]) == told | {"crd"}
+    for terms_of_split in (kept["val_terms"], kept["test_terms"]):
+        assert set(terms_of_split) == told
+        assert all(0 < value < 100 * kept["terms"][name] for name, value in terms_of_split.items())
 
 
 def test_an_interrupted_run_with_features_ends_with_the_same_bytes(tmp_path: Path, tiny: Tiny, monkeypatch) -> None:

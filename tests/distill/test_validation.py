@@ -43,7 +43,7 @@ def test_what_cannot_be_known_is_none():
     assert (alone["val_teacher_accuracy"], alone["top1_agreement"]) == (None, None)
 
 
-def test_the_terms_that_need_no_features_are_told():
+def test_the_terms_are_told_as_far_as_there_are_features():
     objective = Objective(0.5, [LogitMSE(method="logit_mse"), Hint(method="hint")])
     terms = score([0, 1, 2, 0], objective=objective)["val_terms"]
     student = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [-1, -1, 1]], dtype=np.float64)
