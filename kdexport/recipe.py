@@ -131,6 +131,9 @@ class Distill(Training):
     baseline: bool = True
     generations: int = Field(1, ge=1)  # born again: each student teaches the next, the last one is kept
     data_free: DataFree | None = None
+    quantize_aware: bool = False  # then fine-tune with int8's rounding in place: weights and ranges are learnt for it
+    quantize_aware_epochs: int | None = Field(None, ge=1)  # None: a quarter of epochs
+    quantize_aware_lr: float | None = Field(None, gt=0)  # None: a tenth of lr
     # The best of those that compare logits alone, in benchmarks/results/methods_cifar10.md; models/README.md says more.
     terms: tuple[Term, ...] = (DIST(method="dist", beta=2.0, gamma=2.0, temperature=4.0),)
 
@@ -213,6 +216,14 @@ class Recipe(Section):
     export: Export = Export()
     bench: Bench = Bench()
     require: Require = Require()
+
+    @model_validator(mode="after")
+    def _quantize_aware_is_for_int8(self) -> Self:
+        if self.distill.quantize_aware and "int8" not in self.export.quantize:
+            raise ValueError(
+                'distill.quantize_aware trains for int8, and export.quantize does not ask for it: add "int8" there'
+            )
+        return self
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:

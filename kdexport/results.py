@@ -64,6 +64,8 @@ class TrainedNetwork:
     seconds: float | None
     best_epoch: int | None
     val_accuracy: float | None
+    # Learnt with the weights by distill.quantize_aware, for int8: "conv1.weight:input" -> smallest, largest value
+    activation_ranges: dict[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """All that one training depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdexport.distill.batches import Batches
 from kdexport.distill.objective import Objective
@@ -15,7 +15,7 @@ from kdexport.sources.preprocessing import Preprocessing
 class Job:
     """What ``fit`` is given, beside the network."""
 
-    phase: str  # "teacher", "student", "student-plain"
+    phase: str  # "teacher", "student", "student-plain", "student-qat"
     training: Training
     seed: int
     preprocessing: Preprocessing
@@ -34,3 +34,4 @@ class Fitted:
     best_epoch: int
     val_accuracy: float | None
     seconds: float
+    activation_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # quantize_aware

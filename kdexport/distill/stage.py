@@ -4,16 +4,18 @@ Each of the three is a phase with a key of its own, the hash of what it depends 
 unchanged is not trained again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdexport import __version__, artifacts, processes, references, results
+from kdexport import __version__, artifacts, processes
 from kdexport.artifacts import RunDirectory
+from kdexport.distill import quantize_aware
 from kdexport.distill.accelerators import accelerator_for
 from kdexport.distill.batches import Batches
 from kdexport.distill.checkpoint import Checkpoints
@@ -22,6 +24,7 @@ from kdexport.distill.ensemble import Ensemble
 from kdexport.distill.job import Fitted, Job
 from kdexport.distill.metrics import MetricsLog
 from kdexport.distill.objective import Objective
+from kdexport.distill.phase import run_phase
 from kdexport.distill.run import Run, Spec, network_key
 from kdexport.distill.taps import Taps
 from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
@@ -34,10 +37,9 @@ from kdexport.recipe import Colleague, DataFree, Distill, Recipe, Training
 from kdexport.results import DistillResult, TeacherVote, TrainedNetwork
 from kdexport.sources.augment import Augmentation
 from kdexport.sources.datasets import load_data
-from kdexport.sources.models import Model, count_macs
+from kdexport.sources.models import Model
 from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Split
-from kdexport.sources.weights import save_weights
 
 Teaching = Sequence[tuple[TrainedNetwork, Spec]]  # who teaches, with the recipe's table of each
 
@@ -98,8 +100,8 @@ def _teacher(run: Run, name: str, spec: Colleague) -> TrainedNetwork:
                 f"the {name} {spec.model} has no weights: it would teach noise",
                 hint='give teacher.weights (a file or "pretrained"), or [teacher.train] to fit it on the labels',
             )
-        return _phase(run, name, spec, key, None)
-    return _phase(run, name, spec, key, lambda model: _fit_on_labels(run, name, model, training, key))
+        return run_phase(run, name, spec, key, None)
+    return run_phase(run, name, spec, key, lambda model: _fit_on_labels(run, name, model, training, key))
 
 
 def _as_one(run: Run, teaching: Teaching, device: torch.device) -> Teacher:
@@ -127,50 +129,105 @@ def _student(run: Run, teachers: Teaching) -> TrainedNetwork:
     teaching = teachers
     for generation in range(1, run.recipe.distill.generations):
         teaching = [(_generation(run, f"student-{generation}", teaching), run.recipe.student)]
-    return _generation(run, "student", teaching)
+    if not run.recipe.distill.quantize_aware:
+        return _generation(run, "student", teaching)
+    distilled = _generation(run, "student", teaching, ships_as=quantize_aware.BEFORE)
+    return _with_rounding(run, distilled, teaching)
 
 
-def _generation(run: Run, phase: str, teaching: Teaching) -> TrainedNetwork:
+def _generation(run: Run, phase: str, teaching: Teaching, ships_as: str | None = None) -> TrainedNetwork:
     """Train a student on its teachers' word and, by ``label_weight``, on the labels."""
     spec, settings = run.recipe.student, run.recipe.distill
-    identity: list[object] = [[made.weights_sha256, network_key(taught_as)] for made, taught_as in teaching]
-    if len(teaching) > 1:
-        weights = [taught_as.weight for _, taught_as in teaching if isinstance(taught_as, Colleague)]
-        identity += [weights, run.recipe.teacher.combine]
+    identity = _identity(run, teaching)
+    later = {"baseline", "generations", "quantize_aware", "quantize_aware_epochs", "quantize_aware_lr"}
+    key = artifacts.key_of(network_key(spec), run.data_key, identity, settings.model_dump(exclude=later), __version__)
+
+    def train(model: Model) -> Fitted:
+        accelerator = accelerator_for(settings.precision)
+        job, teacher = _taught(run, phase, model, teaching, settings, run.objective, accelerator)
+        return _fit(run, model, job, accelerator, key, teacher)
+
+    return run_phase(run, phase, spec, key, train, ships_as=ships_as)
+
+
+def _with_rounding(run: Run, distilled: TrainedNetwork, teaching: Teaching) -> TrainedNetwork:
+    """Teach the distilled student on while it rounds as int8 does; its weights are those that ship."""
+    spec, settings = run.recipe.student, quantize_aware.settings_of(run.recipe.distill)
     key = artifacts.key_of(
-        network_key(spec),
-        run.data_key,
-        identity,
+        [distilled.weights_sha256, network_key(spec), run.data_key, _identity(run, teaching)],
         settings.model_dump(exclude={"baseline", "generations"}),
+        run.recipe.export.weight_bits,
         __version__,
     )
 
     def train(model: Model) -> Fitted:
         accelerator = accelerator_for(settings.precision)
-        teacher = _as_one(run, teaching, accelerator.device)
-        shown = run if settings.data_free is None else _with_made_samples(run, teacher, settings.data_free, accelerator)
-        batches = _batches(shown, shown.dataset.with_unlabelled, settings, accelerator)
-        objective = run.objective
-        taps = _taps(shown, objective, model, teacher, batches) if objective.needs_features else None
-        asked: CachedTeacher | ListenedTeacher | None = None
-        if taps:
-            asked = ListenedTeacher(teacher, taps)
-        elif objective.needs_teacher:
-            asked = _cached(shown, teacher, identity, batches, accelerator)
-        job = Job(
-            phase=phase,
-            training=settings,
-            seed=run.recipe.seed,
-            preprocessing=model.preprocessing,
-            batches=batches,
-            objective=objective,
-            validation=_validation(shown, model, accelerator, objective, teacher, asked),
-            teacher=asked,
-            taps=taps,
+        objective = quantize_aware.objective_of(run, settings)
+        job, teacher = _taught(run, quantize_aware.PHASE, model, teaching, settings, objective, accelerator)
+        rounded = quantize_aware.rounded(run, model, job.batches, accelerator.device)
+        fitted = _fit(run, replace(model, network=rounded), job, accelerator, key, teacher)
+        # What ships in fp32 is scored without the rounding.
+        accuracy = job.validation.score(model.network)["val_accuracy"]
+        return replace(
+            fitted,
+            epochs=distilled.epochs + fitted.epochs,
+            best_epoch=distilled.epochs + fitted.best_epoch,
+            seconds=(distilled.seconds or 0.0) + fitted.seconds,
+            val_accuracy=accuracy,
+            activation_ranges=rounded.ranges(),
         )
-        return _fit(run, model, job, accelerator, key, teacher)
 
-    return _phase(run, phase, spec, key, train)
+    return run_phase(
+        run,
+        quantize_aware.PHASE,
+        spec,
+        key,
+        train,
+        ships_as="student",
+        start=partial(run.load_trained, distilled, spec),
+    )
+
+
+def _identity(run: Run, teaching: Teaching) -> list[object]:
+    """Return what stands for those who teach."""
+    identity: list[object] = [[made.weights_sha256, network_key(taught_as)] for made, taught_as in teaching]
+    if len(teaching) > 1:
+        weights = [taught_as.weight for _, taught_as in teaching if isinstance(taught_as, Colleague)]
+        identity += [weights, run.recipe.teacher.combine]
+    return identity
+
+
+def _taught(
+    run: Run,
+    phase: str,
+    model: Model,
+    teaching: Teaching,
+    settings: Distill,
+    objective: Objective,
+    accelerator: Accelerator,
+) -> tuple[Job, Teacher]:
+    """Return the training of a student by its teachers, and these as one."""
+    teacher = _as_one(run, teaching, accelerator.device)
+    shown = run if settings.data_free is None else _with_made_samples(run, teacher, settings.data_free, accelerator)
+    batches = _batches(shown, shown.dataset.with_unlabelled, settings, accelerator)
+    taps = _taps(shown, objective, model, teacher, batches) if objective.needs_features else None
+    asked: CachedTeacher | ListenedTeacher | None = None
+    if taps:
+        asked = ListenedTeacher(teacher, taps)
+    elif objective.needs_teacher:
+        asked = _cached(shown, teacher, _identity(run, teaching), batches, accelerator)
+    job = Job(
+        phase=phase,
+        training=settings,
+        seed=run.recipe.seed,
+        preprocessing=model.preprocessing,
+        batches=batches,
+        objective=objective,
+        validation=_validation(shown, model, accelerator, objective, teacher, asked),
+        teacher=asked,
+        taps=taps,
+    )
+    return job, teacher
 
 
 def _with_made_samples(run: Run, teacher: Teacher, settings: DataFree, accelerator: Accelerator) -> Run:
@@ -228,43 +285,9 @@ def _student_plain(run: Run) -> TrainedNetwork:
     spec, settings = run.recipe.student, run.recipe.distill
     budget = settings.model_dump(include={*Training.model_fields, "views"})
     key = artifacts.key_of(network_key(spec), run.data_key, budget, __version__)
-    return _phase(
+    return run_phase(
         run, "student-plain", spec, key, lambda model: _fit_on_labels(run, "student-plain", model, settings, key)
     )
-
-
-def _phase(run: Run, name: str, spec: Spec, key: str, train: Callable[[Model], Fitted] | None) -> TrainedNetwork:
-    """Return the phase's earlier result where it is still true, else train and write the weights."""
-    record = run.directory.checkpoints / name / "done.json"
-    weights = run.directory.weights(name)
-    done = artifacts.read_json(record)
-    if done and done.get("key") == key and weights.exists():
-        earlier = results.from_json(TrainedNetwork, done["network"])
-        if artifacts.sha256(weights) == earlier.weights_sha256:
-            run.progress.say(f"{name}: unchanged, not trained again")
-            return earlier
-    model = run.load(name, spec)
-    for line in model.left_out:
-        run.progress.warn(f"{name} starts without weights for {line}")
-    fitted = train(model) if train else None
-    if processes.is_main():
-        save_weights(model.network, weights)
-    accelerator_for(run.recipe.distill.precision).wait_for_everyone()
-    made = TrainedNetwork(
-        name=name,
-        reference=references.relative(spec.model, run.directory.root.resolve()),
-        weights=weights.name,
-        weights_sha256=artifacts.sha256(weights),
-        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        macs=count_macs(model, run.dataset),
-        epochs=fitted.epochs if fitted else 0,
-        seconds=fitted.seconds if fitted else None,
-        best_epoch=fitted.best_epoch if fitted else None,
-        val_accuracy=fitted.val_accuracy if fitted else None,
-    )
-    if processes.is_main():
-        artifacts.write_json(record, {"key": key, "network": results.to_json(made)})
-    return made
 
 
 def _fit_on_labels(run: Run, phase: str, model: Model, training: Training, key: str) -> Fitted:

@@ -181,6 +181,7 @@ class _Work:
         depends_on += [data.model_dump(exclude={"source", "root"}), settings.max_accuracy_drop]
         if precision == "int8":
             depends_on += [settings.calibration, settings.calibration_samples, settings.weight_bits]
+            depends_on.append(network.activation_ranges)
         key = artifacts.key_of(*depends_on)
         path = self.directory.onnx(network.name, precision)
         return _Job(f"{network.name}.{precision}", path, key, partial(self._variant, network, precision, key))
@@ -201,7 +202,11 @@ class _Work:
         )
         settings = self.recipe.export
         wanted = variants.Wanted(
-            precision, settings.calibration, settings.weight_bits, max_accuracy_drop=settings.max_accuracy_drop
+            precision,
+            settings.calibration,
+            settings.weight_bits,
+            max_accuracy_drop=settings.max_accuracy_drop,
+            learnt=network.activation_ranges,
         )
         path = self.directory.onnx(network.name, precision)
         return variants.write(source, made[network.name], wanted, path, material, self.progress, key=key)

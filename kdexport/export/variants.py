@@ -5,7 +5,7 @@ loss, layers go back to fp32 until it holds.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kdexport import artifacts
 from kdexport.errors import KDExportError
 from kdexport.export import guard, metadata, parity, quantize
+from kdexport.export.learnt_ranges import Ranges, with_learnt
 from kdexport.export.runner import Arrays, Runner
 from kdexport.progress import Progress
 from kdexport.results import ModelFile
@@ -42,6 +43,7 @@ class Wanted:
     calibration: str = "auto"  # int8: minmax, entropy, percentile, or the best of them on the validation split
     weight_bits: int = 7  # int8
     max_accuracy_drop: float | None = None  # on the validation split, against fp32
+    learnt: Ranges = field(default_factory=dict)  # int8: ranges that the student was trained with
 
 
 def write(
@@ -150,14 +152,21 @@ def _int8(
     prepared = quantize.prepared(source)
     validation = material.validation()
     methods = quantize.CALIBRATION_METHODS if wanted.calibration == "auto" else (wanted.calibration,)
-    if validation is None:
-        methods = methods[:1]  # nothing to choose by
+    if validation is None or wanted.learnt:
+        methods = methods[:1]  # nothing to choose by, or little to choose
     calibration = material.calibration()
     found = {method: quantize.ranges(prepared, calibration, method) for method in methods}
+    said = ""
+    if wanted.learnt:
+        found[methods[0]], missing = with_learnt(prepared, found[methods[0]], wanted.learnt)
+        said = f"activation ranges learnt by quantization-aware distillation, beside {_layers(wanted.learnt, missing)}"
+        if missing:
+            progress.warn(f"int8: no place in the graph for the learnt {', '.join(missing)}")
+        said += "; others "
     if validation is None:
         return (
             quantize.static_int8(prepared, found[methods[0]], weight_bits=wanted.weight_bits),
-            (f"calibrated by {methods[0]}",),
+            (f"{said}calibrated by {methods[0]}",),
             None,
         )
     judge = guard.Judge(source, *validation)
@@ -167,10 +176,18 @@ def _int8(
     scores = {method: judge.score(model) for method, model in models.items()}
     best = max(methods, key=lambda method: scores[method])  # the first of equals: minmax is the plainest
     accuracy = scores[best].accuracy
-    chosen = "the best on validation of " + ", ".join(methods) if len(methods) > 1 else "as asked"
-    notes = (f"calibrated by {best}, {chosen}", judge.said(accuracy))
+    chosen = ", the best on validation of " + ", ".join(methods) if len(methods) > 1 else ", as asked"
+    if wanted.learnt:
+        chosen = ""
+    notes = (f"{said}calibrated by {best}{chosen}", judge.said(accuracy))
     if wanted.max_accuracy_drop is None or accuracy >= judge.fp32 - wanted.max_accuracy_drop:
         return models[best], notes, accuracy
     progress.say(f"int8 {judge.said(accuracy)}: returning layers to fp32")
     model, more = guard.restore(prepared, found[best], judge, wanted.max_accuracy_drop, weight_bits=wanted.weight_bits)
     return model, (notes[0], *more), judge.accuracy(model)
+
+
+def _layers(ranges: Ranges, missing: tuple[str, ...]) -> str:
+    """Say beside how many layers the ranges were learnt."""
+    found = {name.partition(":")[0] for name in ranges if name not in missing}
+    return f"{len(found)} layer{'s' if len(found) != 1 else ''}"
