@@ -75,6 +75,9 @@ class Training(Section):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: Literal["auto"] | bool = "auto"  # memory layout; auto: a trial of steps, where they are many
+    compile: Literal["auto"] | bool = "auto"  # torch.compile; the same
+    checkpoint_minutes: float = Field(10.0, gt=0)  # beside the one at each epoch's end
     augment: tuple[str, ...] = ()
     balanced: bool = False  # every class as often in an epoch, however many samples it has
     keep: Literal["best", "last"] = "best"  # by validation accuracy

@@ -50,6 +50,18 @@ class Evaluation:
     correct: str  # one bit a sample, base64 of numpy.packbits: lets two models be compared in pairs
 
 
+Layout = Literal["as_it_comes", "channels_last", "contiguous"]
+
+
+@dataclass(frozen=True)
+class TrainingForm:
+    """How a network was run while it was trained."""
+
+    layout: Layout = "as_it_comes"  # of images and kernels: images come channels last, kernels channels first
+    compiled: bool = False
+    step_ms: dict[str, float] = field(default_factory=dict)  # forward and backward in a trial; empty without one
+
+
 @dataclass(frozen=True)
 class TrainedNetwork:
     """A network that the distill stage has made or taken over."""
@@ -66,6 +78,7 @@ class TrainedNetwork:
     val_accuracy: float | None
     # Learnt with the weights by distill.quantize_aware, for int8: "conv1.weight:input" -> smallest, largest value
     activation_ranges: dict[str, Interval] = field(default_factory=dict)
+    form: TrainingForm | None = None  # None: not trained in this run
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kdexport.artifacts import write_atomically
+from kdexport.artifacts import read_json, write_atomically, write_json
 
 KEPT = 2
 
@@ -43,6 +43,15 @@ class Checkpoints:
                     state: dict[str, Any] = checkpoint["state"]
                     return state
         return None
+
+    def note(self, name: str, document: dict[str, Any]) -> None:
+        """Write down a choice that the whole training keeps to."""
+        write_json(self._folder / f"{name}.json", {"key": self._key, name: document})
+
+    def noted(self, name: str) -> dict[str, Any] | None:
+        """Return the choice that this training has made before, or None."""
+        document = read_json(self._folder / f"{name}.json") or {}
+        return document.get(name) if document.get("key") == self._key else None
 
     @property
     def newest(self) -> Path | None:

@@ -8,6 +8,7 @@ from kdexport.distill.taps import Taps
 from kdexport.distill.teacher import CachedTeacher, ListenedTeacher
 from kdexport.distill.validation import Validation
 from kdexport.recipe import Training
+from kdexport.results import TrainingForm
 from kdexport.sources.preprocessing import Preprocessing
 
 
@@ -24,6 +25,7 @@ class Job:
     validation: Validation
     teacher: CachedTeacher | ListenedTeacher | None = None
     taps: Taps | None = None  # where the objective compares features
+    macs: int | None = None  # multiply-accumulates of one sample; None: not known, and no trial of other forms
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,4 @@ class Fitted:
     val_accuracy: float | None
     seconds: float
     activation_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # quantize_aware
+    form: TrainingForm | None = None

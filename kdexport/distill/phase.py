@@ -75,6 +75,7 @@ def run_phase(
         best_epoch=fitted.best_epoch if fitted else None,
         val_accuracy=fitted.val_accuracy if fitted else None,
         activation_ranges=fitted.activation_ranges if fitted else {},
+        form=fitted.form if fitted else None,
     )
     if processes.is_main():
         artifacts.write_json(record, {"key": key, "network": results.to_json(made)})

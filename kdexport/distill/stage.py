@@ -37,10 +37,11 @@ from kdexport.recipe import Colleague, DataFree, Distill, Recipe, Training
 from kdexport.results import DistillResult, TeacherVote, TrainedNetwork
 from kdexport.sources.augment import Augmentation
 from kdexport.sources.datasets import load_data
-from kdexport.sources.models import Model
+from kdexport.sources.models import Model, count_macs
 from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Split
 
+WITHOUT_EFFECT = {"checkpoint_minutes"}  # settings of a training that its weights do not depend on
 Teaching = Sequence[tuple[TrainedNetwork, Spec]]  # who teaches, with the recipe's table of each
 
 
@@ -93,7 +94,9 @@ def _teachers(run: Run) -> Teaching:
 def _teacher(run: Run, name: str, spec: Colleague) -> TrainedNetwork:
     """Take a teacher as it is, or fit it on the labels where the recipe says how."""
     training = spec.train
-    key = artifacts.key_of(network_key(spec), training and [run.data_key, training.model_dump()], __version__)
+    key = artifacts.key_of(
+        network_key(spec), training and [run.data_key, training.model_dump(exclude=WITHOUT_EFFECT)], __version__
+    )
     if training is None:
         if spec.weights is None and spec.model.partition(":")[0] in ("torchvision", "timm"):
             raise SourceError(
@@ -139,7 +142,7 @@ def _generation(run: Run, phase: str, teaching: Teaching, ships_as: str | None =
     """Train a student on its teachers' word and, by ``label_weight``, on the labels."""
     spec, settings = run.recipe.student, run.recipe.distill
     identity = _identity(run, teaching)
-    later = {"baseline", "generations", "quantize_aware", "quantize_aware_epochs", "quantize_aware_lr"}
+    later = {"baseline", "generations", "quantize_aware", "quantize_aware_epochs", "quantize_aware_lr", *WITHOUT_EFFECT}
     key = artifacts.key_of(network_key(spec), run.data_key, identity, settings.model_dump(exclude=later), __version__)
 
     def train(model: Model) -> Fitted:
@@ -155,7 +158,7 @@ def _with_rounding(run: Run, distilled: TrainedNetwork, teaching: Teaching) -> T
     spec, settings = run.recipe.student, quantize_aware.settings_of(run.recipe.distill)
     key = artifacts.key_of(
         [distilled.weights_sha256, network_key(spec), run.data_key, _identity(run, teaching)],
-        settings.model_dump(exclude={"baseline", "generations"}),
+        settings.model_dump(exclude={"baseline", "generations", *WITHOUT_EFFECT}),
         run.recipe.export.weight_bits,
         __version__,
     )
@@ -164,6 +167,7 @@ def _with_rounding(run: Run, distilled: TrainedNetwork, teaching: Teaching) -> T
         accelerator = accelerator_for(settings.precision)
         objective = quantize_aware.objective_of(run, settings)
         job, teacher = _taught(run, quantize_aware.PHASE, model, teaching, settings, objective, accelerator)
+        job = replace(job, macs=None)  # no trial: the rounding leaves little for another form to save
         rounded = quantize_aware.rounded(run, model, job.batches, accelerator.device)
         fitted = _fit(run, replace(model, network=rounded), job, accelerator, key, teacher)
         # What ships in fp32 is scored without the rounding.
@@ -226,6 +230,7 @@ def _taught(
         validation=_validation(shown, model, accelerator, objective, teacher, asked),
         teacher=asked,
         taps=taps,
+        macs=_macs(model, run),
     )
     return job, teacher
 
@@ -283,7 +288,7 @@ def _taps(run: Run, objective: Objective, model: Model, teacher: Teacher, batche
 def _student_plain(run: Run) -> TrainedNetwork:
     """Train the same student from the same start with the same budget, on the labels alone."""
     spec, settings = run.recipe.student, run.recipe.distill
-    budget = settings.model_dump(include={*Training.model_fields, "views"})
+    budget = settings.model_dump(include={*Training.model_fields, "views"} - WITHOUT_EFFECT)
     key = artifacts.key_of(network_key(spec), run.data_key, budget, __version__)
     return run_phase(
         run, "student-plain", spec, key, lambda model: _fit_on_labels(run, "student-plain", model, settings, key)
@@ -301,8 +306,18 @@ def _fit_on_labels(run: Run, phase: str, model: Model, training: Training, key: 
         batches=_batches(run, run.dataset.train, training, accelerator),
         objective=objective,
         validation=_validation(run, model, accelerator, objective),
+        macs=_macs(model, run),
     )
     return _fit(run, model, job, accelerator, key)
+
+
+def _macs(model: Model, run: Run) -> int | None:
+    """Count one sample's operations; a network fresh from its class is in training mode, and must not learn of it."""
+    mode = model.network.training
+    model.network.eval()
+    counted = count_macs(model, run.dataset)
+    model.network.train(mode)
+    return counted
 
 
 def _fit(

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from kdexport.distill.batches import Batch
 from kdexport.distill.closeness import Seen
+from kdexport.distill.form import laid_out
 from kdexport.distill.job import Job
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
+from kdexport.results import Layout
 
 
 class Step:
@@ -28,12 +30,16 @@ class Step:
         job: The training.
         accelerator: Mixed precision and processes.
         progress: Hears of a halving.
+        layout: Of the images that the network is given.
     """
 
-    def __init__(self, network: Any, job: Job, accelerator: Accelerator, progress: Progress) -> None:
+    def __init__(
+        self, network: Any, job: Job, accelerator: Accelerator, progress: Progress, layout: Layout = "as_it_comes"
+    ) -> None:
         self._network, self._job, self._accelerator, self._progress = network, job, accelerator, progress
         self._part_size = job.training.micro_batch_size
         self._halved = False
+        self._layout = layout
         self._plain = is_plain(accelerator)
 
     def __call__(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], list[Seen]]:
@@ -80,10 +86,10 @@ class Step:
     def _forward(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], Seen]:
         job, taps = self._job, self._job.taps
         if self._plain and taps is None:
-            logits = self._network(*job.preprocessing.apply(batch.inputs))
+            logits = self._network(*self._inputs(batch))
         else:
             with self._accelerator.autocast(), taps.student() if taps else nullcontext():
-                logits = self._network(*job.preprocessing.apply(batch.inputs))
+                logits = self._network(*self._inputs(batch))
         teacher_logits = job.teacher.logits(batch) if job.teacher else None
         loss, terms = job.objective(
             logits,
@@ -93,6 +99,9 @@ class Step:
             features=taps.features(torch.from_numpy(batch.indices).to(logits.device)) if taps else None,
         )
         return loss, terms, Seen(logits.detach(), teacher_logits, batch.labels)
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return laid_out(self._job.preprocessing.apply(batch.inputs), self._layout)
 
     def _backward(self, loss: Tensor) -> None:
         if self._plain:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from kdexport.distill import form as forms
 from kdexport.distill.checkpoint import Checkpoints
 from kdexport.distill.job import Fitted, Job
 from kdexport.distill.loop_state import LoopState, restore, snapshot, weights_of
@@ -27,7 +28,6 @@ from kdexport.progress import Progress
 from kdexport.recipe import Training
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
-CHECKPOINT_SECONDS = 600.0  # within a long epoch
 
 
 def fit(
@@ -46,6 +46,8 @@ def fit(
     """
     training, batches, taps = job.training, job.batches, job.taps
     network.to(accelerator.device)
+    form = _on_main(accelerator, lambda: forms.chosen(network, job, accelerator, checkpoints, progress))
+    forms.lay_out(network, form.layout)
     optimizer = make_optimizer(network, training, beside=taps.parameters() if taps else ())
     learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     network, prepared = accelerator.prepare(network, optimizer)
@@ -62,7 +64,8 @@ def fit(
         restore(saved, plain, optimizer, average, loop, accelerator, taps)
         begun = min(loop.step // batches.per_epoch + 1, training.epochs)
         progress.say(f"{job.phase}: going on from epoch {begun} of {training.epochs}")
-    step = Step(network, job, accelerator, progress)
+    run = forms.compiled(network) if form.compiled else network
+    step = Step(run, job, accelerator, progress, form.layout)
     log.start(job.phase, loop.step // batches.per_epoch)
 
     def save() -> None:
@@ -101,7 +104,7 @@ def fit(
 
                 if loop.step % CHECK_EVERY == 0:
                     _check_finite(loop, job, optimizer, checkpoints)
-                if interrupted() or time.monotonic() - checkpoints.written_at > CHECKPOINT_SECONDS:
+                if interrupted() or time.monotonic() - checkpoints.written_at > 60 * training.checkpoint_minutes:
                     save()
                     if interrupted():
                         raise KeyboardInterrupt
@@ -134,8 +137,10 @@ def fit(
 
     network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     network.load_state_dict(loop.best_weights if training.keep == "best" else weights_of(average or plain))
+    forms.lay_out(network, "contiguous")
     accelerator.free_memory()
-    return Fitted(loop.step // batches.per_epoch, loop.best_epoch, loop.best_accuracy, loop.seconds_spent())
+    epochs = loop.step // batches.per_epoch
+    return Fitted(epochs, loop.best_epoch, loop.best_accuracy, loop.seconds_spent(), form=form)
 
 
 def _check_finite(loop: LoopState, job: Job, optimizer: Any, checkpoints: Checkpoints) -> None:
