@@ -134,6 +134,7 @@ class Distill(Training):
     baseline: bool = True
     generations: int = Field(1, ge=1)  # born again: each student teaches the next, the last one is kept
     data_free: DataFree | None = None
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()  # where the epochs of all phases are shown as well
     quantize_aware: bool = False  # then fine-tune with int8's rounding in place: weights and ranges are learnt for it
     quantize_aware_epochs: int | None = Field(None, ge=1)  # None: a quarter of epochs
     quantize_aware_lr: float | None = Field(None, gt=0)  # None: a tenth of lr

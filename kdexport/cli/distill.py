@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
-from kdexport.cli.run import Out, Set
+from kdexport.cli.run import Out, Set, Track, tracked
 from kdexport.errors import KDExportError
 
 DISTILL_WEIGHT = 0.9  # what --method terms share; the labels have the rest by default
@@ -79,6 +79,7 @@ def distill(
             "--show-layers", help="Train nothing: list both networks' layers, and pairs that feature terms fit."
         ),
     ] = False,
+    track: Track = None,
     set_: Set = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -114,6 +115,7 @@ def distill(
             *_terms(recipe, method, temperature),
             *_flag("distill.label_weight", label_weight),
             *_flag("distill.baseline", baseline),
+            *tracked(track),
             *(set_ or ()),
         ]
         if recipe is None and not (teacher and student and data):

@@ -14,11 +14,15 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run dire
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. distill.epochs=10.")
 ]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", metavar="NAME", help="Show the epochs in tensorboard or wandb.")
+]
 
 
 def run(
     recipe: RecipePath,
     out: Out = None,
+    track: Track = None,
     set_: Set = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -34,10 +38,15 @@ def run(
         from kdexport.report.stage import enforce
         from kdexport.report.tables import terminal
 
-        asked = Recipe.load(recipe, set_ or ())
+        asked = Recipe.load(recipe, [*tracked(track), *(set_ or ())])
         if not processes.is_main():
             pipeline.join_training(asked, out)
             return
         report = pipeline.run(asked, out, console.progress)
         console.result(report, terminal(report))
         enforce(report)
+
+
+def tracked(names: list[str] | None) -> list[str]:
+    """Return the recipe override that --track stands for, or none."""
+    return [] if names is None else [f"distill.track={names!r}"]  # Python's quotes are TOML's literal strings

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.artifacts import write_text
+from kdexport.distill.tracking import Trackers
 
 
 class MetricsLog:
@@ -13,24 +14,34 @@ class MetricsLog:
 
     Args:
         path: The file; made when the first line is written.
+        trackers: Are told the same.
         writes: False in all processes but one.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        self._path, self._writes = path, writes
+    def __init__(self, path: Path, trackers: Trackers, *, writes: bool = True) -> None:
+        self._path, self._trackers, self._writes = path, trackers, writes
+
+    def unchanged(self, phase: str) -> None:
+        """Let the trackers know of a phase that was trained before."""
+        if self._writes:
+            self._trackers.remember(line for line in read(self._path) if line["phase"] == phase)
 
     def start(self, phase: str, epoch: int) -> None:
         """Drop what the file says of a phase from an epoch on: it is about to be trained again."""
-        if not self._writes or not self._path.exists():
+        if not self._writes:
             return
         kept = [line for line in read(self._path) if line["phase"] != phase or line["epoch"] < epoch]
-        write_text(self._path, "".join(_line(entry) for entry in kept))
+        if self._path.exists():
+            write_text(self._path, "".join(_line(entry) for entry in kept))
+        self._trackers.begin()
+        self._trackers.remember(line for line in kept if line["phase"] == phase)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one epoch."""
         if self._writes:
             with self._path.open("a", encoding="utf-8") as handle:
                 handle.write(_line(entry))
+            self._trackers.add(_finite(entry))
 
     def keep(self, phase: str, epoch: int, scores: dict[str, Any]) -> None:
         """Mark the epoch whose weights a phase has kept, and add what they score at the end."""
@@ -40,6 +51,7 @@ class MetricsLog:
                 for entry in read(self._path)
             ]
             write_text(self._path, "".join(_line(entry) for entry in entries))
+            self._trackers.add(_finite({"phase": phase, "epoch": epoch, **scores}))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

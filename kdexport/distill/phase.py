@@ -49,6 +49,7 @@ def run_phase(
             if not place.exists() or artifacts.sha256(place) != earlier.weights_sha256:
                 continue
             run.progress.say(f"{name}: unchanged, not trained again")
+            run.log.unchanged(name)
             if place == weights:
                 return earlier
             moved = replace(earlier, name=network_name, weights=weights.name)

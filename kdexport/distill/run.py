@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from kdexport import processes
 from kdexport.artifacts import RunDirectory
+from kdexport.distill.metrics import MetricsLog
 from kdexport.distill.objective import LabelKind, Objective
+from kdexport.distill.tracking import Trackers
 from kdexport.progress import Progress
 from kdexport.recipe import Colleague, Recipe, Student, Training
 from kdexport.results import TrainedNetwork
@@ -26,6 +29,12 @@ class Run:
     directory: RunDirectory
     dataset: Dataset
     progress: Progress
+    trackers: Trackers
+
+    @property
+    def log(self) -> MetricsLog:
+        """The epoch log."""
+        return MetricsLog(self.directory.metrics, self.trackers, writes=processes.is_main())
 
     @property
     def data_key(self) -> list[object]:

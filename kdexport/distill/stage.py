@@ -4,6 +4,7 @@ Each of the three is a phase with a key of its own, the hash of what it depends 
 unchanged is not trained again.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,13 +23,13 @@ from kdexport.distill.checkpoint import Checkpoints
 from kdexport.distill.data_free import with_made_samples
 from kdexport.distill.ensemble import Ensemble
 from kdexport.distill.job import Fitted, Job
-from kdexport.distill.metrics import MetricsLog
 from kdexport.distill.objective import Objective
 from kdexport.distill.phase import run_phase
 from kdexport.distill.run import Run, Spec, network_key
 from kdexport.distill.taps import Taps
 from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
 from kdexport.distill.teacher_cache import TeacherCache
+from kdexport.distill.tracking import Trackers
 from kdexport.distill.trainer import fit
 from kdexport.distill.validation import Validation, predict_all
 from kdexport.errors import KDExportError, SourceError
@@ -41,7 +42,7 @@ from kdexport.sources.models import Model, count_macs
 from kdexport.sources.preprocessing import Preprocessing
 from kdexport.sources.samples import Split
 
-WITHOUT_EFFECT = {"checkpoint_minutes"}  # settings of a training that its weights do not depend on
+WITHOUT_EFFECT = {"checkpoint_minutes", "track"}  # settings of a training that its weights do not depend on
 Teaching = Sequence[tuple[TrainedNetwork, Spec]]  # who teaches, with the recipe's table of each
 
 
@@ -61,14 +62,21 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written; the same call goes on from there.
     """
     directory.prepare()
-    run = Run(recipe, directory, load_data(recipe.data, recipe.seed, directory.cache, progress), progress)
+    trackers = Trackers(recipe.distill.track if processes.is_main() else (), directory.root, recipe.name)
+    data = load_data(recipe.data, recipe.seed, directory.cache, progress)
+    with contextlib.closing(trackers):
+        return _distilled(Run(recipe, directory, data, progress, trackers))
+
+
+def _distilled(run: Run) -> DistillResult:
+    recipe, directory = run.recipe, run.directory
     run.say_what_is_special()
     _ = run.objective, run.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teachers = _teachers(run)
     networks = [teachers[0][0], _student(run, teachers)]
     if recipe.distill.baseline:
         if run.dataset.train.labels is None:
-            progress.warn("the data have no labels: there is no student-plain to compare with")
+            run.progress.warn("the data have no labels: there is no student-plain to compare with")
         else:
             networks.append(_student_plain(run))
     result = DistillResult(
@@ -325,12 +333,11 @@ def _fit(
 ) -> Fitted:
     """Train, and tell the log which epoch's weights were kept and what they score on the test split."""
     checkpoints = Checkpoints(run.directory.checkpoints / job.phase, key)
-    log = MetricsLog(run.directory.metrics, writes=accelerator.is_main_process)
-    fitted = fit(model.network, job, accelerator, checkpoints, log, run.progress)
+    fitted = fit(model.network, job, accelerator, checkpoints, run.log, run.progress)
     if accelerator.is_main_process:
         test = _validation(run, model, accelerator, job.objective, teacher, job.teacher, "test")
         kept = fitted.best_epoch if job.training.keep == "best" else fitted.epochs - 1
-        log.keep(job.phase, kept, test.score(model.network))
+        run.log.keep(job.phase, kept, test.score(model.network))
     return fitted
 
 
