@@ -88,7 +88,7 @@ def compiled(network: Any) -> Any:
 def _decided(network: nn.Module, job: Job, accelerator: Accelerator, said: Progress) -> TrainingForm:
     training = job.training
     inputs = _first_inputs(job)
-    layouts = _layouts(training.channels_last)
+    layouts = _layouts(training.channels_last, accelerator.num_processes)
     if not (inputs[0].ndim == 4 and any(parameter.ndim == 4 for parameter in network.parameters())):
         layouts = ("as_it_comes",)  # there are no images or no kernels to lay out
     compiling = training.compile
@@ -118,8 +118,11 @@ def _decided(network: nn.Module, job: Job, accelerator: Accelerator, said: Progr
     return form
 
 
-def _layouts(asked: bool | str) -> tuple[Layout, ...]:
+def _layouts(asked: bool | str, processes: int) -> tuple[Layout, ...]:
     """Return the layouts to choose from, the one to keep where there is no choice first."""
+    if asked == "auto" and processes > 1:
+        # Gradients are exchanged in the kernels' layout: they had better be made in it.
+        return ("channels_last", "contiguous")
     if asked == "auto":
         # Images come as they are stored, channels last; the kernels do not.
         return ("as_it_comes", "channels_last", "contiguous")
