@@ -131,6 +131,7 @@ class Distill(Training):
 
     label_weight: float = Field(0.1, ge=0)
     views: int = Field(4, ge=1)
+    teacher_top_k: int | None = Field(None, ge=1)  # logits kept of each view; None: all, above 1,000 classes 128
     baseline: bool = True
     generations: int = Field(1, ge=1)  # born again: each student teaches the next, the last one is kept
     data_free: DataFree | None = None

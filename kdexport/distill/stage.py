@@ -19,6 +19,7 @@ from kdexport.artifacts import RunDirectory
 from kdexport.distill import quantize_aware
 from kdexport.distill.accelerators import accelerator_for
 from kdexport.distill.batches import Batches
+from kdexport.distill.cached_teacher import cached
 from kdexport.distill.checkpoint import Checkpoints
 from kdexport.distill.data_free import with_made_samples
 from kdexport.distill.ensemble import Ensemble
@@ -28,7 +29,6 @@ from kdexport.distill.phase import run_phase
 from kdexport.distill.run import Run, Spec, network_key
 from kdexport.distill.taps import Taps
 from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
-from kdexport.distill.teacher_cache import TeacherCache
 from kdexport.distill.tracking import Trackers
 from kdexport.distill.trainer import fit
 from kdexport.distill.validation import Validation, predict_all
@@ -227,7 +227,7 @@ def _taught(
     if taps:
         asked = ListenedTeacher(teacher, taps)
     elif objective.needs_teacher:
-        asked = _cached(shown, teacher, _identity(run, teaching), batches, accelerator)
+        asked = cached(shown, teacher, _identity(run, teaching), batches, accelerator)
     job = Job(
         phase=phase,
         training=settings,
@@ -251,25 +251,6 @@ def _with_made_samples(run: Run, teacher: Teacher, settings: DataFree, accelerat
     return replace(run, dataset=made)
 
 
-def _cached(
-    run: Run, teacher: Teacher, identity: list[object], batches: Batches, accelerator: Accelerator
-) -> CachedTeacher:
-    """Return a teacher that is asked once per sample and view."""
-    settings = run.recipe.distill
-    data = [run.data_key, settings.data_free and settings.data_free.model_dump()]
-    made_from = [identity, teacher.preprocessing.to_json(), data, [settings.augment, batches.views]]
-    cache = TeacherCache(
-        run.directory.cache,
-        artifacts.key_of(*made_from),
-        views=batches.views,
-        samples=len(batches.split),
-        classes=run.dataset.num_classes,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    return CachedTeacher(teacher, cache, batches, run.progress)
-
-
 def _taps(run: Run, objective: Objective, model: Model, teacher: Teacher, batches: Batches) -> Taps:
     """Return the taps on both networks, their layers found in one dry run of two samples, and say what they compare."""
     unnamed = [name for name, term in objective.feature_terms.items() if not term.names_teacher]
@@ -290,6 +271,7 @@ def _taps(run: Run, objective: Objective, model: Model, teacher: Teacher, batche
     )
     for name, (student, taught_by) in taps.pairs.items():
         run.progress.say(f"{name}: student {', '.join(student)} <- teacher {', '.join(taught_by)}")
+    run.progress.say("the teacher runs at every step: its features are too large to keep")
     return taps
 
 

@@ -72,10 +72,13 @@ class CachedTeacher:
         cache: The logits of every view.
         batches: The training split, augmented as the student sees it.
         progress: Shows the filling.
+        temperature: Of the losses, where not every logit is kept.
     """
 
-    def __init__(self, teacher: Teacher, cache: TeacherCache, batches: Batches, progress: Progress) -> None:
-        self.teacher = teacher
+    def __init__(
+        self, teacher: Teacher, cache: TeacherCache, batches: Batches, progress: Progress, temperature: float = 1.0
+    ) -> None:
+        self.teacher, self._temperature = teacher, temperature
         self._cache, self._batches, self._progress = cache, batches, progress
 
     def prepare(self, view: int) -> Literal["online", "cache"]:
@@ -90,5 +93,5 @@ class CachedTeacher:
 
     def logits(self, batch: Batch) -> Tensor:
         """Return float32 logits [batch, classes] for a batch of a prepared view."""
-        logits = torch.from_numpy(self._cache.read(batch.view, batch.indices))
+        logits = torch.from_numpy(self._cache.read(batch.view, batch.indices, self._temperature))
         return logits.to(batch.inputs[0].device, non_blocking=True)

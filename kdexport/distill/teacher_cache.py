@@ -1,6 +1,7 @@
 """The teacher's logits, computed once per (sample, view) and read from then on.
 
-One memory-mapped fp16 file ``[views, samples, classes]`` with an index of checksums beside it. A view is filled
+One memory-mapped fp16 file ``[views, samples, classes]`` (of many classes the largest: see ``packing``) with an index
+of checksums beside it. A view is filled
 before the epoch that first shows it, in the samples' own order and in batches of the cache's choosing: the same work
 as a teacher that runs within the step, in larger batches and without gradients, and the numbers do not depend on
 how the student draws its batches. So a killed, a resumed and an undisturbed run read the same bytes, and runs of one
@@ -8,6 +9,7 @@ teacher over one data set may share the file.
 """
 
 import json
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from kdexport.artifacts import read_json, write_text
+from kdexport.distill.packing import Packing
 from kdexport.progress import Progress, Silent
 
 CHUNK = 2048  # samples under one checksum: what a kill can cost
-FP16_MAX = 65504.0
 
 
 class TeacherCache:
@@ -29,24 +31,30 @@ class TeacherCache:
         key: Hash of all that the logits depend on: weights, preprocessing, data, augmentation.
         views: Number of augmented views.
         samples: Number of samples in the split.
-        classes: Number of logits.
+        packing: How a sample's logits lie in the file.
         rank: Which process this is: each fills its own share of the chunks, under an index of its own.
         world: How many processes fill the cache together.
     """
 
     def __init__(
-        self, folder: Path, key: str, *, views: int, samples: int, classes: int, rank: int = 0, world: int = 1
+        self, folder: Path, key: str, *, views: int, samples: int, packing: Packing, rank: int = 0, world: int = 1
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"teacher-{key}.f16"
         self._index_path = folder / f"teacher-{key}.{rank}.json"
-        self._shape = (views, samples, classes)
+        self._packing = packing
+        self._shape = (views, samples, packing.dtype.itemsize // 2)  # in units of 2 bytes: whole, these are the classes
         self._mine = range(rank, -(-samples // CHUNK), world)
         self._complete: set[int] = set()
         with self.path.open("ab") as handle:
-            handle.truncate(views * samples * classes * 2)  # sparse: no space is taken before it is filled
+            handle.truncate(self.size_bytes)  # sparse: no space is taken before it is filled
         self._sums = self._read_indices()
-        self._logits = np.memmap(self.path, np.float16, "r+", shape=self._shape)
+        self._records = np.memmap(self.path, packing.dtype, "r+", shape=(views, samples))
+
+    @property
+    def size_bytes(self) -> int:
+        """What the file takes once it is full."""
+        return 2 * math.prod(self._shape)
 
     def ensure(self, view: int, compute: Callable[[np.ndarray], np.ndarray], progress: Progress) -> bool:
         """Fill this process's share of a view where it is not filled yet; a chunk with a wrong checksum is made anew.
@@ -71,15 +79,15 @@ class TeacherCache:
         self._complete.add(view)
         return bool(missing)
 
-    def read(self, view: int, indices: np.ndarray) -> np.ndarray:
-        """Return float32 logits [len(indices), classes] of a filled view."""
-        return np.asarray(self._logits[view, indices], dtype=np.float32)
+    def read(self, view: int, indices: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Return float32 logits [len(indices), classes] of a filled view, for a loss of this temperature."""
+        return self._packing.unpack(self._records[view, indices], temperature)
 
     def _fill(self, view: int, chunk: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
         rows = self._rows(chunk)
         logits = compute(np.arange(rows.start, rows.stop))
-        self._logits[view, rows] = np.clip(logits, -FP16_MAX, FP16_MAX)
-        self._logits.flush()
+        self._records[view, rows] = self._packing.pack(logits)
+        self._records.flush()
         self._sums[f"{view}/{chunk}"] = self._checksum(view, chunk)
         write_text(self._index_path, json.dumps({"shape": self._shape, "chunk": CHUNK, "crc32": self._sums}))
 
@@ -88,7 +96,7 @@ class TeacherCache:
         return expected is not None and expected == self._checksum(view, chunk)
 
     def _checksum(self, view: int, chunk: int) -> int:
-        return zlib.crc32(self._logits[view, self._rows(chunk)].tobytes())
+        return zlib.crc32(self._records[view, self._rows(chunk)].tobytes())
 
     def _rows(self, chunk: int) -> slice:
         return slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self._shape[1]))

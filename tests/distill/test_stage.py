@@ -216,6 +216,7 @@ def test_features_are_compared_and_leave_no_trace_in_the_student(tmp_path: Path,
     lines = [line for line in metrics.read(tmp_path / "a" / "metrics.jsonl") if line["phase"] == "student"]
     assert [line["teacher_from"] for line in lines] == ["online", "online"]
     assert lines[1]["loss"] < lines[0]["loss"]
+    assert any("the teacher runs at every step" in said for said in recorder.said)
     for name in FEATURE_TERMS:
         assert lines[1]["terms"][name] != lines[0]["terms"][name] > 0
         assert any(line.startswith(f"{name}: student ") for line in recorder.said)

@@ -1,11 +1,13 @@
 """The cache gives back what the teacher said, whatever happens to its file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kdexport.distill import teacher_cache
+from kdexport.distill.packing import TopK, Whole
 from kdexport.distill.teacher_cache import TeacherCache
 from kdexport.progress import SILENT
 
@@ -28,8 +30,8 @@ class Oracle:
         return np.stack([indices + self.view / 4, -indices, indices * 0.5], axis=1)
 
 
-def cache(folder: Path, **changes: int) -> TeacherCache:
-    return TeacherCache(folder, "key", **{"views": 2, "samples": SAMPLES, "classes": CLASSES, **changes})
+def cache(folder: Path, **changes: Any) -> TeacherCache:
+    return TeacherCache(folder, "key", **{"views": 2, "samples": SAMPLES, "packing": Whole(CLASSES), **changes})
 
 
 def test_what_was_said_is_read_back_without_asking_again(tmp_path: Path) -> None:
@@ -98,3 +100,21 @@ def test_logits_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
     one = cache(tmp_path)
     one.ensure(0, lambda indices: np.full((len(indices), CLASSES), 1e9), SILENT)
     assert np.isfinite(one.read(0, np.arange(3))).all()
+
+
+def test_the_largest_logits_are_kept_and_made_again_where_they_are_damaged(tmp_path: Path) -> None:
+    packing = TopK(CLASSES, 2)
+    first = cache(tmp_path, packing=packing)
+    first.ensure(0, Oracle(0), SILENT)
+    assert first.path.stat().st_size == first.size_bytes == 2 * SAMPLES * packing.dtype.itemsize
+    # Two of three are kept: the third is its own level, at any temperature.
+    given = Oracle(0)(np.arange(SAMPLES))
+    np.testing.assert_allclose(first.read(0, np.arange(SAMPLES), 4.0), given, rtol=1e-3)
+    with first.path.open("r+b") as handle:
+        handle.seek(12 * packing.dtype.itemsize)
+        handle.write(b"\xff\x01")
+    oracle = Oracle(0)
+    again = cache(tmp_path, packing=packing)
+    assert again.ensure(0, oracle, SILENT) is True
+    assert oracle.asked == 10
+    np.testing.assert_allclose(again.read(0, np.arange(SAMPLES)), given, rtol=1e-3)
