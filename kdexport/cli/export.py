@@ -106,7 +106,7 @@ def export(
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
-        typer.Option(metavar="X", rich_help_panel=SMALLER, help="Of int8 on validation: layers return to fp32 for it."),
+        typer.Option(metavar="X", rich_help_panel=SMALLER, help="Of a variant on validation: layers return to fp32."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

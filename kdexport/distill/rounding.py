@@ -47,9 +47,9 @@ def scale_and_zero(bounds: Tensor) -> tuple[Tensor, Tensor]:
     """Return the float32 scale and the int32 zero point of a range, computed as onnxruntime does from the same ends."""
     low, high = bounds.detach().double()
     scale = (high - low) / LEVELS
-    if scale < torch.finfo(torch.float32).tiny:
-        return torch.ones_like(scale, dtype=torch.float32), torch.zeros_like(scale, dtype=torch.int32)
-    return scale.float(), torch.round(-low / scale).to(torch.int32)
+    empty = scale < torch.finfo(torch.float32).tiny  # nothing is looked at on the host: a look waits for the device
+    zero = torch.where(empty, 0.0, torch.round(-low / scale))
+    return torch.where(empty, 1.0, scale).float(), zero.to(torch.int32)
 
 
 class _RoundedActivation(torch.autograd.Function):

@@ -1,24 +1,27 @@
 """The accuracy guard: what a variant scores on the validation split, and which layers go back to fp32 until it holds.
 
-Layers are ranked by what each does alone: the change of the logits when it is the only one in int8.
+Layers are ranked by what each does alone: the change of the logits when it is the only one in fewer bits.
 """
 
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from kdexport.errors import KDExportError
-from kdexport.export import parity, quantize
+from kdexport.export import parity
 from kdexport.export.runner import Arrays, Runner
 
 BATCH = 64
 RANKING_SAMPLES = 128
 TIMED_RUNS = 60
+MORE = {"int8": ", give more calibration_samples or set distill.quantize_aware"}  # that may help
 
 
 class Score(NamedTuple):
@@ -65,29 +68,35 @@ class Judge:
         return float((logits.argmax(axis=-1) == self.labels).mean())
 
 
-def restore(
-    prepared: onnx.ModelProto, activations: Any, judge: Judge, max_accuracy_drop: float, *, weight_bits: int = 7
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Maker:
+    """How a precision's graph is made, whole or with some layers left in fp32."""
+
+    precision: str
+    layers: tuple[str, ...]  # names of the nodes that can return to fp32, in order
+    without: Callable[[tuple[str, ...]], onnx.ModelProto]  # these in fp32
+    only: Callable[[str], onnx.ModelProto]  # all but this one in fp32
+
+
+def restore(maker: Maker, judge: Judge, max_accuracy_drop: float) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return layers to fp32, the most harmful first, until the accuracy holds.
 
     Args:
-        prepared: The fp32 graph, prepared.
-        activations: The ranges to quantize with.
+        maker: Makes the graphs.
         judge: Scores on the validation split.
         max_accuracy_drop: In shares of 1, against fp32.
-        weight_bits: 7 or 8, see ``quantize.static_int8``.
 
     Returns:
         The graph, and in words which layers, and what it cost in size and speed.
 
     Raises:
-        KDExportError: Not even the last layer in int8 holds.
+        KDExportError: Not even the last layer in fewer bits holds.
     """
-    ranking = sensitivity(prepared, activations, judge, weight_bits=weight_bits)
-    whole = quantize.static_int8(prepared, activations, weight_bits=weight_bits)
+    ranking = sensitivity(maker, judge)
+    whole = maker.without(())
     for count in range(1, len(ranking)):
         kept = tuple(ranking[:count])
-        model = quantize.static_int8(prepared, activations, weight_bits=weight_bits, exclude=kept)
+        model = maker.without(kept)
         accuracy = judge.accuracy(model)
         if accuracy >= judge.fp32 - max_accuracy_drop:
             return model, (
@@ -96,18 +105,17 @@ def restore(
                 _cost(whole, model, judge),
             )
     raise KDExportError(
-        f"int8 loses more than max_accuracy_drop = {max_accuracy_drop:g} with any layer in 8 bits "
+        f"{maker.precision} loses more than max_accuracy_drop = {max_accuracy_drop:g} with any layer in fewer bits "
         f"(fp32 is {judge.fp32:.4f} on validation)",
-        hint="allow a larger max_accuracy_drop, give more calibration_samples, or take int8 out of export.quantize",
+        hint=f"allow a larger max_accuracy_drop{MORE.get(maker.precision, '')}, or take {maker.precision} out of "
+        "export.quantize",
     )
 
 
-def sensitivity(prepared: onnx.ModelProto, activations: Any, judge: Judge, *, weight_bits: int = 7) -> list[str]:
-    """Return the layers with weights, that first which does the most harm when it alone is in int8."""
-    names = [name for name in quantize.layers(prepared) if name not in quantize.dressing(prepared)]
-    alone = {name: quantize.static_int8(prepared, activations, weight_bits=weight_bits, only=(name,)) for name in names}
-    harm = {name: judge.harm(model) for name, model in alone.items()}
-    return sorted(names, key=lambda name: harm[name], reverse=True)
+def sensitivity(maker: Maker, judge: Judge) -> list[str]:
+    """Return the layers, that first which does the most harm when it alone is in fewer bits."""
+    harm = {name: judge.harm(maker.only(name)) for name in maker.layers}
+    return sorted(maker.layers, key=lambda name: harm[name], reverse=True)
 
 
 def _cost(before: onnx.ModelProto, after: onnx.ModelProto, judge: Judge) -> str:

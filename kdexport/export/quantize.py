@@ -27,6 +27,7 @@ INT8_OPERATORS = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "MaxPool", "AveragePool",
     "GlobalAveragePool", "Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice",
 )  # fmt: skip
+DYNAMIC_OPERATORS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM")
 # Those with weights: what sensitivity is measured on, and what is returned to fp32.
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -127,8 +128,12 @@ def static_int8(
         return quantizer.model.model  # type: ignore[no-any-return]
 
 
-def dynamic_int8(source: Path) -> onnx.ModelProto:
+def dynamic_int8(source: Path, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
     """Return a graph whose matrix products have 8-bit weights and quantize activations as they come.
+
+    Args:
+        source: The fp32 file.
+        exclude: Names of nodes that stay in fp32.
 
     Raises:
         KDExportError: onnxruntime cannot.
@@ -140,7 +145,8 @@ def dynamic_int8(source: Path) -> onnx.ModelProto:
         quantize_dynamic(
             str(source),
             str(target),
-            op_types_to_quantize=["MatMul", "Gemm", "Gather", "Attention", "LSTM"],
+            op_types_to_quantize=list(DYNAMIC_OPERATORS),
+            nodes_to_exclude=_as_products(exclude),
             per_channel=True,
             reduce_range=True,  # see above
             weight_type=QuantType.QInt8,
@@ -148,11 +154,14 @@ def dynamic_int8(source: Path) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def fp16(source: Path, samples: Arrays) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return a graph with fp16 weights and arithmetic, and the nodes that were kept in fp32.
+def fp16(source: Path, exclude: tuple[str, ...]) -> onnx.ModelProto:
+    """Return a graph with fp16 weights and arithmetic.
 
-    Inputs and outputs keep their types. A node whose activations come near the largest fp16 value on these samples
-    stays in fp32, and so does the preprocessing, which sees pixels up to 255 and sums them.
+    Inputs and outputs keep their types. The preprocessing, which sees pixels up to 255 and sums them, stays in fp32.
+
+    Args:
+        source: The fp32 file.
+        exclude: Names of nodes that stay in fp32; see ``overflowing``.
 
     Raises:
         KDExportError: onnxruntime cannot.
@@ -161,16 +170,19 @@ def fp16(source: Path, samples: Arrays) -> tuple[onnx.ModelProto, tuple[str, ...
 
     model = onnx.load(source)
     with _guarded("fp16"):
-        kept = tuple(_overflowing(model, samples))
         own = {node.name for node in model.graph.node}
-        halved = convert_float_to_float16(model, keep_io_types=True, node_block_list=[*kept, *dressing(model)])
-        return _without_round_trips(halved, own), kept
+        halved = convert_float_to_float16(model, keep_io_types=True, node_block_list=[*exclude, *dressing(model)])
+        return _without_round_trips(halved, own)
 
 
-def int4(source: Path) -> tuple[onnx.ModelProto, int]:
-    """Return a graph whose large weight matrices have 4 bits, in blocks of 32, and how many there are.
+def int4(source: Path, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """Return a graph whose large weight matrices have 4 bits, in blocks of 32.
 
     Activations and arithmetic stay in fp32: this saves memory, not time.
+
+    Args:
+        source: The fp32 file.
+        exclude: Names of nodes that keep their weights.
 
     Raises:
         KDExportError: There is no large matrix, or onnxruntime cannot.
@@ -179,18 +191,19 @@ def int4(source: Path) -> tuple[onnx.ModelProto, int]:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         model = _gemm_to_matmul(onnx.load(source))
-        constants = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}
-        products = [node for node in model.graph.node if node.op_type == "MatMul"]
-        small = [node.name for node in products if constants.get(node.input[1], 0) < INT4_LEAST]
-        if len(small) == len(products):
+        products = {node.name for node in model.graph.node if node.op_type == "MatMul"}
+        small = products - set(large_products(model))
+        if small == products:
             raise KDExportError(
                 "int4 could not be made: no matrix product has a constant matrix of "
                 f"{INT4_LEAST} elements or more (convolutions keep their weights)",
                 hint="take int4 out of export.quantize; int8 suits convolutions",
             )
-        quantizer = MatMulNBitsQuantizer(model, block_size=INT4_BLOCK, is_symmetric=True, nodes_to_exclude=small)
+        quantizer = MatMulNBitsQuantizer(
+            model, block_size=INT4_BLOCK, is_symmetric=True, nodes_to_exclude=[*small, *_as_products(exclude)]
+        )
         quantizer.process()
-        return quantizer.model.model, len(products) - len(small)
+        return quantizer.model.model  # type: ignore[no-any-return]
 
 
 def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -205,9 +218,22 @@ def dressing(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if node.name.startswith(("preprocessing/", "output/"))]
 
 
-def layers(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the nodes that have weights, in order."""
-    return [node.name for node in model.graph.node if node.op_type in LAYERS]
+def layers(model: onnx.ModelProto, operators: tuple[str, ...] = LAYERS) -> list[str]:
+    """Return the names of the network's nodes with such an operator, those with weights by default, in order."""
+    outside = set(dressing(model))
+    return [node.name for node in model.graph.node if node.op_type in operators and node.name not in outside]
+
+
+def large_products(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the matrix products whose constant matrix is worth 4 bits, in order."""
+    sizes = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    return [node.name for node in products if sizes.get(node.input[1], 0) >= INT4_LEAST]
+
+
+def _as_products(names: tuple[str, ...]) -> list[str]:
+    """Return names with those that a Gemm gets where a quantizer writes it as MatMul and Add."""
+    return [*names, *(f"{name}_MatMul" for name in names)]
 
 
 def _parts(samples: Arrays) -> Iterator[Arrays]:
@@ -218,6 +244,12 @@ def _parts(samples: Arrays) -> Iterator[Arrays]:
         yield tuple(array[start : min(whole, start + CALIBRATION_BATCH * BATCHES_IN_MEMORY)] for array in samples)
     if whole < count:
         yield tuple(array[whole:] for array in samples)
+
+
+def overflowing(source: Path, samples: Arrays) -> tuple[str, ...]:
+    """Return the names of the nodes whose activations come near the largest fp16 value on these samples."""
+    with _guarded("fp16"):
+        return tuple(_overflowing(onnx.load(source), samples))
 
 
 def _overflowing(model: onnx.ModelProto, samples: Arrays) -> Iterator[str]:

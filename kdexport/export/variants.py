@@ -6,6 +6,7 @@ loss, layers go back to fp32 until it holds.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import onnx
 from numpy.typing import NDArray
 
 from kdexport import artifacts
-from kdexport.errors import KDExportError
 from kdexport.export import guard, metadata, parity, quantize
 from kdexport.export.learnt_ranges import Ranges, with_learnt
 from kdexport.export.runner import Arrays, Runner
@@ -22,6 +22,8 @@ from kdexport.results import ModelFile
 
 # How far a variant may be from fp32 before the user is warned; it ships all the same: its accuracy decides.
 TOLERANCE = {"fp16": 0.02, "int8": 0.2, "int8-dynamic": 0.2, "int4": 0.3}
+
+FP16_NODES = 200  # of a graph beyond which only those with weights are ranked: each costs a graph and a session
 
 VALIDATION_SAMPLES = 2000  # of the validation split: enough to tell calibrations apart, in a few seconds
 
@@ -120,29 +122,60 @@ def _make(
     """Return the graph, what to say of it, and its accuracy on the validation split."""
     if wanted.precision == "int8":
         return _int8(source, wanted, material, progress)
-    notes: tuple[str, ...] = ()
-    if wanted.precision == "int8-dynamic":
-        model = quantize.dynamic_int8(source)
-    elif wanted.precision == "int4":
-        model, count = quantize.int4(source)
-        notes = (f"4-bit weights in {count} matrix products, all else in fp32",)
-    else:
-        model, kept = quantize.fp16(source, material.samples())
-        if kept:
-            notes = (f"kept in fp32, near the largest fp16 value: {', '.join(kept)}",)
+    maker, notes = _maker(source, wanted.precision, material)
+    model = maker.without(())
     validation = material.validation()
     accuracy: float | None = None
     if validation is not None:
         judge = guard.Judge(source, *validation)
-        accuracy = judge.accuracy(model)
-        notes += (judge.said(accuracy),)
-        if wanted.max_accuracy_drop is not None and accuracy < judge.fp32 - wanted.max_accuracy_drop:
-            raise KDExportError(
-                f"{wanted.precision} {judge.said(accuracy)}: more is lost than max_accuracy_drop = "
-                f"{wanted.max_accuracy_drop:g} allows",
-                hint=f"take {wanted.precision} out of export.quantize, or use int8, whose layers can return to fp32",
-            )
+        model, more, accuracy = _guarded(model, maker, judge, wanted, progress)
+        notes += more
+    if wanted.precision == "int4":
+        count = sum(node.op_type == "MatMulNBits" for node in model.graph.node)
+        notes = (f"4-bit weights in {count} matrix products, all else in fp32", *notes)
     return model, notes, accuracy
+
+
+def _maker(source: Path, precision: str, material: Material) -> tuple[guard.Maker, tuple[str, ...]]:
+    """Return how a graph that needs no calibration is made, and what to say of it."""
+    graph = onnx.load(source)
+    notes: tuple[str, ...] = ()
+    make: Callable[[tuple[str, ...]], onnx.ModelProto]
+    if precision == "int8-dynamic":
+        make, layers = partial(quantize.dynamic_int8, source), quantize.layers(graph, quantize.DYNAMIC_OPERATORS)
+    elif precision == "int4":
+        make, layers = partial(quantize.int4, source), quantize.large_products(graph)
+    else:
+        overflowing = quantize.overflowing(source, material.samples())
+        if overflowing:
+            notes = (f"kept in fp32, near the largest fp16 value: {', '.join(overflowing)}",)
+        # Any node can lose what fp16 does not hold, not only one with weights.
+        layers = quantize.layers(graph, tuple({node.op_type for node in graph.graph.node}))
+        if len(layers) > FP16_NODES:
+            layers = quantize.layers(graph)
+        layers = [name for name in layers if name not in overflowing]
+
+        def halved(kept: tuple[str, ...]) -> onnx.ModelProto:
+            return quantize.fp16(source, (*overflowing, *kept))
+
+        make = halved
+
+    def only(name: str) -> onnx.ModelProto:
+        return make(tuple(other for other in layers if other != name))
+
+    return guard.Maker(precision, tuple(layers), make, only), notes
+
+
+def _guarded(
+    model: onnx.ModelProto, maker: guard.Maker, judge: guard.Judge, wanted: Wanted, progress: Progress
+) -> tuple[onnx.ModelProto, tuple[str, ...], float]:
+    """Return a graph with layers in fp32 where too much is lost, what to say of it, and its accuracy."""
+    accuracy = judge.accuracy(model)
+    if wanted.max_accuracy_drop is None or accuracy >= judge.fp32 - wanted.max_accuracy_drop:
+        return model, (judge.said(accuracy),), accuracy
+    progress.say(f"{wanted.precision} {judge.said(accuracy)}: returning layers to fp32")
+    model, notes = guard.restore(maker, judge, wanted.max_accuracy_drop)
+    return model, notes, judge.accuracy(model)
 
 
 def _int8(
@@ -175,16 +208,18 @@ def _int8(
     }
     scores = {method: judge.score(model) for method, model in models.items()}
     best = max(methods, key=lambda method: scores[method])  # the first of equals: minmax is the plainest
-    accuracy = scores[best].accuracy
     chosen = ", the best on validation of " + ", ".join(methods) if len(methods) > 1 else ", as asked"
     if wanted.learnt:
         chosen = ""
-    notes = (f"{said}calibrated by {best}{chosen}", judge.said(accuracy))
-    if wanted.max_accuracy_drop is None or accuracy >= judge.fp32 - wanted.max_accuracy_drop:
-        return models[best], notes, accuracy
-    progress.say(f"int8 {judge.said(accuracy)}: returning layers to fp32")
-    model, more = guard.restore(prepared, found[best], judge, wanted.max_accuracy_drop, weight_bits=wanted.weight_bits)
-    return model, (notes[0], *more), judge.accuracy(model)
+    make = partial(quantize.static_int8, prepared, found[best], weight_bits=wanted.weight_bits)
+    maker = guard.Maker(
+        "int8",
+        tuple(quantize.layers(prepared)),
+        lambda kept: make(exclude=kept),
+        lambda name: make(only=(name,)),
+    )
+    model, notes, accuracy = _guarded(models[best], maker, judge, wanted, progress)
+    return model, (f"{said}calibrated by {best}{chosen}", *notes), accuracy
 
 
 def _layers(ranges: Ranges, missing: tuple[str, ...]) -> str:

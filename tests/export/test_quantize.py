@@ -150,14 +150,72 @@ def test_the_guard_returns_the_harmful_layers(samples, tmp_path):
     assert unguarded.size_bytes < guarded.size_bytes < made.size_bytes
 
 
+class Offset(nn.Module):
+    """Two layers with a large number between them, which the second takes away again: fp16 drops what rides on it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        with torch.no_grad():
+            self.up.bias += 300
+            self.down.bias -= 300 * self.down.weight.sum(1)
+            self.head.weight *= 5
+
+    def forward(self, x):
+        return self.head(self.down(self.up(x)))
+
+
+class Spread(nn.Module):
+    """One matrix whose every row holds huge weights that nothing reaches: few bits leave the others nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.fragile, self.head = nn.Linear(64, 96), nn.Linear(96, 96), nn.Linear(96, 10)
+        with torch.no_grad():
+            self.fragile.weight[:, ::32] *= 300
+            self.first.weight[::32] = 0
+            self.first.bias[::32] = 0
+            self.head.weight *= 20
+
+    def forward(self, x):
+        return self.head(self.fragile(torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    ("precision", "network", "culprit", "of"),
+    [
+        ("int8-dynamic", Spread, "fragile/Gemm", 3),
+        ("int4", Spread, "fragile/Gemm", 2),
+        ("fp16", Offset, "down/Gemm", 3),
+    ],
+)
+def test_every_precision_is_guarded(precision, network, culprit, of, samples, tmp_path):
+    path, made = _write(network(), samples, tmp_path / "net.onnx")
+    answers = _labels(path, samples)
+    material, loose = _material(samples, answers), variants.Wanted(precision)
+    variants.write(path, made, loose, tmp_path / "loose.onnx", material, Silent(), key=None)
+
+    def right(file):
+        return float((Runner(file)(samples)[0].argmax(1) == answers).mean())
+
+    assert right(tmp_path / "loose.onnx") < 0.9  # there is something to guard
+    tight = dataclasses.replace(loose, max_accuracy_drop=0.1)
+    guarded = variants.write(path, made, tight, tmp_path / "tight.onnx", material, Silent(), key=None)
+    assert right(tmp_path / "tight.onnx") >= 0.9
+    returned = next(note for note in guarded.notes if "returned to fp32" in note)
+    assert culprit in returned
+    assert f"of {of} layers" in returned
+    assert guarded.size_bytes < made.size_bytes
+
+
 def test_a_variant_that_cannot_be_guarded_is_an_error(samples, tmp_path):
-    path, made = _write(Fragile(), samples, tmp_path / "net.onnx")
-    wrong = (_labels(path, samples) + 1) % 10
-    wrong[:5] = _labels(path, samples)[:5]
-    material = _material(samples, _labels(path, samples))
+    path, made = _write(Spread().fragile, (np.tile(samples[0], 2)[:, :96],), tmp_path / "net.onnx")
+    few = (np.tile(samples[0], 2)[:, :96],)
     wanted = variants.Wanted("int8-dynamic", max_accuracy_drop=0.0)
-    with pytest.raises(KDExportError, match="more is lost than max_accuracy_drop"):
-        variants.write(path, made, wanted, tmp_path / "q.onnx", material, Silent(), key=None)
+    with pytest.raises(KDExportError, match="int8-dynamic loses more than max_accuracy_drop"):
+        variants.write(path, made, wanted, tmp_path / "q.onnx", _material(few, _labels(path, few)), Silent(), key=None)
     assert not (tmp_path / "q.onnx").exists()
 
 
