@@ -23,11 +23,12 @@ from kdexport.export.runner import Arrays
 from kdexport.export.subject import Form, Subject
 from kdexport.progress import Progress
 from kdexport.recipe import PRETRAINED, Data, PreprocessingSpec, Student
+from kdexport.references import parse
 from kdexport.results import ExportResult
 from kdexport.sources.datasets import load_data
 from kdexport.sources.inferred import inferred_preprocessing
 from kdexport.sources.models import load_model
-from kdexport.sources.networks import load_network, pretrained_weights
+from kdexport.sources.networks import load_with_fresh, pretrained_weights
 from kdexport.sources.preprocessing import Preprocessing, with_spec
 from kdexport.sources.samples import Dataset
 from kdexport.sources.weights import fit_weights, load_weights
@@ -110,7 +111,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         dataset = None
         if request.data is not None:
             dataset = load_data(Data(source=request.data), request.seed, Path(cache))
-        subject = _subject(request, form, dataset)
+        subject = _subject(request, form, dataset, progress)
         form = _with_axes(form, request, subject)
         progress.say(f"{request.reference} -> {request.out}")
         models = [fp32.write(subject, form, request.out)]
@@ -126,6 +127,10 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
 
 
 def _check(request: Request, paths: list[Path]) -> None:
+    if request.out.is_dir():
+        raise KDExportError(
+            f"{request.out} is a folder", hint=f"give a file's name, e.g. --out {request.out / 'net.onnx'}"
+        )
     there = [str(path) for path in paths if path.exists()]
     if there and not request.force:
         raise KDExportError(f"there is a file already: {', '.join(there)}", hint="give --force to replace it, or --out")
@@ -147,18 +152,20 @@ def _variant_path(out: Path, precision: str) -> Path:
     return out.with_name(f"{out.stem}.{precision}{out.suffix}")
 
 
-def _subject(request: Request, form: Form, dataset: Dataset | None) -> Subject:
+def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Progress) -> Subject:
     if dataset is not None:
         spec = Student(
             model=request.reference, args=request.args, weights=request.weights, preprocessing=request.preprocessing
         )
         torch.manual_seed(request.seed)
         model = load_model("network", spec, dataset)
+        for line in model.left_out:
+            progress.warn(f"exported without weights for {line}")
         samples, kind = parity.samples_of(dataset.val.inputs, dataset.train.inputs), "real"
         network, preprocessing, names = model.network, model.preprocessing, dataset.input_names
         labels = dataset.class_names
     else:
-        network = _network(request)
+        network = _network(request, progress)
         preprocessing, samples = _random(request, form)
         names, labels, kind = tuple(item.name for item in request.inputs), (), "random"
     return Subject(
@@ -175,9 +182,13 @@ def _subject(request: Request, form: Form, dataset: Dataset | None) -> Subject:
     )
 
 
-def _network(request: Request) -> nn.Module:
+def _network(request: Request, progress: Progress) -> nn.Module:
     torch.manual_seed(request.seed)
-    network = load_network(request.reference, request.args)
+    network, fresh = load_with_fresh(request.reference, request.args)
+    if request.weights is None and fresh is None and parse(request.reference).kind in ("torchvision", "timm"):
+        progress.warn(f"no weights are given: {request.reference} is exported as it starts, untrained")
+    elif request.weights is None and fresh:
+        progress.warn(f"not in the files of {request.reference}, and exported as they start: {', '.join(fresh)}")
     if request.weights == PRETRAINED:
         fit_weights(network, pretrained_weights(request.reference, request.args), "the pretrained weights")
     elif request.weights is not None:

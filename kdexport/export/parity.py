@@ -146,7 +146,7 @@ def _run(model: Predict, batch: Arrays, subject: str) -> Arrays:
     except Exception as error:  # ONNX Runtime's errors have no common class, and the user's code may raise anything
         raise ParityError(
             f"{subject} cannot be run with a batch of {len(batch[0])}: {first_line(error)}",
-            hint="the network's forward fixes the batch size; mend that, or export with --static",
+            hint="the network's forward, or a .pt2's capture, fixes the batch size; mend that, or export with --static",
         ) from error
 
 

@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from kdexport.artifacts import write_json
@@ -91,6 +94,38 @@ def test_a_network_that_fixes_the_batch_exports_only_static(here):
     assert files(here) == []
 
 
+def test_a_captured_program_of_fixed_batch_exports_only_static(here, load_net):
+    network, example = load_net("Net").eval(), torch.zeros(1, 1, 8, 8)
+    torch.export.save(torch.export.export(network, (example,)), here / "net.pt2")
+    refused = run("net.pt2", "--onnx", "--input-shape", "1,8,8")
+    assert refused.exit_code == 1
+    assert "a .pt2's capture, fixes the batch size" in refused.stderr.replace("\n", " ")
+    done = run("net.pt2", "--onnx", "--input-shape", "1,8,8", "--static", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = onnxruntime.InferenceSession(here / "net.onnx").run(None, {"input": example.numpy()})[0]
+    np.testing.assert_allclose(found, network(example).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_library_that_gives_an_untrained_network_is_told(here):
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'kdexport[timm]'")
+    arguments = ["--onnx", "--input-shape", "3,32,32", "--arg", "num_classes=3"]
+    done = run("timm:test_resnet", *arguments)
+    assert done.exit_code == 0, done.stderr
+    assert "no weights are given" in done.stderr
+    assert files(here) == ["test_resnet.onnx"]
+
+
+def test_a_transformer_from_a_folder_says_which_of_its_weights_are_fresh(here):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: kdexport[text]")
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1}
+    transformers.BertModel(transformers.BertConfig(vocab_size=120, **sizes)).save_pretrained(here / "bert")
+    shapes = ["--input-shape", "input_ids:6:int64", "--input-shape", "attention_mask:6:int64"]
+    done = run("hf:bert", "--onnx", *shapes, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "classifier.bias, classifier.weight" in done.stderr.replace("\n", " ")
+    assert json.loads(done.stdout)["models"][0]["parity"]["passed"]
+
+
 def test_a_run_is_brought_up_to_date(make_run, tmp_path):
     recipe, distilled, directory = make_run(tmp_path / "run", networks=("student",))
     recipe.write(directory.recipe)
@@ -140,6 +175,7 @@ BAD = {
         ["nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--dynamic", "picture:2"],
         "names no axis of an input",
     ),
+    "a folder to write to": (["nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--out", "."], ". is a folder"),
     "no file to describe": (["--describe", "absent.onnx"], "there is no file"),
     "a text to describe": (["--describe", "nets.py"], "is no ONNX file"),
 }
