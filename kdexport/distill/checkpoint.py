@@ -28,7 +28,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after so many optimizer steps, then drop all but the last two."""
         path = self._folder / f"step-{step:09d}.pt"
-        write_atomically(path, lambda temporary: torch.save({"key": self._key, "state": state}, temporary))
+        write_atomically(path, lambda temporary: _write({"key": self._key, "state": state}, temporary))
         for old in self._paths()[KEPT:]:
             old.unlink(missing_ok=True)
         self.written_at = time.monotonic()
@@ -65,3 +65,10 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("step-*.pt"), reverse=True)
+
+
+def _write(document: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(document, path)
+    except RuntimeError as error:  # what torch's writer makes of a full disk
+        raise OSError(f"the disk is full or does not take more ({error})") from error

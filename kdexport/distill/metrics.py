@@ -7,6 +7,7 @@ from typing import Any
 
 from kdexport.artifacts import write_text
 from kdexport.distill.tracking import Trackers
+from kdexport.errors import KDExportError
 
 
 class MetricsLog:
@@ -39,8 +40,14 @@ class MetricsLog:
     def append(self, entry: dict[str, Any]) -> None:
         """Add one epoch."""
         if self._writes:
-            with self._path.open("a", encoding="utf-8") as handle:
-                handle.write(_line(entry))
+            try:
+                with self._path.open("a", encoding="utf-8") as handle:
+                    handle.write(_line(entry))
+            except OSError as error:
+                raise KDExportError(
+                    f"{self._path} could not be written: {error.strerror or error}",
+                    hint="free some space, then give the same command again: it goes on from the last checkpoint",
+                ) from error
             self._trackers.add(_finite(entry))
 
     def keep(self, phase: str, epoch: int, scores: dict[str, Any]) -> None:

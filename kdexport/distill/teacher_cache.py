@@ -10,14 +10,17 @@ teacher over one data set may share the file.
 
 import json
 import math
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from kdexport.artifacts import read_json, write_text
 from kdexport.distill.packing import Packing
+from kdexport.errors import KDExportError
 from kdexport.progress import Progress, Silent
 
 CHUNK = 2048  # samples under one checksum: what a kill can cost
@@ -46,7 +49,7 @@ class TeacherCache:
         self._shape = (views, samples, packing.dtype.itemsize // 2)  # in units of 2 bytes: whole, these are the classes
         self._mine = range(rank, -(-samples // CHUNK), world)
         self._complete: set[int] = set()
-        with self.path.open("ab") as handle:
+        with self._growing(), self.path.open("ab") as handle:
             handle.truncate(self.size_bytes)  # sparse: no space is taken before it is filled
         self._sums = self._read_indices()
         self._records = np.memmap(self.path, packing.dtype, "r+", shape=(views, samples))
@@ -86,10 +89,30 @@ class TeacherCache:
     def _fill(self, view: int, chunk: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
         rows = self._rows(chunk)
         logits = compute(np.arange(rows.start, rows.stop))
+        self._take_space(view, rows)
         self._records[view, rows] = self._packing.pack(logits)
         self._records.flush()
         self._sums[f"{view}/{chunk}"] = self._checksum(view, chunk)
         write_text(self._index_path, json.dumps({"shape": self._shape, "chunk": CHUNK, "crc32": self._sums}))
+
+    def _take_space(self, view: int, rows: slice) -> None:
+        """Take the space of some rows on the disk: a mapped file that finds none ends the process without a word."""
+        row_bytes = self._packing.dtype.itemsize
+        offset = (view * self._shape[1] + rows.start) * row_bytes
+        if hasattr(os, "posix_fallocate"):
+            with self._growing(), self.path.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), offset, (rows.stop - rows.start) * row_bytes)
+
+    @contextmanager
+    def _growing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KDExportError(
+                f"the teacher cache {self.path} could not grow: {error.strerror or error}",
+                hint=f"it takes {self.size_bytes / 2**20:,.1f} MiB: free some space, lower distill.views or set"
+                " distill.teacher_top_k, then give the same command again",
+            ) from error
 
     def _is_whole(self, view: int, chunk: int) -> bool:
         expected = self._sums.get(f"{view}/{chunk}")

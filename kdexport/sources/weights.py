@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdexport.artifacts import write_atomically
@@ -84,7 +85,14 @@ def fit_weights(network: nn.Module, given: Mapping[str, Tensor], origin: str, st
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors, whole or not at all; equal weights give equal bytes."""
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(state, str(temporary)))
+    write_atomically(path, lambda temporary: _write_safetensors(state, temporary))
+
+
+def _write_safetensors(state: dict[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(state, str(path))
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise OSError(str(error)) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
