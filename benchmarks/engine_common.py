@@ -93,7 +93,7 @@ def in_fresh_process(function: Callable[..., Any], *args: Any, threads: int) -> 
 
 
 def train(document: dict[str, Any], place: Path) -> dict[str, Any]:
-    """Run kdexport's distill stage and return how it went: seconds, epochs as logged, the weights' files."""
+    """Run kdexport's distill stage and return how it went: seconds, epochs as logged, weights' files, layout."""
     from kdexport import Recipe, RunDirectory
     from kdexport.distill.stage import distill  # what ``kdexport.distill`` calls; its imports are not part of the time
 
@@ -101,10 +101,12 @@ def train(document: dict[str, Any], place: Path) -> dict[str, Any]:
     start = time.perf_counter()
     result = distill(recipe, directory)
     seconds = time.perf_counter() - start
+    form = next(network.form for network in result.networks if network.name == "student")
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     return {
         "seconds": seconds,
         "epochs": [line for line in lines if line["phase"] == "student"],
+        "form": None if form is None else {"layout": form.layout, "compiled": form.compiled, "step_ms": form.step_ms},
         "weights": {network.name: str((place / network.weights).resolve()) for network in result.networks},
     }
 

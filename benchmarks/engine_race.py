@@ -15,6 +15,8 @@ from torch import nn
 
 from kdexport.intervals import ratio_interval
 
+KEPT = ("filling_epoch_seconds", "steady_epoch_seconds", "seconds", "call_seconds", "form")  # of kdexport's runs
+
 
 def kdexport_run(pair: Pair, data: Path, teacher_weights: str, seed: int, place: Path) -> dict[str, Any]:
     """Train by the public stage and return seconds per epoch, with the filling of the cache told apart."""
@@ -28,6 +30,7 @@ def kdexport_run(pair: Pair, data: Path, teacher_weights: str, seed: int, place:
         "filling_epoch_seconds": of["online"],
         "seconds": sum(epoch["seconds"] for epoch in made["epochs"]),
         "call_seconds": made["seconds"],  # with loading, hashing, and each epoch's scoring and checkpoint
+        "form": made["form"],
         "weights": made["weights"]["student"],
     }
 
@@ -175,10 +178,7 @@ def race(
             "half_width95": half,
         },
         "rival_runs": [{key: one[key] for key in ("epoch_seconds", "seconds")} for one in theirs],
-        "kdexport_runs": [
-            {key: one[key] for key in ("filling_epoch_seconds", "steady_epoch_seconds", "seconds", "call_seconds")}
-            for one in ours
-        ],
+        "kdexport_runs": [{key: one[key] for key in KEPT} for one in ours],
     }
 
 
