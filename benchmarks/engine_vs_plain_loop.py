@@ -1,7 +1,7 @@
 """kdexport's distill stage against the loop that tutorials teach, on two pairs of networks.
 
     tar xf cifar10-jpg.tar.xz
-    python benchmarks/engine_vs_plain_loop.py --data cifar10-jpg            # about 25 minutes on 2 free cores
+    python benchmarks/engine_vs_plain_loop.py --data cifar10-jpg            # about 15 minutes on 2 free cores
     python benchmarks/engine_vs_plain_loop.py --data cifar10-jpg --pair mlp # 6 of them
     python benchmarks/engine_vs_plain_loop.py --data cifar10-jpg --smoke
 
