@@ -31,6 +31,8 @@ def settings_of(distill: Distill) -> Distill:
             "warmup_epochs": 0.0,
             "ema_decay": None,
             "patience": None,
+            "compile": False,  # the graph is captured already, in the layout that it was captured in
+            "channels_last": False,
             "precision": "fp32",  # a rounding error is smaller than what fewer bits lose
             "terms": terms or Distill.model_fields["terms"].default,
         }
