@@ -1,7 +1,7 @@
 """kdexport's distill stage against torchdistill's DistillationBox, ResNet-56 to ResNet-20 on 32x32 images.
 
     pip install torchdistill
-    python benchmarks/engine_vs_torchdistill.py --data cifar10-jpg          # about 8 minutes on 2 free cores
+    python benchmarks/engine_vs_torchdistill.py --data cifar10-jpg          # about 15 minutes on 2 free cores
     python benchmarks/engine_vs_torchdistill.py --data cifar10-jpg --smoke
 
 torchdistill is configured and driven as its own CIFAR-10 example does (configs/sample/cifar10/kd/resnet20_from_
