@@ -116,7 +116,7 @@ def accuracy(document: dict[str, Any], weights: str, role: str = "student") -> f
     import torch
 
     from kdexport import Recipe
-    from kdexport.distill.validation import predict_all
+    from kdexport.distill.inference import predict_all
     from kdexport.sources.datasets import load_data
     from kdexport.sources.models import load_model
 

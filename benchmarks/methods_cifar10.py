@@ -174,8 +174,8 @@ def train(place: Path, document: dict, role: str, **about: object) -> dict:
     import torch
 
     from kdexport.artifacts import RunDirectory, key_of, read_json, write_json
+    from kdexport.distill.inference import predict_all
     from kdexport.distill.stage import distill
-    from kdexport.distill.validation import predict_all
     from kdexport.recipe import Recipe
     from kdexport.sources.datasets import load_data
     from kdexport.sources.models import load_model

@@ -19,6 +19,7 @@ from kdexport.errors import RecipeError, did_you_mean
 from kdexport.terms import DIST, METHODS, Term
 
 MAX_FAULTS_SHOWN = 20
+DAY = 86_400.0  # seconds
 
 
 class Section(BaseModel):
@@ -132,6 +133,7 @@ class Distill(Training):
     label_weight: float = Field(0.1, ge=0)
     views: int = Field(4, ge=1)
     teacher_top_k: int | None = Field(None, ge=1)  # logits kept of each view; None: all, above 1,000 classes 128
+    teacher_cache: str | None = None  # folder of the teacher's logits, for runs to share; None: the run's own
     baseline: bool = True
     generations: int = Field(1, ge=1)  # born again: each student teaches the next, the last one is kept
     data_free: DataFree | None = None
@@ -178,18 +180,20 @@ Count = Annotated[int, Field(ge=1)]
 class Bench(Section):
     """[bench]: what to measure on."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     devices: tuple[str, ...] = Field(("cpu",), min_length=1)
     batch_sizes: tuple[Count, ...] = Field((1,), min_length=1)
     threads: tuple[Count, ...] = Field((1,), min_length=1)
     precision: float = Field(0.02, gt=0)  # half-width of the median's interval that ends the measuring, as a share
-    min_seconds: float = Field(1.0, gt=0)  # measured, per model, device, batch and thread count
-    max_seconds: float = Field(8.0, gt=0)  # the same, by the clock, where the fewest rounds do not take longer
+    min_seconds: float = Field(1.0, gt=0, le=DAY)  # measured, per model, device, batch and thread count
+    max_seconds: float = Field(20.0, gt=0, le=DAY)  # the same, by the clock, where the fewest rounds do not take longer
     rounds: Count = 5  # fewest fresh processes per model: one process is never believed alone
     allow_fallback: bool = False
     streams: tuple[Count, ...] = (1,)  # concurrent callers of one session: throughput, beside the latency of one caller
     provider_options: dict[str, str] = {}  # of the execution provider, for every device but the CPU
     power_command: str | None = None  # prints watts; else RAPL and NVML are asked
-    timeout_s: float = Field(300.0, gt=0)  # a process that is silent for longer is ended, its model reported as failed
+    timeout_s: float = Field(300.0, gt=0, le=DAY)  # a process that is silent for longer is ended, its model has failed
 
 
 class Require(Section):
@@ -319,6 +323,7 @@ def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict
         ("teacher", "weights", path),
         ("student", "model", reference),
         ("student", "weights", path),
+        ("distill", "teacher_cache", path),
     ):
         head = document.get(section)
         also = head.get("also") if section == "teacher" and isinstance(head, dict) else None

@@ -1,5 +1,7 @@
 """What every command shares: its three output flags, where text goes, and how faults become exit codes."""
 
+import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -50,14 +52,14 @@ class Console:
 
 
 @contextmanager
-def command(*, json: bool, quiet: bool, verbose: bool, resume: str = "") -> Iterator[Console]:
+def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) -> Iterator[Console]:
     """Run a command's body: a ``KDExportError`` becomes its message, its hint and its exit code.
 
     Args:
         json: Whether the result is printed as JSON.
         quiet: Whether progress is hidden.
         verbose: Whether an error shows its traceback.
-        resume: The command that goes on after Ctrl-C, where the work can be resumed.
+        resumes: Whether the same command goes on after Ctrl-C.
     """
     try:
         yield Console(json, quiet, verbose)
@@ -69,8 +71,15 @@ def command(*, json: bool, quiet: bool, verbose: bool, resume: str = "") -> Iter
     except KeyboardInterrupt:
         if verbose:
             traceback.print_exc()
-        _complain("interrupted", f"go on with: {resume}" if resume else "give the same command to start again")
+        _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _given() -> str:
+    """Return the command that was given; started by torchrun, this process does not know it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ or "RANK" in os.environ:
+        return "the same command"
+    return shlex.join(["kdexport", *sys.argv[1:]])
 
 
 def _complain(message: str, hint: str) -> None:

@@ -91,7 +91,7 @@ def distill(
     The same command again goes on where a run stopped.
     Next: kdexport export DIR --onnx.
     """
-    with command(json=json, quiet=quiet, verbose=verbose, resume="the same command") as console:
+    with command(json=json, quiet=quiet, verbose=verbose, resumes=True) as console:
         flags = [
             *_flag("name", name if name or recipe or not student else student.rpartition(":")[2].rpartition("/")[2]),
             *_flag("seed", seed),

@@ -32,7 +32,7 @@ def run(
 
     The same command again goes on where a run stopped, and does nothing twice.
     """
-    with command(json=json, quiet=quiet, verbose=verbose, resume="the same command") as console:
+    with command(json=json, quiet=quiet, verbose=verbose, resumes=True) as console:
         from kdexport import pipeline, processes
         from kdexport.recipe import Recipe
         from kdexport.report.stage import enforce

@@ -1,8 +1,13 @@
 """Accelerate's object for one training: device, mixed precision, processes."""
 
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+
+PATIENCE = timedelta(hours=12)  # of a process that waits: the first decodes, downloads and scores for all
 
 
 def accelerator_for(precision: str) -> Accelerator:
@@ -14,4 +19,5 @@ def accelerator_for(precision: str) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=False)
     # Asked for by name: on a machine without a GPU, Accelerate joins torchrun's processes only then.
     cpu = not torch.accelerator.is_available()
-    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[waiting])

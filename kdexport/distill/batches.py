@@ -6,12 +6,13 @@ alone, so that a resumed epoch goes on where it stopped.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdexport.errors import KDExportError
 from kdexport.sources.augment import Augmentation
 from kdexport.sources.samples import Split
 from kdexport.sources.splits import balanced_order
@@ -25,6 +26,7 @@ class Batch:
     view: int  # which augmentation of each sample
     inputs: tuple[Tensor, ...]  # raw form, augmented
     labels: Tensor | None
+    whole: int | None = None  # samples over all processes; None: these are all
 
 
 class Batches:
@@ -40,6 +42,9 @@ class Batches:
         balanced: Whether an epoch shows every class as often: rare samples several times, common ones now and then.
         rank: Which process this is.
         world: How many processes share a batch.
+
+    Raises:
+        KDExportError: There are batches with fewer samples than processes.
     """
 
     def __init__(
@@ -58,9 +63,15 @@ class Batches:
         self.split = split
         self.augmentation = augmentation
         self.views = views if augmentation is not None else 1
-        self._seed, self._device, self._rank, self._world = seed, device, rank, world
+        self.device = device
+        self._seed, self._rank, self._world = seed, rank, world
         self._balanced = balanced
         self.per_epoch = max(1, -(-len(split) // batch_size))
+        if len(split) // self.per_epoch < world:
+            raise KDExportError(
+                f"{world} processes cannot share batches of {len(split) // self.per_epoch} samples",
+                hint="raise batch_size: it is over all processes; or start fewer of them",
+            )
 
     def view(self, epoch: int) -> int:
         """Return the view that an epoch shows."""
@@ -74,7 +85,7 @@ class Batches:
         else:
             order = generator.permutation(len(self.split))
         for indices in np.array_split(order, self.per_epoch)[start:]:
-            yield self.gather(indices[self._rank :: self._world], self.view(epoch))
+            yield replace(self.gather(indices[self._rank :: self._world], self.view(epoch)), whole=len(indices))
 
     def gather(self, indices: np.ndarray, view: int) -> Batch:
         """Return given samples in a given view."""
@@ -89,6 +100,6 @@ class Batches:
 
     def _move(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)

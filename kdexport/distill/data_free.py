@@ -69,24 +69,16 @@ class Generator(nn.Module):
         return normalized
 
 
-def with_made_samples(
-    dataset: Dataset,
-    teacher: nn.Module,
-    preprocessing: Preprocessing,
-    settings: DataFree,
-    *,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> Dataset:
-    """Return the data set with made images in place of its training and validation samples; of those only shape counts.
+def with_images(dataset: Dataset, images: NDArray[np.uint8]) -> Dataset:
+    """Return the data set with made images in place of its training and validation samples.
 
     They have no labels, so the epoch log tells how near the student is to the teacher on made images, not how good it
-    is, and the last epoch is kept. Arguments and errors are those of ``synthesize``.
+    is, and the last epoch is kept.
+
+    Args:
+        dataset: Whose test samples stay.
+        images: uint8 [samples, height, width, channels].
     """
-    height, width, channels = dataset.train.inputs[0].shape[1:]
-    image = height, width, channels
-    images = synthesize(teacher, preprocessing, image, settings, seed=seed, device=device, progress=progress)
     return replace(dataset, train=Split((images,)), val=Split((images[:VALIDATION],)), unlabelled=None)
 
 

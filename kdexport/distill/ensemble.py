@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdexport.distill.inference import at_once
 from kdexport.evaluate import agreement
 from kdexport.results import TeacherVote
-from kdexport.sources.preprocessing import Preprocessing
+from kdexport.sources.preprocessing import Preprocessing, as_tensor
 from kdexport.sources.samples import Split
-
-BATCH = 512
 
 
 class Ensemble(nn.Module):
@@ -65,10 +64,8 @@ class Ensemble(nn.Module):
         """Return how good each member is on a split, and how near to what all say together."""
         parts = []
         with torch.no_grad():
-            for batch in split.batches(BATCH):
-                logits = self.each(
-                    *(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in batch.inputs)
-                )
+            for batch in split.batches(at_once(split, device)):
+                logits = self.each(*(as_tensor(array).to(device) for array in batch.inputs))
                 parts.append([rows.cpu().numpy() for rows in (*logits, self.together(logits))])
         *members, together = (np.concatenate(rows) for rows in zip(*parts, strict=True))
         return tuple(

@@ -91,6 +91,10 @@ def _decided(network: nn.Module, job: Job, accelerator: Accelerator, said: Progr
     layouts = _layouts(training.channels_last, accelerator.num_processes)
     if not (inputs[0].ndim == 4 and any(parameter.ndim == 4 for parameter in network.parameters())):
         layouts = ("as_it_comes",)  # there are no images or no kernels to lay out
+    if job.preprocessing.contiguous:
+        if training.channels_last is True:
+            said.warn(f"{job.phase}: not trained channels-last: the network takes images channels first only")
+        layouts = ("as_it_comes",)
     compiling = training.compile
     if job.taps is not None:
         if compiling is True:

@@ -1,5 +1,6 @@
 """All that one training depends on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kdexport.distill.batches import Batches
@@ -22,7 +23,8 @@ class Job:
     preprocessing: Preprocessing
     batches: Batches
     objective: Objective
-    validation: Validation
+    validation: Validation  # after each epoch
+    test: Callable[[], Validation]  # of the weights that are kept; all processes make it
     teacher: CachedTeacher | ListenedTeacher | None = None
     taps: Taps | None = None  # where the objective compares features
     macs: int | None = None  # multiply-accumulates of one sample; None: not known, and no trial of other forms

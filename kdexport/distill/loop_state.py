@@ -30,6 +30,7 @@ class LoopState:
         self.step = 0
         self.best_epoch = 0
         self.best_accuracy: float | None = None
+        self.last_accuracy: float | None = None
         self.best_weights: dict[str, Tensor] = {}
         self._device = device
         self._closeness = Closeness(device, per_epoch, label_kind)
@@ -77,6 +78,7 @@ class LoopState:
 
     def judge(self, epoch: int, accuracy: float | None, network: nn.Module) -> None:
         """Keep the weights if no earlier epoch was better; of equals the later, trained longer, is kept."""
+        self.last_accuracy = accuracy
         if not self.best_weights or accuracy is None or self.best_accuracy is None or accuracy >= self.best_accuracy:
             self.best_epoch, self.best_accuracy = epoch, accuracy
             self.best_weights = weights_of(network)
@@ -97,6 +99,7 @@ class LoopState:
         return {
             "step": self.step,
             "best": (self.best_epoch, self.best_accuracy, self.best_weights),
+            "last": self.last_accuracy,
             "seconds": self.seconds_spent(),
             "sums": (self.seen, self._batches, self._names, self._sums),
             "closeness": self._closeness.state(),
@@ -106,6 +109,7 @@ class LoopState:
         """Take over a state."""
         self.step = state["step"]
         self.best_epoch, self.best_accuracy, self.best_weights = state["best"]
+        self.last_accuracy = state["last"]
         self._seconds_before = state["seconds"]
         self.seen, self._batches, self._names, sums = state["sums"]
         self._sums, self._waiting = sums.to(self._device), []
@@ -135,7 +139,7 @@ def snapshot(
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         "loop": loop.state(),
         "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random_device": _device_random_state(accelerator.device),
     }
 
 
@@ -159,5 +163,15 @@ def restore(
         accelerator.scaler.load_state_dict(saved["scaler"])
     loop.load(saved["loop"])
     torch.set_rng_state(saved["random"])
-    if saved["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(saved["random_cuda"])
+    state = saved["random_device"].get(accelerator.device.type)
+    if state is not None and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(state, accelerator.device)
+    elif state is not None:
+        torch.mps.set_rng_state(state)
+
+
+def _device_random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the device that trains, under its kind: a training may go on elsewhere."""
+    if device.type == "cuda":
+        return {"cuda": torch.cuda.get_rng_state(device)}
+    return {"mps": torch.mps.get_rng_state()} if device.type == "mps" else {}

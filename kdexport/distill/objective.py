@@ -134,6 +134,11 @@ class Objective:
         return any({"logits", "features"} & set(part.method.needs) for part in self._parts)
 
     @property
+    def uses_logits(self) -> bool:
+        """Whether the student's own logits enter the sum, so that every layer before them has a gradient."""
+        return self.label_weight > 0 or any("logits" in part.method.needs for part in self._parts)
+
+    @property
     def feature_terms(self) -> dict[str, BaseTerm]:
         """The terms that need features, by the names under which a call expects them."""
         return {part.name: part.term for part in self._parts if "features" in part.method.needs}
@@ -151,6 +156,7 @@ class Objective:
         *,
         progress_of_training: float,
         features: Features | None = None,
+        labelled: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum to minimize and what it is made of.
 
@@ -160,6 +166,8 @@ class Objective:
             teacher_logits: [batch, classes], or None where no term compares logits.
             progress_of_training: Share of the training that is done, 0 to 1: the terms' schedules go by it.
             features: For each of ``feature_terms``, the first arguments of its function.
+            labelled: What the labels' loss is divided by, where these samples are part of a batch that holds unlabelled
+                ones; None: by the number of labelled samples among them. With labels of class alone.
 
         Returns:
             The weighted sum, a scalar, and each part before its weight, detached, on the same device: ``"labels"`` and
@@ -171,7 +179,7 @@ class Objective:
         parts: dict[str, Tensor] = {}
         total: Tensor | None = None
         if self.label_weight:
-            value = self._label_loss(student_logits, _given(labels, "the labels' loss", "labels"))
+            value = self._label_loss(student_logits, _given(labels, "the labels' loss", "labels"), labelled)
             parts["labels"] = value.detach()
             total = self.label_weight * value
         for part in self._parts:
@@ -191,12 +199,13 @@ class Objective:
             raise ValueError("an objective has at least one part")
         return total, parts
 
-    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _label_loss(self, logits: Tensor, labels: Tensor, labelled: Tensor | None) -> Tensor:
         logits = at_least_fp32(logits)
         if self.label_kind == "class":
             class_labels(labels, logits, "the labels' loss")
             # The mean over the labelled samples; a batch may hold none of them.
-            labelled = (labels != UNLABELLED).sum().clamp(min=1)
+            if labelled is None:
+                labelled = (labels != UNLABELLED).sum().clamp(min=1)
             smoothing = self.label_smoothing
             total = F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum")
             return total / labelled

@@ -36,18 +36,20 @@ class Packing(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """Every logit in half precision."""
+    """Every logit, in half precision unless otherwise asked."""
 
     classes: int
+    number: type[np.floating[Any]] = np.float16
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """One sample in the file."""
-        return np.dtype((np.float16, (self.classes,)))
+        return np.dtype((self.number, (self.classes,)))
 
     def pack(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Return float16 ``[samples, classes]``, values beyond its range at its ends."""
-        packed: NDArray[Any] = np.clip(logits, -FP16_MAX, FP16_MAX).astype(np.float16)
+        """Return ``[samples, classes]``, values beyond the number's range at its ends."""
+        largest = np.finfo(self.number).max
+        packed: NDArray[Any] = np.clip(logits, -largest, largest).astype(self.number)
         return packed
 
     def unpack(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:  # noqa: ARG002

@@ -5,45 +5,28 @@ unchanged is not trained again.
 """
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
-
-import numpy as np
-import torch
-from accelerate import Accelerator
 
 from kdexport import __version__, artifacts, processes
 from kdexport.artifacts import RunDirectory
 from kdexport.distill import quantize_aware
 from kdexport.distill.accelerators import accelerator_for
-from kdexport.distill.batches import Batches
-from kdexport.distill.cached_teacher import cached
-from kdexport.distill.checkpoint import Checkpoints
-from kdexport.distill.data_free import with_made_samples
-from kdexport.distill.ensemble import Ensemble
-from kdexport.distill.job import Fitted, Job
-from kdexport.distill.objective import Objective
+from kdexport.distill.job import Fitted
 from kdexport.distill.phase import run_phase
-from kdexport.distill.run import Run, Spec, network_key
-from kdexport.distill.taps import Taps
-from kdexport.distill.teacher import CachedTeacher, ListenedTeacher, Teacher
+from kdexport.distill.run import Run, network_key
+from kdexport.distill.teaching import Teaching, identity, votes
 from kdexport.distill.tracking import Trackers
-from kdexport.distill.trainer import fit
-from kdexport.distill.validation import Validation, predict_all
-from kdexport.errors import KDExportError, SourceError
+from kdexport.distill.trainings import on_labels, taught, trained
+from kdexport.errors import SourceError
 from kdexport.progress import SILENT, Progress
-from kdexport.recipe import Colleague, DataFree, Distill, Recipe, Training
-from kdexport.results import DistillResult, TeacherVote, TrainedNetwork
-from kdexport.sources.augment import Augmentation
+from kdexport.recipe import Colleague, Recipe, Training
+from kdexport.results import DistillResult, TrainedNetwork
 from kdexport.sources.datasets import load_data
-from kdexport.sources.models import Model, count_macs
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Split
+from kdexport.sources.models import Model
 
-WITHOUT_EFFECT = {"checkpoint_minutes", "track"}  # settings of a training that its weights do not depend on
-Teaching = Sequence[tuple[TrainedNetwork, Spec]]  # who teaches, with the recipe's table of each
+# Settings of a training that its weights do not depend on.
+WITHOUT_EFFECT = {"checkpoint_minutes", "teacher_cache", "track"}
 
 
 def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT) -> DistillResult:
@@ -63,7 +46,8 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
     """
     directory.prepare()
     trackers = Trackers(recipe.distill.track if processes.is_main() else (), directory.root, recipe.name)
-    data = load_data(recipe.data, recipe.seed, directory.cache, progress)
+    with accelerator_for(recipe.distill.precision).main_process_first():  # one downloads and decodes, all read
+        data = load_data(recipe.data, recipe.seed, directory.cache, progress)
     with contextlib.closing(trackers):
         return _distilled(Run(recipe, directory, data, progress, trackers))
 
@@ -85,7 +69,7 @@ def _distilled(run: Run) -> DistillResult:
         splits={name: len(getattr(run.dataset, name)) for name in ("train", "val", "test")},
         splits_made_by=run.dataset.splits_made_by,
         networks=tuple(networks),
-        teachers=_votes(run, teachers) if len(teachers) > 1 else (),
+        teachers=votes(run, teachers) if len(teachers) > 1 else (),
     )
     if processes.is_main():
         directory.finish("distill", result, artifacts.key_of([network.weights_sha256 for network in networks]))
@@ -112,27 +96,7 @@ def _teacher(run: Run, name: str, spec: Colleague) -> TrainedNetwork:
                 hint='give teacher.weights (a file or "pretrained"), or [teacher.train] to fit it on the labels',
             )
         return run_phase(run, name, spec, key, None)
-    return run_phase(run, name, spec, key, lambda model: _fit_on_labels(run, name, model, training, key))
-
-
-def _as_one(run: Run, teaching: Teaching, device: torch.device) -> Teacher:
-    """Return whoever teaches as one teacher."""
-    models = [run.load_trained(made, spec) for made, spec in teaching]
-    if len(models) == 1:
-        return Teacher(models[0].network, models[0].preprocessing, device)
-    weights = [spec.weight for _, spec in teaching if isinstance(spec, Colleague)]
-    members = [(model.network, model.preprocessing) for model in models]
-    return Teacher(Ensemble(members, weights, run.recipe.teacher.combine), Preprocessing(), device)
-
-
-def _votes(run: Run, teaching: Teaching) -> tuple[TeacherVote, ...]:
-    """Return how good each of several teachers is, and say how far they agree."""
-    device = accelerator_for(run.recipe.distill.precision).device
-    ensemble = _as_one(run, teaching, device).network
-    votes = ensemble.votes(run.dataset.val, device) if isinstance(ensemble, Ensemble) else ()
-    for vote in votes:
-        run.progress.say(f"{vote.name}: agrees with all teachers together on {vote.agreement.top1:.1%} of the samples")
-    return votes
+    return run_phase(run, name, spec, key, lambda model: _learnt_from_labels(run, name, model, training, key))
 
 
 def _student(run: Run, teachers: Teaching) -> TrainedNetwork:
@@ -149,14 +113,15 @@ def _student(run: Run, teachers: Teaching) -> TrainedNetwork:
 def _generation(run: Run, phase: str, teaching: Teaching, ships_as: str | None = None) -> TrainedNetwork:
     """Train a student on its teachers' word and, by ``label_weight``, on the labels."""
     spec, settings = run.recipe.student, run.recipe.distill
-    identity = _identity(run, teaching)
     later = {"baseline", "generations", "quantize_aware", "quantize_aware_epochs", "quantize_aware_lr", *WITHOUT_EFFECT}
-    key = artifacts.key_of(network_key(spec), run.data_key, identity, settings.model_dump(exclude=later), __version__)
+    key = artifacts.key_of(
+        network_key(spec), run.data_key, identity(run, teaching), settings.model_dump(exclude=later), __version__
+    )
 
     def train(model: Model) -> Fitted:
         accelerator = accelerator_for(settings.precision)
-        job, teacher = _taught(run, phase, model, teaching, settings, run.objective, accelerator)
-        return _fit(run, model, job, accelerator, key, teacher)
+        job = taught(run, phase, model, teaching, settings, run.objective, accelerator)
+        return trained(run, model, job, accelerator, key)
 
     return run_phase(run, phase, spec, key, train, ships_as=ships_as)
 
@@ -165,7 +130,7 @@ def _with_rounding(run: Run, distilled: TrainedNetwork, teaching: Teaching) -> T
     """Teach the distilled student on while it rounds as int8 does; its weights are those that ship."""
     spec, settings = run.recipe.student, quantize_aware.settings_of(run.recipe.distill)
     key = artifacts.key_of(
-        [distilled.weights_sha256, network_key(spec), run.data_key, _identity(run, teaching)],
+        [distilled.weights_sha256, network_key(spec), run.data_key, identity(run, teaching)],
         settings.model_dump(exclude={"baseline", "generations", *WITHOUT_EFFECT}),
         run.recipe.export.weight_bits,
         __version__,
@@ -174,10 +139,10 @@ def _with_rounding(run: Run, distilled: TrainedNetwork, teaching: Teaching) -> T
     def train(model: Model) -> Fitted:
         accelerator = accelerator_for(settings.precision)
         objective = quantize_aware.objective_of(run, settings)
-        job, teacher = _taught(run, quantize_aware.PHASE, model, teaching, settings, objective, accelerator)
+        job = taught(run, quantize_aware.PHASE, model, teaching, settings, objective, accelerator)
         job = replace(job, macs=None)  # no trial: the rounding leaves little for another form to save
         rounded = quantize_aware.rounded(run, model, job.batches, accelerator.device)
-        fitted = _fit(run, replace(model, network=rounded), job, accelerator, key, teacher)
+        fitted = trained(run, replace(model, network=rounded), job, accelerator, key)
         # What ships in fp32 is scored without the rounding.
         accuracy = job.validation.score(model.network)["val_accuracy"]
         return replace(
@@ -200,154 +165,16 @@ def _with_rounding(run: Run, distilled: TrainedNetwork, teaching: Teaching) -> T
     )
 
 
-def _identity(run: Run, teaching: Teaching) -> list[object]:
-    """Return what stands for those who teach."""
-    identity: list[object] = [[made.weights_sha256, network_key(taught_as)] for made, taught_as in teaching]
-    if len(teaching) > 1:
-        weights = [taught_as.weight for _, taught_as in teaching if isinstance(taught_as, Colleague)]
-        identity += [weights, run.recipe.teacher.combine]
-    return identity
-
-
-def _taught(
-    run: Run,
-    phase: str,
-    model: Model,
-    teaching: Teaching,
-    settings: Distill,
-    objective: Objective,
-    accelerator: Accelerator,
-) -> tuple[Job, Teacher]:
-    """Return the training of a student by its teachers, and these as one."""
-    teacher = _as_one(run, teaching, accelerator.device)
-    shown = run if settings.data_free is None else _with_made_samples(run, teacher, settings.data_free, accelerator)
-    batches = _batches(shown, shown.dataset.with_unlabelled, settings, accelerator)
-    taps = _taps(shown, objective, model, teacher, batches) if objective.needs_features else None
-    asked: CachedTeacher | ListenedTeacher | None = None
-    if taps:
-        asked = ListenedTeacher(teacher, taps)
-    elif objective.needs_teacher:
-        asked = cached(shown, teacher, _identity(run, teaching), batches, accelerator)
-    job = Job(
-        phase=phase,
-        training=settings,
-        seed=run.recipe.seed,
-        preprocessing=model.preprocessing,
-        batches=batches,
-        objective=objective,
-        validation=_validation(shown, model, accelerator, objective, teacher, asked),
-        teacher=asked,
-        taps=taps,
-        macs=_macs(model, run),
-    )
-    return job, teacher
-
-
-def _with_made_samples(run: Run, teacher: Teacher, settings: DataFree, accelerator: Accelerator) -> Run:
-    """Return the run with images made from the teacher in place of its own: no real one is seen in training."""
-    seed, device = run.recipe.seed, accelerator.device
-    about = (teacher.network, teacher.preprocessing, settings)
-    made = with_made_samples(run.dataset, *about, seed=seed, device=device, progress=run.progress)
-    return replace(run, dataset=made)
-
-
-def _taps(run: Run, objective: Objective, model: Model, teacher: Teacher, batches: Batches) -> Taps:
-    """Return the taps on both networks, their layers found in one dry run of two samples, and say what they compare."""
-    unnamed = [name for name, term in objective.feature_terms.items() if not term.names_teacher]
-    if unnamed and isinstance(teacher.network, Ensemble):
-        raise KDExportError(
-            f"{unnamed[0]} compares layers, and with several teachers it is not clear whose",
-            hint="name one as teacher_layer: members.0.PATH is a layer of the first teacher",
-        )
-    inputs = batches.gather(np.arange(min(2, len(run.dataset.train))), view=0).inputs
-    taps = Taps(
-        objective.feature_terms,
-        model.network.to(inputs[0].device),
-        teacher.network,
-        model.preprocessing.apply(inputs),
-        teacher.preprocessing.apply(inputs),
-        samples=len(batches.split),
-        seed=run.recipe.seed,
-    )
-    for name, (student, taught_by) in taps.pairs.items():
-        run.progress.say(f"{name}: student {', '.join(student)} <- teacher {', '.join(taught_by)}")
-    run.progress.say("the teacher runs at every step: its features are too large to keep")
-    return taps
-
-
 def _student_plain(run: Run) -> TrainedNetwork:
     """Train the same student from the same start with the same budget, on the labels alone."""
     spec, settings = run.recipe.student, run.recipe.distill
     budget = settings.model_dump(include={*Training.model_fields, "views"} - WITHOUT_EFFECT)
     key = artifacts.key_of(network_key(spec), run.data_key, budget, __version__)
     return run_phase(
-        run, "student-plain", spec, key, lambda model: _fit_on_labels(run, "student-plain", model, settings, key)
+        run, "student-plain", spec, key, lambda model: _learnt_from_labels(run, "student-plain", model, settings, key)
     )
 
 
-def _fit_on_labels(run: Run, phase: str, model: Model, training: Training, key: str) -> Fitted:
+def _learnt_from_labels(run: Run, phase: str, model: Model, training: Training, key: str) -> Fitted:
     accelerator = accelerator_for(training.precision)
-    objective = Objective(1.0, label_smoothing=training.label_smoothing, label_kind=run.label_kind(training))
-    job = Job(
-        phase=phase,
-        training=training,
-        seed=run.recipe.seed,
-        preprocessing=model.preprocessing,
-        batches=_batches(run, run.dataset.train, training, accelerator),
-        objective=objective,
-        validation=_validation(run, model, accelerator, objective),
-        macs=_macs(model, run),
-    )
-    return _fit(run, model, job, accelerator, key)
-
-
-def _macs(model: Model, run: Run) -> int | None:
-    """Count one sample's operations; a network fresh from its class is in training mode, and must not learn of it."""
-    mode = model.network.training
-    model.network.eval()
-    counted = count_macs(model, run.dataset)
-    model.network.train(mode)
-    return counted
-
-
-def _fit(
-    run: Run, model: Model, job: Job, accelerator: Accelerator, key: str, teacher: Teacher | None = None
-) -> Fitted:
-    """Train, and tell the log which epoch's weights were kept and what they score on the test split."""
-    checkpoints = Checkpoints(run.directory.checkpoints / job.phase, key)
-    fitted = fit(model.network, job, accelerator, checkpoints, run.log, run.progress)
-    if accelerator.is_main_process:
-        test = _validation(run, model, accelerator, job.objective, teacher, job.teacher, "test")
-        kept = fitted.best_epoch if job.training.keep == "best" else fitted.epochs - 1
-        run.log.keep(job.phase, kept, test.score(model.network))
-    return fitted
-
-
-def _batches(run: Run, split: Split, training: Training, accelerator: Accelerator) -> Batches:
-    augmentation = Augmentation(training.augment, run.recipe.seed, split, run.dataset.num_classes)
-    return Batches(
-        split,
-        batch_size=training.batch_size,
-        seed=run.recipe.seed,
-        augmentation=augmentation if augmentation else None,
-        balanced=training.balanced,
-        views=training.views if isinstance(training, Distill) else training.epochs,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-
-
-def _validation(
-    run: Run,
-    model: Model,
-    accelerator: Accelerator,
-    objective: Objective,
-    teacher: Teacher | None = None,
-    asked: CachedTeacher | ListenedTeacher | None = None,
-    name: Literal["val", "test"] = "val",
-) -> Validation:
-    split, device = getattr(run.dataset, name), accelerator.device
-    teacher_logits = predict_all(teacher.network, teacher.preprocessing, split, device) if teacher else None
-    listened = asked if isinstance(asked, ListenedTeacher) else None
-    return Validation(split, model.preprocessing, device, teacher_logits, objective, name, listened)
+    return trained(run, model, on_labels(run, phase, model, training, accelerator), accelerator, key)

@@ -1,20 +1,24 @@
 """Forward and backward of one batch, in smaller parts where the memory does not hold it whole."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from kdexport.distill.batches import Batch
 from kdexport.distill.closeness import Seen
 from kdexport.distill.form import laid_out
+from kdexport.distill.inference import out_of_memory
 from kdexport.distill.job import Job
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.results import Layout
+from kdexport.sources.samples import UNLABELLED
 
 
 class Step:
@@ -46,35 +50,37 @@ class Step:
         """Add a batch's gradients to the parameters' and return its loss, the loss's terms, and what each part showed.
 
         Raises:
-            KDExportError: The device runs out of memory although the parts were halved.
+            KDExportError: The device runs out of memory although the parts were halved, or one of several does:
+                processes that wait for each other cannot go back.
         """
         try:
             return self._in_parts(batch, progress_of_training)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             self._halve(batch, error)
         for parameter in self._parameters():
             parameter.grad = None  # of the parts that went through
-        torch.cuda.empty_cache()
+        clear_device_cache()
         return self(batch, progress_of_training)
 
     def _in_parts(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], list[Seen]]:
-        size = len(batch.indices)
-        count = -(-size // min(self._part_size or size, size))
-        if count == 1:
-            loss, terms, shown = self._forward(batch, progress_of_training)
-            self._backward(loss)
-            return loss.detach(), terms, [shown]
+        size, processes = len(batch.indices), self._accelerator.num_processes
+        whole = batch.whole or size * processes
+        # Of the largest share of a batch that does not divide evenly: all processes take it in as many parts.
+        largest = -(-whole // processes)
+        count = min(-(-largest // min(self._part_size or largest, largest)), whole // processes)
+        weight = size * processes / whole  # gradients are averaged over processes, samples are to count alike
         total: Tensor | None = None
         sums: dict[str, Tensor] = {}
         seen: list[Seen] = []
-        for number, rows in enumerate(torch.arange(size).tensor_split(count)):
-            part = _rows(batch, rows)
+        for number, part in enumerate(_parts(batch, count)):
             # With several processes the gradients are averaged once, after the last part.
-            waiting = number < count - 1 and self._accelerator.num_processes > 1
+            waiting = number < count - 1 and processes > 1
             with self._accelerator.no_sync(self._network) if waiting else nullcontext():
-                loss, terms, shown = self._forward(part, progress_of_training)
-                share = len(rows) / size
-                self._backward(loss * share)
+                loss, terms, shown = self._forward(part, progress_of_training, batch if count > 1 else None)
+                share = len(part.indices) / size
+                self._backward(loss if share * weight == 1 else loss * (share * weight))
             seen.append(shown)
             total = loss.detach() * share + (0 if total is None else total)
             for name, value in terms.items():
@@ -83,7 +89,9 @@ class Step:
             raise ValueError("a batch holds at least one sample")
         return total, sums, seen
 
-    def _forward(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], Seen]:
+    def _forward(
+        self, batch: Batch, progress_of_training: float, whole: Batch | None
+    ) -> tuple[Tensor, dict[str, Tensor], Seen]:
         job, taps = self._job, self._job.taps
         if self._plain and taps is None:
             logits = self._network(*self._inputs(batch))
@@ -97,7 +105,11 @@ class Step:
             teacher_logits,
             progress_of_training=progress_of_training,
             features=taps.features(torch.from_numpy(batch.indices).to(logits.device)) if taps else None,
+            labelled=None if whole is None else _labelled(whole, len(batch.indices)),
         )
+        if self._accelerator.num_processes > 1 and not job.objective.uses_logits:
+            # Layers behind those that are compared get no gradient, and processes wait for each other's of all of them.
+            loss = loss + 0.0 * logits.float().sum()
         return loss, terms, Seen(logits.detach(), teacher_logits, batch.labels)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -109,17 +121,19 @@ class Step:
         else:
             self._accelerator.backward(loss)
 
-    def _halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
+    def _halve(self, batch: Batch, error: RuntimeError) -> None:
         size = len(batch.indices)
-        part = max(1, min(self._part_size or size, size) // 2)
-        if self._halved or size == 1:
+        tried = min(self._part_size or size, size)
+        part = max(1, tried // 2)
+        if self._halved or tried == 1 or self._accelerator.num_processes > 1:
+            hint = f"set micro_batch_size = {part} for this training: the batch stays what it is"
             raise KDExportError(
-                f"the device has not enough memory for {self._job.phase}, {2 * part} samples at a time: {error}",
-                hint=f"set micro_batch_size = {part} for this training: the batch stays what it is",
+                f"the device has not enough memory for {self._job.phase}, {_samples(tried)} at a time: {error}",
+                hint=hint if tried > 1 else "end what else runs on the device, or take one with more memory",
             ) from error
         self._halved, self._part_size = True, part
         self._progress.warn(
-            f"{self._job.phase}: not enough memory for {size} samples at once; going on with {part} at a time,"
+            f"{self._job.phase}: not enough memory for {_samples(tried)} at once; going on with {part} at a time,"
             f" the batch stays {size} (micro_batch_size = {part} says so from the start)"
         )
 
@@ -133,11 +147,27 @@ def is_plain(accelerator: Accelerator) -> bool:
     return accelerator.num_processes == 1 and accelerator.mixed_precision == "no" and accelerator.scaler is None
 
 
-def _rows(batch: Batch, rows: Tensor) -> Batch:
-    on_device = rows.to(batch.inputs[0].device)
-    return replace(
-        batch,
-        indices=batch.indices[rows.numpy()],
-        inputs=tuple(tensor[on_device] for tensor in batch.inputs),
-        labels=None if batch.labels is None else batch.labels[on_device],
-    )
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """Yield a batch in so many parts, as even as they can be."""
+    if count == 1:
+        yield batch
+        return
+    for rows in torch.arange(len(batch.indices)).tensor_split(count):
+        on_device = rows.to(batch.inputs[0].device)
+        yield replace(
+            batch,
+            indices=batch.indices[rows.numpy()],
+            inputs=tuple(tensor[on_device] for tensor in batch.inputs),
+            labels=None if batch.labels is None else batch.labels[on_device],
+        )
+
+
+def _labelled(whole: Batch, part: int) -> Tensor | None:
+    """Return a part's share of a batch's labelled samples: what the labels' loss of the part is to be divided by."""
+    if whole.labels is None or whole.labels.ndim != 1:
+        return None
+    return (whole.labels != UNLABELLED).sum().clamp(min=1) * (part / len(whole.indices))
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"

@@ -1,5 +1,6 @@
 """The teacher as the student's training sees it: frozen, in evaluation mode, asked once per sample and view."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -7,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.distill.batches import Batch, Batches
+from kdexport.distill.inference import at_once, in_parts
 from kdexport.distill.taps import Taps
 from kdexport.distill.teacher_cache import TeacherCache
-from kdexport.progress import Progress
+from kdexport.progress import SILENT, Progress
 from kdexport.sources.preprocessing import Preprocessing
 
-COMPUTE_BATCH = 256  # samples; without gradients a batch this large costs little memory
+
+def _never() -> bool:
+    return False
 
 
 class Teacher:
@@ -41,22 +45,44 @@ class Teacher:
 class ListenedTeacher:
     """A teacher whose layers are listened to: it runs on every batch, for features are too large to keep.
 
+    Its logits are kept all the same, for trainings that need them alone: where a whole epoch of them was heard.
+
     Args:
         teacher: Who is asked.
         taps: Where its features go.
+        cache: Where its logits are kept; None keeps none.
+        samples: Of the training split.
     """
 
-    def __init__(self, teacher: Teacher, taps: Taps) -> None:
+    def __init__(self, teacher: Teacher, taps: Taps, cache: TeacherCache | None = None, samples: int = 0) -> None:
         self.teacher = teacher
         self.taps = taps
+        self._cache, self._samples = cache, samples
+        self._heard: Tensor | None = None  # [samples, classes]
+        self._known = np.zeros(samples, dtype=bool)
+        self._view = 0
 
-    def prepare(self, view: int) -> Literal["online"]:  # noqa: ARG002
+    def prepare(self, view: int, interrupted: Callable[[], bool] = _never) -> Literal["online"]:  # noqa: ARG002
         """Say that the teacher runs with the student."""
+        self._heard, self._view = None, view
+        self._known[:] = False
         return "online"
 
     def logits(self, batch: Batch) -> Tensor:
         """Return float32 logits [batch, classes]; the features lie in the taps."""
-        return self.listen(batch.inputs)
+        logits = self.listen(batch.inputs)
+        if self._cache is not None:
+            if self._heard is None:
+                self._heard = logits.new_zeros(self._samples, logits.shape[1])
+            self._heard[torch.from_numpy(batch.indices).to(logits.device)] = logits
+            self._known[batch.indices] = True
+        return logits
+
+    def finish(self) -> None:
+        """Keep what was heard in an epoch that showed every sample."""
+        if self._cache is not None and self._heard is not None and self._known.all():
+            heard = self._heard.cpu().numpy()
+            self._cache.ensure(self._view, heard.__getitem__, SILENT)
 
     def listen(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the same for raw inputs."""
@@ -81,15 +107,26 @@ class CachedTeacher:
         self.teacher, self._temperature = teacher, temperature
         self._cache, self._batches, self._progress = cache, batches, progress
 
-    def prepare(self, view: int) -> Literal["online", "cache"]:
-        """Make a view's logits ready, and say whether the teacher had to run for it."""
+    def prepare(self, view: int, interrupted: Callable[[], bool] = _never) -> Literal["online", "cache"]:
+        """Make a view's logits ready, and say whether the teacher had to run for it.
+
+        Raises:
+            KeyboardInterrupt: ``interrupted`` says so; what was computed before lies in the cache.
+        """
 
         def compute(indices: np.ndarray) -> np.ndarray:
-            parts = np.array_split(indices, max(1, -(-len(indices) // COMPUTE_BATCH)))
-            logits = [self.teacher.logits(self._batches.gather(part, view).inputs).cpu().numpy() for part in parts]
-            return np.concatenate(logits)
+            if interrupted():
+                raise KeyboardInterrupt
+            return in_parts(answer, indices, at_once(self._batches.split, self._batches.device))
+
+        def answer(indices: np.ndarray) -> np.ndarray:
+            logits: np.ndarray = self.teacher.logits(self._batches.gather(indices, view).inputs).cpu().numpy()
+            return logits
 
         return "online" if self._cache.ensure(view, compute, self._progress) else "cache"
+
+    def finish(self) -> None:
+        """Do nothing: what the teacher says is kept before the epoch."""
 
     def logits(self, batch: Batch) -> Tensor:
         """Return float32 logits [batch, classes] for a batch of a prepared view."""

@@ -1,13 +1,13 @@
 """The teacher's logits, computed once per (sample, view) and read from then on.
 
 One memory-mapped fp16 file ``[views, samples, classes]`` (of many classes the largest: see ``packing``) with an index
-of checksums beside it. A view is filled
-before the epoch that first shows it, in the samples' own order and in batches of the cache's choosing: the same work
-as a teacher that runs within the step, in larger batches and without gradients, and the numbers do not depend on
-how the student draws its batches. So a killed, a resumed and an undisturbed run read the same bytes, and runs of one
-teacher over one data set may share the file.
+of checksums beside it. A view is filled before the epoch that first shows it, in the samples' own order and in batches
+of the cache's choosing: the same work as a teacher that runs within the step, in larger batches and without gradients,
+and the numbers do not depend on how the student draws its batches. So a killed, a resumed and an undisturbed run read
+the same bytes, and runs of one teacher over one data set may share the file.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -43,7 +43,7 @@ class TeacherCache:
         self, folder: Path, key: str, *, views: int, samples: int, packing: Packing, rank: int = 0, world: int = 1
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"teacher-{key}.f16"
+        self.path = folder / f"teacher-{key}.logits"
         self._index_path = folder / f"teacher-{key}.{rank}.json"
         self._packing = packing
         self._shape = (views, samples, packing.dtype.itemsize // 2)  # in units of 2 bytes: whole, these are the classes
@@ -51,7 +51,7 @@ class TeacherCache:
         self._complete: set[int] = set()
         with self._growing(), self.path.open("ab") as handle:
             handle.truncate(self.size_bytes)  # sparse: no space is taken before it is filled
-        self._sums = self._read_indices()
+        self._sums: dict[str, int] = {}
         self._records = np.memmap(self.path, packing.dtype, "r+", shape=(views, samples))
 
     @property
@@ -72,15 +72,32 @@ class TeacherCache:
         """
         if view in self._complete:
             return False
-        missing = [chunk for chunk in self._mine if not self._is_whole(view, chunk)]
-        if missing:
+        missing = self._missing(view)
+        if not missing:
+            self._complete.add(view)
+            return False
+        with self._alone():
+            missing = self._missing(view)  # another run of the same teacher may have filled it meanwhile
             shown = progress if len(missing) > 1 else Silent()  # a blink is not worth a line
-            with shown.task(f"teacher, view {view + 1} of {self._shape[0]}", total=len(missing)) as task:
+            views = self._shape[0]
+            what = f"teacher, view {view + 1} of {views}" if views > 1 else "teacher"
+            with shown.task(what, total=len(missing)) as task:
                 for chunk in missing:
                     self._fill(view, chunk, compute)
                     task.advance()
         self._complete.add(view)
         return bool(missing)
+
+    def _missing(self, view: int) -> list[int]:
+        self._sums = self._read_indices()
+        return [chunk for chunk in self._mine if not self._is_whole(view, chunk)]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Fill this process's share alone: another run would write the same, at the same time."""
+        with self._index_path.with_suffix(".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def read(self, view: int, indices: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Return float32 logits [len(indices), classes] of a filled view, for a loss of this temperature."""

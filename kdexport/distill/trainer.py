@@ -7,14 +7,14 @@ ends with the same weights as an undisturbed one. Devices, mixed precision and m
 import signal
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from kdexport.distill import form as forms
 from kdexport.distill.checkpoint import Checkpoints
@@ -70,21 +70,25 @@ def fit(
 
     def save() -> None:
         if accelerator.is_main_process:
-            _check_finite(loop, job, optimizer, checkpoints)
+            _check_finite(loop, job, optimizer, checkpoints, learned)
             checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator, taps))
 
     with _interrupt_flag() as interrupted, progress.task(f"train {job.phase}", total=training.epochs) as shown:
-        shown.advance(loop.step // batches.per_epoch)
+        done = loop.step / batches.per_epoch  # epochs, the begun one in part
+        shown.advance(done)
         for epoch in range(loop.step // batches.per_epoch, training.epochs):
             if _out_of_patience(loop, epoch, training):
                 break
             start, first = time.perf_counter(), loop.step - epoch * batches.per_epoch
-            teacher_from = job.teacher.prepare(batches.view(epoch)) if job.teacher else None
+            teacher_from = job.teacher.prepare(batches.view(epoch), interrupted) if job.teacher else None
             if job.teacher:
                 accelerator.wait_for_everyone()  # others fill their share of the cache
             if first == 0:
-                torch.manual_seed(zlib.crc32(f"{job.seed}/{job.phase}/{epoch}/{accelerator.process_index}".encode()))
+                torch.manual_seed(_seed(job, epoch, accelerator))
                 loop.clear_sums()
+            elif not accelerator.is_main_process:  # the checkpoint's random state is the first process's
+                torch.manual_seed(_seed(job, epoch, accelerator) + loop.step)
+            seen_before = loop.seen
             network.train()
 
             for batch in batches.epoch(epoch, start=first):
@@ -102,15 +106,23 @@ def fit(
                     average.update_parameters(plain)
                 loop.count(loss, parts, seen, len(batch.indices))
 
+                if loop.step % batches.per_epoch == 0:
+                    break  # what follows belongs to the epoch: a checkpoint before it would leave it out
                 if loop.step % CHECK_EVERY == 0:
                     _check_finite(loop, job, optimizer, checkpoints)
-                if interrupted() or time.monotonic() - checkpoints.written_at > 60 * training.checkpoint_minutes:
+                    shown.advance(loop.step / batches.per_epoch - done)
+                    done = loop.step / batches.per_epoch
+                stopping = _agreed(interrupted, accelerator, loop.step)
+                if stopping or time.monotonic() - checkpoints.written_at > 60 * training.checkpoint_minutes:
                     save()
-                    if interrupted():
-                        raise KeyboardInterrupt
+                if stopping:
+                    raise KeyboardInterrupt
 
             _check_finite(loop, job, optimizer, checkpoints)
+            if job.teacher:
+                job.teacher.finish()
             seconds = time.perf_counter() - start
+            rate = (loop.seen - seen_before) * accelerator.num_processes / seconds
             candidate = average.module if average is not None else plain
             scores = _on_main(accelerator, lambda: job.validation.score(candidate))  # noqa: B023 - called at once
             loop.judge(epoch, scores["val_accuracy"], candidate)
@@ -120,7 +132,7 @@ def fit(
                     "phase": job.phase,
                     "epoch": epoch,
                     "seconds": round(seconds, 4),
-                    "samples_per_s": round(loop.seen * accelerator.num_processes / seconds, 1),
+                    "samples_per_s": round(rate, 1),
                     "lr": optimizer.param_groups[0]["lr"],
                     "loss": mean,
                     "terms": terms,
@@ -131,8 +143,9 @@ def fit(
             )
             loop.clear_sums()
             save()
-            shown.advance(note=_note(mean, scores, len(batches.split) / seconds))
-            if interrupted():
+            shown.advance(epoch + 1 - done, note=_note(mean, terms, scores, rate))
+            done = epoch + 1.0
+            if _agreed(interrupted, accelerator):
                 raise KeyboardInterrupt
 
     network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
@@ -140,15 +153,34 @@ def fit(
     forms.lay_out(network, "contiguous")
     accelerator.free_memory()
     epochs = loop.step // batches.per_epoch
-    return Fitted(epochs, loop.best_epoch, loop.best_accuracy, loop.seconds_spent(), form=form)
+    accuracy = loop.best_accuracy if training.keep == "best" else loop.last_accuracy
+    return Fitted(epochs, loop.best_epoch, accuracy, loop.seconds_spent(), form=form)
 
 
-def _check_finite(loop: LoopState, job: Job, optimizer: Any, checkpoints: Checkpoints) -> None:
-    if loop.finite:
+def _seed(job: Job, epoch: int, accelerator: Accelerator) -> int:
+    return zlib.crc32(f"{job.seed}/{job.phase}/{epoch}/{accelerator.process_index}".encode())
+
+
+def _agreed(interrupted: Callable[[], bool], accelerator: Accelerator, step: int = 0) -> bool:
+    """Whether to stop: several processes must stop at the same step, and ask each other now and then."""
+    if accelerator.num_processes == 1:
+        return interrupted()
+    if step % CHECK_EVERY:
+        return False
+    asked = torch.tensor(float(interrupted()), device=accelerator.device)
+    return bool(accelerator.reduce(asked, "sum") > 0)
+
+
+def _check_finite(
+    loop: LoopState, job: Job, optimizer: Any, checkpoints: Checkpoints, weights: Sequence[Tensor] = ()
+) -> None:
+    """Hold that the losses, and the weights where they are given, are numbers."""
+    if loop.finite and all(bool(torch.isfinite(weight).all()) for weight in weights):
         return
     newest = checkpoints.newest
+    what = f"the weights of {job.phase} are" if loop.finite else f"the loss of {job.phase} is"
     raise KDExportError(
-        f"the loss of {job.phase} is not finite by step {loop.step}, at learning rate"
+        f"{what} not finite by step {loop.step}, at learning rate"
         f" {optimizer.param_groups[0]['lr']:.3g}; last good checkpoint: {newest or 'none yet'}",
         hint=f"lower lr (e.g. to {job.training.lr / 3:.2g}) or set clip_grad_norm = 1.0 for this training",
     )
@@ -166,8 +198,9 @@ def _on_main(accelerator: Accelerator, function: Any) -> Any:
     return box[0]
 
 
-def _note(loss: float, scores: dict[str, float | None], samples_per_s: float) -> str:
-    parts = [f"loss {loss:.3f}"]
+def _note(loss: float, terms: dict[str, float], scores: dict[str, float | None], samples_per_s: float) -> str:
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) if len(terms) > 1 else ""
+    parts = [f"loss {loss:.3f}{f' ({shown})' if shown else ''}"]
     if scores["val_accuracy"] is not None:
         parts.append(f"accuracy {scores['val_accuracy']:.3f}")
     if scores["top1_agreement"] is not None:

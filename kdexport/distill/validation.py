@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdexport.distill.inference import at_once, predict_all
 from kdexport.distill.objective import LabelKind, Objective
 from kdexport.distill.teacher import ListenedTeacher
 from kdexport.evaluate import agreement
-from kdexport.sources.preprocessing import Preprocessing
+from kdexport.sources.preprocessing import Preprocessing, as_tensor
 from kdexport.sources.samples import Split
-
-BATCH = 512
 
 
 class Validation:
@@ -81,8 +80,9 @@ class Validation:
         if objective is None or (objective.needs_labels and labels is None):
             return {}
         sums: dict[str, float] = {}
-        for start in range(0, len(logits), BATCH):
-            rows = slice(start, start + BATCH)
+        size = at_once(self._split, self._device)
+        for start in range(0, len(logits), size):
+            rows = slice(start, start + size)
             _, parts = objective(
                 torch.from_numpy(logits[rows]).to(self._device),
                 None if labels is None else torch.from_numpy(np.asarray(labels)[rows]).to(self._device),
@@ -100,7 +100,7 @@ class Validation:
         if self._listened is None:
             return None
         raw = self._split.take(rows).inputs
-        inputs = tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in raw)
+        inputs = tuple(as_tensor(array).to(self._device) for array in raw)
         mode = network.training
         network.eval()
         with self._listened.taps.student(network):
@@ -108,16 +108,3 @@ class Validation:
         network.train(mode)
         self._listened.listen(inputs)
         return self._listened.taps.features_elsewhere()
-
-
-def predict_all(network: nn.Module, preprocessing: Preprocessing, split: Split, device: torch.device) -> np.ndarray:
-    """Return float32 logits [samples, classes] of a whole split, in evaluation mode and without gradients."""
-    mode = network.training
-    network.eval()
-    parts = []
-    with torch.no_grad():
-        for batch in split.batches(BATCH):
-            inputs = tuple(tensor.to(device) for tensor in preprocessing.apply(batch.inputs))
-            parts.append(network(*inputs).float().cpu().numpy())
-    network.train(mode)
-    return np.concatenate(parts)

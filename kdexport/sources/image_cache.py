@@ -1,7 +1,6 @@
 """Decode once: pictures of any kind become one file of uint8 samples, so that an epoch does no JPEG work."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 
 from kdexport.artifacts import read_json, write_atomically, write_text
 from kdexport.errors import SourceError
+from kdexport.machine import usable_cores
 from kdexport.progress import Progress, Silent
 from kdexport.sources.rows import open_rows
 
@@ -118,7 +118,7 @@ def _decode(
         total = len(pictures.names)
         with (
             temporary.open("wb") as handle,
-            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+            ThreadPoolExecutor(usable_cores()) as pool,
             progress.task("decode pictures", total) as task,
         ):
             for start in range(0, total, chunk):

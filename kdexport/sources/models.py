@@ -2,7 +2,7 @@
 from.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from kdexport.evaluate import Predict
 from kdexport.recipe import PRETRAINED, Colleague, Student
 from kdexport.references import parse
 from kdexport.sources.inferred import inferred_preprocessing
-from kdexport.sources.networks import check_output, load_with_fresh, pretrained_weights
+from kdexport.sources.networks import check_output, load_with_fresh, needs_channels_first, pretrained_weights
 from kdexport.sources.preprocessing import Preprocessing, with_spec
 from kdexport.sources.samples import Dataset
 from kdexport.sources.weights import fit_weights, load_weights
@@ -60,10 +60,12 @@ def load_model(role: str, spec: Colleague | Student, dataset: Dataset, weights: 
                 f"the teacher {spec.model} comes without {', '.join(fresh[:4])}: it would teach noise",
                 hint="fit it on the labels with a [teacher.train] table, or name a model that classifies these data",
             )
-    model = Model(network.eval(), preprocessing_of(spec, dataset), left_out)
-    inputs = model.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs)
-    check_output(network, inputs, dataset.num_classes, role)
-    return model
+    preprocessing = preprocessing_of(spec, dataset)
+    few = dataset.train.take(slice(0, 2)).inputs
+    if needs_channels_first(network, preprocessing.apply(few)):
+        preprocessing = replace(preprocessing, contiguous=True)
+    check_output(network, preprocessing.apply(few), dataset.num_classes, role)
+    return Model(network.eval(), preprocessing, left_out)
 
 
 def load_predictor(spec: Student, dataset: Dataset) -> tuple[Predict, tuple[str, ...]]:

@@ -14,6 +14,8 @@ from kdexport.sources.hugging_face import load_classifier
 from kdexport.sources.python_file import call, load_object
 from kdexport.sources.weights import SUFFIXES
 
+SAFE_CHANNELS = 16  # see ``needs_channels_first``
+
 
 def load_network(reference: str, args: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
     """Build a network; with fresh weights, unless the reference stands for a network with its weights.
@@ -82,6 +84,35 @@ def pretrained_weights(reference: str, args: Mapping[str, Any]) -> dict[str, Ten
             f"the pretrained weights of {reference} cannot be had: {error}",
             hint='go online once so that they are kept, or give them as a file: weights = "file.safetensors"',
         ) from error
+
+
+def needs_channels_first(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a network must be given images that lie channels first in memory.
+
+    Two reasons: it calls ``view`` on what it computes; or it has a 1x1 convolution with a stride that takes fewer than
+    16 channels. Of such a one torch 2.15's gradients on CPUs with AVX-512 and more than one thread write beyond their
+    memory where images lie channels last, and the process ends with a segmentation fault.
+    """
+    return any(_breaks_channels_last(module) for module in network.modules()) or _views_its_layers(network, inputs)
+
+
+def _breaks_channels_last(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return set(module.kernel_size) == {1} and max(module.stride) > 1 and module.in_channels < SAFE_CHANNELS
+
+
+def _views_its_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(*inputs)
+    except Exception as error:  # noqa: BLE001 - of any other fault ``check_output`` speaks
+        return "view size is not compatible" in str(error)
+    finally:
+        network.train(was_training)
+    return False
 
 
 def check_output(network: nn.Module, inputs: tuple[Tensor, ...], num_classes: int, role: str) -> None:

@@ -38,11 +38,12 @@ class Preprocessing:
     std: tuple[float, ...] = ()  # empty: 1
     tokenizer: str | None = None
     length: int | None = None  # tokens
+    contiguous: bool = False  # images channels first in memory too: ``networks.needs_channels_first``
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values, None and empty ones left out."""
+        """Return JSON values; None, empty and false ones left out."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in values.items() if value not in (None, [])}
+        return {key: value for key, value in values.items() if value not in (None, [], False)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -68,9 +69,10 @@ class Preprocessing:
             inputs: One array or tensor per network input, first axis the batch; an image comes first, uint8 NHWC.
 
         Returns:
-            One tensor per network input, on the device of what came in; an image as float32 NCHW.
+            One tensor per network input, on the device of what came in; an image as float32 NCHW, its memory in the
+            order in which it was stored (channels last: convolutions are faster so) unless ``contiguous``.
         """
-        tensors = tuple(_tensor(item) for item in inputs)
+        tensors = tuple(as_tensor(item) for item in inputs)
         if self.kind == "tokens":
             return _trimmed(tensors)
         if self.kind != "image":
@@ -78,7 +80,8 @@ class Preprocessing:
         return (self._image(tensors[0]), *tensors[1:])
 
     def _image(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32)
+        pixels = images.permute(0, 3, 1, 2)
+        pixels = (pixels.contiguous() if self.contiguous else pixels).to(torch.float32)
         if self.size is not None and tuple(pixels.shape[2:]) != self.size:
             pixels = self._resized(pixels, self.size)
         # (x / 255 - mean) / std as one product and one sum: the ONNX file that holds it runs two operators, not three.
@@ -160,7 +163,8 @@ def _trimmed(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor[:, :length] if tensor.ndim == 2 else tensor for tensor in tensors)
 
 
-def _tensor(item: NDArray[Any] | Tensor) -> Tensor:
+def as_tensor(item: NDArray[Any] | Tensor) -> Tensor:
+    """Return an array as a tensor over the same memory, or over a copy where that may not be written to."""
     if isinstance(item, Tensor):
         return item
     # A memory-mapped file is read-only, and a tensor over it would warn; a batch of it is small.

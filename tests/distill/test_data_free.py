@@ -9,8 +9,8 @@ import torch
 from kdexport.artifacts import RunDirectory
 from kdexport.distill import metrics
 from kdexport.distill.data_free import synthesize
+from kdexport.distill.inference import predict_all
 from kdexport.distill.stage import distill
-from kdexport.distill.validation import predict_all
 from kdexport.errors import KDExportError
 from kdexport.progress import SILENT
 from kdexport.recipe import DataFree, Recipe

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import metrics
+from kdexport.distill import metrics, teacher_cache
+from kdexport.distill.inference import predict_all
+from kdexport.distill.loop_state import LoopState
 from kdexport.distill.stage import distill
-from kdexport.distill.validation import predict_all
 from kdexport.errors import KDExportError
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
@@ -140,7 +141,7 @@ def test_kill_9_and_ctrl_c_cost_nothing(tmp_path: Path, tiny: Tiny) -> None:
         said = process.communicate(timeout=60)[1]
         if how == signal.SIGINT and process.returncode != 0:  # 0: it was done before the signal came
             assert process.returncode == 130
-            assert "go on with" in said
+            assert f"go on with: kdexport distill {tmp_path}" in " ".join(said.split())
             assert "Traceback" not in said
         else:
             assert process.returncode in (0, -how)
@@ -391,3 +392,53 @@ def test_several_teachers_speak_as_one(tmp_path: Path, tiny: Tiny) -> None:
     assert "members.0" in caught.value.hint
     layer = "distill.terms=[{ method = 'hint', teacher_layer = 'members.1.stages' }]"
     distill(tiny("distill.baseline=false", "distill.epochs=1", also, layer), directory)
+
+
+def test_ctrl_c_at_the_last_step_of_an_epoch_loses_nothing_of_it(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch an epoch: every step is the last of its epoch."""
+    recipe = tiny("distill.batch_size=1000", "teacher.train.epochs=1", "distill.baseline=false")
+    distill(recipe, RunDirectory(tmp_path / "whole"))
+    counted = LoopState.count
+
+    def press(self: LoopState, *args: object) -> None:
+        counted(self, *args)
+        if self.total_steps == 3 and self.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(LoopState, "count", press)
+    directory = RunDirectory(tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe, directory)
+    monkeypatch.undo()
+    distill(recipe, directory)
+    assert phases(directory) == phases(RunDirectory(tmp_path / "whole"))
+    whole, broken = (RunDirectory(tmp_path / name).weights("student").read_bytes() for name in ("whole", "broken"))
+    assert whole == broken
+
+
+def test_ctrl_c_ends_the_filling_of_the_cache(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "CHUNK", 50)
+    filled = teacher_cache.TeacherCache._fill
+    chunks: list[int] = []
+
+    def press(self: teacher_cache.TeacherCache, view: int, chunk: int, compute: object) -> None:
+        filled(self, view, chunk, compute)
+        chunks.append(chunk)
+        if len(self._mine) == 8:  # 388 training samples; the splits that are watched are smaller
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(teacher_cache.TeacherCache, "_fill", press)
+    with pytest.raises(KeyboardInterrupt):
+        distill(tiny("distill.baseline=false", "teacher.train.epochs=1"), RunDirectory(tmp_path))
+    assert chunks[-1] == 0
+
+
+def test_the_accuracy_that_is_told_is_that_of_the_weights_that_are_kept(tmp_path: Path, tiny: Tiny) -> None:
+    directory = RunDirectory(tmp_path)
+    training = ("teacher.train.epochs=5", "teacher.train.keep='last'", "teacher.train.lr=0.05")
+    result = distill(tiny(*training, "distill.baseline=false", "distill.epochs=1"), directory)
+    lines = [line for line in metrics.read(directory.metrics) if line["phase"] == "teacher"]
+    assert result.networks[0].val_accuracy == lines[-1]["val_accuracy"]
+    assert lines[-1]["kept"]
