@@ -3,21 +3,30 @@
 What cannot be read is None or empty. Needs the standard library, and onnxruntime for its version and providers.
 """
 
+import contextlib
 import os
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdexport.results import Machine
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 # Features that choose ONNX Runtime's kernels for int8, fp16 and fp32 (MLAS).
 FEATURES = (
     "sse4_1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "avx512_fp16", "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "sve", "bf16",
 )  # fmt: skip
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "kdexport")
+PACKAGES = ("numpy", "kdexport")
+# What a distribution is called that holds the module onnxruntime, or plugs a provider into it.
+RUNTIME = re.compile(r"(onnxruntime|ort-nightly)(-(?!extensions|genai|tools).*)?")
+BUILD = "onnxruntime build"
 COMMAND_SECONDS = 10
 
 
@@ -144,14 +153,36 @@ def _cpu_flags() -> set[str]:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
+    """Return the versions of all that decides a latency: each distribution of ONNX Runtime, and how it was built."""
+    from importlib import metadata
+
+    found = _runtime_versions(metadata.distributions())
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _runtime_versions(distributions: Iterable["Distribution"]) -> dict[str, str]:
+    """Return ONNX Runtime's distributions among all, and how the module that is imported was built.
+
+    Distributions own the same module and overwrite each other: under "onnxruntime" stands what the module says of
+    itself, where that distribution is installed, or none is but plugins (a build of one's own).
+    """
+    import onnxruntime
 
     found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    for one in distributions:
+        name = (one.metadata["Name"] or "").lower().replace("_", "-")
+        if RUNTIME.fullmatch(name):
+            found[name] = one.version
+    found = dict(sorted(found.items()))
+    if "onnxruntime" in found or all(name.startswith("onnxruntime-ep-") for name in found):
+        found = {**found, "onnxruntime": str(onnxruntime.__version__)}
+    if hasattr(onnxruntime, "get_build_info"):
+        # A compiler flag with a folder in it tells of the machine that compiled, not of what came out.
+        info = onnxruntime.get_build_info().removeprefix("ORT Build Info:").split()
+        found[BUILD] = " ".join(word for word in info if "/" not in word)
     return found
 
 

@@ -34,8 +34,8 @@ class Progress(Protocol):
     def warn(self, message: str) -> None:
         """Report one thing that the user should know about."""
 
-    def task(self, name: str, total: float | None = None) -> AbstractContextManager[Task]:
-        """Open a piece of long work of ``total`` steps."""
+    def task(self, name: str, total: float | None = None, *, still: bool = False) -> AbstractContextManager[Task]:
+        """Open a piece of long work of ``total`` steps; a still one is drawn anew only where it is advanced."""
 
 
 class Silent:
@@ -48,7 +48,7 @@ class Silent:
         """Drop it."""
 
     @contextmanager
-    def task(self, name: str, total: float | None = None) -> Iterator[Task]:  # noqa: ARG002
+    def task(self, name: str, total: float | None = None, *, still: bool = False) -> Iterator[Task]:  # noqa: ARG002
         """Open a task that shows nothing."""
         yield _SilentTask()
 
@@ -76,7 +76,7 @@ class PlainLines:
         self.say(f"warning: {message}")
 
     @contextmanager
-    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
+    def task(self, name: str, total: float | None = None, *, still: bool = False) -> Iterator[Task]:  # noqa: ARG002
         """Open a task that prints a line at most every few seconds, and one at its end."""
         self.say(name)
         task = _PlainTask(self, name, total)
@@ -122,8 +122,11 @@ class Bars:
         self._console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
 
     @contextmanager
-    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
-        """Show a bar with steps, time spent, time left and a note."""
+    def task(self, name: str, total: float | None = None, *, still: bool = False) -> Iterator[Task]:
+        """Show a bar with steps, time spent, time left and a note.
+
+        A still one has no thread that draws it ten times a second; within another task it moves as that one does.
+        """
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
@@ -141,7 +144,9 @@ class Bars:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=rest),
         )
-        with RichProgress(*columns, console=self._console, expand=True, transient=total is None) as live:
+        with RichProgress(
+            *columns, console=self._console, auto_refresh=not still, expand=True, transient=total is None
+        ) as live:
             self._live = live
             try:
                 yield _BarTask(live, live.add_task(name, total=total, note=""))
@@ -154,10 +159,11 @@ class _BarTask:
         self._live, self._identity = live, identity
 
     def advance(self, steps: float = 1, note: str = "") -> None:
+        still = not self._live.live.auto_refresh
         if note:
-            self._live.update(self._identity, advance=steps, note=note)
+            self._live.update(self._identity, advance=steps, refresh=still, note=note)
         else:
-            self._live.update(self._identity, advance=steps)
+            self._live.update(self._identity, advance=steps, refresh=still)
 
 
 def for_terminal(*, quiet: bool) -> Progress:

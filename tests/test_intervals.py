@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from kdexport.bench.statistics import latency
-from kdexport.intervals import median_interval, ratio_interval, speedup, student_t95
+from kdexport.intervals import median_interval, ratio_interval, speedup, student_t95, student_t98
 
 
 def test_ratio_follows_students_t_on_logarithms():
@@ -35,6 +35,7 @@ def test_few_rounds_give_no_interval():
 def test_the_t_table_is_right():
     for freedom in (2, 5, 30, 40, 200):
         assert student_t95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+        assert student_t98(freedom) == pytest.approx(stats.t.ppf(0.99, freedom), rel=4e-3)
 
 
 @pytest.mark.parametrize("rounds", [5, 10])

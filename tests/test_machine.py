@@ -1,4 +1,5 @@
 import platform
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +41,29 @@ def test_gpus_and_the_drivers_cuda_are_read_from_nvidia_smi(monkeypatch):
     monkeypatch.setattr(machine, "_output", lambda *command: answers[len(command) > 1])
     assert machine.nvidia_gpus() == (("NVIDIA A10, 23028 MiB",) * 2, "550.54")
     assert machine.driver_cuda() == "12.4"
+
+
+@pytest.mark.parametrize(
+    ("installed", "found"),
+    [
+        ({"onnxruntime": "0.9", "torch": "2"}, {"onnxruntime": "1.5"}),  # what is imported, not what is installed
+        ({"onnxruntime_openvino": "1.24.1"}, {"onnxruntime-openvino": "1.24.1"}),
+        ({"ort-nightly": "1.6.dev1"}, {"ort-nightly": "1.6.dev1"}),
+        ({"onnxruntime-ep-qnn": "2.0"}, {"onnxruntime-ep-qnn": "2.0", "onnxruntime": "1.5"}),
+        ({"onnxruntime-extensions": "0.14"}, {"onnxruntime": "1.5"}),  # operators, not kernels
+    ],
+)
+def test_the_runtimes_distribution_and_build_are_told(monkeypatch, installed, found):
+    import onnxruntime
+
+    said = "ORT Build Info: git-commit-id=6af1a93, build type=Release, cmake cxx flags: -march=native -I/home/me"
+    monkeypatch.setattr(onnxruntime, "__version__", "1.5")
+    monkeypatch.setattr(onnxruntime, "get_build_info", lambda: said)
+    distributions = [SimpleNamespace(metadata={"Name": name}, version=version) for name, version in installed.items()]
+    assert machine._runtime_versions(distributions) == {
+        **found,
+        "onnxruntime build": "git-commit-id=6af1a93, build type=Release, cmake cxx flags: -march=native",
+    }
 
 
 def test_without_nvidia_smi_there_is_no_gpu(monkeypatch):

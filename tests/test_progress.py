@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import threading
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_a_long_note_leaves_the_figures_whole(terminal: Terminal) -> None:
     assert re.match(r"train student-plain \S+ +14/60 \d:\d\d:\d\d \S\S:\S\S loss 1\.048, accuracy 0\.951.*…", last), (
         last
     )
+
+
+def test_a_still_task_is_drawn_where_it_is_advanced_and_has_no_thread(terminal: Terminal) -> None:
+    threads = threading.active_count()
+    with contextlib.redirect_stderr(terminal), for_terminal(quiet=False).task("measuring", 5, still=True) as task:
+        assert threading.active_count() == threads
+        task.advance(note="round 1")
+        assert re.search(r"1/5 .*round 1", terminal.getvalue())
+        task.advance(0, note="memory")
+        assert re.search(r"1/5 .*memory", terminal.getvalue())

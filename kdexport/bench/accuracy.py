@@ -1,7 +1,7 @@
 """What the measured files are worth: accuracy inside ONNX Runtime, and agreement with the first of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from kdexport.progress import Progress
 from kdexport.results import ModelFile
 
 
-def score(models: Sequence[ModelFile], folder: Path, dataset: Any, progress: Progress) -> tuple[ModelFile, ...]:
+def score(
+    models: Sequence[ModelFile], folder: Path, dataset: Any, progress: Progress, skip: Collection[str] = ()
+) -> tuple[ModelFile, ...]:
     """Fill in accuracy, its interval and the agreement with the first model, on the test split.
 
     Args:
@@ -18,6 +20,7 @@ def score(models: Sequence[ModelFile], folder: Path, dataset: Any, progress: Pro
         folder: What the models' paths are relative to.
         dataset: A ``kdexport.sources.samples.Dataset``.
         progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
+        skip: Names of models that failed while they were measured: they are not loaded into this process.
     """
     from kdexport.evaluate import agreement, evaluate
     from kdexport.sources.onnx_model import OnnxModel
@@ -27,14 +30,17 @@ def score(models: Sequence[ModelFile], folder: Path, dataset: Any, progress: Pro
     with progress.task("accuracy", total=len(models)) as task:
         for position, model in enumerate(models):
             try:
+                if model.name in skip:
+                    raise KDExportError("it failed when it was measured", hint="mend that first")
                 evaluation, logits = evaluate(
                     OnnxModel(folder / model.file, dataset.preprocessing).predict,
                     dataset.test,
                     dataset.class_names,
                 )
-            except KDExportError as error:
-                progress.warn(f"{model.name} could not be scored: {error.message}")
+            except (KDExportError, MemoryError) as error:
+                progress.warn(f"{model.name} could not be scored: {error or 'it does not fit in memory'}")
                 scored.append(model)
+                task.advance(note=f"{model.name} not scored")
                 continue
             if position == 0:
                 baseline = logits

@@ -1,5 +1,6 @@
 """What an ONNX file says of itself: the ``ModelFile`` of a bare path. Reads the graph, runs nothing."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,19 +73,23 @@ def integer_limits(path: Path) -> dict[str, int]:
 
 
 def external_files(model: Any, path: Path) -> list[Path]:
-    """Return the files beside the model that hold its weights.
+    """Return the files beside the model that hold its weights, as paths in the model's own folder.
+
+    The model and its data may be symbolic links, as in the cache of the Hugging Face hub.
 
     Raises:
         KDExportError: One is missing, or lies outside the model's folder.
     """
-    folder = path.resolve().parent
-    locations = {
-        entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"
-    }
+    folder = path.absolute().parent
+    # Where links may lead: what ONNX Runtime too opens (ValidateExternalDataPath).
+    allowed = (folder.resolve(), path.resolve().parent)
+    locations = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
     files = []
     for location in sorted(locations):
-        file = (folder / location).resolve()
-        if not file.is_relative_to(folder):
+        inside = Path(os.path.normpath(location))  # by its words: the folder itself may be reached through links
+        file = folder / inside
+        linked_away = not any(file.resolve().is_relative_to(place) for place in allowed)
+        if inside.is_absolute() or inside.parts[:1] == ("..",) or linked_away:
             raise KDExportError(
                 f"{path} takes weights from outside its own folder: {location}",
                 hint="a model that reads elsewhere is not opened; save it again with its data beside it",
@@ -107,7 +112,8 @@ def load_graph(path: Path) -> Any:
             f"there is no file {path}", hint="check the path; bench takes ONNX files and run directories"
         )
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        # Not by the file's name: of a .json or .txt onnx would expect another form, with errors of its own.
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise KDExportError(
             f"{path} is not ONNX, or is cut off: {error}",
@@ -124,17 +130,41 @@ def _nodes(graph: Any) -> Iterator[Any]:
     """Walk the nodes, those of the bodies of If, Loop and Scan too."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+        for body in _bodies(node):
+            yield from _nodes(body)
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for node in _nodes(graph):
+def _bodies(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Walk every tensor that can have external data: weights and constants, in bodies and functions too."""
+    yield from _tensors_of(model.graph)
+    for function in model.functions:
+        yield from _tensors_of(function)
+
+
+def _tensors_of(graph: Any) -> Iterator[Any]:
+    """Walk the tensors of a graph or of a function, which is a graph without weights of its own."""
+    sparse = list(getattr(graph, "sparse_initializer", ()))
+    yield from getattr(graph, "initializer", ())
+    for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
+            if attribute.HasField("sparse_tensor"):
+                sparse.append(attribute.sparse_tensor)
+            yield from attribute.tensors
+            sparse += attribute.sparse_tensors
+        for body in _bodies(node):
+            yield from _tensors_of(body)
+    for tensor in sparse:
+        yield tensor.values
+        yield tensor.indices
 
 
 def _shape(value: Any) -> list[str | int]:

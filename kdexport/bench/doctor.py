@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from kdexport.bench import plugins
 from kdexport.bench.child import Child, ChildError
 from kdexport.bench.devices import MISSING, PROVIDERS, available
-from kdexport.bench.plugins import installed_libraries
 from kdexport.bench.reasons import in_words
 from kdexport.errors import KDExportError
 from kdexport.machine import driver_cuda, fingerprint, nvidia_gpus
@@ -71,7 +71,7 @@ def diagnose() -> Diagnosis:
                 )
             )
     if machine is not None:
-        checks += [*_machine(machine), *_cuda(), *(_provider(name) for name in available())]
+        checks += [*_machine(machine), *_cuda(), *_plugins(), *(_provider(name) for name in available())]
     return Diagnosis(machine, tuple(checks))
 
 
@@ -177,6 +177,19 @@ def _cuda() -> Iterable[Check]:
         yield Check("cuda", "ok", said)
 
 
+def _plugins() -> Iterable[Check]:
+    """Say of each plugin package whether its library loads: one that does not offers no device, and no word of it."""
+    for plugin in plugins.installed():
+        if plugin.library is None:
+            said = f"{plugin.version} is installed, but does not tell where its library is: {plugin.fault}"
+            yield Check(plugin.name, "fault", said, f"pip install --force-reinstall {plugin.name}")
+        elif fault := plugins.register({plugin.name: plugin.library}).get(plugin.name):
+            said = f"{plugin.version} is installed, but ONNX Runtime does not take its library: {in_words(fault, None)}"
+            yield Check(plugin.name, "fault", said, f"pip install -U {plugin.name} {_runtime()}")
+        else:
+            yield Check(plugin.name, "ok", f"{plugin.version}, its library loads")
+
+
 def torch_cuda() -> str | None:
     """Return the CUDA version that torch was built for without importing torch; None for a CPU build or no torch."""
     found = importlib.util.find_spec("torch")
@@ -192,6 +205,8 @@ def torch_cuda() -> str | None:
 
 def _provider(provider: str) -> Check:
     """Run a model of one node and say where it lay."""
+    import onnxruntime
+
     device = next((name for name, known in PROVIDERS.items() if known == provider), provider)
     mend = MISSING.get(device, f"see https://onnxruntime.ai/docs/execution-providers for {provider}")
     name = f"device {device}" if device in PROVIDERS else provider
@@ -201,14 +216,17 @@ def _provider(provider: str) -> Check:
         return Check(name, "fault", in_words(str(error), None), mend)
     if provider in placed:
         return Check(name, "ok", f"a model ran whole on {provider}")
-    where = ", ".join(placed) or "nowhere that the runtime can name"
     if provider == "AzureExecutionProvider":
         return Check(name, "note", "sends models to a web service; takes no nodes here")
+    if not placed and not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        said = f"a model ran; where is not provable before ONNX Runtime 1.24, and this is {onnxruntime.__version__}"
+        return Check(name, "note", said, f"pip install -U {_runtime()}")
+    where = ", ".join(placed) or "nowhere that the runtime can name"
     return Check(name, "fault", f"listed, but the model ran on {where}", mend)
 
 
 def probe(provider: str) -> Sequence[str]:
-    """Run the smallest model in a child and return the providers that its node was given to.
+    """Run the smallest model in a child and return the providers that its node was given to; none where none can tell.
 
     Raises:
         ChildError: The child died, hung or could not load it.
@@ -218,7 +236,7 @@ def probe(provider: str) -> Sequence[str]:
             "path": "",
             "provider": provider,
             "provider_options": {},
-            "libraries": installed_libraries(),
+            "libraries": plugins.installed_libraries(),
             "threads": 1,
             "shapes": {"x": [1]},
             "batch_size": 1,
@@ -227,7 +245,13 @@ def probe(provider: str) -> Sequence[str]:
         }
         reply, _ = child.ask(do="load", **task)
         child.ask(do="prepare", **task)
-        return list(reply["placement"])
+        only = reply["providers"] if len(reply["providers"]) == 1 else []  # then all nodes are there
+        return list(reply["placement"]) or only
+
+
+def _runtime() -> str:
+    """Return the distribution that ONNX Runtime came with."""
+    return next(iter(runtime_distributions()), "onnxruntime")
 
 
 def _version(name: str) -> str | None:

@@ -4,21 +4,25 @@ A pass of its own: one model runs without a pause while the meter is read at bot
 everything sleeps is measured just before and taken off, so that the figure is what the inferences cost.
 """
 
+import contextlib
+import math
 import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from kdexport.bench.nvidia import nvml_handle
 from kdexport.errors import KDExportError
 
 POWERCAP = Path("/sys/class/powercap")
 IDLE_SECONDS = 1.0
 COMMAND_SECONDS = 10.0
 COMMAND_PAUSE_SECONDS = 0.1
+_POWER_HINT = "it must print one number, the watts that are drawn now"
 
 
 class Meter(Protocol):
@@ -34,26 +38,27 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Counter:
-    """A meter whose energy counter only grows, and may wrap.
+    """A meter of energy counters that only grow, and may wrap.
 
     Args:
         name: Where the figure comes from.
-        read: The counter in joules.
-        wraps_at: Joules at which it starts again from 0; None where it doesn't.
+        read: The counters in joules, one per part that is counted apart.
+        wraps_at: Joules at which each starts again from 0; empty where they don't.
     """
 
     name: str
-    read: Callable[[], float]
-    wraps_at: float | None = None
+    read: Callable[[], Sequence[float]]
+    wraps_at: tuple[float, ...] = ()
 
     def joules(self, work: Callable[[], object]) -> tuple[float, float]:
         """Run ``work``; return the joules used and the seconds taken."""
         before, start = self.read(), time.perf_counter()
         work()
-        seconds, used = time.perf_counter() - start, self.read() - before
-        if used < 0 and self.wraps_at is not None:
-            used += self.wraps_at
-        return used, seconds
+        seconds, after = time.perf_counter() - start, self.read()
+        used = [last - first for first, last in zip(before, after, strict=True)]
+        if self.wraps_at:
+            used = [one + wrap if one < 0 else one for one, wrap in zip(used, self.wraps_at, strict=True)]
+        return sum(used), seconds
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class PowerCommand:
         Raises:
             KDExportError: The command failed or printed no number.
         """
-        watts: list[float] = [self.watts()]  # one reading at least, and a broken command is told before the work
+        before = self.watts()  # stands in where the work is over before the command has answered once
+        watts: list[float] = []
         ended = threading.Event()
 
         def sample() -> None:
@@ -93,34 +99,50 @@ class PowerCommand:
             seconds = time.perf_counter() - start
             ended.set()
             thread.join()
-        return sum(watts) / len(watts) * seconds, seconds
+        drawn = sum(watts) / len(watts) if watts else before
+        return drawn * seconds, seconds
 
     def watts(self) -> float:
-        """Ask once."""
+        """Ask once.
+
+        Raises:
+            KDExportError: The command failed or printed no number.
+        """
         shown = shlex.join(self.command)
         try:
             done = subprocess.run(self.command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: not text, or a null byte
             raise KDExportError(f"--power-command {shown!r} failed: {error}", hint=_POWER_HINT) from None
-        try:
-            return float(done.stdout.split()[0])
-        except (IndexError, ValueError):
-            said = (done.stdout or done.stderr).strip() or "nothing"
-            raise KDExportError(
-                f"--power-command {shown!r} printed no number but: {said[:80]}", hint=_POWER_HINT
-            ) from None
+        with contextlib.suppress(IndexError, ValueError):
+            number = float(done.stdout.split()[0])
+            if math.isfinite(number):
+                return number
+        said = (done.stdout or done.stderr).strip() or "nothing"
+        raise KDExportError(f"--power-command {shown!r} printed no number but: {said[:80]}", hint=_POWER_HINT)
 
 
-_POWER_HINT = "it must print one number, the watts that are drawn now"
+def power_command(text: str) -> PowerCommand:
+    """Return the meter behind ``--power-command``.
+
+    Raises:
+        KDExportError: It is empty, or its quotes do not match.
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise KDExportError(f"--power-command {text!r} cannot be read: {error}", hint=_POWER_HINT) from None
+    if not words:
+        raise KDExportError("--power-command is empty", hint=f"name a command, or leave it out; {_POWER_HINT}")
+    return PowerCommand("command", words)
 
 
-def find_meter(provider: str, device_index: int, power_command: str | None, powercap: Path = POWERCAP) -> Meter | None:
+def find_meter(provider: str, device_index: int, command: str | None, powercap: Path = POWERCAP) -> Meter | None:
     """Return the meter for a device, or None where the machine offers none.
 
     A command that the user gives comes first. NVML counts a GPU alone; RAPL counts the CPU packages.
     """
-    if power_command is not None:
-        return PowerCommand("command", tuple(shlex.split(power_command)))
+    if command is not None:
+        return power_command(command)
     if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         return _nvml(device_index)
     return _rapl(powercap) if provider == "CPUExecutionProvider" else None
@@ -143,29 +165,34 @@ def per_run_mj(meter: Meter, run: Callable[[], int], idle: Callable[[], object] 
 
 
 def _rapl(powercap: Path) -> Meter | None:
-    """Return the sum of the CPU packages' counters; they need root on most systems since 2020 (CVE-2020-8694)."""
-    packages = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    """Return the CPU packages' counters; they need root on most systems since 2020 (CVE-2020-8694).
+
+    The zones of one level hold each other: ``psys`` is the whole platform, with the packages in it.
+    """
+
+    def read(name: str) -> tuple[float, ...]:
+        return tuple(int((zone / name).read_text()) / 1e6 for zone in packages)
+
     try:
-        wraps = sum(int((zone / "max_energy_range_uj").read_text()) for zone in packages) / 1e6
-
-        def read() -> float:
-            return sum(int((zone / "energy_uj").read_text()) for zone in packages) / 1e6
-
-        if not packages or read() < 0:
-            return None
+        packages = [
+            zone
+            for zone in sorted(powercap.glob("intel-rapl:*"))
+            if zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package")
+        ]
+        wraps = read("max_energy_range_uj")
+        read("energy_uj")
     except (OSError, ValueError):
         return None
-    return Counter("RAPL", read, wraps)
+    return Counter("RAPL", lambda: read("energy_uj"), wraps) if packages else None
 
 
-def _nvml(index: int) -> Meter | None:
+def _nvml(cuda_index: int) -> Meter | None:
     try:
-        import pynvml
-
-        nvml: Any = pynvml
-        nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        nvml, handle = nvml_handle(cuda_index)
+        with contextlib.suppress(nvml.NVMLError):  # a GPU that cannot be split says so by an error
+            if nvml.nvmlDeviceGetMigMode(handle)[0]:
+                return None  # the counter is the whole GPU's, and others may use the rest of it
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:  # noqa: BLE001 - absent, no driver, or a GPU older than Volta: no figure
         return None
-    return Counter("NVML", lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3)
+    return Counter("NVML", lambda: (float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3,))

@@ -10,6 +10,7 @@ from typing import Any
 from kdexport.bench import energy
 from kdexport.bench.child import Child, ChildError
 from kdexport.bench.plan import Case, Settings
+from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 
 ENERGY_SECONDS = 2.0  # RAPL counts every millisecond, NVML every 100
@@ -27,6 +28,7 @@ class Extras:
     compute_share: dict[str, float] | None = None
     throughput_by_streams: dict[str, float] | None = None
     transfer_ms: dict[str, float] | None = None
+    warnings: tuple[str, ...] = ()  # what was to be measured and could not be
 
 
 def measure(
@@ -48,6 +50,9 @@ def measure(
         meter: What reads the energy; None leaves it out.
         providers: How many providers the model's nodes lie on; from two on, their shares of the time are found out.
         progress: Where a failure is told: it costs the extra, not the latency that is known already.
+
+    Returns:
+        What was measured; where the meter fails it is all but the energy, where the worker fails it is nothing.
     """
     on_gpu = case.device.name.partition(":")[0] in ("cuda", "tensorrt")
     streams = tuple(count for count in settings.streams if count > 1)
@@ -59,23 +64,38 @@ def measure(
             child.ask(do="prepare", **task)
             share = child.ask(do="profile", runs=PROFILE_RUNS, **task)[0]["shares"] if providers > 1 else None
             transfers = child.ask(do="transfers", runs=TRANSFER_RUNS)[0] if on_gpu else None
+            energy_mj, warnings = _energy(child, meter)
+            for warning in warnings:
+                progress.warn(f"{label}: {warning}")
             return Extras(
-                energy_mj=_energy(child, meter),
+                energy_mj=energy_mj,
                 compute_share=share,
                 throughput_by_streams=_streams(child, task, streams) or None,
                 transfer_ms={key: transfers[key] for key in ("host_to_device", "device_to_host")}
                 if transfers
                 else None,
+                warnings=warnings,
             )
-    except ChildError as error:
-        progress.warn(f"{label}: energy, throughput and copies could not be measured: {error}")
-        return Extras()
+    except (ChildError, KDExportError) as error:
+        warning = f"energy, throughput and copies could not be measured: {error}"
+        progress.warn(f"{label}: {warning}")
+        return Extras(warnings=(warning,))
 
 
-def _energy(child: Child, meter: energy.Meter | None) -> float | None:
+def _energy(child: Child, meter: energy.Meter | None) -> tuple[float | None, tuple[str, ...]]:
+    """Return the millijoules per inference and what went wrong; a worker that fails raises ChildError."""
     if meter is None:
-        return None
-    return energy.per_run_mj(meter, lambda: int(child.ask(do="sustain", seconds=ENERGY_SECONDS)[0]["runs"]))
+        return None, ()
+
+    def run() -> int:
+        return int(child.ask(do="sustain", seconds=ENERGY_SECONDS)[0]["runs"])
+
+    try:
+        return energy.per_run_mj(meter, run), ()
+    except ChildError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a command or a driver that fails now costs the energy alone
+        return None, (f"the energy could not be measured: {error}",)
 
 
 def _streams(child: Child, task: Mapping[str, Any], streams: tuple[int, ...]) -> dict[str, float]:

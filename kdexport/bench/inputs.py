@@ -1,5 +1,6 @@
 """What is fed to a model: shapes from its graph, values that are right for its types. Needs numpy alone."""
 
+import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,13 +23,16 @@ DTYPES = {
 }
 PATTERN = 65_521  # values before they repeat: a prime, so that rows of a usual width differ
 
+Shape = Sequence[str | int | None]  # a dynamic axis by its name; "?" or None where it has none
+
 
 def resolve_shapes(
     inputs: Mapping[str, Sequence[str | int]], batch_size: int, dims: Mapping[str, int], *, model: str
 ) -> dict[str, tuple[int, ...]]:
     """Give every dynamic axis a value.
 
-    The first axis is the batch where it is dynamic; the others take theirs from ``dims``.
+    The first axis is the batch where it is dynamic, and so is every axis of the same name; the others take theirs from
+    ``dims``.
 
     Args:
         inputs: Name -> shape of each input, a dynamic axis by its name (or ``"?"``).
@@ -39,21 +43,15 @@ def resolve_shapes(
     Raises:
         KDExportError: An axis has no value, the batch is fixed to another size, or ``dims`` names an unknown axis.
     """
-    batches = {name: shape[0] for name, shape in inputs.items() if len(shape) > 1}
-    fixed = {name: size for name, size in batches.items() if isinstance(size, int)}
-    if len(fixed) == len(batches) and batch_size not in fixed.values() and fixed:
-        name, size = next(iter(fixed.items()))
-        raise KDExportError(
-            f"{model}: the batch of input '{name}' is fixed to {size}; batch size {batch_size} cannot be measured",
-            hint=f"give --batch-size {size}, or export the model with a dynamic batch",
-        )
+    check_batch(inputs, batch_size, model=model)
+    batches = _batch_names(inputs)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in inputs.items():
         sizes = []
         for position, axis in enumerate(shape):
             if isinstance(axis, int):
                 sizes.append(axis)
-            elif position == 0:
+            elif position == 0 or axis in batches:
                 sizes.append(batch_size)
             elif axis in dims:
                 sizes.append(dims[axis])
@@ -66,15 +64,34 @@ def resolve_shapes(
     return shapes
 
 
+def check_batch(inputs: Mapping[str, Shape], batch_size: int, *, model: str) -> None:
+    """Refuse a batch size that the model cannot take; raises as ``resolve_shapes``, whose arguments these are."""
+    batches = {name: shape[0] for name, shape in inputs.items() if len(shape) > 1}
+    fixed = {name: size for name, size in batches.items() if isinstance(size, int)}
+    if fixed and len(fixed) == len(batches) and batch_size not in fixed.values():
+        name, size = next(iter(fixed.items()))
+        raise KDExportError(
+            f"{model}: the batch of input '{name}' is fixed to {size}; batch size {batch_size} cannot be measured",
+            hint=f"give --batch-size {size}, or export the model with a dynamic batch",
+        )
+
+
 def check_dims(models: Sequence[Mapping[str, Sequence[str | int]]], dims: Mapping[str, int]) -> None:
     """Refuse a value for an axis that no model has, or that is the batch.
 
     Raises:
         KDExportError: Such a name is in ``dims``.
     """
-    shapes = [shape for inputs in models for shape in inputs.values()]
-    batch = {shape[0] for shape in shapes if shape}
-    known = sorted({axis for shape in shapes for axis in shape[1:] if isinstance(axis, str)})
+    batch = {name for inputs in models for name in _batch_names(inputs)}
+    known = sorted(
+        {
+            axis
+            for inputs in models
+            for shape in inputs.values()
+            for axis in shape[1:]
+            if isinstance(axis, str) and axis not in _batch_names(inputs)
+        }
+    )
     for name in dims:
         if name in batch and name not in known:
             raise KDExportError(f"--dim {name}: that axis is the batch", hint=f"give --batch-size {dims[name]}")
@@ -83,6 +100,11 @@ def check_dims(models: Sequence[Mapping[str, Sequence[str | int]]], dims: Mappin
                 f"--dim {name}: no model has a dynamic axis of that name",
                 hint=did_you_mean(name, known) or f"there are: {', '.join(known) or 'none'}",
             )
+
+
+def _batch_names(inputs: Mapping[str, Shape]) -> set[str]:
+    """Return the names of the axes that are some input's first: ``batch`` of an RNN's state [2, batch, 64] too."""
+    return {shape[0] for shape in inputs.values() if shape and isinstance(shape[0], str) and shape[0] != "?"}
 
 
 def check_fits(shapes: Mapping[str, Sequence[int]], kinds: Mapping[str, str], available_mib: float | None) -> None:
@@ -108,10 +130,9 @@ def values(shape: Sequence[int], kind: str, below: int | None) -> np.ndarray:
     hardly depends on values, but denormals and out-of-range ids are traps.
 
     Raises:
-        KDExportError: The type is not one that can be made up.
+        KDExportError: The type is not one that can be fed.
     """
-    if kind not in DTYPES:
-        raise KDExportError(f"an input of type {kind} cannot be made up", hint="give real inputs with --input FILE.npz")
+    _check_kind(kind)
     dtype = DTYPES[kind]
     integer = not np.issubdtype(dtype, np.floating)
     if integer and below is None and dtype is not np.uint8:  # 1 is a valid id, position and mask alike
@@ -129,29 +150,79 @@ def values(shape: Sequence[int], kind: str, below: int | None) -> np.ndarray:
     return made
 
 
-def from_file(path: str, kinds: Mapping[str, str], batch_size: int) -> dict[str, np.ndarray]:
-    """Take the inputs from an .npz file: one array per input of the model, first axis samples.
+def from_file(
+    path: str, kinds: Mapping[str, str], shapes: Mapping[str, Shape], batch_size: int
+) -> dict[str, np.ndarray]:
+    """Take the inputs from an .npz file: one array per input of the model.
 
-    Samples are repeated where the file holds fewer than ``batch_size``.
+    The batch axes are cut or repeated to ``batch_size``; all else is fed as it lies in the file.
+
+    Args:
+        path: The file.
+        kinds: Name -> type of each input, as ONNX Runtime names it.
+        shapes: Name -> shape of each input as the graph has it.
+        batch_size: Samples per call.
 
     Raises:
-        KDExportError: An input is missing from the file or has another type.
+        KDExportError: The file holds no arrays, or an input is missing from it or has another type or shape.
     """
-    feeds = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for name, kind in kinds.items():
-            if name not in archive:
-                raise KDExportError(
-                    f"{path} holds no array '{name}', which the model needs",
-                    hint=f"it holds: {', '.join(archive.files) or 'nothing'}; name the arrays as the model's inputs",
-                )
-            array = archive[name]
-            if kind in DTYPES and array.dtype != DTYPES[kind]:
-                raise KDExportError(
-                    f"{path}: '{name}' is {array.dtype}, but the model takes {kind}",
-                    hint=f"save it as numpy.{np.dtype(DTYPES[kind]).name}",
-                )
-            if array.ndim and array.shape[0] != batch_size:
-                array = np.take(array, np.arange(batch_size) % len(array), axis=0)
-            feeds[name] = np.ascontiguousarray(array)
-    return feeds
+    batches = _batch_names(shapes)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {
+                name: _fitted(path, name, _typed(path, name, kind, archive), shapes[name], batches, batch_size)
+                for name, kind in kinds.items()
+            }
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise KDExportError(
+            f"{path} is not an .npz file with arrays of numbers: {error}",
+            hint="write it with numpy.savez(FILE, NAME=ARRAY, ...), an array per input",
+        ) from None
+
+
+def _typed(path: str, name: str, kind: str, archive: "np.lib.npyio.NpzFile") -> np.ndarray:
+    if name not in archive:
+        raise KDExportError(
+            f"{path} holds no array '{name}', which the model needs",
+            hint=f"it holds: {', '.join(archive.files) or 'nothing'}; name the arrays as the model's inputs",
+        )
+    _check_kind(kind)
+    array: np.ndarray = archive[name]
+    if array.dtype != DTYPES[kind]:
+        raise KDExportError(
+            f"{path}: '{name}' is {array.dtype}, but the model takes {kind}",
+            hint=f"save it as numpy.{np.dtype(DTYPES[kind]).name}",
+        )
+    return array
+
+
+def _fitted(path: str, name: str, array: np.ndarray, shape: Shape, batches: set[str], batch_size: int) -> np.ndarray:
+    """Return the array with its batch axes cut or repeated to the batch size; refuse what the graph does not take."""
+    if not shape and array.ndim:  # a graph that says nothing of the shape
+        shape = ("?",) * array.ndim
+    fits = array.ndim == len(shape) and all(
+        not isinstance(axis, int) or axis == size for axis, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        takes = ", ".join("?" if axis is None else str(axis) for axis in shape)
+        raise KDExportError(
+            f"{path}: '{name}' has the shape {list(array.shape)}, but the model takes [{takes}]",
+            hint="save it in the model's shape; only a dynamic batch is cut or repeated to --batch-size",
+        )
+    for position, axis in enumerate(shape):
+        batch = axis in batches or (position == 0 and not isinstance(axis, int))
+        if not batch or array.shape[position] == batch_size:
+            continue
+        if not array.shape[position]:
+            raise KDExportError(f"{path}: '{name}' holds no samples", hint="save one sample at least")
+        array = np.take(array, np.arange(batch_size) % array.shape[position], axis=position)
+    return np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
+
+
+def _check_kind(kind: str) -> None:
+    """Refuse what ONNX Runtime does not bind: text, sequences, types that numpy lacks. No file of inputs mends that."""
+    if kind not in DTYPES:
+        raise KDExportError(
+            f"an input of type {kind} cannot be measured: ONNX Runtime binds tensors of numbers and bools only",
+            hint="measure the part of the model that takes numbers, e.g. what comes after the tokenizer",
+        )

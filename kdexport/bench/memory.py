@@ -4,7 +4,6 @@
 """
 
 import os
-from typing import Any
 
 KIB_PER_MIB = 1024.0
 
@@ -24,17 +23,15 @@ def available_mib() -> float | None:
     return _read("/proc/meminfo", "MemAvailable:")
 
 
-def device_mib(device_id: int) -> float | None:
+def device_mib(cuda_index: int) -> float | None:
     """Return this process's memory on an NVIDIA GPU now, MiB; None without NVML.
 
     ONNX Runtime's arena does not shrink, so after a run this is the peak.
     """
     try:
-        import pynvml
+        from kdexport.bench.nvidia import nvml_handle
 
-        nvml: Any = pynvml
-        nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(device_id)
+        nvml, handle = nvml_handle(cuda_index)
         for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
             if process.pid == os.getpid() and process.usedGpuMemory:
                 return float(process.usedGpuMemory) / 2**20

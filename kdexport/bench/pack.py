@@ -89,7 +89,8 @@ def pack(
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
             handle.write(b"#!/usr/bin/env python3\n")
-            with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as archive:
+            # A file can be dated before 1980 (an archive's or a package's), which a zip cannot say.
+            with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
                 archive.writestr("__main__.py", MAIN)
                 for file in code_files():
                     archive.write(file, f"kdexport/{file.relative_to(PACKAGE).as_posix()}")
@@ -100,9 +101,10 @@ def pack(
                 for digest, content in dict(feeds.values()).items():
                     archive.writestr(f"data/{digest}.npz", content)
                 archive.writestr("manifest.json", json.dumps(manifest))
-        temporary.chmod(0o755)
 
     write_atomically(out, write)
+    mode = out.stat().st_mode
+    out.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it
     return Pack(str(out), out.stat().st_size, tuple(model.name for model in models), samples)
 
 
@@ -123,7 +125,7 @@ def _packed_plan(plan: Plan) -> dict[str, Any]:
 def _add_model(archive: zipfile.ZipFile, path: Path, folder: str) -> None:
     archive.write(path, f"{folder}/{path.name}")
     for file in external_files(load_graph(path), path):
-        archive.write(file, f"{folder}/{file.relative_to(path.parent.resolve()).as_posix()}")
+        archive.write(file, f"{folder}/{file.relative_to(path.absolute().parent).as_posix()}")
 
 
 def _samples(

@@ -7,14 +7,16 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 MIN_PYTHON = (3, 11)
+SCORE_BATCH = 64  # samples per call where the model leaves it open
 
 
 def main() -> None:
@@ -49,33 +51,65 @@ def _parse() -> argparse.Namespace:
     flags = parser.parse_args()
     if any(number < 1 for number in (flags.batch_size or []) + (flags.threads or [])):
         parser.error("batch sizes and threads are whole numbers from 1 on")
+    out = Path(flags.out)
+    if flags.out != "-" and (not out.parent.is_dir() or (out.exists() and not out.is_file())):
+        parser.error(f"--out {flags.out} is no file in a folder that is there; e.g. --out bench.json")
     return flags
 
 
 def _main(flags: argparse.Namespace) -> int:
-    from kdexport import results
-
     with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
         with zipfile.ZipFile(sys.argv[0]) as archive:
             archive.extractall(folder)
-        result = _measure(Path(folder), flags)
-    document = results.dumps(result)
-    if flags.out == "-":
-        sys.stdout.write(document)
+        job = _job(Path(folder), flags)
+        result = _measure(job)
+        if flags.out != "-":
+            _write(Path(flags.out), result)  # scoring runs in this process: what was measured is kept whatever it does
+        models = tuple(score(job, result))
+        result = dataclasses.replace(result, models=models)
+    if flags.out != "-":
+        _write(Path(flags.out), result)
     else:
-        Path(flags.out).write_text(document, encoding="utf-8")
+        from kdexport import results
+
+        sys.stdout.write(results.dumps(result))
     for line in summary(result):
         sys.stderr.write(line + "\n")
     return 1 if result.failures else 0
 
 
-def _measure(folder: Path, flags: argparse.Namespace) -> Any:
+def _write(path: Path, result: Any) -> None:
+    """Write the result whole or not at all."""
+    from kdexport import results
+    from kdexport.errors import KDExportError
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(results.dumps(result), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise KDExportError(
+            f"{path} could not be written: {error.strerror or error}", hint="choose another place with --out"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What was packed, as it is measured here."""
+
+    folder: Path  # where it was unpacked
+    manifest: dict[str, Any]
+    plan: Any  # kdexport.bench.plan.Plan
+    device: Any  # the first of its devices: models are scored there
+    progress: Any
+
+
+def _job(folder: Path, flags: argparse.Namespace) -> Job:
     from kdexport.bench import child, devices
     from kdexport.bench.plan import Plan, Settings, Target
-    from kdexport.bench.runner import run_plan
-    from kdexport.machine import fingerprint
     from kdexport.progress import PlainLines, Silent
-    from kdexport.results import BenchResult, ModelFile
 
     child.package_root = folder  # workers import from the unpacked files
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -94,46 +128,50 @@ def _measure(folder: Path, flags: argparse.Namespace) -> Any:
         packed["provider_options"],
     )
     found = devices.find(plan.devices, devices.available(), plan.provider_options)
-    progress = Silent() if flags.quiet else PlainLines()
+    return Job(folder, manifest, plan, found[0], Silent() if flags.quiet else PlainLines())
+
+
+def _measure(job: Job) -> Any:
+    from kdexport.bench.runner import run_plan
+    from kdexport.machine import fingerprint
+    from kdexport.results import BenchResult, ModelFile
+
     machine = fingerprint()
-    outcome = run_plan(plan, machine.name, progress)
-    models = [ModelFile(**{**model, "notes": tuple(model["notes"])}) for model in manifest["models"]]
-    scored = score(models, targets, folder, manifest, found[0])
+    outcome = run_plan(job.plan, machine.name, job.progress)
     return BenchResult(
-        name=manifest["name"],
+        name=job.manifest["name"],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine,
-        models=tuple(scored),
+        models=tuple(ModelFile(**{**model, "notes": tuple(model["notes"])}) for model in job.manifest["models"]),
         measurements=outcome.measurements,
         failures=outcome.failures,
-        recipe=manifest["recipe"],
-        training=tuple(manifest["training"]),
+        recipe=job.manifest["recipe"],
+        training=tuple(job.manifest["training"]),
     )
 
 
-def score(models: Sequence[Any], targets: Sequence[Any], folder: Path, manifest: dict[str, Any], device: Any) -> Any:
-    """Fill in accuracy and agreement from the packed sample, on the device that was measured first."""
-    import numpy as np
+def score(job: Job, result: Any) -> Iterator[Any]:
+    """Yield the models with accuracy and agreement from the packed sample, on the device that was measured first.
 
-    from kdexport.bench.session import open_session
-    from kdexport.evaluate import agreement, evaluate
+    A model that cannot be scored is told on the way and stays as it is.
+    """
+    from kdexport.bench.reasons import in_words
+    from kdexport.bench.scoring import unsafe
+    from kdexport.evaluate import agreement
 
+    left_out = unsafe(result, job.device.name)
     baseline = None
-    for position, (model, target) in enumerate(zip(models, targets, strict=True)):
-        digest = manifest["feeds"].get(model.name)
-        if digest is None:
+    for position, (model, target) in enumerate(zip(result.models, job.plan.targets, strict=True)):
+        digest = job.manifest["feeds"].get(model.name)
+        if digest is None or model.name in left_out:
             yield model
             continue
-        with np.load(folder / "data" / f"{digest}.npz") as archive:
-            names = [key.removeprefix("input:") for key in archive.files if key.startswith("input:")]
-            split: Any = Sample(tuple(archive[f"input:{name}"] for name in names), archive["labels"])
-        session, _ = open_session(target.path, device.provider, device.options, 1)
-
-        def predict(inputs: tuple[Any, ...], session: Any = session, names: list[str] = names) -> Any:
-            return session.run(None, dict(zip(names, inputs, strict=True)))[0]
-
-        size = session.get_inputs()[0].shape[0]
-        evaluation, logits = evaluate(predict, split, manifest["class_names"], size if isinstance(size, int) else 64)
+        try:
+            evaluation, logits = _evaluated(job, target.path, digest)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class of its own for each of a dozen faults
+            job.progress.warn(f"{model.name} could not be scored: {in_words(str(error) or repr(error), None)}")
+            yield model
+            continue
         if position == 0:
             baseline = logits
         yield dataclasses.replace(
@@ -143,6 +181,20 @@ def score(models: Sequence[Any], targets: Sequence[Any], folder: Path, manifest:
             teacher_agreement=agreement(baseline, logits) if baseline is not None else None,
             evaluation=evaluation,
         )
+
+
+def _evaluated(job: Job, path: str, digest: str) -> tuple[Any, Any]:
+    import numpy as np
+
+    from kdexport.bench.scoring import predictor
+    from kdexport.bench.session import open_session
+    from kdexport.evaluate import evaluate
+
+    with np.load(job.folder / "data" / f"{digest}.npz") as archive:
+        names = [key.removeprefix("input:") for key in archive.files if key.startswith("input:")]
+        split: Any = Sample(tuple(archive[f"input:{name}"] for name in names), archive["labels"])
+    session, _ = open_session(path, job.device.provider, job.device.options, 1)
+    return evaluate(predictor(session, names), split, job.manifest["class_names"], SCORE_BATCH)
 
 
 @dataclasses.dataclass(frozen=True)

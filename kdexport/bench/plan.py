@@ -13,9 +13,7 @@ class Settings:
 
     precision: float = 0.02  # half-width of the median's 95 % interval, as a share of the median
     min_seconds: float = 1.0  # of measured time per model, device, batch size and thread count
-    max_seconds: float = (
-        8.0  # by the clock, starting of processes and warm-up included; the fewest rounds are made even so
-    )
+    max_seconds: float = 20.0  # by the clock, start and warm-up included; the fewest rounds are made even so
     rounds: int = 5  # fewest fresh processes per model
     min_runs: int = 30
     timeout_s: float = 300.0  # longest silence of a child

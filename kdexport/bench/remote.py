@@ -24,7 +24,8 @@ def measure_on(host: str, models: Any, settings: Any, *, python: str, progress: 
         host: As ssh takes it: ``user@host`` or an alias of ``~/.ssh/config``.
         models: As ``pack``.
         settings: As ``pack``.
-        python: The interpreter to run there; numpy and onnxruntime must be importable.
+        python: The command that starts Python there, as sh takes it (a path with spaces is quoted in it); numpy and
+            onnxruntime must be importable.
         progress: Where to say how it goes; the other machine's own lines come through on stderr.
         **asked: As ``pack``.
 
@@ -43,7 +44,8 @@ def measure_on(host: str, models: Any, settings: Any, *, python: str, progress: 
         progress.say(f"copying {written.size_bytes / 2**20:.1f} MiB to {host}")
         _call("scp", "-q", *SSH, "--", str(packed), f"{host}:{there}", host=host)
     progress.say(f"measuring on {host}")
-    command = f"{python} {shlex.quote(there)} --out -; status=$?; rm -f {shlex.quote(there)}; exit $status"
+    script = f"{python} {shlex.quote(there)} --out -; code=$?; rm -f {shlex.quote(there)}; exit $code"
+    command = f"sh -c {shlex.quote(script)}"  # the login shell may be zsh, fish or csh
     done = subprocess.run(
         ["ssh", *SSH, "--", host, command],
         stdin=subprocess.DEVNULL,

@@ -14,20 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.bench import devices, energy, extras, load, statistics
+from kdexport.bench import devices, energy, extras, statistics
 from kdexport.bench.child import Child, ChildError
-from kdexport.bench.inputs import resolve_shapes
+from kdexport.bench.group import Group, worker_task
+from kdexport.bench.load import Surroundings, Watch
 from kdexport.bench.placement import check_placement, shares
 from kdexport.bench.plan import Case, Plan, Settings, Target
 from kdexport.bench.reasons import in_words
 from kdexport.bench.warnings import words
+from kdexport.errors import KDExportError
 from kdexport.intervals import LEAST_ROUNDS
-from kdexport.machine import usable_cores
 from kdexport.progress import Progress, Task
 from kdexport.results import Failure, Measurement, Memory
 
-CPU = "CPUExecutionProvider"
-TURN_NS = 20_000_000  # long against waking up, short against the machine's drift
 SPEEDUP_PRECISION = 1.5  # times `precision`: two medians are in a ratio, at worst 1.41 times as uncertain as one
 MEMORY_RUNS = 3  # the arena has its final size after the first run or two
 
@@ -45,8 +44,8 @@ class Series:
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
     settled: list[bool] = field(default_factory=list)
     bound_in: str | None = None
-    other_cores: list[float] = field(default_factory=list)  # that other work kept busy, per round
-    stolen: list[float] = field(default_factory=list)  # cores that the hypervisor took, per round
+    surroundings: list[Surroundings] = field(default_factory=list)  # one a round
+    memory: Memory = field(default_factory=lambda: Memory(None, None, None))
     precision: float | None = None
     failed: bool = False
 
@@ -80,7 +79,7 @@ def run_plan(plan: Plan, machine: str, progress: Progress) -> Outcome:
 
     Raises:
         DeviceError: A device isn't there, or did not take a model, or not whole.
-        KDExportError: An input is not what a model needs.
+        KDExportError: An input is not what a model needs, or the power command does not work.
     """
     found = devices.find(plan.devices, devices.available(), plan.provider_options)
     cases = [Case(device, threads, plan.batch_sizes) for device in found for threads in plan.threads]
@@ -100,16 +99,27 @@ class Runner:
         self._samples: dict[str, list[np.ndarray]] = {}
 
     def run(self, cases: Sequence[Case]) -> Outcome:
-        """Measure every model in every case; raises as ``run_plan``."""
+        """Measure every model in every case; raises as ``run_plan``, before anything is timed."""
+        if self._settings.power_command is not None:
+            energy.power_command(self._settings.power_command).watts()
         rounds = sum(self._settings.rounds * len(case.batch_sizes) for case in cases)
-        with self._progress.task("measuring", total=rounds) as task:
-            for case in cases:
-                self._case(case, task)
+        # Drawn between rounds only: a bar that moves wakes this process while a model is timed.
+        with self._progress.task("measuring", total=rounds, still=True) as task:
+            # Reading the memory also proves that the device takes the model: no figure is lost to a later refusal.
+            proved = [self._prove(case, task) for case in cases]
+            for case, series in zip(cases, proved, strict=True):
+                self._case(case, series, task)
         return Outcome(tuple(self._measurements), tuple(self._failures), self._samples)
 
-    def _case(self, case: Case, task: Task) -> None:
+    def _prove(self, case: Case, task: Task) -> list[Series]:
+        """Return the case's records with their memory; a model that fails is marked, one that is refused raises."""
         series = [Series(target, batch) for batch in case.batch_sizes for target in self._targets]
-        memories = {(one.target.name, one.batch_size): self._memory(one, case) for one in series}
+        for one in series:
+            task.advance(0, note=f"memory of {one.target.name}, batch {one.batch_size}")
+            one.memory = self._memory(one, case)
+        return series
+
+    def _case(self, case: Case, series: list[Series], task: Task) -> None:
         waiting = set(case.batch_sizes)
         started = time.monotonic()
         turn = 0
@@ -126,10 +136,10 @@ class Runner:
                     waiting.remove(batch)
         for one in series:
             if not one.failed:
-                self._record(one, case, memories[one.target.name, one.batch_size])
+                self._record(one, case)
                 task.advance(0, note=f"{one.target.name}, batch {one.batch_size}")
 
-    def _round(self, series: list[Series], group: "Group", task: Task) -> None:
+    def _round(self, series: list[Series], group: Group, task: Task) -> None:
         """Give each model its share of one round at one batch size, in turns."""
         budget_ns = int(self._settings.min_seconds * 1e9 / self._settings.rounds)
         parts: dict[str, list[np.ndarray]] = {}
@@ -137,7 +147,7 @@ class Runner:
             if not one.failed and self._attempt(one, group, self._prepare):
                 parts[one.target.name] = []
         spent = dict.fromkeys(parts, 0)
-        watch = Watch(group)
+        watch = Watch(lambda: time.process_time() + group.cpu_s())
         turn = 0
         while active := [one for one in series if spent.get(one.target.name, budget_ns) < budget_ns]:
             for one in active if turn % 2 == 0 else reversed(active):
@@ -147,21 +157,20 @@ class Runner:
                 else:
                     spent[name] = budget_ns
             turn += 1
-        other, stolen = watch.cores()
+        surroundings = watch.result()
         for one in series:
             if not one.failed:
                 one.rounds.append(np.concatenate(parts[one.target.name]))
                 one.turns.append([float(np.median(part)) for part in parts[one.target.name]])
-                one.other_cores.append(other)
-                one.stolen.append(stolen)
+                one.surroundings.append(surroundings)
         done = [one for one in series if not one.failed]
         count = len(done[0].rounds) if done else self._settings.rounds
         # Rounds beyond the fewest are not in the total: how many it takes shows only then.
         note = f"batch {series[0].batch_size}, round {count}"
         task.advance(1 if count <= self._settings.rounds else 0, note=note)
 
-    def _prepare(self, one: Series, group: "Group") -> None:
-        task = worker_task(one, group.case, self._settings)
+    def _prepare(self, one: Series, group: Group) -> None:
+        task = worker_task(one.target, one.batch_size, group.case, self._settings)
         child, loaded = group.child(one.target, task)
         one.placement = loaded["placement"]
         one.load_ms.append(loaded["load_ms"])
@@ -170,27 +179,28 @@ class Runner:
         one.settled.append(reply["stable"])
         one.bound_in = reply["memory"]
 
-    def _attempt(self, one: Series, group: "Group", work: Any) -> bool:
+    def _attempt(self, one: Series, group: Group, work: Any) -> bool:
         """Do one step with a model's child; where it fails the model is out, and the others go on."""
         try:
             work(one, group)
-        except ChildError as error:
+        except (ChildError, KDExportError) as error:  # what is refused only now costs this model, not the others
             group.drop(one.target)
             self._fail(one, group.case, error)
         return not one.failed
 
     def _memory(self, one: Series, case: Case) -> Memory:
         """Read the memory in another, short-lived process; what fails here is not tried again."""
+        task = worker_task(one.target, one.batch_size, case, self._settings)
         with Child(one.target.name, self._settings.timeout_s) as child:
             try:
-                reply, _ = child.ask(do="memory", runs=MEMORY_RUNS, **worker_task(one, case, self._settings))
+                reply, _ = child.ask(do="memory", runs=MEMORY_RUNS, **task)
             except ChildError as error:
                 self._fail(one, case, error)
                 return Memory(None, None, None)
         check_placement(one.target.name, case.device, reply, self._settings.allow_fallback)
         return Memory(reply["peak_rss"], reply["model"], reply["device_peak"])
 
-    def _fail(self, one: Series, case: Case, error: ChildError) -> None:
+    def _fail(self, one: Series, case: Case, error: Exception) -> None:
         one.failed = True
         reason = in_words(str(error), one.batch_size)
         self._failures.append(Failure(one.target.name, case.device.name, one.batch_size, case.threads, reason))
@@ -219,9 +229,9 @@ class Runner:
             widths.append((ratio, SPEEDUP_PRECISION * settings.precision))
         return all(width is not None and width <= target for width, target in widths)
 
-    def _record(self, one: Series, case: Case, memory: Memory) -> None:
+    def _record(self, one: Series, case: Case) -> None:
         latency = statistics.latency(one.rounds, one.turns)
-        task = worker_task(one, case, self._settings)
+        task = worker_task(one.target, one.batch_size, case, self._settings)
         extra = extras.measure(
             one.target.name, task, case, self._settings, self._meter(case), len(one.placement), self._progress
         )
@@ -238,9 +248,9 @@ class Runner:
                 throughput_per_s=one.batch_size * one.runs / one.seconds,
                 load_ms=float(np.median(one.load_ms)),
                 first_run_ms=float(np.median(one.first_run_ms)),
-                memory_mib=memory,
+                memory_mib=one.memory,
                 energy_mj=extra.energy_mj,
-                warnings=words(one, latency, self._settings, case, extra.compute_share),
+                warnings=(*words(one, latency, self._settings, case, extra.compute_share), *extra.warnings),
                 memory_of_inputs=one.bound_in,
                 compute_share=extra.compute_share,
                 throughput_by_streams=extra.throughput_by_streams,
@@ -252,92 +262,3 @@ class Runner:
     def _meter(self, case: Case) -> energy.Meter | None:
         index = int(case.device.options.get("device_id", 0))
         return energy.find_meter(case.device.provider, index, self._settings.power_command)
-
-
-class Watch:
-    """What the rest of the machine does while a round is measured."""
-
-    def __init__(self, group: "Group") -> None:
-        self._group = group
-        self._start = time.perf_counter()
-        self._own = self._own_cpu()
-        self._busy = load.busy()
-
-    def cores(self) -> tuple[float, float]:
-        """Return how many cores other work kept busy since the start, and how many the hypervisor took; else zeros."""
-        seconds, now = time.perf_counter() - self._start, load.busy()
-        if now is None or self._busy is None or seconds <= 0:
-            return 0.0, 0.0
-        other = now.used - self._busy.used - (self._own_cpu() - self._own)
-        return max(other / seconds, 0.0), (now.stolen - self._busy.stolen) / seconds
-
-    def _own_cpu(self) -> float:
-        return time.process_time() + self._group.cpu_s()
-
-
-class Group:
-    """The children of one round: started together, loaded one after the other, replaced where one died."""
-
-    def __init__(self, stack: ExitStack, case: Case, settings: Settings, number: int) -> None:
-        self.case = case
-        # No two cores are alike (what else runs there, what the hypervisor gives them), and a process tends to stay on
-        # its own: so all models of a round share the same cores, others in the next round.
-        self._cores = [number * case.threads + position for position in range(case.threads)]
-        self._stack = stack
-        self._settings = settings
-        self._children: dict[str, Child] = {}
-        self._loaded: dict[str, dict[str, Any]] = {}
-
-    def start(self, targets: Sequence[Target], backwards: int) -> None:
-        """Start one process per model; they import their libraries side by side."""
-        names = list({target.name: target for target in targets})
-        for name in reversed(names) if backwards else names:
-            self._children[name] = self._stack.enter_context(Child(name, self._settings.timeout_s))
-
-    def child(self, target: Target, task: dict[str, Any]) -> tuple[Child, dict[str, Any]]:
-        """Return the model's child and what it said of loading; loads at the first call, while all others sleep."""
-        if target.name not in self._children:
-            self._children[target.name] = self._stack.enter_context(Child(target.name, self._settings.timeout_s))
-        child = self._children[target.name]
-        if target.name not in self._loaded:
-            for other in self._children.values():
-                other.ready()
-            if self.case.device.provider == CPU and self.case.threads < usable_cores():
-                child.ask(do="pin", cores=self._cores)
-            reply, _ = child.ask(do="load", **task)
-            check_placement(target.name, self.case.device, reply, self._settings.allow_fallback)
-            self._loaded[target.name] = reply
-        return child, self._loaded[target.name]
-
-    def turn(self, target: Target) -> np.ndarray:
-        """Let one model run for a turn; nanoseconds per call."""
-        _, payload = self._children[target.name].ask(do="turn", budget_ns=TURN_NS)
-        return np.frombuffer(payload, np.int64)
-
-    def cpu_s(self) -> float:
-        """Return the CPU seconds of all children together, as of their last answers."""
-        return sum(child.cpu_s for child in self._children.values())
-
-    def drop(self, target: Target) -> None:
-        """Forget a child that failed; the model gets another where another batch size needs it."""
-        child = self._children.pop(target.name, None)
-        self._loaded.pop(target.name, None)
-        if child is not None:
-            child.kill()
-
-
-def worker_task(one: Series, case: Case, settings: Settings) -> dict[str, Any]:
-    """Return all that a worker needs to load a model and to feed it."""
-    target = one.target
-    shapes = {} if target.file else resolve_shapes(target.inputs, one.batch_size, settings.dims, model=target.name)
-    return {
-        "path": target.path,
-        "provider": case.device.provider,
-        "provider_options": dict(case.device.options),
-        "libraries": dict(case.device.libraries),
-        "threads": case.threads,
-        "shapes": shapes,
-        "batch_size": one.batch_size,
-        "below": dict(target.below),
-        "file": target.file,
-    }

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ from kdexport import __version__
 from kdexport.artifacts import RunDirectory, key_of, write_atomically
 from kdexport.bench import accuracy, devices
 from kdexport.bench.describe import describe_file, integer_limits
-from kdexport.bench.inputs import check_dims, resolve_shapes
+from kdexport.bench.inputs import check_batch, check_dims, resolve_shapes
 from kdexport.bench.plan import Plan, Settings, Target
 from kdexport.bench.runner import Outcome, run_plan
+from kdexport.bench.scoring import unsafe
 from kdexport.errors import KDExportError
 from kdexport.machine import fingerprint
 from kdexport.progress import Progress, Silent
@@ -127,7 +129,8 @@ def bench(
     outcome = run_plan(plan, machine.name, progress)
     if samples_file is not None:
         write_samples(samples_file, outcome)
-    scored = tuple(models) if dataset is None else accuracy.score(models, folder, dataset, progress)
+    skip = unsafe(outcome, "cpu")  # where models are scored
+    scored = tuple(models) if dataset is None else accuracy.score(models, folder, dataset, progress, skip)
     return BenchResult(
         name=name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -159,17 +162,24 @@ def plan_for(
         )
     if inputs_file is not None and not inputs_file.is_file():
         raise KDExportError(f"there is no file {inputs_file}", hint="--input takes an .npz with one array per input")
+    if inputs_file is not None and not zipfile.is_zipfile(inputs_file):
+        raise KDExportError(
+            f"{inputs_file} is not an .npz file",
+            hint="write it with numpy.savez(FILE, NAME=ARRAY, ...), an array per input",
+        )
     dims = dict(dims or {})
     check_dims([model.inputs for model in models], dims)
-    source = None if inputs_file is None else str(inputs_file.resolve())
+    source = None if inputs_file is None else str(inputs_file.absolute())
     targets = []
     for model in models:
         file = folder / model.file
         describe_file(file)  # it is there, whole, and its weights with it
-        if source is None:
-            for batch in settings.batch_sizes:
+        for batch in settings.batch_sizes:
+            if source is None:
                 resolve_shapes(model.inputs, batch, dims, model=model.name)
-        targets.append(Target(model.name, str(file.resolve()), model.inputs, integer_limits(file), source))
+            else:
+                check_batch(model.inputs, batch, model=model.name)
+        targets.append(Target(model.name, str(file.absolute()), model.inputs, integer_limits(file), source))
     return Plan(
         targets=tuple(targets),
         settings=Settings(

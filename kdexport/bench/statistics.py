@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdexport.bench.plan import PERCENTILE_NEEDS
-from kdexport.intervals import median_interval, quantile_intervals, ratio_interval, ratios_of_rounds
+from kdexport.intervals import median_interval, quantile_intervals, ratios_of_rounds, speedup_of_rounds
 from kdexport.results import Latency
 
 NS_PER_MS = 1e6
@@ -62,5 +62,5 @@ def speedup_precision(baseline: Sequence[Sequence[float]], model: Sequence[Seque
         model: The same of the other model, measured in the same rounds.
     """
     ratios = ratios_of_rounds(baseline, model)
-    interval = ratio_interval(ratios, [1.0] * len(ratios))[1] if ratios else None
+    interval = speedup_of_rounds(ratios)[1] if ratios else None
     return None if interval is None else (interval[1] - interval[0]) / (interval[1] + interval[0])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from kdexport.bench.load import Surroundings
 from kdexport.bench.placement import Placement, fallback
 from kdexport.bench.plan import Case, Settings
 from kdexport.machine import cpu_governor, cpu_quota, usable_cores
@@ -13,6 +14,7 @@ LAUNCH_SPREAD = 0.05  # between the medians of fresh processes, as a share
 OTHER_CORES = 0.2  # kept busy by other work, on average
 STOLEN_CORES = 0.02
 DRIFT = 0.05  # last third of the rounds against the first
+DRIFT_ROUNDS = 2  # at either end, at least: one round against one other is chance
 
 
 class Recorded(Protocol):
@@ -21,8 +23,7 @@ class Recorded(Protocol):
     precision: float | None
     placement: dict[str, dict[str, int]]
     settled: list[bool]
-    other_cores: list[float]
-    stolen: list[float]
+    surroundings: list[Surroundings]
 
 
 def words(
@@ -44,6 +45,7 @@ def words(
         _spread(latency),
         _drift(latency),
         _other_load(one),
+        _throttled(one),
         _threads(case),
         "the time per call did not settle within the warm-up" if one.settled and not any(one.settled) else "",
         _fallback(provider, one.placement, compute_share),
@@ -75,11 +77,11 @@ def _spread(latency: Latency) -> str:
 
 
 def _drift(latency: Latency) -> str:
-    third = len(latency.rounds_p50) // 3
-    if third < 2:  # one round against one other is chance
+    part = max(len(latency.rounds_p50) // 3, DRIFT_ROUNDS)
+    if len(latency.rounds_p50) <= 2 * part:  # fewer than five
         return ""
-    first = sum(latency.rounds_p50[:third]) / third
-    last = sum(latency.rounds_p50[-third:]) / third
+    first = sum(latency.rounds_p50[:part]) / part
+    last = sum(latency.rounds_p50[-part:]) / part
     if last <= first * (1 + DRIFT):
         return ""
     return f"it became {last / first - 1:.0%} slower while it was measured: throttled, or other load"
@@ -97,13 +99,19 @@ def _threads(case: Case) -> str:
 
 
 def _other_load(one: Recorded) -> str:
-    if not one.other_cores:
+    count = len(one.surroundings)
+    if not count:
         return ""
-    other = sum(one.other_cores) / len(one.other_cores)
-    stolen = sum(one.stolen) / len(one.stolen)
+    other = sum(around.other_cores for around in one.surroundings) / count
+    stolen = sum(around.stolen for around in one.surroundings) / count
     if stolen > STOLEN_CORES:
         return f"the hypervisor took {stolen:.2f} cores away while this was measured"
     return f"other work kept {other:.1f} of {usable_cores()} cores busy" if other > OTHER_CORES else ""
+
+
+def _throttled(one: Recorded) -> str:
+    count = sum(around.throttled for around in one.surroundings)
+    return f"the CPU slowed down for heat in {count} of {len(one.surroundings)} rounds (throttled)" if count else ""
 
 
 def _fallback(provider: str, placement: Placement, compute_share: Mapping[str, float] | None) -> str:

@@ -25,7 +25,8 @@ class Worker:
     def __init__(self) -> None:
         self._session: Any = None
         self._bound: Any = None
-        self._inputs: dict[str, str] = {}
+        self._inputs: dict[str, str] = {}  # name -> type
+        self._shapes: dict[str, Any] = {}  # name -> shape, as the graph has it
         self._device: tuple[str, int] = ("", 0)
 
     def ready(self, task: Mapping[str, Any]) -> Reply:  # noqa: ARG002 - every command takes its task
@@ -50,6 +51,7 @@ class Worker:
         model = task["path"] or session.EMPTY_MODEL
         self._session, load_ms = session.open_session(model, task["provider"], options, task["threads"])
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
+        self._shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._device = (task["provider"], int(options.get("device_id", 0)))
         return {
             "load_ms": load_ms,
@@ -152,7 +154,7 @@ class Worker:
         from kdexport.bench import inputs
 
         if task["file"]:
-            return inputs.from_file(task["file"], self._inputs, task["batch_size"])
+            return inputs.from_file(task["file"], self._inputs, self._shapes, task["batch_size"])
         inputs.check_fits(task["shapes"], self._inputs, memory.available_mib())
         return {
             name: inputs.values(task["shapes"][name], kind, task["below"].get(name))

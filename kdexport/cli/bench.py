@@ -52,7 +52,7 @@ def bench(
         float | None, typer.Option(metavar="S", help="Measured time per model, at least.", rich_help_panel=RULE)
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Time on the clock per model, at most.", rich_help_panel=RULE)
+        float | None, typer.Option(metavar="S", help="Time on the clock per model, at most; 20.", rich_help_panel=RULE)
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(metavar="N", help="Fresh processes per model, at least.", rich_help_panel=RULE)
@@ -90,7 +90,7 @@ def bench(
         typer.Option(metavar="USER@HOST", help="Pack, copy, run and fetch by ssh.", rich_help_panel=ELSEWHERE),
     ] = None,
     remote_python: Annotated[
-        str, typer.Option(metavar="CMD", help="The Python to run there.", rich_help_panel=ELSEWHERE)
+        str, typer.Option(metavar="CMD", help="The Python to run there, as sh takes it.", rich_help_panel=ELSEWHERE)
     ] = "python3",
     json: Json = False,
     quiet: Quiet = False,
@@ -114,12 +114,40 @@ def bench(
         "allow_fallback": allow_fallback or None,
     }
     with command(json=json, quiet=quiet, verbose=verbose) as console:
+        _check_place(out, "--out", "bench.json")
+        _check_place(pack, "--pack", "bench.pyz")
         job = _job(console, models, flags, data, provider_option or [], dim or [], input, out)
         if pack is not None:
             _pack(job, pack, console)
             return
         result = _remote(job, remote, remote_python, console) if remote is not None else _here(job, console)
         _show(result, job["target"], console)
+
+
+def _check_place(file: Path | None, flag: str, example: str) -> None:
+    """Refuse what cannot become a file before minutes are spent on what goes into it.
+
+    Raises:
+        KDExportError: It is a folder or a device, or no file can be made there.
+    """
+    import os
+
+    from kdexport.errors import KDExportError
+
+    if file is None:
+        return
+    try:
+        folder = file.is_dir()
+        above = next((place for place in file.absolute().parents if place.exists()), file)
+        possible = above.is_dir() and os.access(above, os.W_OK) and (file.is_file() or not file.exists())
+    except OSError:  # a folder that cannot be looked into, a name that is too long
+        folder = possible = False
+    if folder:
+        raise KDExportError(f"{flag} {file} is a folder", hint=f"name a file in it, e.g. {flag} {file / example}")
+    if not possible:
+        raise KDExportError(
+            f"{flag} {file}: no file can be written there", hint=f"choose another place, e.g. {flag} {example}"
+        )
 
 
 def _job(
@@ -299,8 +327,6 @@ def _sizes(pairs: dict[str, str]) -> dict[str, int]:
 
 def _dataset(recipe: "Recipe | None", data: str | None, console: Console) -> Any:
     """Load what the models are scored on: --data, else what the run's recipe says, else nothing."""
-    import tempfile
-
     from kdexport import references
     from kdexport.recipe import Data
 
@@ -310,10 +336,11 @@ def _dataset(recipe: "Recipe | None", data: str | None, console: Console) -> Any
         chosen = recipe.data
     else:
         return None
-    with console.progress.task("data"):
-        from kdexport.sources.datasets import load_data
+    progress = console.progress  # one for both: a second would want a display of its own
+    with progress.task("data"):
+        from kdexport.sources.datasets import cache_folder, load_data
 
-        return load_data(chosen, recipe.seed if recipe else 0, Path(tempfile.gettempdir()) / "kdexport-cache")
+        return load_data(chosen, recipe.seed if recipe else 0, cache_folder(chosen), progress)
 
 
 def _failed(result: "BenchResult") -> Exception:

@@ -78,8 +78,18 @@ def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):
         (["--dim", "batch=0"], "a size is a whole number from 1 on"),
         (["--dim", "sequence=3"], "no model has a dynamic axis of that name"),
         (["--input", "absent.npz"], "there is no file absent.npz"),
+        (["--input", __file__], "is not an .npz file"),
         (["--provider-option", "x"], "--provider-option"),
         (["--remote", "-x"], "is not a host"),
+        (["--out", "."], "--out . is a folder"),
+        (["--pack", "."], "--pack . is a folder"),
+        (["--out", "/dev/null/bench.json"], "no file can be written there"),
+        (["--timeout", "inf"], "--timeout inf: it should be a finite number"),
+        (["--timeout", "nan"], "--timeout nan: it should be a finite number"),
+        (["--timeout", "0"], "--timeout 0.0: it should be greater than 0"),
+        (["--timeout", "-1"], "--timeout -1.0: it should be greater than 0"),
+        (["--timeout", "1e30"], "--timeout 1e+30: it should be less than or equal to 86400"),
+        (["--max-seconds", "inf"], "--max-seconds inf: it should be a finite number"),
     ],
 )
 def test_bad_flags_are_one_message_and_one_hint(models, arguments, said):
@@ -163,3 +173,34 @@ def test_a_warning_says_at_which_threads_it_was_given(models):
     assert "device cpu, batch 1" in shown[0]
     assert "threads" not in shown[0]
     assert shown[1:] == ["! all: noisy", "! a, threads 2: every core is taken"]
+
+
+def test_data_are_kept_where_evaluate_keeps_them(models, tmp_path, monkeypatch):
+    from kdexport.errors import SourceError
+    from kdexport.recipe import Data
+    from kdexport.sources import datasets
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def load(data, seed, cache, progress):
+        asked.append(cache)
+        raise SourceError("enough", hint="none")
+
+    monkeypatch.setattr(datasets, "load_data", load)
+    assert kdexport("bench", models / "a.onnx", "--data", "digits", "-q").exit_code == 1
+    assert asked == [datasets.cache_folder(Data(source="digits"))]
+    assert tmp_path in asked[0].parents
+
+
+def test_a_fixed_batch_is_not_measured_as_another_with_real_inputs_either(tmp_path):
+    from onnx import TensorProto, helper
+
+    from .conftest import save, value
+
+    sides = [value("x", TensorProto.FLOAT, [8, 3])], [value("y", TensorProto.FLOAT, [8, 3])]
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], *sides)
+    np.savez(tmp_path / "in.npz", x=np.zeros((8, 3), np.float32))
+    done = kdexport("bench", path, "--input", tmp_path / "in.npz", "-q")
+    assert done.exit_code == 1
+    assert "fixed to 8; batch size 1" in done.stderr

@@ -3,9 +3,12 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from kdexport.bench.describe import describe_file, integer_limits
+from kdexport.bench.stage import plan_for
 from kdexport.errors import KDExportError
+from kdexport.recipe import Bench
 
 from .conftest import linear
 
@@ -82,3 +85,65 @@ def test_weights_in_half_precision_make_an_fp16_file(tmp_path):
         tensor.CopyFrom(half)
     onnx.save(model, str(path))
     assert describe_file(path).precision == "fp16"
+
+
+def test_a_model_in_the_cache_of_the_hub_is_links_to_blobs(tmp_path):
+    """snapshots/x/m.onnx -> ../../blobs/1, m.data likewise: the data lie beside the link, not beside its target."""
+    from kdexport.bench.session import open_session
+
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "x"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    external(snapshot)
+    for number, name in enumerate(("m.onnx", "m.data")):
+        (snapshot / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    found = describe_file(snapshot / "m.onnx")
+    assert found.name == "m"
+    assert found.size_bytes > 256 * 10 * 4
+    (target,) = plan_for([found], Bench()).targets
+    assert target.path == str(snapshot / "m.onnx")
+    open_session(target.path, "CPUExecutionProvider", {}, 1)  # the runtime follows the links too
+
+
+def test_a_link_to_data_elsewhere_is_refused(tmp_path):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    path = external(folder)
+    (folder / "m.data").rename(tmp_path / "m.data")
+    (folder / "m.data").symlink_to("../m.data")
+    with pytest.raises(KDExportError, match="outside its own folder"):
+        describe_file(path)
+
+
+def outside(name: str) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../elsewhere")
+    return tensor
+
+
+@pytest.mark.parametrize("where", ["body", "attribute", "function", "sparse"])
+def test_external_weights_are_found_wherever_they_hide(tmp_path, where):
+    path = linear(tmp_path / "m.onnx")
+    model = onnx.load(str(path))
+    constant = helper.make_node("Constant", [], ["c"], value=outside("c"))
+    if where == "body":
+        body = helper.make_graph([helper.make_node("Identity", ["w"], ["z"])], "body", [], [], [outside("w")])
+        model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=body, else_branch=body))
+    elif where == "attribute":
+        model.graph.node.append(constant)
+    elif where == "function":
+        model.functions.append(helper.make_function("d", "f", [], ["c"], [constant], [helper.make_opsetid("", 17)]))
+    else:
+        model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=outside("s"), dims=[4]))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(KDExportError, match="outside its own folder"):
+        describe_file(path)
+
+
+@pytest.mark.parametrize("suffix", ["json", "txt", "onnxtxt", "textproto"])
+def test_the_name_of_a_file_does_not_choose_how_it_is_read(tmp_path, suffix):
+    path = tmp_path / f"bench.{suffix}"
+    path.write_text('{"models": []}')
+    with pytest.raises(KDExportError, match=r"not ONNX|no ONNX graph"):
+        describe_file(path)

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from kdexport.bench import doctor
@@ -77,3 +79,75 @@ def test_torchs_cuda_is_read_without_importing_torch():
         "print(torch_cuda())\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_before_1_24_a_placement_is_not_provable_and_no_fault(monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", object)  # has no get_provider_graph_assignment_info
+    monkeypatch.setattr(doctor, "probe", lambda _: [])
+    check = doctor._provider("CUDAExecutionProvider")
+    assert check.status == "note"
+    assert "not provable before ONNX Runtime 1.24" in check.said
+    assert check.mend.startswith("pip install -U onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("providers", "placed"),
+    [(["CPUExecutionProvider"], ["CPUExecutionProvider"]), (["CUDAExecutionProvider", "CPUExecutionProvider"], [])],
+)
+def test_a_session_of_one_provider_needs_no_proof(monkeypatch, providers, placed):
+    class Old:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def ask(self, **_):
+            return {"placement": {}, "providers": providers}, b""
+
+    monkeypatch.setattr(doctor, "Child", Old)
+    assert list(probe("x")) == placed
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "mend"),
+    [
+        ("raise ImportError('libnpu.so.1')", "ImportError: libnpu.so.1", "--force-reinstall onnxruntime-ep-abacus"),
+        ("def get_library_path():\n    return '/lib/abacus.so'", "/lib/abacus.so", "-U onnxruntime-ep-abacus onnxr"),
+    ],
+)
+def test_a_broken_plugin_is_a_fault_with_its_reason(tmp_path, monkeypatch, module, said, mend):
+    (tmp_path / "onnxruntime_ep_abacus.py").write_text(module)
+    info = tmp_path / "onnxruntime_ep_abacus-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-ep-abacus\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "onnxruntime_ep_abacus", raising=False)
+    (check,) = doctor._plugins()
+    assert (check.name, check.status) == ("onnxruntime-ep-abacus", "fault")
+    assert "1.0 is installed" in check.said
+    assert said in check.said
+    assert mend in check.mend
+
+
+def test_a_plugin_that_loads_is_listed(monkeypatch):
+    plugin = doctor.plugins.Plugin("onnxruntime-ep-abacus", "1.0", "/lib/abacus.so", None)
+    monkeypatch.setattr(doctor.plugins, "installed", lambda: [plugin])
+    monkeypatch.setattr(doctor.plugins, "register", lambda _: {})
+    assert [check.status for check in doctor._plugins()] == ["ok"]
+
+
+def test_a_library_is_registered_once(monkeypatch):
+    import onnxruntime
+
+    calls = []
+    monkeypatch.setattr(doctor.plugins, "_registered", {})
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *pair: calls.append(pair))
+    for _ in range(2):
+        assert doctor.plugins.register({"onnxruntime-ep-abacus": "/lib/abacus.so"}) == {}
+    assert calls == [("onnxruntime-ep-abacus", "/lib/abacus.so")]

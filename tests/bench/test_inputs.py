@@ -56,11 +56,6 @@ def test_integers_of_unknown_meaning_are_ones_and_pixels_use_their_range():
     assert inputs.values((1000,), "tensor(uint8)", None).max() > 250
 
 
-def test_a_type_that_cannot_be_made_up_is_told():
-    with pytest.raises(KDExportError, match=r"tensor\(string\)"):
-        inputs.values((1,), "tensor(string)", None)
-
-
 def test_inputs_beyond_the_memory_are_refused_before_they_are_made():
     with pytest.raises(MemoryError, match=r"need 3\.7 GiB"):
         inputs.check_fits({"x": (1_000_000_000,)}, {"x": "tensor(float)"}, available_mib=1000)
@@ -69,10 +64,67 @@ def test_inputs_beyond_the_memory_are_refused_before_they_are_made():
 def test_real_inputs_are_repeated_to_the_batch(tmp_path):
     path = tmp_path / "in.npz"
     np.savez(path, x=np.arange(6, dtype=np.float32).reshape(3, 2))
-    fed = inputs.from_file(str(path), {"x": "tensor(float)"}, 4)
+    shapes = {"x": ["batch", 2], "y": ["batch"]}
+    fed = inputs.from_file(str(path), {"x": "tensor(float)"}, shapes, 4)
     assert fed["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
     with pytest.raises(KDExportError, match="holds no array 'y'"):
-        inputs.from_file(str(path), {"y": "tensor(float)"}, 4)
+        inputs.from_file(str(path), {"y": "tensor(float)"}, shapes, 4)
     with pytest.raises(KDExportError, match="is float32, but the model takes") as caught:
-        inputs.from_file(str(path), {"x": "tensor(int64)"}, 4)
+        inputs.from_file(str(path), {"x": "tensor(int64)"}, shapes, 4)
     assert "int64" in caught.value.hint
+
+
+def test_only_the_batch_of_real_inputs_is_cut_or_repeated(tmp_path):
+    path = tmp_path / "in.npz"
+    arrays = {
+        "x": np.arange(6, dtype=np.float32).reshape(3, 2),
+        "state": np.arange(6, dtype=np.float32).reshape(1, 3, 2),
+        "scale": np.ones(4, np.float32),
+        "past": np.ones((3, 0), np.float32),
+        "flag": np.array(7, np.float32),
+    }
+    np.savez(path, **arrays)
+    shapes = {"x": ["n", 2], "state": [1, "n", 2], "scale": [4], "past": ["n", "length"], "flag": []}
+    fed = inputs.from_file(str(path), dict.fromkeys(arrays, "tensor(float)"), shapes, 2)
+    assert {name: array.shape for name, array in fed.items()} == {
+        "x": (2, 2), "state": (1, 2, 2), "scale": (4,), "past": (2, 0), "flag": ()
+    }  # fmt: skip
+    assert fed["state"].tolist() == [[[0, 1], [2, 3]]]
+
+
+@pytest.mark.parametrize("shape", [[4, 2], ["batch", 5], ["batch"], [3, 2, 1]])
+def test_real_inputs_of_another_shape_are_refused(tmp_path, shape):
+    path = tmp_path / "in.npz"
+    np.savez(path, x=np.zeros((3, 2), np.float32))
+    with pytest.raises(KDExportError, match=r"'x' has the shape \[3, 2\], but the model takes"):
+        inputs.from_file(str(path), {"x": "tensor(float)"}, {"x": shape}, 3)
+
+
+def test_a_file_of_anything_else_is_no_fault_of_the_model(tmp_path):
+    objects, single = tmp_path / "objects.npz", tmp_path / "single.npy"
+    np.savez(objects, x=np.array(["a", None]))
+    np.save(single, np.zeros(2))
+    for path in (objects, single, tmp_path / "absent.npz"):
+        with pytest.raises(KDExportError, match=r"is not an \.npz file with arrays of numbers"):
+            inputs.from_file(str(path), {"x": "tensor(float)"}, {"x": ["batch"]}, 1)
+
+
+@pytest.mark.parametrize("kind", ["tensor(string)", "seq(tensor(float))", "tensor(bfloat16)"])
+def test_a_type_that_cannot_be_bound_is_refused_without_advice_that_does_not_help(tmp_path, kind):
+    path = tmp_path / "in.npz"
+    np.savez(path, x=np.array(["a"]))
+    for feed in (
+        lambda: inputs.values((1,), kind, None),
+        lambda: inputs.from_file(str(path), {"x": kind}, {"x": ["batch"]}, 1),
+    ):
+        with pytest.raises(KDExportError, match=r"cannot be measured: ONNX Runtime binds tensors of numbers") as caught:
+            feed()
+        assert "--input" not in caught.value.hint
+
+
+def test_the_batch_is_the_batch_wherever_it_stands():
+    rnn = {"x": ["batch", "steps", 8], "h0": [2, "batch", 64]}
+    assert inputs.resolve_shapes(rnn, 4, {"steps": 3}, model="m") == {"x": (4, 3, 8), "h0": (2, 4, 64)}
+    with pytest.raises(KDExportError, match="--dim batch: that axis is the batch"):
+        inputs.check_dims([rnn], {"batch": 3})
+    inputs.check_dims([rnn, {"x": ["steps", 8]}], {"steps": 3})  # the batch of one can be an axis of another

@@ -130,3 +130,34 @@ def test_a_host_that_cannot_be_reached_is_told(models, quick, fake_ssh):
 def test_what_is_no_host_never_reaches_ssh(models, quick, host):
     with pytest.raises(KDExportError, match="is not a host"):
         measure_on(host, [], quick, python="python3", progress=Silent(), name="x")
+
+
+def test_what_runs_there_is_cleaned_up_under_a_shell_that_owns_status(models, quick, fake_ssh, tmp_path):
+    """As zsh does: ``status`` is read-only there."""
+    skip = '#!/bin/sh\nwhile [ "$1" != "--" ]; do shift; done; shift 2\n'
+    (fake_ssh / "ssh").write_text(skip + 'readonly status=0\neval "$*"\n')
+    (fake_ssh / "scp").write_text(
+        skip.replace("shift 2", "shift") + f'echo "${{2#*:}}" > "{tmp_path}/there"\ncp "$1" "${{2#*:}}"\n'
+    )
+    python = tmp_path / "my python"
+    python.write_text('#!/bin/sh\n[ -s "$1" ] && exit 7\n')
+    python.chmod(0o755)
+    with pytest.raises(KDExportError, match="ended with code 7 and no result"):
+        remote(models, quick, f"'{python}'")
+    assert not Path((tmp_path / "there").read_text().strip()).exists()
+
+
+def test_a_pack_of_old_and_linked_files_can_be_run(models, quick, tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    linear(snapshot / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    for number, name in enumerate(("m.onnx", "m.data")):
+        os.utime(snapshot / name, (0, 0))  # 1970: a zip begins in 1980
+        (snapshot / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(blobs / str(number))
+    out = tmp_path / "p.pyz"
+    pack([describe_file(snapshot / "m.onnx")], quick, out, name="x", progress=Silent())
+    assert os.access(out, os.X_OK)
+    with zipfile.ZipFile(out) as archive:
+        assert {"models/0/m.onnx", "models/0/m.data"} <= set(archive.namelist())

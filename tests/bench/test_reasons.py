@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from kdexport.bench.load import Surroundings
 from kdexport.bench.plan import Case, Device, Settings
 from kdexport.bench.reasons import in_words
 from kdexport.bench.runner import Runner, Series
@@ -47,6 +48,8 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
     assert "noisy" not in (said := warned([steady()] * 6))
     assert "differ" not in said
     assert "slower" not in said
+    assert "heat" not in said
+    assert "slower" not in warned([steady(), steady(), steady(), steady(1.08)])  # too few to tell it from chance
 
 
 @pytest.mark.parametrize(
@@ -56,8 +59,13 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
         ("noisy: single calls vary by", {"rounds": [np.where(np.arange(100) % 5, 1e6, 4e6)] * 6}),
         ("fresh processes differ: their medians run from 1", {"rounds": [steady(), steady(1.2), steady()]}),
         ("slower while it was measured", {"rounds": [steady(1 + 0.05 * step) for step in range(6)]}),
-        ("other work kept 0.8 of", {"rounds": [steady()] * 6, "other_cores": [0.8], "stolen": [0.0]}),
-        ("the hypervisor took 0.30 cores", {"rounds": [steady()] * 6, "other_cores": [0.0], "stolen": [0.3]}),
+        ("8% slower while it was measured", {"rounds": [steady(scale) for scale in (1, 1, 1, 1.08, 1.08)]}),
+        ("other work kept 0.8 of", {"rounds": [steady()] * 6, "surroundings": [Surroundings(other_cores=0.8)]}),
+        ("the hypervisor took 0.30 cores", {"rounds": [steady()] * 6, "surroundings": [Surroundings(stolen=0.3)]}),
+        (
+            "slowed down for heat in 1 of 5 rounds",
+            {"rounds": [steady()] * 5, "surroundings": [Surroundings(throttled=bad) for bad in (0, 0, 0, 1, 0)]},
+        ),
         ("999 threads share", {"rounds": [steady()] * 6, "case": Case(CASE.device, 999, (1,))}),
         ("placement is not proved", {"rounds": [steady()] * 6, "placement": {}}),
         (

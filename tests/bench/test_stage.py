@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kdexport import results
-from kdexport.bench import runner
+from kdexport.bench import group, runner
 from kdexport.bench.child import Child
 from kdexport.bench.describe import describe_file
 from kdexport.bench.stage import bench
@@ -110,7 +110,7 @@ class Fragile(Child):
 
 
 def test_a_killed_worker_costs_its_own_model_only(models, quick, monkeypatch):
-    monkeypatch.setattr(runner, "Child", Fragile)
+    monkeypatch.setattr(group, "Child", Fragile)
     result = bench(described(models, "a", "b"), quick, name="x")
     assert [one.model for one in result.measurements] == ["a"]
     assert "killed by SIGKILL" in result.failures[0].reason
@@ -141,7 +141,8 @@ def test_token_ids_are_fed_in_range(models, quick):
 
 
 def test_nothing_runs_before_all_that_can_be_refused_is_refused(models, quick, monkeypatch):
-    monkeypatch.setattr(runner, "Child", None)  # a child would be a TypeError
+    for module in (runner, group):
+        monkeypatch.setattr(module, "Child", None)  # a child would be a TypeError
     files = described(models, "a", "ids")
     with pytest.raises(KDExportError, match="'sequence'"):
         bench(files, quick, name="x")

@@ -1,0 +1,153 @@
+"""What is scored after measuring, and that a pack scores as this machine does."""
+
+import argparse
+import json
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from kdexport.bench import packed, stage
+from kdexport.bench.describe import describe_file
+from kdexport.bench.packed import Job
+from kdexport.bench.plan import Device
+from kdexport.bench.runner import Outcome
+from kdexport.bench.scoring import predictor, unsafe
+from kdexport.bench.session import open_session
+from kdexport.progress import Silent
+from kdexport.results import Failure
+from kdexport.sources import onnx_model
+from kdexport.sources.preprocessing import Preprocessing
+from kdexport.sources.samples import Dataset, Split
+
+from .conftest import save, value
+
+CPU = Device("cpu", "CPUExecutionProvider")
+
+
+def failure(model: str, device: str = "cpu") -> Failure:
+    return Failure(model, device, 1, 1, "the worker was killed by SIGSEGV")
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+def classifier(path: Path) -> Path:
+    """Labels first, then probabilities, as scikit-learn's converters write them; the batch is fixed to 8."""
+    return save(
+        path,
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+            helper.make_node("ArgMax", ["y"], ["label"], axis=1, keepdims=0),
+            helper.make_node("Softmax", ["y"], ["probabilities"], axis=1),
+        ],
+        [value("x", TensorProto.FLOAT, [8, 4])],
+        [value("label", TensorProto.INT64, [8]), value("probabilities", TensorProto.FLOAT, [8, 3])],
+        {"w": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)},
+    )
+
+
+@pytest.fixture
+def data() -> Dataset:
+    rng = np.random.default_rng(1)
+    test = Split((rng.standard_normal((20, 4)).astype(np.float32),), rng.integers(0, 3, 20))
+    return Dataset("random", ("x",), ("a", "b", "c"), test, test, test, Preprocessing("none"), {})
+
+
+def test_a_pack_takes_from_a_model_what_this_machine_takes(tmp_path, data):
+    path = classifier(tmp_path / "m.onnx")
+    session, _ = open_session(str(path), CPU.provider, {}, 1)
+    here = onnx_model.OnnxModel(path).predict(data.test.inputs)
+    there = predictor(session, ["x"])(data.test.inputs)
+    assert there.shape == (20, 3)
+    np.testing.assert_array_equal(there, here)
+    np.testing.assert_allclose(np.exp(there).sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("measured", "failed", "left_out"),
+    [
+        ([("m", "cpu")], [("m", "cpu")], []),  # at another batch size
+        ([], [("m", "cpu")], ["m"]),
+        ([("m", "cuda")], [("m", "cpu")], ["m"]),
+        ([("m", "cuda")], [("m", "tensorrt")], []),
+        ([], [("m", "cuda")], ["m"]),
+        ([("n", "cpu")], [], []),
+    ],
+)
+def test_what_ended_a_worker_is_not_loaded_into_this_process(measured, failed, left_out):
+    measurements = [SimpleNamespace(model=model, device=device) for model, device in measured]
+    outcome = SimpleNamespace(measurements=measurements, failures=[failure(*pair) for pair in failed])
+    assert sorted(unsafe(outcome, "cpu")) == left_out
+
+
+def test_a_model_that_failed_is_not_scored_and_the_result_stands(tmp_path, data, quick, monkeypatch):
+    files = [describe_file(classifier(tmp_path / f"{name}.onnx")) for name in ("good", "bad")]
+    opened = []
+
+    class Watched(onnx_model.OnnxModel):
+        def __init__(self, path, *arguments):
+            opened.append(path.stem)
+            super().__init__(path, *arguments)
+
+    monkeypatch.setattr(onnx_model, "OnnxModel", Watched)
+    monkeypatch.setattr(stage, "run_plan", lambda *_: Outcome((), (failure("bad"),), {}))
+    progress = Heard()
+    settings = quick.model_copy(update={"batch_sizes": (8,)})
+    result = stage.bench(files, settings, name="x", dataset=data, progress=progress)
+    assert opened == ["good"]
+    assert [model.accuracy is not None for model in result.models] == [True, False]
+    assert progress.warnings == ["bad could not be scored: it failed when it was measured"]
+
+
+def test_in_a_pack_one_that_cannot_be_scored_costs_only_its_own_score(tmp_path, data):
+    models = [describe_file(classifier(tmp_path / f"{name}.onnx")) for name in ("good", "bad", "odd")]
+    (tmp_path / "bad.onnx").unlink()
+    (tmp_path / "odd.onnx").write_bytes(b"cut off")
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "d.npz", labels=data.test.labels, **{"input:x": data.test.inputs[0]})
+    manifest = {"feeds": {model.name: "d" for model in models}, "class_names": data.class_names}
+    plan = SimpleNamespace(targets=[SimpleNamespace(path=model.file) for model in models])
+    progress = Heard()
+    result = SimpleNamespace(models=models, measurements=[], failures=[failure("bad")])
+    good, bad, odd = packed.score(Job(tmp_path, manifest, plan, CPU, progress), result)
+    assert good.evaluation.samples == 20
+    assert (bad.accuracy, odd.accuracy) == (None, None)
+    assert len(progress.warnings) == 1
+    assert progress.warnings[0].startswith("odd could not be scored")
+
+
+def test_a_pack_keeps_what_was_measured_when_scoring_ends_it(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "p.pyz", "w"):
+        pass
+    measured = {"name": "x", "measurements": [1]}
+
+    def crash(job, result):
+        raise SystemExit(139)
+
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "p.pyz")])
+    monkeypatch.setattr(packed, "_job", lambda *_: None)
+    monkeypatch.setattr(packed, "_measure", lambda _: measured)
+    monkeypatch.setattr(packed, "score", crash)
+    with pytest.raises(SystemExit):
+        packed._main(argparse.Namespace(out=str(tmp_path / "bench.json")))
+    assert json.loads((tmp_path / "bench.json").read_text()) == measured
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "p.pyz"]
+
+
+@pytest.mark.parametrize("place", [".", "absent/bench.json"])
+def test_a_pack_refuses_a_place_that_is_no_file_before_it_measures(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["p.pyz", "--out", place])
+    with pytest.raises(SystemExit):
+        packed._parse()
+    assert f"--out {place} is no file" in capsys.readouterr().err
