@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_SECONDS = 2.0  # least time between two plain lines of one task: a log stays readable
+SPEED_SECONDS = 600.0  # that the time left is judged by: a step may take minutes
 WIDE = 100  # columns of a terminal that has room for long bars
 
 
@@ -88,9 +89,11 @@ class _PlainTask:
     def __init__(self, lines: PlainLines, name: str, total: float | None) -> None:
         self._lines, self._name, self._total = lines, name, total
         self._done, self._note, self._shown, self._pending = 0.0, "", time.monotonic(), False
+        self._first: tuple[float, float] | None = None  # when, and how much was done: some may have been before
 
     def advance(self, steps: float = 1, note: str = "") -> None:
         self._done += steps
+        self._first = self._first or (time.monotonic(), self._done)
         self._note = note or self._note
         self._pending = True
         if time.monotonic() - self._shown >= PLAIN_SECONDS:
@@ -101,9 +104,17 @@ class _PlainTask:
             self._show()
 
     def _show(self) -> None:
-        count = f"{self._done:g}/{self._total:g}" if self._total else f"{self._done:g}"
-        self._lines.say(f"{self._name} {count}{'  ' + self._note if self._note else ''}")
+        done = f"{round(self._done, 1):g}"
+        parts = [f"{self._name} {done}/{self._total:g}" if self._total else f"{self._name} {done}"]
+        self._lines.say("  ".join(part for part in (*parts, self._note, self._left()) if part))
         self._shown, self._pending = time.monotonic(), False
+
+    def _left(self) -> str:
+        if self._first is None or self._total is None or not self._first[1] < self._done < self._total:
+            return ""
+        then, before = self._first
+        seconds = (time.monotonic() - then) * (self._total - self._done) / (self._done - before)
+        return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:,.0f} min left"
 
 
 class Bars:
@@ -145,7 +156,12 @@ class Bars:
             TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=rest),
         )
         with RichProgress(
-            *columns, console=self._console, auto_refresh=not still, expand=True, transient=total is None
+            *columns,
+            console=self._console,
+            auto_refresh=not still,
+            expand=True,
+            transient=total is None,
+            speed_estimate_period=SPEED_SECONDS,
         ) as live:
             self._live = live
             try:

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from kdexport import progress as progress_module
 from kdexport.progress import for_terminal
 
 
@@ -55,3 +56,15 @@ def test_a_still_task_is_drawn_where_it_is_advanced_and_has_no_thread(terminal: 
         assert re.search(r"1/5 .*round 1", terminal.getvalue())
         task.advance(0, note="memory")
         assert re.search(r"1/5 .*memory", terminal.getvalue())
+
+
+def test_plain_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter(range(0, 1000, 30))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(now)))
+    with progress_module.PlainLines().task("train student", 100) as task:
+        task.advance(50, note="going on")  # of an earlier sitting: no measure of speed
+        for _ in range(3):
+            task.advance(0.25)
+    lines = capsys.readouterr().err.splitlines()
+    assert "left" not in lines[1]
+    assert re.search(r"train student 50\.2/100  going on  \d+ min left", lines[2])
