@@ -104,7 +104,7 @@ def fit(
                     parameter.grad = None
                 if average is not None:
                     average.update_parameters(plain)
-                loop.count(loss, parts, seen, len(batch.indices))
+                loop.count(loss, parts, seen, batch.whole or len(batch.indices))
 
                 if loop.step % batches.per_epoch == 0:
                     break  # what follows belongs to the epoch: a checkpoint before it would leave it out
@@ -122,7 +122,7 @@ def fit(
             if job.teacher:
                 job.teacher.finish()
             seconds = time.perf_counter() - start
-            rate = (loop.seen - seen_before) * accelerator.num_processes / seconds
+            rate = (loop.seen - seen_before) / seconds  # of all processes
             candidate = average.module if average is not None else plain
             scores = _on_main(accelerator, lambda: job.validation.score(candidate))  # noqa: B023 - called at once
             loop.judge(epoch, scores["val_accuracy"], candidate)
