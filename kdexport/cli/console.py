@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdexport import processes
 from kdexport.errors import EXIT_INTERRUPTED, KDExportError
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
     except KeyboardInterrupt:
         if verbose:
             traceback.print_exc()
-        _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
+        if processes.is_main():  # of several, one says it
+            _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
