@@ -1,7 +1,7 @@
 """Does a student learn the same from kept answers as from a teacher that runs in each step? Three seeds, real images.
 
     tar xf cifar10-jpg.tar.xz
-    python benchmarks/engine_cached_vs_uncached.py --data cifar10-jpg           # about 20 minutes on 2 free cores
+    python benchmarks/engine_cached_vs_uncached.py --data cifar10-jpg           # about 10 minutes on 2 free cores
     python benchmarks/engine_cached_vs_uncached.py --data cifar10-jpg --smoke
 
 A small ResNet learns from 4,000 of CIFAR-10's images (JPEG) for 15 epochs and is scored on all 10,000 test images.
