@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from kdexport.bench.load import busy
+from kdexport.bench.host import busy
 from kdexport.machine import cpu_model, usable_cores
 
 RESULTS = Path(__file__).with_name("results")

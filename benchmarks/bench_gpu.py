@@ -18,12 +18,12 @@ import torch
 import torchvision
 from bench_common import OtherLoad, keep
 
-from kdexport.bench.describe import describe_file
 from kdexport.bench.session import open_session
 from kdexport.bench.stage import bench
-from kdexport.intervals import speedup
 from kdexport.machine import nvidia_gpus
+from kdexport.onnx.describe import describe_file
 from kdexport.recipe import Bench
+from kdexport.statistics import speedup
 
 BATCHES = (1, 4, 16, 64)
 UNBOUND_RUNS = 50

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench_common import SIZES, OtherLoad, keep, make_model
 
-from kdexport.bench.child import Child
+from kdexport.bench.process import Child
 
 REPEATS = 5
 BARE = """

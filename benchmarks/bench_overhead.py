@@ -23,8 +23,8 @@ import numpy as np
 import onnxruntime
 from bench_common import SIZES, OtherLoad, keep, make_model
 
-from kdexport.bench.child import Child
-from kdexport.intervals import ratio_interval
+from kdexport.bench.process import Child
+from kdexport.statistics import ratio_interval
 
 TURNS = 10
 TURN_NS = 20_000_000

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from bench_common import OtherLoad, keep, make_model
 
-from kdexport.bench.describe import describe_file
 from kdexport.bench.pack import pack
 from kdexport.bench.stage import bench
-from kdexport.intervals import ratio_interval
+from kdexport.onnx.describe import describe_file
 from kdexport.progress import Silent
 from kdexport.recipe import Bench
+from kdexport.statistics import ratio_interval
 
 ONLY = ("numpy", "onnxruntime")
 

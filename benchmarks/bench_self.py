@@ -16,7 +16,7 @@ from bench_common import SIZES, OtherLoad, keep, make_model
 from kdexport.bench.plan import Plan, Settings, Target
 from kdexport.bench.runner import run_plan
 from kdexport.progress import Silent
-from kdexport.report.comparisons import median_ratio
+from kdexport.statistics import median_ratio
 
 
 def trial(path: Path, side: int, settings: Settings) -> tuple[float, float, float, int]:

@@ -116,9 +116,9 @@ def accuracy(document: dict[str, Any], weights: str, role: str = "student") -> f
     import torch
 
     from kdexport import Recipe
+    from kdexport.data.datasets import load_data
     from kdexport.distill.inference import predict_all
-    from kdexport.sources.datasets import load_data
-    from kdexport.sources.models import load_model
+    from kdexport.models.loading import load_model
 
     recipe = Recipe.parse(document)
     dataset = load_data(recipe.data, recipe.seed, Path(weights).parent / "cache")
@@ -143,7 +143,7 @@ def trained_teacher(document: dict[str, Any], place: Path) -> dict[str, Any]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and the half-width of its 95 % interval (Student's t); None below three values."""
-    from kdexport.intervals import student_t95
+    from kdexport.statistics import student_t95
 
     mean = float(np.mean(values))
     if len(values) < 3:

@@ -50,8 +50,8 @@ def made_up(path: Path, images: int) -> Path:
 
 def teacher_weights(path: Path) -> str:
     """Write a ResNet-56 as it starts: what it answers doesn't matter here."""
-    from kdexport.sources.networks import load_network
-    from kdexport.sources.weights import save_weights
+    from kdexport.models.networks import load_network
+    from kdexport.models.weights import save_weights
 
     torch.manual_seed(0)
     save_weights(load_network(RESNET, {"depth": 56}, 10), path)
@@ -92,7 +92,7 @@ def run(work: Path, steps: int, epochs: int, *, compiled: bool) -> dict[str, Any
 
 def bare_step_ms(layout: str, *, compiled: bool, optimizer: bool) -> float:
     """Return the milliseconds of a step on resident tensors: the median over blocks of steps that nobody waits for."""
-    from kdexport.sources.networks import load_network
+    from kdexport.models.networks import load_network
 
     device = torch.device("cuda")
     # "as_it_comes": images as they are stored, channels last, and kernels as they are built.

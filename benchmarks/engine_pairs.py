@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from kdexport.sources.networks import load_network
+from kdexport.models.networks import load_network
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -29,7 +29,7 @@ class Pair:
     name: str
     teacher: tuple[str, dict[str, Any]]  # reference and arguments
     student: tuple[str, dict[str, Any]]
-    grey28: bool  # 28x28 grey images, else 32x32 in colour
+    grey28: bool  # 28x28 grey images, else 32x32 in color
     images: int
     epochs: int
     batch_size: int
@@ -82,7 +82,7 @@ class Pair:
 
     def networks(self, teacher_weights: str, seed: int) -> tuple[nn.Module, nn.Module]:
         """Return the teacher, frozen, and a fresh student."""
-        from kdexport.sources.weights import load_weights
+        from kdexport.models.weights import load_weights
 
         teacher = load_network(*self.teacher, 10)
         load_weights(teacher, Path(teacher_weights))
@@ -179,7 +179,7 @@ def plain_loop(
 
 def saved(student: nn.Module, place: Path) -> str:
     """Write a student's weights and return the file."""
-    from kdexport.sources.weights import save_weights
+    from kdexport.models.weights import save_weights
 
     place.mkdir(parents=True, exist_ok=True)
     save_weights(student, place / "student.safetensors")

@@ -13,7 +13,7 @@ from engine_common import accuracy, in_fresh_process, mean_interval, pictures, t
 from engine_pairs import Pair, loader
 from torch import nn
 
-from kdexport.intervals import ratio_interval
+from kdexport.statistics import ratio_interval
 
 KEPT = ("filling_epoch_seconds", "steady_epoch_seconds", "seconds", "call_seconds", "form")  # of kdexport's runs
 
@@ -40,9 +40,9 @@ def parts_ms(pair: Pair, data: Path, teacher_weights: str, steps: int) -> dict[s
     from torch.utils.flop_counter import FlopCounterMode
 
     from kdexport import Recipe
+    from kdexport.data.augment import Augmentation
+    from kdexport.data.datasets import load_data
     from kdexport.distill.batches import Batches
-    from kdexport.sources.augment import Augmentation
-    from kdexport.sources.datasets import load_data
 
     teacher, student = pair.networks(teacher_weights, 0)
     optimizer, cross_entropy = pair.make_optimizer(student), nn.CrossEntropyLoss()

@@ -20,11 +20,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdexport.export import fp32, runtimes
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
-from kdexport.sources.networks import load_network
-from kdexport.sources.preprocessing import Preprocessing
+from kdexport.export import network_export
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.networks import load_network
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx import versions
+from kdexport.onnx.sessions import Runner
 
 RESULTS = Path(__file__).with_name("results")
 SAMPLES = 10  # batches of 1, 2 and 7
@@ -70,11 +71,11 @@ def one(name: str) -> dict[str, object]:
     network = load_network(f"torchvision:{name}", {}, 100)
     perturb(network, side)
     images = pictures(SAMPLES, side, seed=2).numpy()
-    subject = Subject(name, network.eval(), Preprocessing("none"), ("image",), (images,), samples_are="random")
+    subject = ExportTarget(name, network.eval(), Preprocessing("none"), ("image",), (images,), samples_are="random")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         start = time.perf_counter()
-        made = fp32.write(subject, Form(18, runtimes.ir_for(18), 1e-4), path)
+        made = network_export.write(subject, Form(18, versions.ir_for(18), 1e-4), path)
         seconds = time.perf_counter() - start
         Runner(path)((images[:3],))
     assert made.parity is not None

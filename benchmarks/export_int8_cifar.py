@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdexport import references
-from kdexport.export import fp32, parity, variants
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
+from kdexport.data.datasets import load_data
+from kdexport.data.samples import Split
+from kdexport.export import network_export, parity, variants
+from kdexport.export.target import ExportTarget, Form
+from kdexport.onnx.sessions import Runner
 from kdexport.progress import PlainLines
 from kdexport.recipe import Data
-from kdexport.sources.datasets import load_data
-from kdexport.sources.samples import Split
 
 RESULTS = Path(__file__).with_name("results") / "export_int8_cifar.json"
 TRAINING_SAMPLES, EPOCHS, BATCH = 6_000, 2, 64
@@ -77,19 +77,22 @@ def main() -> None:
                 schedule.step()
             print(f"{time.perf_counter() - start:.0f} s, loss {loss.item():.3f}", flush=True)
         samples = parity.samples_of(dataset.val.inputs, dataset.train.inputs)
-        subject = Subject("net", network.eval(), preprocessing, dataset.input_names, samples)
-        plain = fp32.write(subject, Form(18, 8, 1e-4, bake=True), folder / "net.onnx")
+        subject = ExportTarget("net", network.eval(), preprocessing, dataset.input_names, samples)
+        plain = network_export.write(subject, Form(18, 8, 1e-4, bake=True), folder / "net.onnx")
         val = dataset.val.take(parity.spread(len(dataset.val), variants.VALIDATION_SAMPLES))
         calibration = train.take(parity.spread(len(train), 256)).inputs
-        material = variants.Material(lambda: samples, lambda: calibration, lambda: (val.inputs, val.labels))
+        material = variants.CalibrationData(lambda: samples, lambda: calibration, lambda: (val.inputs, val.labels))
         rows = [
             {"form": "fp32", "test_accuracy": accuracy(folder / "net.onnx", dataset.test), "bytes": plain.size_bytes}
         ]
         for form, wanted in (
-            ("int8", variants.Wanted("int8")),
-            ("int8, full 8-bit weights", variants.Wanted("int8", weight_bits=8)),
-            ("int8, guard 0.01", variants.Wanted("int8", max_accuracy_drop=0.01)),
-            ("int8, full 8-bit weights, guard 0.01", variants.Wanted("int8", weight_bits=8, max_accuracy_drop=0.01)),
+            ("int8", variants.VariantSpec("int8")),
+            ("int8, full 8-bit weights", variants.VariantSpec("int8", weight_bits=8)),
+            ("int8, guard 0.01", variants.VariantSpec("int8", max_accuracy_drop=0.01)),
+            (
+                "int8, full 8-bit weights, guard 0.01",
+                variants.VariantSpec("int8", weight_bits=8, max_accuracy_drop=0.01),
+            ),
         ):
             path = folder / "small.onnx"
             made = variants.write(folder / "net.onnx", plain, wanted, path, material, PlainLines(), key=None)

@@ -22,11 +22,12 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from kdexport.export import fp32, runtimes, variants
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
+from kdexport.export import network_export, variants
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx import versions
+from kdexport.onnx.sessions import Runner
 from kdexport.progress import Silent
-from kdexport.sources.preprocessing import Preprocessing
 
 RESULTS = Path(__file__).with_name("results") / "export_runtimes.json"
 VERSIONS = (
@@ -85,17 +86,19 @@ def probes(folder: Path) -> None:
 def export(folder: Path, version: str, images: np.ndarray) -> dict[str, str | None]:
     """Write what kdexport writes for a release; returns each file with the oldest runtime that it is said to need."""
     folder.mkdir(exist_ok=True)
-    wanted = runtimes.for_runtime(version)
+    wanted = versions.for_runtime(version)
     preprocessing = Preprocessing("image", (32, 32), "crop", 0.875, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     labels = tuple(f"class {number}" for number in range(10))
-    subject = Subject("net", Net().eval(), preprocessing, ("image",), (images,), class_names=labels)
+    subject = ExportTarget("net", Net().eval(), preprocessing, ("image",), (images,), class_names=labels)
     form = Form(wanted.opset, wanted.ir, 1e-4, bake=True, any_image_size=True, softmax=True, top_k=3)
     path = folder / "net.onnx"
-    made = [fp32.write(subject, form, path)]
-    material = variants.Material(lambda: (images,), lambda: (images,), lambda: None)
+    made = [network_export.write(subject, form, path)]
+    material = variants.CalibrationData(lambda: (images,), lambda: (images,), lambda: None)
     for precision in variants.TOLERANCE:
         target = folder / f"net.{precision}.onnx"
-        made.append(variants.write(path, made[0], variants.Wanted(precision), target, material, Silent(), key=None))
+        made.append(
+            variants.write(path, made[0], variants.VariantSpec(precision), target, material, Silent(), key=None)
+        )
     return {model.file: model.oldest_runtime for model in made}
 
 
@@ -121,8 +124,8 @@ def main() -> None:
         written: tuple[int, int] | None = None
         for version in given.versions:
             target = install(version, given.cache or root / "installed")
-            if runtimes.for_runtime(version) != written:
-                written = runtimes.for_runtime(version)
+            if versions.for_runtime(version) != written:
+                written = versions.for_runtime(version)
                 needs = export(root / "files", version, images)
                 expected = {name: Runner(root / "files" / name)((images,))[0] for name in needs}
             done = subprocess.run(
@@ -144,7 +147,7 @@ def main() -> None:
                     "difference": float(np.abs(np.array(answer) - expected[name]).max()) if loads else None,
                     "error": None if loads else answer.replace(f"{root}/", ""),
                 }
-            table = runtimes.RUNTIMES[max(known for known in runtimes.RUNTIMES if known <= release)]
+            table = versions.RUNTIMES[max(known for known in versions.RUNTIMES if known <= release)]
             row = {"version": version, "opset": found["opset"], "ir": found["ir"], "files": files}
             row["as_in_table"] = (found["opset"], found["ir"]) == tuple(table)
             rows.append(row)

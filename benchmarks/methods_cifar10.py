@@ -174,11 +174,11 @@ def train(place: Path, document: dict, role: str, **about: object) -> dict:
     import torch
 
     from kdexport.artifacts import RunDirectory, key_of, read_json, write_json
+    from kdexport.data.datasets import load_data
     from kdexport.distill.inference import predict_all
     from kdexport.distill.stage import distill
+    from kdexport.models.loading import load_model
     from kdexport.recipe import Recipe
-    from kdexport.sources.datasets import load_data
-    from kdexport.sources.models import load_model
 
     key, record = key_of(document), place / "accuracy.json"
     earlier = read_json(record)
@@ -211,7 +211,7 @@ def is_default(label_weight: float, terms: list[dict]) -> bool:
 
 def write(folder: Path, teacher: dict, results: list[dict]) -> None:
     """Write the table as JSON and Markdown."""
-    from kdexport.intervals import student_t95
+    from kdexport.statistics import student_t95
 
     plain = {result["seed"]: result["accuracy"] for result in results if result["row"] == "plain"}
     rows = []

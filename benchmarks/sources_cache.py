@@ -47,11 +47,11 @@ def data_time(folder: Path, cache: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
+    from kdexport.data.augment import Augmentation
+    from kdexport.data.datasets import load_data
     from kdexport.distill.batches import Batches
+    from kdexport.models.networks import load_network
     from kdexport.recipe import Data
-    from kdexport.sources.augment import Augmentation
-    from kdexport.sources.datasets import load_data
-    from kdexport.sources.networks import load_network
 
     start = time.perf_counter()
     data = load_data(Data(source=f"imagefolder:{folder}", val_fraction=0.001), 0, cache)
@@ -102,7 +102,7 @@ def reading(file: Path, shape: tuple[int, ...]) -> dict[str, float]:
 
     import numpy as np
 
-    from kdexport.sources.rows import open_rows
+    from kdexport.data.disk_arrays import open_rows
 
     rows = open_rows(file, shape)
     with file.open("rb") as handle:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kdexport import processes, results
+from kdexport import results
 from kdexport.errors import KDExportError
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class RunDirectory:
         holds it for all.
         """
         self.prepare()
-        if not processes.is_main():
+        if not is_main():
             yield
             return
         with (self.root / ".lock").open("w") as handle:
@@ -195,3 +195,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def rank() -> int:
+    """Return this process's number among all, 0 where it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process writes the files that all share."""
+    return rank() == 0

@@ -1,6 +1,6 @@
 """What can go wrong, and how the user is told.
 
-    KDExportError            a fault that the user can mend: message + hint, exit 1
+    KDExportError            a fault that the user can fix: message + hint, exit 1
     ├── RecipeError          the recipe: every fault at once
     ├── SourceError          a model, weights file or data set that cannot be had
     ├── ParityError          the ONNX file and the PyTorch model differ
@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 
 
 class KDExportError(Exception):
-    """A fault that the user can mend.
+    """A fault that the user can fix.
 
     Args:
         message: What was asked and why it cannot be done, in one sentence.

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.errors import SourceError
-from kdexport.results import Agreement, ClassScore, Evaluation, Interval
+from kdexport.results import Agreement, ClassScore, Evaluation
 from kdexport.stage_module import make_callable
+from kdexport.statistics import wilson
 
 if TYPE_CHECKING:
-    from kdexport.sources.samples import Split
+    from kdexport.data.samples import Split
 
 Predict = Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 MAX_CONFUSION_CLASSES = 100  # beyond that the matrix is larger than all else in report.json
 
 
@@ -68,34 +68,6 @@ def agreement(teacher_logits: NDArray[Any], logits: NDArray[Any]) -> Agreement:
         kl=max(kl, 0.0),  # rounding can put two equal distributions a hair below 0
         logit_correlation=float((teacher_centred * other_centred).sum()) / scale if scale > 0 else None,
     )
-
-
-def wilson(successes: int, trials: int) -> Interval:
-    """Return the 95 % score interval of a share (Wilson, JASA 1927)."""
-    if trials == 0:
-        return (0.0, 1.0)
-    share = successes / trials
-    denominator = 1 + Z95**2 / trials
-    centre = (share + Z95**2 / (2 * trials)) / denominator
-    half = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2)) / denominator
-    return (max(0.0, centre - half), min(1.0, centre + half))
-
-
-def paired_difference(baseline: Evaluation, other: Evaluation) -> tuple[float, Interval] | None:
-    """Return other's accuracy minus baseline's with its 95 % interval, paired sample by sample.
-
-    The interval is the paired score interval of Bonett and Price (2012), "Adjusted Wald confidence interval for a
-    difference of binomial proportions based on paired data". None where the two were not scored on the same number of
-    decisions.
-    """
-    left, right = _bits(baseline), _bits(other)
-    if baseline.split != other.split or left is None or right is None or len(left) != len(right):
-        return None
-    gained, lost, total = int((~left & right).sum()), int((left & ~right).sum()), len(left)
-    adjusted_gain, adjusted_loss = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
-    centre = adjusted_gain - adjusted_loss
-    half = Z95 * math.sqrt(max(0.0, adjusted_gain + adjusted_loss - centre**2) / (total + 2))
-    return (gained - lost) / total, (max(-1.0, centre - half), min(1.0, centre + half))
 
 
 def worst_confusions(evaluation: Evaluation, count: int = 5) -> list[tuple[str, str, int]]:
@@ -177,16 +149,6 @@ def _evaluation(
         confusion=confusion,
         correct=base64.b64encode(np.packbits(right).tobytes()).decode(),
     )
-
-
-def _bits(evaluation: Evaluation) -> NDArray[np.bool_] | None:
-    """Return which decisions were right."""
-    packed = np.frombuffer(base64.b64decode(evaluation.correct), dtype=np.uint8)
-    several = evaluation.samples * len(evaluation.per_class)  # with several labels a sample, each class is a decision
-    decisions = evaluation.samples if len(packed) == (evaluation.samples + 7) // 8 else several
-    if len(packed) != (decisions + 7) // 8:
-        return None
-    return np.unpackbits(packed, count=decisions).astype(bool)
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

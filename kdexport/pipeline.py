@@ -24,7 +24,7 @@ def run(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT) ->
         The report, as report.json holds it. A requirement that is not met shows in its gates; it is no error here.
 
     Raises:
-        KDExportError: A fault that the user can mend.
+        KDExportError: A fault that the user can fix.
         KeyboardInterrupt: Ctrl-C; the same call goes on from the last checkpoint.
     """
     directory = RunDirectory(out or default_directory(recipe))

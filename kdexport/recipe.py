@@ -85,7 +85,7 @@ class Training(Section):
     patience: int | None = Field(None, ge=1)  # stop after so many epochs without a better one
 
 
-class Colleague(Section):
+class TeacherSpec(Section):
     """[[teacher.also]]: one more network to learn from."""
 
     model: str
@@ -97,10 +97,10 @@ class Colleague(Section):
     weight: float = Field(1.0, gt=0)  # of its word, against the other teachers'
 
 
-class Teacher(Colleague):
+class Teacher(TeacherSpec):
     """[teacher]: the network to learn from, first among several if there are ``also`` others."""
 
-    also: tuple[Colleague, ...] = ()
+    also: tuple[TeacherSpec, ...] = ()
     combine: Literal["average", "confidence"] = "average"  # the surer of a sample a teacher is, the more it counts
 
 
@@ -166,7 +166,7 @@ class Export(Section):
     any_image_size: bool = False  # images of any size go in and are resized in the graph
     softmax: bool = False  # probabilities come out in place of logits
     top_k: int = Field(0, ge=0)  # so many best classes come out as well, by name
-    licence: str | None = None  # of the weights; written into the files
+    license: str | None = None  # of the weights; written into the files
     parity_tolerance: float = Field(1e-4, gt=0)
     calibration: Literal["auto", "minmax", "entropy", "percentile"] = "auto"  # auto: the best on the validation split
     calibration_samples: int = Field(256, ge=1)
@@ -254,7 +254,7 @@ class Recipe(Section):
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(
-                f"{path} is not TOML: {error}", hint="mend that line; https://toml.io shows the form"
+                f"{path} is not TOML: {error}", hint="fix that line; https://toml.io shows the form"
             ) from None
         return cls.parse(document, base=path.parent, overrides=overrides, origin=str(path))
 
@@ -288,7 +288,7 @@ class Recipe(Section):
             count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
             raise RecipeError(
                 "\n".join([f"{origin} has {count}:", *shown]),
-                hint="mend what is listed, then give the same command again",
+                hint="fix what is listed, then give the same command again",
             ) from None
 
     def write(self, path: Path) -> None:

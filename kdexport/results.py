@@ -82,7 +82,7 @@ class TrainedNetwork:
 
 
 @dataclass(frozen=True)
-class TeacherVote:
+class TeacherScore:
     """One of several teachers, on the validation split."""
 
     name: str  # "teacher", "teacher-2", ...
@@ -100,7 +100,7 @@ class DistillResult:
     splits: dict[str, int]  # samples in each
     splits_made_by: dict[str, str]  # split -> "source" or how it was made
     networks: tuple[TrainedNetwork, ...]
-    teachers: tuple[TeacherVote, ...] = ()  # where there are several
+    teachers: tuple[TeacherScore, ...] = ()  # where there are several
 
 
 @dataclass(frozen=True)

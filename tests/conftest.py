@@ -30,3 +30,12 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory):
         return unpacked[name]
 
     return unpack
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a function that loads data as a run does, with a cache folder of its own."""
+    from kdexport.data.datasets import load_data  # not before the environment above is set: it brings torch
+    from kdexport.recipe import Data
+
+    return lambda source, seed=0, **keys: load_data(Data(source=str(source), **keys), seed, tmp_path / "cache")

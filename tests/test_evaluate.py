@@ -5,9 +5,10 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from kdexport.data.samples import Split
 from kdexport.errors import SourceError
-from kdexport.evaluate import agreement, evaluate, paired_difference, wilson, worst_confusions
-from kdexport.sources.samples import Split
+from kdexport.evaluate import agreement, evaluate, worst_confusions
+from kdexport.statistics import paired_difference, wilson
 
 NAMES = ("cat", "dog", "emu", "fox")
 

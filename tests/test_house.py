@@ -14,20 +14,10 @@ LAYERS = (
     ("cli", "__main__"),
     ("pipeline",),
     STAGES,
-    ("sources", "evaluate", "machine"),
-    (
-        "recipe",
-        "terms",
-        "references",
-        "processes",
-        "artifacts",
-        "results",
-        "progress",
-        "intervals",
-        "errors",
-        "stage_module",
-        "__init__",
-    ),
+    ("evaluate", "models", "data", "onnx"),
+    ("stage_cache", "user_code", "machine"),
+    ("recipe", "terms", "references", "statistics"),
+    ("artifacts", "results", "progress", "errors", "stage_module", "__init__"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 HEAVY = ("torch", "onnx", "onnxruntime", "torchvision", "sklearn")

@@ -1,4 +1,4 @@
-"""`kdexport doctor`: what is installed, which devices really take a model, and the command that mends each fault.
+"""`kdexport doctor`: what is installed, which devices really take a model, and the command that fixes each fault.
 
 Nothing is believed from a list: on each provider that ONNX Runtime names, a model of one node is run in a child
 process, and where that node lay is read off the runtime.
@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from kdexport.bench import plugins
-from kdexport.bench.child import Child, ChildError
+from kdexport.bench import devices
 from kdexport.bench.devices import MISSING, PROVIDERS, available
-from kdexport.bench.reasons import in_words
+from kdexport.bench.process import Child, ChildError
+from kdexport.bench.warnings import in_words
 from kdexport.errors import KDExportError
 from kdexport.machine import driver_cuda, fingerprint, nvidia_gpus
 from kdexport.results import Machine
@@ -41,7 +41,7 @@ class Check:
     name: str
     status: Status
     said: str
-    mend: str | None = None  # a command, or what to do
+    fix: str | None = None  # a command, or what to do
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,11 @@ def _cuda() -> Iterable[Check]:
 
 def _plugins() -> Iterable[Check]:
     """Say of each plugin package whether its library loads: one that does not offers no device, and no word of it."""
-    for plugin in plugins.installed():
+    for plugin in devices.installed():
         if plugin.library is None:
             said = f"{plugin.version} is installed, but does not tell where its library is: {plugin.fault}"
             yield Check(plugin.name, "fault", said, f"pip install --force-reinstall {plugin.name}")
-        elif fault := plugins.register({plugin.name: plugin.library}).get(plugin.name):
+        elif fault := devices.register({plugin.name: plugin.library}).get(plugin.name):
             said = f"{plugin.version} is installed, but ONNX Runtime does not take its library: {in_words(fault, None)}"
             yield Check(plugin.name, "fault", said, f"pip install -U {plugin.name} {_runtime()}")
         else:
@@ -208,12 +208,12 @@ def _provider(provider: str) -> Check:
     import onnxruntime
 
     device = next((name for name, known in PROVIDERS.items() if known == provider), provider)
-    mend = MISSING.get(device, f"see https://onnxruntime.ai/docs/execution-providers for {provider}")
+    fix = MISSING.get(device, f"see https://onnxruntime.ai/docs/execution-providers for {provider}")
     name = f"device {device}" if device in PROVIDERS else provider
     try:
         placed = probe(provider)
     except (ChildError, KDExportError) as error:
-        return Check(name, "fault", in_words(str(error), None), mend)
+        return Check(name, "fault", in_words(str(error), None), fix)
     if provider in placed:
         return Check(name, "ok", f"a model ran whole on {provider}")
     if provider == "AzureExecutionProvider":
@@ -222,7 +222,7 @@ def _provider(provider: str) -> Check:
         said = f"a model ran; where is not provable before ONNX Runtime 1.24, and this is {onnxruntime.__version__}"
         return Check(name, "note", said, f"pip install -U {_runtime()}")
     where = ", ".join(placed) or "nowhere that the runtime can name"
-    return Check(name, "fault", f"listed, but the model ran on {where}", mend)
+    return Check(name, "fault", f"listed, but the model ran on {where}", fix)
 
 
 def probe(provider: str) -> Sequence[str]:
@@ -236,7 +236,7 @@ def probe(provider: str) -> Sequence[str]:
             "path": "",
             "provider": provider,
             "provider_options": {},
-            "libraries": plugins.installed_libraries(),
+            "libraries": devices.installed_libraries(),
             "threads": 1,
             "shapes": {"x": [1]},
             "batch_size": 1,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kdexport.bench.nvidia import nvml_handle
+from kdexport.bench.host import nvml_handle
 from kdexport.errors import KDExportError
 
 POWERCAP = Path("/sys/class/powercap")

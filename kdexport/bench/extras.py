@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdexport.bench import energy
-from kdexport.bench.child import Child, ChildError
-from kdexport.bench.plan import Case, Settings
+from kdexport.bench.plan import Condition, Settings
+from kdexport.bench.process import Child, ChildError
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 
@@ -34,7 +34,7 @@ class Extras:
 def measure(
     label: str,
     task: Mapping[str, Any],
-    case: Case,
+    case: Condition,
     settings: Settings,
     meter: energy.Meter | None,
     providers: int,

@@ -220,7 +220,7 @@ def _fitted(path: str, name: str, array: np.ndarray, shape: Shape, batches: set[
 
 
 def _check_kind(kind: str) -> None:
-    """Refuse what ONNX Runtime does not bind: text, sequences, types that numpy lacks. No file of inputs mends that."""
+    """Refuse what ONNX Runtime does not bind: text, sequences, types that numpy lacks. No file of inputs fixes that."""
     if kind not in DTYPES:
         raise KDExportError(
             f"an input of type {kind} cannot be measured: ONNX Runtime binds tensors of numbers and bools only",

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from kdexport.artifacts import write_atomically
-from kdexport.bench.describe import external_files, load_graph
 from kdexport.bench.plan import Plan
 from kdexport.bench.stage import plan_for
 from kdexport.errors import KDExportError
+from kdexport.onnx.describe import external_files, load_graph
 from kdexport.progress import Progress
 from kdexport.results import ModelFile, to_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
-MODULES = ("__init__", "errors", "evaluate", "intervals", "machine", "progress", "results", "stage_module")
-NOT_THERE = ("accuracy", "describe", "doctor", "pack", "remote", "stage")
+MODULES = ("__init__", "errors", "evaluate", "machine", "progress", "results", "stage_module", "statistics")
+NOT_THERE = ("doctor", "pack", "remote", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
 MAIN = "from kdexport.bench.packed import main\n\nmain()\n"
 
@@ -134,7 +134,7 @@ def _samples(
     """Return how many samples go along, and for each model its inputs as they are fed, with the labels."""
     if dataset is None or dataset.test.labels is None:
         return 0, {}
-    from kdexport.sources.onnx_model import OnnxModel
+    from kdexport.onnx.sessions import OnnxModel
 
     count = min(len(dataset.test), MAX_SAMPLES)
     # Spread over the split: a split in the order of its classes would give a sample of the first few.

@@ -107,11 +107,11 @@ class Job:
 
 
 def _job(folder: Path, flags: argparse.Namespace) -> Job:
-    from kdexport.bench import child, devices
+    from kdexport.bench import devices, process
     from kdexport.bench.plan import Plan, Settings, Target
     from kdexport.progress import PlainLines, Silent
 
-    child.package_root = folder  # workers import from the unpacked files
+    process.package_root = folder  # workers import from the unpacked files
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     packed = manifest["plan"]
     settings = Settings(**packed["settings"])
@@ -155,8 +155,8 @@ def score(job: Job, result: Any) -> Iterator[Any]:
 
     A model that cannot be scored is told on the way and stays as it is.
     """
-    from kdexport.bench.reasons import in_words
     from kdexport.bench.scoring import unsafe
+    from kdexport.bench.warnings import in_words
     from kdexport.evaluate import agreement
 
     left_out = unsafe(result, job.device.name)

@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Percentiles need samples beyond them: at least 6.4 expected above it, so that one outlier does not decide.
-PERCENTILE_NEEDS = {90: 64, 95: 130, 99: 662}
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -45,7 +42,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Case:
+class Condition:
     """One device and thread count: what a group of children that are alive together shares."""
 
     device: Device

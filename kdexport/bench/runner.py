@@ -14,18 +14,122 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.bench import devices, energy, extras, statistics
-from kdexport.bench.child import Child, ChildError
-from kdexport.bench.group import Group, worker_task
-from kdexport.bench.load import Surroundings, Watch
-from kdexport.bench.placement import check_placement, shares
-from kdexport.bench.plan import Case, Plan, Settings, Target
-from kdexport.bench.reasons import in_words
-from kdexport.bench.warnings import words
+from kdexport import statistics
+from kdexport.bench import devices, energy, extras, host
+from kdexport.bench.host import Surroundings, Watch
+from kdexport.bench.inputs import resolve_shapes
+from kdexport.bench.plan import Condition, Plan, Settings, Target
+from kdexport.bench.process import Child, ChildError
+from kdexport.bench.session import check_placement, shares
+from kdexport.bench.warnings import in_words, words
 from kdexport.errors import KDExportError
-from kdexport.intervals import LEAST_ROUNDS
 from kdexport.progress import Progress, Task
 from kdexport.results import Failure, Measurement, Memory
+from kdexport.statistics import LEAST_ROUNDS
+
+CPU = "CPUExecutionProvider"
+TURN_NS = 20_000_000  # long against waking up, short against the machine's drift
+
+
+class Group:
+    """The children of one round; one that died is replaced where its model is needed again.
+
+    Args:
+        stack: Ends the children when the round is over.
+        case: Device and threads.
+        settings: How to measure.
+        number: Of the round.
+    """
+
+    def __init__(self, stack: ExitStack, case: Condition, settings: Settings, number: int) -> None:
+        self.case = case
+        # No two cores are alike (what else runs there, what the hypervisor gives them), and a process tends to stay on
+        # its own: so all models of a round share the same cores, others in the next round.
+        self._pinned: list[int] | None = None  # positions among the CPUs that may be used
+        if case.device.provider == CPU:
+            cpus = host.usable()
+            chosen = host.choose(case.threads, number, cpus)
+            self._pinned = None if chosen is None else [cpus.index(cpu) for cpu in chosen]
+        self._stack = stack
+        self._settings = settings
+        self._children: dict[str, Child] = {}
+        self._died: dict[str, ChildError] = {}  # before their first turn
+        self._loaded: dict[str, dict[str, Any]] = {}
+        self._dropped_cpu_s = 0.0
+
+    def start(self, targets: Sequence[Target], backwards: int) -> None:
+        """Start one process per model; they import their libraries side by side."""
+        names = list({target.name: target for target in targets})
+        for name in reversed(names) if backwards else names:
+            self._start(name)
+
+    def child(self, target: Target, task: dict[str, Any]) -> tuple[Child, dict[str, Any]]:
+        """Return the model's child and what it said of loading; loads at the first call, while all others sleep.
+
+        Raises:
+            ChildError: This model's child failed; another's failure is told when that one's turn comes.
+            DeviceError: The model does not run where it was asked to.
+        """
+        if target.name not in self._children:
+            self._start(target.name)
+        child = self._children[target.name]
+        if target.name not in self._loaded:
+            self._await_imports()
+            if target.name in self._died:
+                raise self._died[target.name]
+            if self._pinned is not None:
+                child.ask(do="pin", cores=self._pinned)
+            reply, _ = child.ask(do="load", **task)
+            check_placement(target.name, self.case.device, reply, self._settings.allow_fallback)
+            self._loaded[target.name] = reply
+        return child, self._loaded[target.name]
+
+    def turn(self, target: Target) -> np.ndarray:
+        """Let one model run for a turn; nanoseconds per call."""
+        _, payload = self._children[target.name].ask(do="turn", budget_ns=TURN_NS)
+        return np.frombuffer(payload, np.int64)
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of all children together, as of their last answers."""
+        return self._dropped_cpu_s + sum(child.cpu_s for child in self._children.values())
+
+    def drop(self, target: Target) -> None:
+        """Forget a child that failed; the model gets another where another batch size needs it."""
+        child = self._children.pop(target.name, None)
+        self._loaded.pop(target.name, None)
+        self._died.pop(target.name, None)
+        if child is not None:
+            self._dropped_cpu_s += child.cpu_s
+            child.kill()
+
+    def _start(self, name: str) -> None:
+        self._children[name] = self._stack.enter_context(Child(name, self._settings.timeout_s))
+
+    def _await_imports(self) -> None:
+        """Sleep until no child is still importing; one that dies of it is its own model's failure."""
+        for name, child in self._children.items():
+            if name not in self._died:
+                try:
+                    child.ready()
+                except ChildError as error:
+                    self._died[name] = error
+
+
+def worker_task(target: Target, batch_size: int, case: Condition, settings: Settings) -> dict[str, Any]:
+    """Return all that a worker needs to load a model and to feed it."""
+    shapes = {} if target.file else resolve_shapes(target.inputs, batch_size, settings.dims, model=target.name)
+    return {
+        "path": target.path,
+        "provider": case.device.provider,
+        "provider_options": dict(case.device.options),
+        "libraries": dict(case.device.libraries),
+        "threads": case.threads,
+        "shapes": shapes,
+        "batch_size": batch_size,
+        "below": dict(target.below),
+        "file": target.file,
+    }
+
 
 SPEEDUP_PRECISION = 1.5  # times `precision`: two medians are in a ratio, at worst 1.41 times as uncertain as one
 MEMORY_RUNS = 3  # the arena has its final size after the first run or two
@@ -82,7 +186,7 @@ def run_plan(plan: Plan, machine: str, progress: Progress) -> Outcome:
         KDExportError: An input is not what a model needs, or the power command does not work.
     """
     found = devices.find(plan.devices, devices.available(), plan.provider_options)
-    cases = [Case(device, threads, plan.batch_sizes) for device in found for threads in plan.threads]
+    cases = [Condition(device, threads, plan.batch_sizes) for device in found for threads in plan.threads]
     return Runner(plan.targets, plan.settings, machine, progress).run(cases)
 
 
@@ -98,7 +202,7 @@ class Runner:
         self._failures: list[Failure] = []
         self._samples: dict[str, list[np.ndarray]] = {}
 
-    def run(self, cases: Sequence[Case]) -> Outcome:
+    def run(self, cases: Sequence[Condition]) -> Outcome:
         """Measure every model in every case; raises as ``run_plan``, before anything is timed."""
         if self._settings.power_command is not None:
             energy.power_command(self._settings.power_command).watts()
@@ -111,7 +215,7 @@ class Runner:
                 self._case(case, series, task)
         return Outcome(tuple(self._measurements), tuple(self._failures), self._samples)
 
-    def _prove(self, case: Case, task: Task) -> list[Series]:
+    def _prove(self, case: Condition, task: Task) -> list[Series]:
         """Return the case's records with their memory; a model that fails is marked, one that is refused raises."""
         series = [Series(target, batch) for batch in case.batch_sizes for target in self._targets]
         for one in series:
@@ -119,7 +223,7 @@ class Runner:
             one.memory = self._memory(one, case)
         return series
 
-    def _case(self, case: Case, series: list[Series], task: Task) -> None:
+    def _case(self, case: Condition, series: list[Series], task: Task) -> None:
         waiting = set(case.batch_sizes)
         started = time.monotonic()
         turn = 0
@@ -188,7 +292,7 @@ class Runner:
             self._fail(one, group.case, error)
         return not one.failed
 
-    def _memory(self, one: Series, case: Case) -> Memory:
+    def _memory(self, one: Series, case: Condition) -> Memory:
         """Read the memory in another, short-lived process; what fails here is not tried again."""
         task = worker_task(one.target, one.batch_size, case, self._settings)
         with Child(one.target.name, self._settings.timeout_s) as child:
@@ -200,7 +304,7 @@ class Runner:
         check_placement(one.target.name, case.device, reply, self._settings.allow_fallback)
         return Memory(reply["peak_rss"], reply["model"], reply["device_peak"])
 
-    def _fail(self, one: Series, case: Case, error: Exception) -> None:
+    def _fail(self, one: Series, case: Condition, error: Exception) -> None:
         one.failed = True
         reason = in_words(str(error), one.batch_size)
         self._failures.append(Failure(one.target.name, case.device.name, one.batch_size, case.threads, reason))
@@ -229,7 +333,7 @@ class Runner:
             widths.append((ratio, SPEEDUP_PRECISION * settings.precision))
         return all(width is not None and width <= target for width, target in widths)
 
-    def _record(self, one: Series, case: Case) -> None:
+    def _record(self, one: Series, case: Condition) -> None:
         latency = statistics.latency(one.rounds, one.turns)
         task = worker_task(one.target, one.batch_size, case, self._settings)
         extra = extras.measure(
@@ -259,6 +363,6 @@ class Runner:
         )
         self._samples[f"{one.target.name}|{case.device.name}|{one.batch_size}|{case.threads}"] = one.rounds
 
-    def _meter(self, case: Case) -> energy.Meter | None:
+    def _meter(self, case: Condition) -> energy.Meter | None:
         index = int(case.device.options.get("device_id", 0))
         return energy.find_meter(case.device.provider, index, self._settings.power_command)

@@ -40,7 +40,7 @@ def unsafe(outcome: Measured, device: str) -> frozenset[str]:
 def predictor(session: Any, names: Sequence[str]) -> Callable[[tuple[NDArray[Any], ...]], NDArray[np.float32]]:
     """Return a function from inputs to logits ``[batch, classes]``.
 
-    It chooses as ``kdexport.sources.onnx_model.OnnxModel`` does, which is not in a pack; a test holds the two together.
+    It chooses as ``kdexport.onnx.sessions.OnnxModel`` does, which is not in a pack; a test holds the two together.
     A fixed batch is filled up with the last sample. Probabilities are known by their values in the first batch, and
     their logarithm is returned.
 

@@ -10,20 +10,20 @@ import dataclasses
 import datetime
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdexport import __version__
 from kdexport.artifacts import RunDirectory, key_of, write_atomically
-from kdexport.bench import accuracy, devices
-from kdexport.bench.describe import describe_file, integer_limits
+from kdexport.bench import devices
 from kdexport.bench.inputs import check_batch, check_dims, resolve_shapes
 from kdexport.bench.plan import Plan, Settings, Target
 from kdexport.bench.runner import Outcome, run_plan
 from kdexport.bench.scoring import unsafe
 from kdexport.errors import KDExportError
 from kdexport.machine import fingerprint
+from kdexport.onnx.describe import describe_file, integer_limits
 from kdexport.progress import Progress, Silent
 from kdexport.results import BenchResult, ExportResult, Machine, ModelFile
 
@@ -47,8 +47,8 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
     Raises:
         KDExportError: As ``bench``.
     """
-    from kdexport.sources.datasets import load_data
-    from kdexport.sources.fingerprint import fingerprint as content_of
+    from kdexport.data.datasets import load_data
+    from kdexport.stage_cache import fingerprint as content_of
 
     machine = fingerprint()
     key = key_of(
@@ -130,7 +130,7 @@ def bench(
     if samples_file is not None:
         write_samples(samples_file, outcome)
     skip = unsafe(outcome, "cpu")  # where models are scored
-    scored = tuple(models) if dataset is None else accuracy.score(models, folder, dataset, progress, skip)
+    scored = tuple(models) if dataset is None else score(models, folder, dataset, progress, skip)
     return BenchResult(
         name=name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -224,3 +224,51 @@ def write_samples(path: Path, outcome: Outcome) -> None:
             np.savez_compressed(handle, **arrays)
 
     write_atomically(path, write)
+
+
+def score(
+    models: Sequence[ModelFile], folder: Path, dataset: Any, progress: Progress, skip: Collection[str] = ()
+) -> tuple[ModelFile, ...]:
+    """Fill in accuracy, its interval and the agreement with the first model, on the test split.
+
+    Args:
+        models: The first is the baseline.
+        folder: What the models' paths are relative to.
+        dataset: A ``kdexport.data.samples.Dataset``.
+        progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
+        skip: Names of models that failed while they were measured: they are not loaded into this process.
+    """
+    from kdexport.evaluate import agreement, evaluate
+    from kdexport.onnx.sessions import OnnxModel
+
+    scored: list[ModelFile] = []
+    baseline: Any = None
+    with progress.task("accuracy", total=len(models)) as task:
+        for position, model in enumerate(models):
+            try:
+                if model.name in skip:
+                    raise KDExportError("it failed when it was measured", hint="fix that first")
+                evaluation, logits = evaluate(
+                    OnnxModel(folder / model.file, dataset.preprocessing).predict,
+                    dataset.test,
+                    dataset.class_names,
+                )
+            except (KDExportError, MemoryError) as error:
+                progress.warn(f"{model.name} could not be scored: {error or 'it does not fit in memory'}")
+                scored.append(model)
+                task.advance(note=f"{model.name} not scored")
+                continue
+            if position == 0:
+                baseline = logits
+            near = agreement(baseline, logits) if baseline is not None else None
+            scored.append(
+                dataclasses.replace(
+                    model,
+                    accuracy=evaluation.accuracy,
+                    accuracy_ci95=evaluation.accuracy_ci95,
+                    teacher_agreement=near,
+                    evaluation=evaluation,
+                )
+            )
+            task.advance(note=f"{model.name} {evaluation.accuracy:.4f}")
+    return tuple(scored)

@@ -1,11 +1,12 @@
 """What a reader must know before believing a figure, in words."""
 
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
-from kdexport.bench.load import Surroundings
-from kdexport.bench.placement import Placement, fallback
-from kdexport.bench.plan import Case, Settings
+from kdexport.bench.host import Surroundings
+from kdexport.bench.plan import Condition, Settings
+from kdexport.bench.session import Placement, fallback
 from kdexport.machine import cpu_governor, cpu_quota, usable_cores
 from kdexport.results import Latency
 
@@ -27,7 +28,7 @@ class Recorded(Protocol):
 
 
 def words(
-    one: Recorded, latency: Latency, settings: Settings, case: Case, compute_share: Mapping[str, float] | None
+    one: Recorded, latency: Latency, settings: Settings, case: Condition, compute_share: Mapping[str, float] | None
 ) -> tuple[str, ...]:
     """Return the warnings of one measurement.
 
@@ -87,7 +88,7 @@ def _drift(latency: Latency) -> str:
     return f"it became {last / first - 1:.0%} slower while it was measured: throttled, or other load"
 
 
-def _threads(case: Case) -> str:
+def _threads(case: Condition) -> str:
     cores, quota = usable_cores(), cpu_quota()
     if case.threads > cores:
         return f"{case.threads} threads share {cores} cores"
@@ -128,8 +129,52 @@ def _build() -> str:
     return "this ONNX Runtime is a debug build" if "build type=debug" in info.lower() else ""
 
 
-def _governor(case: Case) -> str:
+def _governor(case: Condition) -> str:
     governor = cpu_governor()
     if case.device.name != "cpu" or governor is None or governor == "performance":
         return ""
     return f"the CPU's governor is '{governor}': the clock follows the load (cpupower frequency-set -g performance)"
+
+
+OPSET = re.compile(r"Opset (\d+) is under development.*?till opset (\d+)", re.DOTALL)
+IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
+MEMORY = re.compile(
+    r"MemoryError|bad_alloc|Failed to allocate memory|out of memory|BFCArena|Available memory of", re.IGNORECASE
+)
+KILLED = re.compile(r"killed by SIGKILL")
+NOISE = (
+    re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "),
+    re.compile(r"Load model from .*? failed:\s*"),
+    re.compile(r"(Status Message: )?\S*/onnxruntime\S*:\d+ .*?\) (?=[A-Za-z])", re.DOTALL),  # C++ file and signature
+    re.compile(r"^(Fail|RuntimeError|RuntimeException|InvalidArgument|InvalidGraph|NotImplemented): "),
+)
+MAX_CHARACTERS = 300
+
+
+def in_words(text: str, batch_size: int | None) -> str:
+    """Return the reason of a failure in one line.
+
+    Args:
+        text: What the worker or ONNX Runtime said.
+        batch_size: What it was working on; None while loading.
+    """
+    if found := OPSET.search(text):
+        return (
+            f"it needs opset {found[1]}, and this ONNX Runtime knows opsets up to {found[2]}: "
+            f"export it with --opset {found[2]}, or pip install -U onnxruntime"
+        )
+    if found := IR.search(text):
+        return (
+            f"it needs ONNX IR version {found[1]}, and this ONNX Runtime knows versions up to {found[2]}: "
+            "pip install -U onnxruntime, or save it with an older onnx"
+        )
+    short = text
+    for pattern in NOISE:
+        short = pattern.sub("", short)
+    short = " ".join(short.split())
+    if len(short) > MAX_CHARACTERS:
+        short = short[:MAX_CHARACTERS] + "..."
+    if MEMORY.search(text) or (KILLED.search(text) and batch_size is not None):
+        what = "the model" if batch_size is None else f"batch size {batch_size}"
+        return f"{what} does not fit in memory ({short})"
+    return short

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from kdexport.bench import memory
+from kdexport.bench import host
 
 Reply = tuple[dict[str, Any], bytes]
 
@@ -87,15 +87,15 @@ class Worker:
         )
         del empty
         gc.collect()
-        before = memory.resident_mib()
+        before = host.resident_mib()
         loaded, _ = self.load(task)
-        after = memory.resident_mib()
+        after = host.resident_mib()
         self._bound = self._bind(task)
         for _ in range(task["runs"]):
             self._bound.run()
         model = None if before is None or after is None else max(after - before, 0.0)
-        peak = memory.peak_mib()  # before NVML is imported
-        device = memory.device_mib(self._device[1]) if self._bound.memory[0] == "cuda" else None
+        peak = host.peak_mib()  # before NVML is imported
+        device = host.device_mib(self._device[1]) if self._bound.memory[0] == "cuda" else None
         return {**loaded, "peak_rss": peak, "model": model, "device_peak": device}, b""
 
     def streams(self, task: Mapping[str, Any]) -> Reply:
@@ -141,9 +141,9 @@ class Worker:
 
     def _register(self, task: Mapping[str, Any]) -> None:
         if task.get("libraries"):
-            from kdexport.bench import plugins
+            from kdexport.bench import devices
 
-            plugins.register(task["libraries"])
+            devices.register(task["libraries"])
 
     def _bind(self, task: Mapping[str, Any]) -> Any:
         from kdexport.bench import session
@@ -155,7 +155,7 @@ class Worker:
 
         if task["file"]:
             return inputs.from_file(task["file"], self._inputs, self._shapes, task["batch_size"])
-        inputs.check_fits(task["shapes"], self._inputs, memory.available_mib())
+        inputs.check_fits(task["shapes"], self._inputs, host.available_mib())
         return {
             name: inputs.values(task["shapes"][name], kind, task["below"].get(name))
             for name, kind in self._inputs.items()

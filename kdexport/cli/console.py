@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdexport import processes
+from kdexport import artifacts
 from kdexport.errors import EXIT_INTERRUPTED, KDExportError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Console:
     @property
     def progress(self) -> "Progress":
         """The ``Progress`` that suits the flags and the terminal."""
-        from kdexport.processes import is_main
+        from kdexport.artifacts import is_main
         from kdexport.progress import for_terminal
 
         return for_terminal(quiet=self.quiet or not is_main())
@@ -72,7 +72,7 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
     except KeyboardInterrupt:
         if verbose:
             traceback.print_exc()
-        if processes.is_main():  # of several, one says it
+        if artifacts.is_main():  # of several, one says it
             _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 

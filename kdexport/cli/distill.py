@@ -2,13 +2,16 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
 from kdexport.cli.run import Out, Set, Track, tracked
 from kdexport.errors import KDExportError
+
+if TYPE_CHECKING:
+    from kdexport.distill.layers import ShownLayers
 
 DISTILL_WEIGHT = 0.9  # what --method terms share; the labels have the rest by default
 TEACHER, STUDENT, TRAINING = "Teacher", "Student", "Training"
@@ -123,7 +126,7 @@ def distill(
                 "there is nothing to distill: neither a recipe nor all of --teacher, --student and --data",
                 hint="e.g. kdexport distill recipe.toml, or kdexport init --list for reference recipes",
             )
-        from kdexport import processes
+        from kdexport import artifacts
         from kdexport.artifacts import RunDirectory
         from kdexport.pipeline import default_directory
         from kdexport.recipe import Recipe
@@ -134,20 +137,20 @@ def distill(
         directory = RunDirectory(out or default_directory(whole))
         progress = console.progress
         if show_layers:
-            from kdexport.cli import layers_table
-            from kdexport.distill.show_layers import show_layers as listed
+            pass
+            from kdexport.distill.layers import show_layers as listed
 
             layers = listed(whole, directory.cache, progress)
-            console.result(layers, layers_table.shown(layers))
+            console.result(layers, shown(layers))
             return
         progress.say(f"{whole.name} -> {directory.root}/")
         with directory.lock():
             from kdexport.distill.stage import distill as stage
 
-            if processes.is_main():
+            if artifacts.is_main():
                 whole.write(directory.recipe)
             result = stage(whole, directory, progress)
-        if processes.is_main():
+        if artifacts.is_main():
             console.result(result, _shown(result, directory.root))
 
 
@@ -210,3 +213,28 @@ def _shown(result: Any, root: Path) -> Any:
         )
     weights = ", ".join(network.weights for network in result.networks)  # as a column they'd wrap at 80 columns
     return Group(table, "", f"weights in {root}/: {weights}", f"next: kdexport export {root} --onnx")
+
+
+def shown(layers: "ShownLayers") -> Any:
+    """Return both networks' layers and the suggested pairs, ready to print."""
+    from rich.console import Group
+    from rich.table import Table
+
+    parts: list[Any] = []
+    for title, rows in (("student", layers.student), ("teacher", layers.teacher)):
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("stage", justify="right")
+        for column in ("layer", "kind", "gives"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            gives = " x ".join(map(str, row.shape)) if row.usable else "runs several times: cannot be named"
+            table.add_row("" if row.stage is None else str(row.stage), row.path, row.kind, gives)
+        parts += [table, ""]
+    pairs = Table(
+        title="pairs to begin with (student_layer, teacher_layer)", title_justify="left", title_style="bold", box=None
+    )
+    pairs.add_column("student")
+    pairs.add_column("teacher")
+    for student, teacher in layers.suggested:
+        pairs.add_row(student, teacher)
+    return Group(*parts, pairs)

@@ -13,7 +13,7 @@ MARKS = {"ok": ("✓", "green"), "note": ("·", "yellow"), "fault": ("✗", "bol
 
 
 def doctor(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Check versions and devices by running a tiny model on each, and show the command that mends each fault.
+    """Check versions and devices by running a tiny model on each, and show the command that fixes each fault.
 
     Exit code 1 where there is a fault.
     """
@@ -41,8 +41,8 @@ def _shown(diagnosis: "Diagnosis", quiet: bool) -> Any:
             continue
         mark, style = MARKS[check.status]
         said = Text(check.said)
-        if check.mend:
-            said.append(f"\n{check.mend}", style="cyan")
+        if check.fix:
+            said.append(f"\n{check.fix}", style="cyan")
         shown.add_row(Text(mark, style=style), check.name, said)
     count = len(diagnosis.faults)
     last = "no faults" if count == 0 else "one fault" if count == 1 else f"{count} faults"

@@ -60,9 +60,9 @@ def evaluate(
             flags = [f"data.source={_text(data or '')}", "teacher.model=none:none", *asked, *(set_ or ())]
             whole = Recipe.parse({}, overrides=flags, origin="what the flags ask for")
         console.progress.say(f"{model} on {whole.data.source}")  # torch takes a while to come
+        from kdexport.data.datasets import cache_folder, load_data
         from kdexport.evaluate import evaluate as score
-        from kdexport.sources.datasets import cache_folder, load_data
-        from kdexport.sources.models import load_predictor
+        from kdexport.models.loading import load_predictor
 
         dataset = load_data(whole.data, whole.seed, cache_folder(whole.data), console.progress)
         predict, notes = load_predictor(whole.student, dataset)

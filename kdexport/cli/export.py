@@ -1,5 +1,6 @@
 """`kdexport export`: ONNX files from a run or from a bare model reference, and what a file says of itself."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from kdexport.cli.console import Console, Json, Quiet, Verbose, command
 from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
+    from kdexport.onnx.describe import Description
     from kdexport.results import ExportResult
 
 SOURCE, FORM, IMAGES, SMALLER = "Bare model reference", "Form of the file", "Inputs and outputs", "Smaller variants"
@@ -45,7 +47,7 @@ def export(
         str | None,
         typer.Option(metavar="REF", rich_help_panel=SOURCE, help="Real samples, to prove and to calibrate on."),
     ] = None,
-    licence: Annotated[
+    license: Annotated[
         str | None, typer.Option(metavar="TEXT", rich_help_panel=FORM, help="Of the weights; goes into the file.")
     ] = None,
     seed: Annotated[
@@ -124,7 +126,7 @@ def export(
         "any_image_size": any_image_size,
         "softmax": softmax,
         "top_k": top_k,
-        "licence": licence,
+        "license": license,
         "parity_tolerance": tolerance,
         "calibration": calibration,
         "calibration_samples": calibration_samples,
@@ -158,7 +160,7 @@ def export(
         if not (onnx or ort):
             raise typer.BadParameter("say what to write: --onnx, --ort or both")
         if for_runtime is not None:
-            from kdexport.export.runtimes import for_runtime as reads
+            from kdexport.onnx.versions import for_runtime as reads
 
             wanted = reads(for_runtime)
             if opset is not None and opset > wanted.opset:
@@ -237,14 +239,15 @@ def _bare(console: Console, reference: str, settings: dict[str, Any], given: dic
     )
     asked = said.export
 
-    from kdexport.export import bare, runtimes
-    from kdexport.export.subject import Form
+    from kdexport.export import standalone
+    from kdexport.export.target import Form
+    from kdexport.onnx import versions
 
     wants_images = bool(pixels) or asked.any_image_size or "data" in given
     static, weights = given.get("static", False), given.get("weights")
     form = Form(
         asked.opset,
-        runtimes.ir_for(asked.opset),
+        versions.ir_for(asked.opset),
         asked.parity_tolerance,
         bake=settings.get("bake_preprocessing", wants_images),
         any_image_size=asked.any_image_size,
@@ -257,12 +260,12 @@ def _bare(console: Console, reference: str, settings: dict[str, Any], given: dic
         raise KDExportError("--static and --dynamic ask for opposite things", hint="leave one of them out")
     if form.any_image_size and not form.bake:
         raise KDExportError("--any-image-size needs the preprocessing in the graph", hint="add --bake-preprocessing")
-    request = bare.Request(
+    request = standalone.Request(
         said.student.model,
         given.get("out", Path(f"{spoken.name or Path(spoken.target).stem}.onnx")),
         args=dict(_argument(text) for text in given.get("arg", ())),
         weights=weights if weights in (None, PRETRAINED) else str(Path(weights).expanduser().resolve()),
-        inputs=tuple(bare.parse_shape(text, number) for number, text in enumerate(given.get("input-shape", ()))),
+        inputs=tuple(standalone.parse_shape(text, number) for number, text in enumerate(given.get("input-shape", ()))),
         data=said.data.source if "data" in given else None,
         preprocessing=said.student.preprocessing,
         quantize=asked.quantize,
@@ -273,9 +276,9 @@ def _bare(console: Console, reference: str, settings: dict[str, Any], given: dic
         dynamic=tuple(given.get("dynamic", ())),
         force=given.get("force", False),
         seed=given.get("seed", 0),
-        licence=asked.licence,
+        license=asked.license,
     )
-    result = bare.export(request, form, console.progress)
+    result = standalone.export(request, form, console.progress)
     _finish(console, result, request.out.parent, ort=ort, again=f"kdexport bench {request.out}")
 
 
@@ -283,17 +286,17 @@ def _finish(console: Console, result: "ExportResult", folder: Path, *, ort: bool
     import dataclasses
 
     if ort:
-        from kdexport.export import ort_format
+        from kdexport.onnx import files
 
-        result = dataclasses.replace(result, models=tuple(ort_format.noted(model, folder) for model in result.models))
-    from kdexport.cli.export_table import table
+        result = dataclasses.replace(result, models=tuple(files.noted(model, folder) for model in result.models))
+    pass
 
     console.result(result, table(result, again))
 
 
 def _describe(console: Console, path: Path) -> None:
-    from kdexport.cli.export_table import description
-    from kdexport.export.describe import describe
+    pass
+    from kdexport.onnx.describe import describe
 
     found = describe(path)
     console.result(found, description(found))
@@ -331,3 +334,55 @@ def _toml(value: Any) -> str:
     import tomli_w
 
     return tomli_w.dumps({"value": value}).partition("=")[2].strip()
+
+
+def table(result: "ExportResult", again: str) -> Any:
+    """Return a table of files with their proofs, the notes on each, and what to do next."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=f"{result.name}: exported", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    shown.add_column("file", no_wrap=True, overflow="fold")
+    for column in ("precision", "KiB", "nodes", "max rel", "argmax", "samples", "runtime"):
+        shown.add_column(column, justify="right")
+    notes = []
+    for model in result.models:
+        proof = model.parity
+        shown.add_row(
+            model.file,
+            model.precision,
+            f"{model.size_bytes / 1024:,.1f}",
+            str(sum(model.operators.values())),
+            "" if proof is None else f"{proof.max_rel:.1e}",
+            "" if proof is None or proof.argmax_agreement is None else f"{proof.argmax_agreement:.4f}",
+            "" if proof is None else str(proof.samples),
+            "" if model.oldest_runtime is None else f">= {model.oldest_runtime}",
+        )
+        if model.operators_before:
+            before = sum(model.operators_before.values())
+            notes.append(f"{model.file}: {before} nodes before optimization")
+        notes += [f"{model.file}: {note}" for note in model.notes]
+    return Group(shown, "", *(Text(note) for note in notes), f"next: {again}")
+
+
+def description(found: "Description") -> Any:
+    """Return what a file holds, a line a fact."""
+    from rich.table import Table
+
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    shown.add_row("file", found.file)
+    shown.add_row("size", f"{found.size_bytes:,} bytes, {found.weights:,} weights")
+    shown.add_row("sha256", found.sha256)
+    shown.add_row("written by", found.producer or "(not said)")
+    runtime = f", loads in onnxruntime >= {found.oldest_runtime}" if found.oldest_runtime else ""
+    shown.add_row("opset", f"{found.opset}, IR {found.ir_version}{runtime}")
+    for kind, values in (("input", found.inputs), ("output", found.outputs)):
+        for name, value in values.items():
+            shown.add_row(kind, f"{name}: {value['type']} {value['shape']}")
+    shown.add_row("operators", ", ".join(f"{name} {count}" for name, count in found.operators.items()))
+    for name, value in found.metadata.items():
+        shown.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return shown

@@ -21,7 +21,7 @@ def init(
     """Copy a reference pair, a recipe with its networks, to start from."""
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         from kdexport.errors import KDExportError
-        from kdexport.sources.reference_pairs import copy_pair, reference_pairs
+        from kdexport.models.reference_pairs import copy_pair, reference_pairs
 
         pairs = reference_pairs()
         if list_:

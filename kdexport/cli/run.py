@@ -33,13 +33,13 @@ def run(
     The same command again goes on where a run stopped, and does nothing twice.
     """
     with command(json=json, quiet=quiet, verbose=verbose, resumes=True) as console:
-        from kdexport import pipeline, processes
+        from kdexport import artifacts, pipeline
         from kdexport.recipe import Recipe
         from kdexport.report.stage import enforce
-        from kdexport.report.tables import terminal
+        from kdexport.report.terminal import terminal
 
         asked = Recipe.load(recipe, [*tracked(track), *(set_ or ())])
-        if not processes.is_main():
+        if not artifacts.is_main():
             pipeline.join_training(asked, out)
             return
         report = pipeline.run(asked, out, console.progress)

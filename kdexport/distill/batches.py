@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdexport.data.augment import Augmentation
+from kdexport.data.samples import Split
+from kdexport.data.splits import balanced_order
 from kdexport.errors import KDExportError
-from kdexport.sources.augment import Augmentation
-from kdexport.sources.samples import Split
-from kdexport.sources.splits import balanced_order
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdexport.data.samples import Dataset, Split
 from kdexport.distill import layers
 from kdexport.errors import KDExportError
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import Progress
 from kdexport.recipe import DataFree
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Dataset, Split
 
 VALIDATION = 512  # made images to watch the training by
 BATCH = 128  # images per step of the generator

@@ -22,8 +22,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdexport.distill.checkpoint import Checkpoints
-from kdexport.distill.job import Job
+from kdexport.distill.job import TrainingSetup
+from kdexport.distill.state import Checkpoints
 from kdexport.progress import Progress
 from kdexport.results import Layout, TrainingForm, from_json, to_json
 
@@ -44,7 +44,7 @@ class NotCompilableError(Exception):
 
 
 def chosen(
-    network: nn.Module, job: Job, accelerator: Accelerator, checkpoints: Checkpoints, said: Progress
+    network: nn.Module, job: TrainingSetup, accelerator: Accelerator, checkpoints: Checkpoints, said: Progress
 ) -> TrainingForm:
     """Return how this training runs: as it ran before, as the recipe says, or as a trial finds.
 
@@ -85,7 +85,7 @@ def compiled(network: Any) -> Any:
     return torch.compile(network, dynamic=False)
 
 
-def _decided(network: nn.Module, job: Job, accelerator: Accelerator, said: Progress) -> TrainingForm:
+def _decided(network: nn.Module, job: TrainingSetup, accelerator: Accelerator, said: Progress) -> TrainingForm:
     training = job.training
     inputs = _first_inputs(job)
     layouts = _layouts(training.channels_last, accelerator.num_processes)
@@ -235,7 +235,7 @@ class _Trial:
         return step
 
 
-def _first_inputs(job: Job) -> tuple[Tensor, ...]:
+def _first_inputs(job: TrainingSetup) -> tuple[Tensor, ...]:
     """Return what the network will be given first, of the size that goes through at once."""
     batch = next(job.batches.epoch(0))
     size = job.training.micro_batch_size or len(batch.indices)

@@ -12,9 +12,9 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
+from kdexport.data.samples import Split
 from kdexport.errors import KDExportError
-from kdexport.sources.preprocessing import Preprocessing, as_tensor
-from kdexport.sources.samples import Split
+from kdexport.models.preprocessing import Preprocessing, as_tensor
 
 # Samples at a time, and bytes of float32 inputs: what the layers make of them is several times as large. A CPU is
 # fastest where that stays in its caches: on two cores mobilenet_v3_small at 224x224 took four times as long per sample

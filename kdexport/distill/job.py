@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kdexport.distill.batches import Batches
+from kdexport.distill.evaluation import Validation
+from kdexport.distill.features import FeatureHooks
 from kdexport.distill.objective import Objective
-from kdexport.distill.taps import Taps
-from kdexport.distill.teacher import CachedTeacher, ListenedTeacher
-from kdexport.distill.validation import Validation
+from kdexport.distill.teacher import CachedTeacher, OnlineTeacher
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Training
 from kdexport.results import TrainingForm
-from kdexport.sources.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSetup:
     """What ``fit`` is given, beside the network."""
 
     phase: str  # "teacher", "student", "student-plain", "student-qat"
@@ -25,13 +25,13 @@ class Job:
     objective: Objective
     validation: Validation  # after each epoch
     test: Callable[[], Validation]  # of the weights that are kept; all processes make it
-    teacher: CachedTeacher | ListenedTeacher | None = None
-    taps: Taps | None = None  # where the objective compares features
+    teacher: CachedTeacher | OnlineTeacher | None = None
+    taps: FeatureHooks | None = None  # where the objective compares features
     macs: int | None = None  # multiply-accumulates of one sample; None: not known, and no trial of other forms
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainingResult:
     """How a training ended; the network holds the weights that were kept."""
 
     epochs: int

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdexport.data.samples import UNLABELLED
 from kdexport.distill import losses
 from kdexport.distill.losses.checks import at_least_fp32, class_labels
 from kdexport.errors import KDExportError
-from kdexport.sources.samples import UNLABELLED
 from kdexport.terms import BaseTerm
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Method:
     """One distillation method.
 
     ``needs`` is what the function takes, in its order: ``logits`` (student's and teacher's), ``labels``, ``features``
-    (what ``kdexport.distill.taps`` makes of the networks' layers for this term).
+    (what ``kdexport.distill.features`` makes of the networks' layers for this term).
     ``multi_label`` says whether it makes sense where a sample has any number of classes, ``elsewhere`` whether it can
     be told of samples that are not trained on.
     """

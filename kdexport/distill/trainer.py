@@ -8,36 +8,42 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
+from kdexport.data.samples import UNLABELLED
 from kdexport.distill import form as forms
-from kdexport.distill.checkpoint import Checkpoints
-from kdexport.distill.job import Fitted, Job
-from kdexport.distill.loop_state import LoopState, restore, snapshot, weights_of
-from kdexport.distill.metrics import MetricsLog
+from kdexport.distill.batches import Batch
+from kdexport.distill.evaluation import Seen
+from kdexport.distill.form import laid_out
+from kdexport.distill.inference import out_of_memory
+from kdexport.distill.job import TrainingResult, TrainingSetup
+from kdexport.distill.logging import MetricsLog
 from kdexport.distill.optimization import make_average, make_optimizer, set_lr
-from kdexport.distill.step import Step, is_plain
+from kdexport.distill.state import Checkpoints, LoopState, restore, snapshot, weights_of
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.recipe import Training
+from kdexport.results import Layout
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
 
 
 def fit(
     network: nn.Module,
-    job: Job,
+    job: TrainingSetup,
     accelerator: Accelerator,
     checkpoints: Checkpoints,
     log: MetricsLog,
     progress: Progress,
-) -> Fitted:
+) -> TrainingResult:
     """Train a network in place, going on from the newest checkpoint of the same training where there is one.
 
     Raises:
@@ -154,10 +160,10 @@ def fit(
     accelerator.free_memory()
     epochs = loop.step // batches.per_epoch
     accuracy = loop.best_accuracy if training.keep == "best" else loop.last_accuracy
-    return Fitted(epochs, loop.best_epoch, accuracy, loop.seconds_spent(), form=form)
+    return TrainingResult(epochs, loop.best_epoch, accuracy, loop.seconds_spent(), form=form)
 
 
-def _seed(job: Job, epoch: int, accelerator: Accelerator) -> int:
+def _seed(job: TrainingSetup, epoch: int, accelerator: Accelerator) -> int:
     return zlib.crc32(f"{job.seed}/{job.phase}/{epoch}/{accelerator.process_index}".encode())
 
 
@@ -172,7 +178,7 @@ def _agreed(interrupted: Callable[[], bool], accelerator: Accelerator, step: int
 
 
 def _check_finite(
-    loop: LoopState, job: Job, optimizer: Any, checkpoints: Checkpoints, weights: Sequence[Tensor] = ()
+    loop: LoopState, job: TrainingSetup, optimizer: Any, checkpoints: Checkpoints, weights: Sequence[Tensor] = ()
 ) -> None:
     """Hold that the losses, and the weights where they are given, are numbers."""
     if loop.finite and all(bool(torch.isfinite(weight).all()) for weight in weights):
@@ -228,3 +234,160 @@ def _interrupt_flag() -> Iterator[Any]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Step:
+    """Computes gradients.
+
+    A batch larger than the recipe's ``micro_batch_size`` goes through in equal parts whose gradients add up to the
+    batch's (losses are means over samples, so each part counts by its share; a method that compares samples with each
+    other, and batch normalization, see the part alone). Where the device runs out of memory, the parts are halved,
+    once.
+
+    Args:
+        network: The prepared network, in training mode.
+        job: The training.
+        accelerator: Mixed precision and processes.
+        progress: Hears of a halving.
+        layout: Of the images that the network is given.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        job: TrainingSetup,
+        accelerator: Accelerator,
+        progress: Progress,
+        layout: Layout = "as_it_comes",
+    ) -> None:
+        self._network, self._job, self._accelerator, self._progress = network, job, accelerator, progress
+        self._part_size = job.training.micro_batch_size
+        self._halved = False
+        self._layout = layout
+        self._plain = is_plain(accelerator)
+
+    def __call__(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], list[Seen]]:
+        """Add a batch's gradients to the parameters' and return its loss, the loss's terms, and what each part showed.
+
+        Raises:
+            KDExportError: The device runs out of memory although the parts were halved, or one of several does:
+                processes that wait for each other cannot go back.
+        """
+        try:
+            return self._in_parts(batch, progress_of_training)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            self._halve(batch, error)
+        for parameter in self._parameters():
+            parameter.grad = None  # of the parts that went through
+        clear_device_cache()
+        return self(batch, progress_of_training)
+
+    def _in_parts(self, batch: Batch, progress_of_training: float) -> tuple[Tensor, dict[str, Tensor], list[Seen]]:
+        size, processes = len(batch.indices), self._accelerator.num_processes
+        whole = batch.whole or size * processes
+        # Of the largest share of a batch that does not divide evenly: all processes take it in as many parts.
+        largest = -(-whole // processes)
+        count = min(-(-largest // min(self._part_size or largest, largest)), whole // processes)
+        weight = size * processes / whole  # gradients are averaged over processes, samples are to count alike
+        total: Tensor | None = None
+        sums: dict[str, Tensor] = {}
+        seen: list[Seen] = []
+        for number, part in enumerate(_parts(batch, count)):
+            # With several processes the gradients are averaged once, after the last part.
+            waiting = number < count - 1 and processes > 1
+            with self._accelerator.no_sync(self._network) if waiting else nullcontext():
+                loss, terms, shown = self._forward(part, progress_of_training, batch if count > 1 else None)
+                share = len(part.indices) / size
+                self._backward(loss if share * weight == 1 else loss * (share * weight))
+            seen.append(shown)
+            total = loss.detach() * share + (0 if total is None else total)
+            for name, value in terms.items():
+                sums[name] = value * share + sums.get(name, 0)
+        if total is None:
+            raise ValueError("a batch holds at least one sample")
+        return total, sums, seen
+
+    def _forward(
+        self, batch: Batch, progress_of_training: float, whole: Batch | None
+    ) -> tuple[Tensor, dict[str, Tensor], Seen]:
+        job, taps = self._job, self._job.taps
+        if self._plain and taps is None:
+            logits = self._network(*self._inputs(batch))
+        else:
+            with self._accelerator.autocast(), taps.student() if taps else nullcontext():
+                logits = self._network(*self._inputs(batch))
+        teacher_logits = job.teacher.logits(batch) if job.teacher else None
+        loss, terms = job.objective(
+            logits,
+            batch.labels,
+            teacher_logits,
+            progress_of_training=progress_of_training,
+            features=taps.features(torch.from_numpy(batch.indices).to(logits.device)) if taps else None,
+            labelled=None if whole is None else _labelled(whole, len(batch.indices)),
+        )
+        if self._accelerator.num_processes > 1 and not job.objective.uses_logits:
+            # Layers behind those that are compared get no gradient, and processes wait for each other's of all of them.
+            loss = loss + 0.0 * logits.float().sum()
+        return loss, terms, Seen(logits.detach(), teacher_logits, batch.labels)
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return laid_out(self._job.preprocessing.apply(batch.inputs), self._layout)
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._plain:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._accelerator.backward(loss)
+
+    def _halve(self, batch: Batch, error: RuntimeError) -> None:
+        size = len(batch.indices)
+        tried = min(self._part_size or size, size)
+        part = max(1, tried // 2)
+        if self._halved or tried == 1 or self._accelerator.num_processes > 1:
+            hint = f"set micro_batch_size = {part} for this training: the batch stays what it is"
+            raise KDExportError(
+                f"the device has not enough memory for {self._job.phase}, {_samples(tried)} at a time: {error}",
+                hint=hint if tried > 1 else "end what else runs on the device, or take one with more memory",
+            ) from error
+        self._halved, self._part_size = True, part
+        self._progress.warn(
+            f"{self._job.phase}: not enough memory for {_samples(tried)} at once; going on with {part} at a time,"
+            f" the batch stays {size} (micro_batch_size = {part} says so from the start)"
+        )
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        taps = self._job.taps
+        return [*self._network.parameters(), *(taps.parameters() if taps else ())]
+
+
+def is_plain(accelerator: Accelerator) -> bool:
+    """Whether this is one process in fp32: Accelerate's wrappers then do nothing, and take 0.3 ms a step to do it."""
+    return accelerator.num_processes == 1 and accelerator.mixed_precision == "no" and accelerator.scaler is None
+
+
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """Yield a batch in so many parts, as even as they can be."""
+    if count == 1:
+        yield batch
+        return
+    for rows in torch.arange(len(batch.indices)).tensor_split(count):
+        on_device = rows.to(batch.inputs[0].device)
+        yield replace(
+            batch,
+            indices=batch.indices[rows.numpy()],
+            inputs=tuple(tensor[on_device] for tensor in batch.inputs),
+            labels=None if batch.labels is None else batch.labels[on_device],
+        )
+
+
+def _labelled(whole: Batch, part: int) -> Tensor | None:
+    """Return a part's share of a batch's labelled samples: what the labels' loss of the part is to be divided by."""
+    if whole.labels is None or whole.labels.ndim != 1:
+        return None
+    return (whole.labels != UNLABELLED).sum().clamp(min=1) * (part / len(whole.indices))
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.errors import ParityError
-from kdexport.export.runner import Arrays, Runner, first_line
+from kdexport.onnx.sessions import Arrays, Runner, first_line
 from kdexport.results import Parity
 
 BATCH_SIZES = (1, 2, 7, 64)  # the last one for the bulk of the samples
@@ -146,7 +146,7 @@ def _run(model: Predict, batch: Arrays, subject: str) -> Arrays:
     except Exception as error:  # ONNX Runtime's errors have no common class, and the user's code may raise anything
         raise ParityError(
             f"{subject} cannot be run with a batch of {len(batch[0])}: {first_line(error)}",
-            hint="the network's forward, or a .pt2's capture, fixes the batch size; mend that, or export with --static",
+            hint="the network's forward, or a .pt2's capture, fixes the batch size; fix that, or export with --static",
         ) from error
 
 
@@ -155,7 +155,7 @@ def _check_shapes(expected: Arrays, actual: Arrays, subject: str) -> None:
     if here != there:
         raise ParityError(
             f"{subject} gives outputs of shape {_shapes(there)} where the PyTorch model gives {_shapes(here)}",
-            hint="the network's shapes depend on the batch size; mend that in its forward, or export with --static",
+            hint="the network's shapes depend on the batch size; fix that in its forward, or export with --static",
         )
 
 

@@ -10,27 +10,29 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
 from kdexport import __version__, artifacts
 from kdexport.artifacts import RunDirectory
-from kdexport.export import example, fp32, given, metadata, parity, runtimes, variants
-from kdexport.export.runner import Arrays
-from kdexport.export.subject import Form, Subject
+from kdexport.data.datasets import load_data
+from kdexport.data.samples import Dataset
+from kdexport.export import example, network_export, parity, variants
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.loading import load_model, preprocessing_of
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx import files, metadata, versions
+from kdexport.onnx.sessions import Arrays
 from kdexport.progress import Progress, Silent
 from kdexport.recipe import Recipe, Student, Teacher
 from kdexport.results import DistillResult, ExportResult, ModelFile, TrainedNetwork
-from kdexport.sources.datasets import load_data
-from kdexport.sources.fingerprint import fingerprint
-from kdexport.sources.models import load_model, preprocessing_of
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Dataset
+from kdexport.stage_cache import fingerprint
 
 SHIPPED = "student"  # the network that gets variants, and an example of its use
 
 # Settings of [export] that an fp32 file depends on; the rest are the variants'.
-FP32_SETTINGS = {"opset", "bake_preprocessing", "any_image_size", "softmax", "top_k", "licence", "parity_tolerance"}
+FP32_SETTINGS = {"opset", "bake_preprocessing", "any_image_size", "softmax", "top_k", "license", "parity_tolerance"}
 
 
 def export(
@@ -148,10 +150,10 @@ class _Work:
         path = self.directory.onnx(network.name)
         spec = self._spec(network.name)
         if spec.model.endswith(".onnx"):
-            return given.write(Path(spec.model), network, path, self.preprocessing(network.name), key=key)
+            return write(Path(spec.model), network, path, self.preprocessing(network.name), key=key)
         settings = self.recipe.export
         model = load_model(network.name, spec, self.dataset, self.directory.root / network.weights)
-        subject = Subject(
+        subject = ExportTarget(
             network.name,
             model.network,
             model.preprocessing,
@@ -161,19 +163,19 @@ class _Work:
             parameters=network.parameters,
             macs=network.macs,
             recipe=self.recipe_hash,
-            licence=settings.licence,
+            license=settings.license,
             accuracy=network.val_accuracy,
         )
         form = Form(
             settings.opset,
-            runtimes.ir_for(settings.opset),
+            versions.ir_for(settings.opset),
             settings.parity_tolerance,
             bake=settings.bake_preprocessing,
             any_image_size=settings.any_image_size,
             softmax=settings.softmax,
             top_k=settings.top_k,
         )
-        return fp32.write(subject, form, path, key=key)
+        return network_export.write(subject, form, path, key=key)
 
     def _variant_job(self, network: TrainedNetwork, fp32_key: str, precision: str) -> _Job:
         settings, data = self.recipe.export, self.recipe.data
@@ -195,13 +197,13 @@ class _Work:
             return raw if baked else tuple(tensor.numpy() for tensor in preprocessing.apply(raw))
 
         labelled = self.validation()
-        material = variants.Material(
+        material = variants.CalibrationData(
             samples=lambda: ready(self.samples),
             calibration=lambda: ready(self.calibration()),
             validation=lambda: None if labelled is None else (ready(labelled[0]), labelled[1]),
         )
         settings = self.recipe.export
-        wanted = variants.Wanted(
+        wanted = variants.VariantSpec(
             precision,
             settings.calibration,
             settings.weight_bits,
@@ -224,3 +226,40 @@ def _earlier(directory: RunDirectory) -> dict[str, ModelFile]:
     document = artifacts.read_json(directory.stage("export")) or {}
     result = directory.finished("export", ExportResult, str(document.get("key", "")))
     return {} if result is None else {model.name: model for model in result.models}
+
+
+def write(source: Path, network: TrainedNetwork, path: Path, preprocessing: Preprocessing, *, key: str) -> ModelFile:
+    """Copy a given file, its graph untouched, under a run's name for it.
+
+    Args:
+        source: The user's file.
+        network: Its entry.
+        path: Where it goes.
+        preprocessing: What it takes, where its metadata do not say.
+        key: Stands for all that it is made from.
+    """
+    model = ir.load(source)
+    image = model.graph.inputs[0].dtype == ir.DataType.UINT8
+    own = metadata.entries(
+        key=key, precision="fp32", opset=model.opset_imports[""], preprocessing=preprocessing, baked=image
+    )
+    model.metadata_props.update({name: text for name, text in own.items() if name not in model.metadata_props})
+    model.metadata_props.update({name: own[name] for name in ("kdexport.key", "kdexport.version")})
+    made: list[ModelFile] = []
+
+    def entry(temporary: Path) -> None:
+        made.append(
+            metadata.model_file(
+                network.name,
+                temporary,
+                shown_as=path.name,
+                precision=model.metadata_props["kdexport.precision"],
+                parameters=network.parameters or None,
+                macs=network.macs,
+                parity=None,
+                notes=("given as ONNX: its graph is as it was",),
+            )
+        )
+
+    files.write(model, path, entry)
+    return made[0]

@@ -14,9 +14,10 @@ import onnx
 from numpy.typing import NDArray
 
 from kdexport import artifacts
-from kdexport.export import guard, metadata, parity, quantize
-from kdexport.export.learnt_ranges import Ranges, with_learnt
-from kdexport.export.runner import Arrays, Runner
+from kdexport.export import accuracy_guard, parity, quantize
+from kdexport.export.quantize import Ranges, with_learnt
+from kdexport.onnx import metadata
+from kdexport.onnx.sessions import Arrays, Runner
 from kdexport.progress import Progress
 from kdexport.results import ModelFile
 
@@ -29,7 +30,7 @@ VALIDATION_SAMPLES = 2000  # of the validation split: enough to tell calibration
 
 
 @dataclass(frozen=True)
-class Material:
+class CalibrationData:
     """What variants are made from and judged by; arrays as the fp32 file takes them."""
 
     samples: Callable[[], Arrays]  # for the comparison with fp32
@@ -38,7 +39,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class VariantSpec:
     """One variant."""
 
     precision: str  # fp16, int8, int8-dynamic, int4
@@ -51,9 +52,9 @@ class Wanted:
 def write(
     source: Path,
     fp32: ModelFile,
-    wanted: Wanted,
+    wanted: VariantSpec,
     path: Path,
-    material: Material,
+    material: CalibrationData,
     progress: Progress,
     *,
     key: str | None,
@@ -117,7 +118,7 @@ def write(
 
 
 def _make(
-    source: Path, wanted: Wanted, material: Material, progress: Progress
+    source: Path, wanted: VariantSpec, material: CalibrationData, progress: Progress
 ) -> tuple[onnx.ModelProto, tuple[str, ...], float | None]:
     """Return the graph, what to say of it, and its accuracy on the validation split."""
     if wanted.precision == "int8":
@@ -127,7 +128,7 @@ def _make(
     validation = material.validation()
     accuracy: float | None = None
     if validation is not None:
-        judge = guard.Judge(source, *validation)
+        judge = accuracy_guard.AccuracyGuard(source, *validation)
         model, more, accuracy = _guarded(model, maker, judge, wanted, progress)
         notes += more
     if wanted.precision == "int4":
@@ -136,7 +137,9 @@ def _make(
     return model, notes, accuracy
 
 
-def _maker(source: Path, precision: str, material: Material) -> tuple[guard.Maker, tuple[str, ...]]:
+def _maker(
+    source: Path, precision: str, material: CalibrationData
+) -> tuple[accuracy_guard.VariantBuilder, tuple[str, ...]]:
     """Return how a graph that needs no calibration is made, and what to say of it."""
     graph = onnx.load(source)
     notes: tuple[str, ...] = ()
@@ -163,23 +166,27 @@ def _maker(source: Path, precision: str, material: Material) -> tuple[guard.Make
     def only(name: str) -> onnx.ModelProto:
         return make(tuple(other for other in layers if other != name))
 
-    return guard.Maker(precision, tuple(layers), make, only), notes
+    return accuracy_guard.VariantBuilder(precision, tuple(layers), make, only), notes
 
 
 def _guarded(
-    model: onnx.ModelProto, maker: guard.Maker, judge: guard.Judge, wanted: Wanted, progress: Progress
+    model: onnx.ModelProto,
+    maker: accuracy_guard.VariantBuilder,
+    judge: accuracy_guard.AccuracyGuard,
+    wanted: VariantSpec,
+    progress: Progress,
 ) -> tuple[onnx.ModelProto, tuple[str, ...], float]:
     """Return a graph with layers in fp32 where too much is lost, what to say of it, and its accuracy."""
     accuracy = judge.accuracy(model)
     if wanted.max_accuracy_drop is None or accuracy >= judge.fp32 - wanted.max_accuracy_drop:
         return model, (judge.said(accuracy),), accuracy
     progress.say(f"{wanted.precision} {judge.said(accuracy)}: returning layers to fp32")
-    model, notes = guard.restore(maker, judge, wanted.max_accuracy_drop)
+    model, notes = accuracy_guard.restore(maker, judge, wanted.max_accuracy_drop)
     return model, notes, judge.accuracy(model)
 
 
 def _int8(
-    source: Path, wanted: Wanted, material: Material, progress: Progress
+    source: Path, wanted: VariantSpec, material: CalibrationData, progress: Progress
 ) -> tuple[onnx.ModelProto, tuple[str, ...], float | None]:
     """Calibrate by each method, keep the best, and return layers to fp32 where too much is lost."""
     prepared = quantize.prepared(source)
@@ -202,7 +209,7 @@ def _int8(
             (f"{said}calibrated by {methods[0]}",),
             None,
         )
-    judge = guard.Judge(source, *validation)
+    judge = accuracy_guard.AccuracyGuard(source, *validation)
     models = {
         method: quantize.static_int8(prepared, data, weight_bits=wanted.weight_bits) for method, data in found.items()
     }
@@ -212,7 +219,7 @@ def _int8(
     if wanted.learnt:
         chosen = ""
     make = partial(quantize.static_int8, prepared, found[best], weight_bits=wanted.weight_bits)
-    maker = guard.Maker(
+    maker = accuracy_guard.VariantBuilder(
         "int8",
         tuple(quantize.layers(prepared)),
         lambda kept: make(exclude=kept),

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from kdexport.report import figures
-from kdexport.report.comparisons import median_ratio
-from kdexport.report.joined import STUDENT, Condition, Joined
+from kdexport.report.join import STUDENT, Condition, Joined
 from kdexport.results import DevicePick, Interval
+from kdexport.statistics import median_ratio
 
 VARIANTS = ("int8", "int8-dynamic", "int4", "fp16")
 

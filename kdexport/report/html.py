@@ -12,7 +12,8 @@ from typing import Any
 
 from kdexport import __version__
 from kdexport.report import figures
-from kdexport.report.drawings import (
+from kdexport.report.charts.bullet import bullet
+from kdexport.report.charts.catalog import (
     FULL,
     NARROW,
     WIDE,
@@ -24,13 +25,11 @@ from kdexport.report.drawings import (
     tradeoff_picture,
     training_picture,
 )
-from kdexport.report.joined import PLAIN_STUDENT
-from kdexport.report.pictures.bullet import bullet
-from kdexport.report.pictures.classes import MOST_ROWS
-from kdexport.report.pictures.marks import Mark, swatch
-from kdexport.report.splits import split_table
+from kdexport.report.charts.classes import MOST_ROWS
+from kdexport.report.charts.marks import Mark, swatch
+from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.tradeoffs import speedup_at
-from kdexport.report.view import Place, Row, costs_of, gate_words, places_of, speed_words
+from kdexport.report.view import Place, Row, costs_of, gate_words, places_of, speed_words, split_table
 from kdexport.results import Gate, Report
 
 MOST_PLACES = 18  # conditions with pictures of their own: beyond them a page takes longer to load than to read
@@ -54,7 +53,7 @@ def html(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
         **_values(report),
-        style=Markup(_resource("pictures", "style.css") + _resource("page", "page.css")),
+        style=Markup(_resource("charts", "style.css") + _resource("page", "page.css")),
         script=Markup(script),
         script_hash=digest,
         version=__version__,

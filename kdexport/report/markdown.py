@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from kdexport.report import figures
-from kdexport.report.drawings import (
+from kdexport.report.charts.catalog import (
     FULL,
     WIDE,
     batch_pictures,
@@ -13,9 +13,8 @@ from kdexport.report.drawings import (
     tradeoff_picture,
     training_picture,
 )
-from kdexport.report.pictures.svg import standalone
-from kdexport.report.splits import split_table
-from kdexport.report.view import Place, gate_words, judged_places
+from kdexport.report.charts.svg import standalone
+from kdexport.report.view import Place, gate_words, judged_places, split_table
 from kdexport.results import Report
 
 MOST_PICTURES = 6  # devices with pictures of their own

@@ -8,11 +8,11 @@ the tolerance must cover what a machine differs from day to day.
 from dataclasses import replace
 
 from kdexport.errors import KDExportError
-from kdexport.report.comparisons import accuracy_delta
-from kdexport.report.joined import condition_of
+from kdexport.report.join import condition_of
 from kdexport.report.requirements import passes, verdict
 from kdexport.report.tradeoffs import memory_ratio
 from kdexport.results import Gate, Interval, Latency, Measurement, ModelFile, Report
+from kdexport.statistics import accuracy_delta
 
 TOLERANCE = 0.05  # of latency, size and memory
 ACCURACY_TOLERANCE = 0.005  # half a point

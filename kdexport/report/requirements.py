@@ -11,10 +11,10 @@ from typing import Literal
 
 from kdexport.recipe import Require
 from kdexport.report import figures
-from kdexport.report.comparisons import median_ratio, percentile
-from kdexport.report.joined import Condition, Joined
+from kdexport.report.join import Condition, Joined
 from kdexport.report.tradeoffs import memory
 from kdexport.results import Gate, Interval, Measurement, ModelFile
+from kdexport.statistics import median_ratio, percentile_interval
 
 MIB = 2**20
 Verdict = Literal["met", "failed", "undecided", "not measured"]
@@ -42,7 +42,7 @@ def hold(joined: Joined, require: Require, model: ModelFile, condition: Conditio
 def verdict(
     value: float | None, interval: Interval | None, *, at_least: float | None, at_most: float | None
 ) -> Verdict:
-    """Judge a figure against a limit by its interval, or as it stands where it has none."""
+    """AccuracyGuard a figure against a limit by its interval, or as it stands where it has none."""
     if value is None:
         return "not measured"
     low, high = interval or (value, value)
@@ -149,7 +149,9 @@ def _of_the_device(
             )
         yield _gate(require, "min_speedup", require.min_speedup, ratio, interval, model, condition)
     if require.max_latency_ms is not None:
-        value, interval = (None, None) if own is None else percentile(own.latency_ms, require.latency_percentile)
+        value, interval = (
+            (None, None) if own is None else percentile_interval(own.latency_ms, require.latency_percentile)
+        )
         gate = _gate(require, "max_latency_ms", require.max_latency_ms, value, interval, model, condition)
         yield (
             gate

@@ -15,8 +15,8 @@ from kdexport.errors import RequirementError
 from kdexport.progress import Progress
 from kdexport.recipe import Recipe, Require
 from kdexport.report.findings import findings
-from kdexport.report.joined import join
-from kdexport.report.pick import pick_devices
+from kdexport.report.join import join
+from kdexport.report.selection import pick_devices
 from kdexport.report.tradeoffs import dominated, tradeoffs
 from kdexport.report.view import gate_words
 from kdexport.results import BenchResult, Gate, Report

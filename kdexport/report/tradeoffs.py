@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from kdexport.report.comparisons import median_ratio
-from kdexport.report.joined import Condition, Joined
+from kdexport.report.join import Condition, Joined
 from kdexport.results import Dominated, Measurement, ModelFile, Saving, Speedup, Tradeoff
+from kdexport.statistics import median_ratio
 
 SAME_SIZE = 0.01  # files whose sizes differ by less hold the same network
 

@@ -3,12 +3,13 @@
 No markup here; whoever shows a text escapes it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from kdexport.report import figures
-from kdexport.report.joined import PLAIN_STUDENT, STUDENT, Condition, condition_of
+from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, condition_of
 from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
 from kdexport.report.tradeoffs import front, memory
 from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
@@ -57,7 +58,7 @@ class Row:
             return "ship this"
         if self.beaten is None:
             return ""
-        return f"beaten by {self.beaten.by}" + ("" if self.beaten.shown else " (within the noise)")
+        return f"dominated by {self.beaten.by}" + ("" if self.beaten.shown else " (within the noise)")
 
 
 @dataclass(frozen=True)
@@ -291,3 +292,56 @@ def _shares(value: float | None, base: float | None) -> tuple[float | None, floa
 
 def _condition(item: Dominated | Saving) -> Condition:
     return Condition(item.machine, item.device, item.batch_size, item.threads)
+
+
+SPLITS = ("train", "val", "test")
+# What the epoch log calls each figure; the train split's are of the augmented batches of the epoch that was kept.
+AGREEMENT = {"train": "train_top1_agreement", "val": "top1_agreement", "test": "test_top1_agreement"}
+TERMS = {"train": "terms", "val": "val_terms", "test": "test_terms"}
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """A table in words: the network, the split, the figures."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def split_table(report: Report) -> SplitTable | None:
+    """Return a row per trained network and split; None where no training is recorded.
+
+    Columns that nothing is known of are left out. ``crd`` compares samples with what it remembers of them: train alone.
+    """
+    kept = [line for line in report.training if line.get("kept") is True and isinstance(line.get("phase"), str)]
+    found = [(str(line["phase"]), split, line) for line in kept for split in SPLITS]
+    if not found:
+        return None
+    names = dict.fromkeys(name for _, split, line in found for name in _mapping(line.get(TERMS[split])))
+    columns: dict[str, list[str]] = {"network": [phase for phase, _, _ in found], "split": [s for _, s, _ in found]}
+    for name in names:
+        columns[name] = [_number(_mapping(line.get(TERMS[split])).get(name), 3) for _, split, line in found]
+    columns["accuracy"] = [_percent(line.get(f"{split}_accuracy")) for _, split, line in found]
+    columns["teacher"] = [_percent(line.get(f"{split}_teacher_accuracy")) for _, split, line in found]
+    columns["agreement"] = [_percent(line.get(AGREEMENT[split])) for _, split, line in found]
+    columns["KL"] = [_number(line.get(f"{split}_kl"), 3) for _, split, line in found]
+    columns["correlation"] = [_number(line.get(f"{split}_logit_correlation"), 3) for _, split, line in found]
+    shown = {name: cells for name, cells in columns.items() if any(cell != figures.DASH for cell in cells)}
+    return SplitTable(tuple(_words(shown)), tuple(zip(*shown.values(), strict=True)))
+
+
+def _words(columns: Mapping[str, object]) -> Iterator[str]:
+    for name in columns:
+        yield {"labels": "labels' loss"}.get(name, name.replace("_", " "))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else figures.DASH
+
+
+def _percent(value: Any) -> str:
+    return figures.percent(value) if isinstance(value, int | float) else figures.DASH

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdexport.bench.child import Child, ChildError
+from kdexport.bench.process import Child, ChildError
 from kdexport.errors import KDExportError
 
 HEAVY = ("torch", "onnx", "pydantic", "typer", "rich", "sklearn")
@@ -89,7 +89,7 @@ def test_what_the_user_can_mend_keeps_its_hint(models, tmp_path):
 
 def test_a_worker_ends_with_its_parent():
     code = (
-        "from kdexport.bench.child import Child\n"
+        "from kdexport.bench.process import Child\n"
         "import os\n"
         "child = Child('a', 60); child.ready(); print(child.pid, flush=True); os._exit(9)\n"
     )

@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kdexport import results
-from kdexport.bench.describe import describe_file
 from kdexport.cli import app
-from kdexport.cli.bench_table import lines, table
+from kdexport.cli.bench import lines, table
+from kdexport.onnx.describe import describe_file
 from kdexport.results import BenchResult, ExportResult
 
 FAST = ["--min-seconds", "0.03", "--max-seconds", "0.05", "--rounds", "3", "--precision", "0.5", "-q"]
@@ -158,7 +158,7 @@ def test_doctor_shows_each_check_and_its_json():
     assert done.exit_code in (0, 1)
     assert "fault" in done.stdout
     document = json.loads(kdexport("doctor", "--json").stdout)
-    assert {"name", "status", "said", "mend"} == set(document["checks"][0])
+    assert {"name", "status", "said", "fix"} == set(document["checks"][0])
 
 
 def test_a_warning_says_at_which_threads_it_was_given(models):
@@ -176,9 +176,9 @@ def test_a_warning_says_at_which_threads_it_was_given(models):
 
 
 def test_data_are_kept_where_evaluate_keeps_them(models, tmp_path, monkeypatch):
+    from kdexport.data import datasets
     from kdexport.errors import SourceError
     from kdexport.recipe import Data
-    from kdexport.sources import datasets
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []

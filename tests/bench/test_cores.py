@@ -2,8 +2,8 @@
 
 import pytest
 
-from kdexport.bench import load
-from kdexport.bench.cores import choose
+from kdexport.bench import host
+from kdexport.bench.host import choose
 
 
 def machine(folder, cpus):
@@ -66,8 +66,8 @@ def test_nothing_is_chosen_where_the_system_names_no_cpus(tmp_path):
 def test_slowing_down_for_heat_is_seen(tmp_path, monkeypatch):
     counts = {"thermal_throttle/core_throttle_count": 2, "thermal_throttle/package_throttle_count": 3}
     machine(tmp_path, [counts, counts])
-    assert load.throttle_events(tmp_path) == 10
-    assert load.throttle_events(tmp_path / "absent") is None
+    assert host.throttle_events(tmp_path) == 10
+    assert host.throttle_events(tmp_path / "absent") is None
     events = iter([10, 11, 11, 11, None, None])
-    monkeypatch.setattr(load, "throttle_events", lambda: next(events))
-    assert [load.Watch(lambda: 0.0).result().throttled for _ in range(3)] == [True, False, False]
+    monkeypatch.setattr(host, "throttle_events", lambda: next(events))
+    assert [host.Watch(lambda: 0.0).result().throttled for _ in range(3)] == [True, False, False]

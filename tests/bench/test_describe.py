@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from kdexport.bench.describe import describe_file, integer_limits
 from kdexport.bench.stage import plan_for
 from kdexport.errors import KDExportError
+from kdexport.onnx.describe import describe_file, integer_limits
 from kdexport.recipe import Bench
 
 from .conftest import linear

@@ -1,9 +1,8 @@
 import pytest
 
-from kdexport.bench.devices import find
-from kdexport.bench.placement import check_placement, shares
+from kdexport.bench.devices import find, installed_libraries, register
 from kdexport.bench.plan import Device
-from kdexport.bench.plugins import installed_libraries, register
+from kdexport.bench.session import check_placement, shares
 from kdexport.errors import DeviceError
 
 CPU_ONLY = ["CPUExecutionProvider"]

@@ -3,15 +3,15 @@ import sys
 import pytest
 
 from kdexport.bench import doctor
-from kdexport.bench.child import ChildError
 from kdexport.bench.doctor import diagnose, probe
+from kdexport.bench.process import ChildError
 
 
 def test_this_machine_has_a_cpu_that_takes_the_model():
     checks = {check.name: check for check in diagnose().checks}
     assert checks["device cpu"].status == "ok"
     assert checks["onnxruntime"].status == "ok"
-    assert all(check.mend for check in checks.values() if check.status == "fault")
+    assert all(check.fix for check in checks.values() if check.status == "fault")
 
 
 def test_probe_reads_where_the_node_lay():
@@ -21,13 +21,13 @@ def test_probe_reads_where_the_node_lay():
 def test_two_wheels_at_once_are_a_fault_with_the_command():
     (check,) = doctor._wheels({"onnxruntime": "1.30", "onnxruntime-gpu": "1.30"})
     assert check.status == "fault"
-    assert check.mend == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    assert check.fix == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
 
 
 def test_no_wheel_is_a_fault_with_the_command():
     (check,) = doctor._wheels({})
     assert check.status == "fault"
-    assert "kdexport[cpu]" in check.mend
+    assert "kdexport[cpu]" in check.fix
 
 
 def test_a_provider_that_is_only_listed_is_a_fault(monkeypatch):
@@ -35,7 +35,7 @@ def test_a_provider_that_is_only_listed_is_a_fault(monkeypatch):
     check = doctor._provider("CUDAExecutionProvider")
     assert (check.name, check.status) == ("device cuda", "fault")
     assert "the model ran on CPUExecutionProvider" in check.said
-    assert "kdexport[gpu]" in check.mend
+    assert "kdexport[gpu]" in check.fix
 
 
 def test_a_provider_that_crashes_is_a_fault(monkeypatch):
@@ -67,7 +67,7 @@ def test_cuda_versions_are_held_against_each_other(monkeypatch, gpus, built, tor
     last = list(doctor._cuda())[-1]
     assert last.status == status
     assert said in last.said
-    assert last.mend or status != "fault"
+    assert last.fix or status != "fault"
 
 
 def test_torchs_cuda_is_read_without_importing_torch():
@@ -89,7 +89,7 @@ def test_before_1_24_a_placement_is_not_provable_and_no_fault(monkeypatch):
     check = doctor._provider("CUDAExecutionProvider")
     assert check.status == "note"
     assert "not provable before ONNX Runtime 1.24" in check.said
-    assert check.mend.startswith("pip install -U onnxruntime")
+    assert check.fix.startswith("pip install -U onnxruntime")
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_a_session_of_one_provider_needs_no_proof(monkeypatch, providers, placed
 
 
 @pytest.mark.parametrize(
-    ("module", "said", "mend"),
+    ("module", "said", "fix"),
     [
         ("raise ImportError('libnpu.so.1')", "ImportError: libnpu.so.1", "--force-reinstall onnxruntime-ep-abacus"),
         ("def get_library_path():\n    return '/lib/abacus.so'", "/lib/abacus.so", "-U onnxruntime-ep-abacus onnxr"),
     ],
 )
-def test_a_broken_plugin_is_a_fault_with_its_reason(tmp_path, monkeypatch, module, said, mend):
+def test_a_broken_plugin_is_a_fault_with_its_reason(tmp_path, monkeypatch, module, said, fix):
     (tmp_path / "onnxruntime_ep_abacus.py").write_text(module)
     info = tmp_path / "onnxruntime_ep_abacus-1.0.dist-info"
     info.mkdir()
@@ -132,13 +132,13 @@ def test_a_broken_plugin_is_a_fault_with_its_reason(tmp_path, monkeypatch, modul
     assert (check.name, check.status) == ("onnxruntime-ep-abacus", "fault")
     assert "1.0 is installed" in check.said
     assert said in check.said
-    assert mend in check.mend
+    assert fix in check.fix
 
 
 def test_a_plugin_that_loads_is_listed(monkeypatch):
-    plugin = doctor.plugins.Plugin("onnxruntime-ep-abacus", "1.0", "/lib/abacus.so", None)
-    monkeypatch.setattr(doctor.plugins, "installed", lambda: [plugin])
-    monkeypatch.setattr(doctor.plugins, "register", lambda _: {})
+    plugin = doctor.devices.Plugin("onnxruntime-ep-abacus", "1.0", "/lib/abacus.so", None)
+    monkeypatch.setattr(doctor.devices, "installed", lambda: [plugin])
+    monkeypatch.setattr(doctor.devices, "register", lambda _: {})
     assert [check.status for check in doctor._plugins()] == ["ok"]
 
 
@@ -146,8 +146,8 @@ def test_a_library_is_registered_once(monkeypatch):
     import onnxruntime
 
     calls = []
-    monkeypatch.setattr(doctor.plugins, "_registered", {})
+    monkeypatch.setattr(doctor.devices, "_registered", {})
     monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *pair: calls.append(pair))
     for _ in range(2):
-        assert doctor.plugins.register({"onnxruntime-ep-abacus": "/lib/abacus.so"}) == {}
+        assert doctor.devices.register({"onnxruntime-ep-abacus": "/lib/abacus.so"}) == {}
     assert calls == [("onnxruntime-ep-abacus", "/lib/abacus.so")]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdexport.bench import memory
+from kdexport.bench import host
 from kdexport.bench.energy import Counter, PowerCommand, find_meter, per_run_mj, power_command
 from kdexport.errors import KDExportError
 
@@ -117,7 +117,7 @@ def gpus(monkeypatch):
         raise NVMLError
 
     driver = SimpleNamespace(cuInit=lambda _: 0, cuDeviceGet=device_get, cuDeviceGetPCIBusId=bus_id)
-    processes = {b"0000:3B:00.0": [SimpleNamespace(pid=memory.os.getpid(), usedGpuMemory=3 << 20)]}
+    processes = {b"0000:3B:00.0": [SimpleNamespace(pid=host.os.getpid(), usedGpuMemory=3 << 20)]}
     nvml = SimpleNamespace(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
@@ -133,8 +133,8 @@ def gpus(monkeypatch):
 def test_a_gpu_is_found_by_its_place_on_the_bus_not_by_its_number(gpus):
     assert find_meter("CUDAExecutionProvider", 0, None).read() == (7.0,)
     assert find_meter("CUDAExecutionProvider", 2, None) is None
-    assert memory.device_mib(0) == 3.0
-    assert memory.device_mib(1) is None
+    assert host.device_mib(0) == 3.0
+    assert host.device_mib(1) is None
 
 
 def test_a_slice_of_a_gpu_has_no_meter_of_its_own(gpus):

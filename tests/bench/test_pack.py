@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from kdexport import results
-from kdexport.bench.describe import describe_file
 from kdexport.bench.pack import pack
 from kdexport.bench.remote import measure_on
+from kdexport.data.samples import Dataset, Split
 from kdexport.errors import KDExportError
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx.describe import describe_file
 from kdexport.progress import Silent
 from kdexport.results import BenchResult
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Dataset, Split
 
 from .conftest import linear
 
@@ -60,7 +60,7 @@ def test_a_pack_measures_and_scores_with_numpy_and_onnxruntime_alone(packed, bar
     assert [(one.model, one.batch_size) for one in result.measurements] == [("a", 2), ("c", 2)]
     assert [model.accuracy is not None for model in result.models] == [True, True]
 
-    from kdexport.bench.accuracy import score
+    from kdexport.bench.stage import score
 
     folder = tmp_path
     here = score([describe_file(folder / "c.onnx")], folder.parent / folder.name, data, Silent())

@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 
-from kdexport.bench.load import Surroundings
-from kdexport.bench.plan import Case, Device, Settings
-from kdexport.bench.reasons import in_words
+from kdexport.bench.host import Surroundings
+from kdexport.bench.plan import Condition, Device, Settings
 from kdexport.bench.runner import Runner, Series
-from kdexport.bench.statistics import latency
-from kdexport.bench.warnings import words
+from kdexport.bench.warnings import in_words, words
 from kdexport.progress import Silent
+from kdexport.statistics import latency
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_the_runtimes_words_become_ours(text, batch, said):
     assert "/somewhere" not in reason
 
 
-CASE = Case(Device("cpu", "CPUExecutionProvider"), 1, (1,))
+CASE = Condition(Device("cpu", "CPUExecutionProvider"), 1, (1,))
 HERE = {"CPUExecutionProvider": {"Gemm": 1}}
 
 
@@ -66,13 +65,13 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
             "slowed down for heat in 1 of 5 rounds",
             {"rounds": [steady()] * 5, "surroundings": [Surroundings(throttled=bad) for bad in (0, 0, 0, 1, 0)]},
         ),
-        ("999 threads share", {"rounds": [steady()] * 6, "case": Case(CASE.device, 999, (1,))}),
+        ("999 threads share", {"rounds": [steady()] * 6, "case": Condition(CASE.device, 999, (1,))}),
         ("placement is not proved", {"rounds": [steady()] * 6, "placement": {}}),
         (
             "1 of 2 nodes fell back to CPUExecutionProvider (NonZero)",
             {
                 "rounds": [steady()] * 6,
-                "case": Case(Device("cuda", "CUDAExecutionProvider"), 1, (1,)),
+                "case": Condition(Device("cuda", "CUDAExecutionProvider"), 1, (1,)),
                 "placement": {"CUDAExecutionProvider": {"Conv": 1}, "CPUExecutionProvider": {"NonZero": 1}},
             },
         ),

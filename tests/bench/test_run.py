@@ -5,8 +5,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from kdexport.artifacts import RunDirectory
-from kdexport.bench.describe import describe_file
 from kdexport.bench.stage import bench_run
+from kdexport.onnx.describe import describe_file
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
 from kdexport.results import ExportResult

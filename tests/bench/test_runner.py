@@ -5,15 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from kdexport.bench import energy, extras, group, runner
-from kdexport.bench.child import ChildError
-from kdexport.bench.plan import Case, Device, Settings, Target
+from kdexport.bench import energy, extras, runner
+from kdexport.bench.plan import Condition, Device, Settings, Target
+from kdexport.bench.process import ChildError
 from kdexport.errors import DeviceError, KDExportError
 from kdexport.progress import Silent
 
 SETTINGS = Settings(min_seconds=0.03, max_seconds=0.05, rounds=3, precision=0.5)
-CPU = Case(Device("cpu", "CPUExecutionProvider"), 1, (1,))
-CUDA = Case(Device("cuda", "CUDAExecutionProvider"), 1, (1,))
+CPU = Condition(Device("cpu", "CPUExecutionProvider"), 1, (1,))
+CUDA = Condition(Device("cuda", "CUDAExecutionProvider"), 1, (1,))
 
 
 class Played:
@@ -57,7 +57,7 @@ def played(monkeypatch):
     """Put played workers where real ones are started; nothing reads energy."""
     monkeypatch.setattr(Played, "asked", [], raising=False)
     monkeypatch.setattr(Played, "does", staticmethod(lambda *_: None), raising=False)
-    for module in (runner, group, extras):
+    for module in (runner, extras):
         monkeypatch.setattr(module, "Child", Played)
     monkeypatch.setattr(energy, "find_meter", lambda *_: None)
     return Played

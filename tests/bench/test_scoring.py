@@ -12,17 +12,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from kdexport.bench import packed, stage
-from kdexport.bench.describe import describe_file
 from kdexport.bench.packed import Job
 from kdexport.bench.plan import Device
 from kdexport.bench.runner import Outcome
 from kdexport.bench.scoring import predictor, unsafe
 from kdexport.bench.session import open_session
+from kdexport.data.samples import Dataset, Split
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx import sessions
+from kdexport.onnx.describe import describe_file
 from kdexport.progress import Silent
 from kdexport.results import Failure
-from kdexport.sources import onnx_model
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Dataset, Split
 
 from .conftest import save, value
 
@@ -66,7 +66,7 @@ def data() -> Dataset:
 def test_a_pack_takes_from_a_model_what_this_machine_takes(tmp_path, data):
     path = classifier(tmp_path / "m.onnx")
     session, _ = open_session(str(path), CPU.provider, {}, 1)
-    here = onnx_model.OnnxModel(path).predict(data.test.inputs)
+    here = sessions.OnnxModel(path).predict(data.test.inputs)
     there = predictor(session, ["x"])(data.test.inputs)
     assert there.shape == (20, 3)
     np.testing.assert_array_equal(there, here)
@@ -94,12 +94,12 @@ def test_a_model_that_failed_is_not_scored_and_the_result_stands(tmp_path, data,
     files = [describe_file(classifier(tmp_path / f"{name}.onnx")) for name in ("good", "bad")]
     opened = []
 
-    class Watched(onnx_model.OnnxModel):
+    class Watched(sessions.OnnxModel):
         def __init__(self, path, *arguments):
             opened.append(path.stem)
             super().__init__(path, *arguments)
 
-    monkeypatch.setattr(onnx_model, "OnnxModel", Watched)
+    monkeypatch.setattr(sessions, "OnnxModel", Watched)
     monkeypatch.setattr(stage, "run_plan", lambda *_: Outcome((), (failure("bad"),), {}))
     progress = Heard()
     settings = quick.model_copy(update={"batch_sizes": (8,)})

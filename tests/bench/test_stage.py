@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from kdexport import results
-from kdexport.bench import group, runner
-from kdexport.bench.child import Child
-from kdexport.bench.describe import describe_file
+from kdexport.bench import runner
+from kdexport.bench.process import Child
 from kdexport.bench.stage import bench
+from kdexport.data.samples import Dataset, Split
 from kdexport.errors import DeviceError, KDExportError
 from kdexport.machine import usable_cores
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx.describe import describe_file
 from kdexport.results import BenchResult
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Dataset, Split
 
 
 def described(folder, *names):
@@ -78,7 +78,7 @@ def test_the_result_is_one_json_document_and_back(measured):
 
 
 def test_a_percentile_that_the_count_cannot_carry_is_null():
-    from kdexport.bench.statistics import latency
+    from kdexport.statistics import latency
 
     few = latency([np.full(21, 1_000_000)] * 3)
     assert (few.samples, few.p90, few.p95, few.p99) == (63, None, None, None)
@@ -110,7 +110,7 @@ class Fragile(Child):
 
 
 def test_a_killed_worker_costs_its_own_model_only(models, quick, monkeypatch):
-    monkeypatch.setattr(group, "Child", Fragile)
+    monkeypatch.setattr(runner, "Child", Fragile)
     result = bench(described(models, "a", "b"), quick, name="x")
     assert [one.model for one in result.measurements] == ["a"]
     assert "killed by SIGKILL" in result.failures[0].reason
@@ -141,7 +141,7 @@ def test_token_ids_are_fed_in_range(models, quick):
 
 
 def test_nothing_runs_before_all_that_can_be_refused_is_refused(models, quick, monkeypatch):
-    for module in (runner, group):
+    for module in (runner,):
         monkeypatch.setattr(module, "Child", None)  # a child would be a TypeError
     files = described(models, "a", "ids")
     with pytest.raises(KDExportError, match="'sequence'"):

@@ -22,8 +22,8 @@ class Net(nn.Sequential):
 @pytest.fixture
 def net(tmp_path):
     """A linear network with weights that are worth something: ridge regression on the digits' own training split."""
+    from kdexport.data.datasets import load_data
     from kdexport.recipe import Data
-    from kdexport.sources.datasets import load_data
 
     data = load_data(Data(source="digits"), 0, tmp_path)
     inputs = data.preprocessing.apply(data.train.inputs)[0].flatten(1)
@@ -56,8 +56,8 @@ def test_the_onnx_file_scores_as_the_module_does(kdexport, net):
     import onnx_ir
 
     from kdexport.export.to_onnx import to_onnx
-    from kdexport.sources.networks import load_network
-    from kdexport.sources.weights import load_weights
+    from kdexport.models.networks import load_network
+    from kdexport.models.weights import load_weights
 
     network = load_network(f"{net / 'nets.py'}:Net", {}, 10)
     load_weights(network, net / "w.pth")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import metrics
+from kdexport.distill import logging
 from kdexport.distill.stage import distill
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
@@ -31,17 +31,17 @@ def test_a_student_of_the_largest_logits_survives_a_kill(
     recipe, recorder = tiny(*QUICK, "distill.teacher_top_k=3"), Recorder()
     distill(recipe, RunDirectory(tmp_path / "whole"), recorder)
     assert any("the 3 largest of 10 logits" in said for said in recorder.said)
-    lines = [line for line in metrics.read(tmp_path / "whole" / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in logging.read(tmp_path / "whole" / "metrics.jsonl") if line["phase"] == "student"]
     assert [line["teacher_from"] for line in lines] == ["online", "online", "cache"]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    written = metrics.MetricsLog.append
+    written = logging.MetricsLog.append
 
-    def stop(self: metrics.MetricsLog, entry: dict[str, object]) -> None:
+    def stop(self: logging.MetricsLog, entry: dict[str, object]) -> None:
         written(self, entry)
         if (entry["phase"], entry["epoch"]) == ("student", 1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.MetricsLog, "append", stop)
+    monkeypatch.setattr(logging.MetricsLog, "append", stop)
     with pytest.raises(KeyboardInterrupt):
         distill(recipe, RunDirectory(tmp_path / "broken"))
     monkeypatch.undo()
@@ -84,8 +84,8 @@ def test_a_second_student_of_the_same_teacher_asks_it_nothing(tmp_path: Path, ti
     # To see whether it takes the data, and for its operations; no split is gone through.
     assert all(int(count) <= 2 for count in asked.read_text().split())
     first, second = (
-        [line for line in metrics.read(directory.metrics) if line["phase"] == "student"][-1],
-        [line for line in metrics.read(directory.metrics) if line["phase"] == "teacher"][-1],
+        [line for line in logging.read(directory.metrics) if line["phase"] == "student"][-1],
+        [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"][-1],
     )
     assert first["val_teacher_accuracy"] == second["val_accuracy"]  # from the file, as from the network
 
@@ -113,7 +113,7 @@ def test_runs_can_share_what_a_teacher_said_even_to_a_method_that_compares_layer
     distill(learning, RunDirectory(tmp_path / "third"))
     # To see whether it takes the data, and for its operations; no split is gone through.
     assert all(int(count) <= 2 for count in asked.read_text().split())
-    lines = [line for line in metrics.read(tmp_path / "third" / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in logging.read(tmp_path / "third" / "metrics.jsonl") if line["phase"] == "student"]
     assert {line["teacher_from"] for line in lines} == {"cache"}
 
 
@@ -121,7 +121,7 @@ def test_answers_that_were_damaged_are_asked_for_again(tmp_path: Path, tiny: Tin
     directory = RunDirectory(tmp_path / "run")
     recipe = tiny(*QUICK)
     distill(recipe, directory)
-    kept = [line for line in metrics.read(directory.metrics) if line["phase"] == "student"]
+    kept = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
     for path in directory.cache.glob("teacher-*.logits"):
         content = bytearray(path.read_bytes())
         content[: len(content) // 2] = bytes(len(content) // 2)
@@ -130,7 +130,7 @@ def test_answers_that_were_damaged_are_asked_for_again(tmp_path: Path, tiny: Tin
     for path in (directory.checkpoints / "student").iterdir():
         path.unlink()
     distill(recipe, directory)
-    again = [line for line in metrics.read(directory.metrics) if line["phase"] == "student"]
+    again = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
     timing = {"seconds", "samples_per_s", "teacher_from"}
     assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
         {k: v for k, v in line.items() if k not in timing} for line in kept

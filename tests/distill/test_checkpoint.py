@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdexport.distill.checkpoint import Checkpoints
-from kdexport.distill.packing import Whole
-from kdexport.distill.teacher_cache import TeacherCache
+from kdexport.distill.logit_cache import TeacherCache, Whole
+from kdexport.distill.state import Checkpoints
 from kdexport.errors import KDExportError
+from kdexport.models.weights import save_weights
 from kdexport.progress import SILENT
-from kdexport.sources.weights import save_weights
 
 
 @contextmanager

@@ -3,7 +3,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from kdexport.distill.closeness import BATCHES_LOOKED_AT, Closeness, Seen
+from kdexport.distill.evaluation import BATCHES_LOOKED_AT, BatchAgreement, Seen
 from kdexport.evaluate import agreement
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ LABELS = RANDOM.integers(0, 5, 60)
 
 def summed(kind="class", labels=LABELS, teacher=TEACHER, per_epoch=3):
     """Three batches of twenty, counted one by one."""
-    sums = Closeness(CPU, per_epoch, kind)
+    sums = BatchAgreement(CPU, per_epoch, kind)
     for rows in np.split(np.arange(60), 3):
         sums.count(
             Seen(
@@ -56,13 +56,13 @@ def test_several_labels_are_decisions_of_their_own():
 
 
 def test_a_long_epoch_is_looked_at_in_part():
-    sums = Closeness(CPU, 10 * BATCHES_LOOKED_AT, "class")
+    sums = BatchAgreement(CPU, 10 * BATCHES_LOOKED_AT, "class")
     assert sum(sums.looks_at(step) for step in range(10 * BATCHES_LOOKED_AT)) == BATCHES_LOOKED_AT
-    assert all(Closeness(CPU, 5, "class").looks_at(step) for step in range(5))
+    assert all(BatchAgreement(CPU, 5, "class").looks_at(step) for step in range(5))
 
 
 def test_a_checkpoint_holds_the_sums():
-    whole, first, second = (Closeness(CPU, 3, "class") for _ in range(3))
+    whole, first, second = (BatchAgreement(CPU, 3, "class") for _ in range(3))
     arrays = (STUDENT, TEACHER, LABELS)
     parts = [Seen(*(torch.from_numpy(array[rows]) for array in arrays)) for rows in (slice(30), slice(30, 60))]
     for part in parts:

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import metrics
+from kdexport.data.datasets import load_data
+from kdexport.distill import logging
 from kdexport.distill.data_free import synthesize
 from kdexport.distill.inference import predict_all
 from kdexport.distill.stage import distill
 from kdexport.errors import KDExportError
+from kdexport.models.loading import load_model
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import SILENT
 from kdexport.recipe import DataFree, Recipe
-from kdexport.sources.datasets import load_data
-from kdexport.sources.models import load_model
-from kdexport.sources.preprocessing import Preprocessing
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits" / "recipe.toml"
 
@@ -74,7 +74,7 @@ def test_a_student_of_made_images_knows_real_digits(tmp_path: Path) -> None:
     student = load_model("student", free.student, dataset, directory.weights("student"))
     logits = predict_all(student.network, student.preprocessing, dataset.test, torch.device("cpu"))
     assert np.mean(logits.argmax(axis=1) == dataset.test.labels) >= 0.90
-    log = [line for line in metrics.read(directory.metrics) if line["phase"] == "student"]
+    log = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
     assert all(line["val_accuracy"] is None for line in log)
     assert log[-1]["top1_agreement"] > 0.7
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdexport.distill.ensemble import Ensemble
+from kdexport.data.samples import Split
+from kdexport.distill.teacher import Ensemble
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Recipe
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Split
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(20, 4)).astype(np.float32)

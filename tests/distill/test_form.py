@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import form, metrics
-from kdexport.distill.checkpoint import Checkpoints
+from kdexport.distill import form, logging
 from kdexport.distill.stage import distill
+from kdexport.distill.state import Checkpoints
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe, Training
 from kdexport.results import TrainingForm
-from kdexport.sources.preprocessing import Preprocessing
 
 Tiny = Callable[..., Recipe]
 STUDENT_ONLY = ("distill.baseline=false", "distill.epochs=2", "teacher.train.epochs=1")
@@ -188,17 +188,17 @@ def test_a_killed_training_keeps_its_layout(tmp_path: Path, tiny: Tiny, monkeypa
     whole = distill(recipe, RunDirectory(tmp_path / "whole"))
     assert whole.networks[1].form is not None
     assert whole.networks[1].form.layout == "channels_last"
-    written = metrics.MetricsLog.append
+    written = logging.MetricsLog.append
 
-    def stop(self: metrics.MetricsLog, entry: dict[str, object]) -> None:
+    def stop(self: logging.MetricsLog, entry: dict[str, object]) -> None:
         written(self, entry)
         if (entry["phase"], entry["epoch"]) == ("student", 1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.MetricsLog, "append", stop)
+    monkeypatch.setattr(logging.MetricsLog, "append", stop)
     with pytest.raises(KeyboardInterrupt):
         distill(recipe, RunDirectory(tmp_path / "broken"))
-    monkeypatch.setattr(metrics.MetricsLog, "append", written)
+    monkeypatch.setattr(logging.MetricsLog, "append", written)
     quick(monkeypatch, {"as_it_comes": 1.0, "channels_last": 5.0, "contiguous": 10.0})  # another wind today
     again = distill(recipe, RunDirectory(tmp_path / "broken"))
     assert again.networks[1].form == whole.networks[1].form

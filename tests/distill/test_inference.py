@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from kdexport.data.samples import Split
 from kdexport.distill.inference import at_once, in_parts, out_of_memory, predict_all
 from kdexport.errors import KDExportError
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Split
+from kdexport.models.preprocessing import Preprocessing
 
 
 class Small(nn.Module):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from kdexport.distill.memory import ContrastMemory
+from kdexport.distill.contrast_memory import ContrastMemory
 
 SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from kdexport.distill.memory import ContrastMemory
+from kdexport.distill.contrast_memory import ContrastMemory
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()

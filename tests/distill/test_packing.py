@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from kdexport.distill.cached_teacher import temperature_of
-from kdexport.distill.packing import TopK, Whole, packing_for
+from kdexport.distill.logit_cache import TopK, Whole, packing_for
+from kdexport.distill.teacher import temperature_of
 from kdexport.terms import METHODS
 
 SAMPLES, CLASSES = 300, 2000

@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import metrics, teacher_cache
+from kdexport.data.datasets import load_data
+from kdexport.distill import logging, logit_cache
 from kdexport.distill.inference import predict_all
-from kdexport.distill.loop_state import LoopState
 from kdexport.distill.stage import distill
+from kdexport.distill.state import LoopState
 from kdexport.errors import KDExportError
+from kdexport.models.loading import load_model
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
-from kdexport.sources.datasets import load_data
-from kdexport.sources.models import load_model
 
 Tiny = Callable[..., Recipe]
 
@@ -41,7 +41,7 @@ class Recorder(Silent):
 
 
 def phases(directory: RunDirectory) -> list[tuple[str, int]]:
-    return [(line["phase"], line["epoch"]) for line in metrics.read(directory.metrics)]
+    return [(line["phase"], line["epoch"]) for line in logging.read(directory.metrics)]
 
 
 def test_a_run_writes_what_the_contract_lists(tmp_path: Path, tiny: Tiny) -> None:
@@ -54,7 +54,7 @@ def test_a_run_writes_what_the_contract_lists(tmp_path: Path, tiny: Tiny) -> Non
             value.numel() for name, value in weights.items() if "running" not in name and "num_batches" not in name
         )
     assert json.loads(directory.stage("distill").read_text())["splits"] == result.splits
-    lines = metrics.read(directory.metrics)
+    lines = logging.read(directory.metrics)
     assert phases(directory) == [("teacher", 0), ("teacher", 1)] + [
         (phase, epoch) for phase in ("student", "student-plain") for epoch in range(3)
     ]
@@ -76,7 +76,7 @@ def test_the_epoch_whose_weights_were_kept_holds_what_they_score(tmp_path: Path,
     directory = RunDirectory(tmp_path)
     recipe = tiny("distill.keep='last'", "distill.baseline=false")
     student = distill(recipe, directory).networks[1]
-    kept = [line for line in metrics.read(directory.metrics) if line.get("kept")]
+    kept = [line for line in logging.read(directory.metrics) if line.get("kept")]
     assert [(line["phase"], line["epoch"]) for line in kept] == [("teacher", 1), ("student", 2)]
     dataset = load_data(recipe.data, recipe.seed, directory.cache)
     model = load_model("student", recipe.student, dataset, tmp_path / student.weights)
@@ -125,7 +125,7 @@ def start(recipe: Recipe, out: Path) -> subprocess.Popen[str]:
 
 def wait_for_epochs(process: subprocess.Popen[str], directory: RunDirectory, count: int) -> None:
     limit = time.monotonic() + 60
-    while len(metrics.read(directory.metrics)) < count and process.poll() is None:
+    while len(logging.read(directory.metrics)) < count and process.poll() is None:
         assert time.monotonic() < limit, "the training did not get under way"
         time.sleep(0.005)
 
@@ -185,7 +185,7 @@ def test_a_student_learns_from_the_teacher_alone(tmp_path: Path, tiny: Tiny) -> 
     """label_weight = 0: the labels of the training split are not looked at."""
     recipe = tiny("distill.label_weight=0.0", "distill.baseline=false", "distill.epochs=6", "teacher.train.epochs=6")
     distill(recipe, RunDirectory(tmp_path))
-    lines = [line for line in metrics.read(tmp_path / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in logging.read(tmp_path / "metrics.jsonl") if line["phase"] == "student"]
     assert set(lines[-1]["terms"]) == {"soft_targets"}
     assert lines[-1]["top1_agreement"] > lines[0]["top1_agreement"]
 
@@ -214,14 +214,14 @@ def test_features_are_compared_and_leave_no_trace_in_the_student(tmp_path: Path,
     distill(tiny("distill.epochs=2"), RunDirectory(tmp_path / "b"))
     with_taps, without = (load_file(tmp_path / name / "student.safetensors") for name in "ab")
     assert {name: value.shape for name, value in with_taps.items()} == {k: v.shape for k, v in without.items()}
-    lines = [line for line in metrics.read(tmp_path / "a" / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in logging.read(tmp_path / "a" / "metrics.jsonl") if line["phase"] == "student"]
     assert [line["teacher_from"] for line in lines] == ["online", "online"]
     assert lines[1]["loss"] < lines[0]["loss"]
     assert any("the teacher runs at every step" in said for said in recorder.said)
     for name in FEATURE_TERMS:
         assert lines[1]["terms"][name] != lines[0]["terms"][name] > 0
         assert any(line.startswith(f"{name}: student ") for line in recorder.said)
-    lines = metrics.read(tmp_path / "a" / "metrics.jsonl")
+    lines = logging.read(tmp_path / "a" / "metrics.jsonl")
     kept = next(line for line in lines if line["phase"] == "student" and line.get("kept"))
     told = {"labels", *FEATURE_TERMS} - {"crd"}  # which compares a sample with what it remembers of it
     assert set(kept["terms"]) == told | {"crd"}
@@ -233,14 +233,14 @@ def test_features_are_compared_and_leave_no_trace_in_the_student(tmp_path: Path,
 def test_an_interrupted_run_with_features_ends_with_the_same_bytes(tmp_path: Path, tiny: Tiny, monkeypatch) -> None:
     recipe = tiny("distill.terms=[{ method = 'crd', weight = 0.1, negatives = 64 }, { method = 'hint' }]")
     distill(recipe, RunDirectory(tmp_path / "whole"))
-    written = metrics.MetricsLog.append
+    written = logging.MetricsLog.append
 
-    def stop(self: metrics.MetricsLog, entry: dict[str, object]) -> None:
+    def stop(self: logging.MetricsLog, entry: dict[str, object]) -> None:
         written(self, entry)
         if (entry["phase"], entry["epoch"]) == ("student", 1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.MetricsLog, "append", stop)
+    monkeypatch.setattr(logging.MetricsLog, "append", stop)
     with pytest.raises(KeyboardInterrupt):
         distill(recipe, RunDirectory(tmp_path / "broken"))
     monkeypatch.undo()
@@ -278,7 +278,7 @@ def test_samples_with_several_labels(tmp_path: Path, tiny: Tiny) -> None:
     assert not single.weights("teacher").exists()  # said before anything is trained
     directory = RunDirectory(tmp_path / "run")
     distill(tiny(data, "distill.terms=[{ method = 'binary_soft_targets' }]", "teacher.train.epochs=4"), directory)
-    lines = [line for line in metrics.read(directory.metrics) if line["phase"] == "teacher"]
+    lines = [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"]
     assert lines[-1]["val_accuracy"] > 0.65
 
 
@@ -352,7 +352,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, tiny: Tiny) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert [network["name"] for network in json.loads(done.stdout)["networks"]] == ["teacher", "student"]
-    one_log, two_log = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    one_log, two_log = (logging.read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     # The schedule goes by steps: the same rates mean the same number of steps, and so the same total batch.
     assert [(line["phase"], line["epoch"], line["lr"]) for line in one_log] == [
         (line["phase"], line["epoch"], line["lr"]) for line in two_log
@@ -419,17 +419,17 @@ def test_ctrl_c_at_the_last_step_of_an_epoch_loses_nothing_of_it(
 
 
 def test_ctrl_c_ends_the_filling_of_the_cache(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "CHUNK", 50)
-    filled = teacher_cache.TeacherCache._fill
+    monkeypatch.setattr(logit_cache, "CHUNK", 50)
+    filled = logit_cache.TeacherCache._fill
     chunks: list[int] = []
 
-    def press(self: teacher_cache.TeacherCache, view: int, chunk: int, compute: object) -> None:
+    def press(self: logit_cache.TeacherCache, view: int, chunk: int, compute: object) -> None:
         filled(self, view, chunk, compute)
         chunks.append(chunk)
         if len(self._mine) == 8:  # 388 training samples; the splits that are watched are smaller
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(teacher_cache.TeacherCache, "_fill", press)
+    monkeypatch.setattr(logit_cache.TeacherCache, "_fill", press)
     with pytest.raises(KeyboardInterrupt):
         distill(tiny("distill.baseline=false", "teacher.train.epochs=1"), RunDirectory(tmp_path))
     assert chunks[-1] == 0
@@ -439,6 +439,6 @@ def test_the_accuracy_that_is_told_is_that_of_the_weights_that_are_kept(tmp_path
     directory = RunDirectory(tmp_path)
     training = ("teacher.train.epochs=5", "teacher.train.keep='last'", "teacher.train.lr=0.05")
     result = distill(tiny(*training, "distill.baseline=false", "distill.epochs=1"), directory)
-    lines = [line for line in metrics.read(directory.metrics) if line["phase"] == "teacher"]
+    lines = [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"]
     assert result.networks[0].val_accuracy == lines[-1]["val_accuracy"]
     assert lines[-1]["kept"]

@@ -10,10 +10,10 @@ from torch import nn
 
 from kdexport.distill.batches import Batch
 from kdexport.distill.objective import Objective
-from kdexport.distill.step import Step
+from kdexport.distill.trainer import Step
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import SILENT
 from kdexport.recipe import Training
-from kdexport.sources.preprocessing import Preprocessing
 from kdexport.terms import Hint
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from kdexport import terms
 from kdexport.distill import layers
+from kdexport.distill.features import FeatureHooks
 from kdexport.distill.objective import METHODS, Objective
-from kdexport.distill.taps import Taps
 from kdexport.errors import KDExportError
 
 TERM = pydantic.TypeAdapter(terms.Term)
@@ -78,7 +78,7 @@ def term(method, **options):
 
 def tapped(objective, student, teacher, batch, **options):
     images, indices = batch
-    taps = Taps(objective.feature_terms, student, teacher, (images,), (images,), samples=SAMPLES, **options)
+    taps = FeatureHooks(objective.feature_terms, student, teacher, (images,), (images,), samples=SAMPLES, **options)
     with taps.student():
         student_logits = student(images)
     with torch.no_grad(), taps.teacher():
@@ -115,7 +115,7 @@ def test_every_feature_method_teaches_an_unlike_student(name, make_teacher, batc
 def test_the_student_and_the_random_state_are_left_as_they_were(name, batch):
     student, teacher = Conv(3), Conv(6)
     before, random = copy.deepcopy(student.state_dict()), torch.get_rng_state()
-    taps = Taps({name: term(name)}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
+    taps = FeatureHooks({name: term(name)}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
     assert student.state_dict().keys() == before.keys()
@@ -185,7 +185,7 @@ def test_equal_seeds_give_equal_projections_and_a_state_comes_back(batch):
     objective = Objective(0.0, [term("crd", negatives=8), term("hint"), term("hint", student_layer=0, teacher_layer=0)])
     one, _, parts = tapped(objective, Conv(3), Conv(6), batch, seed=1)
     assert tuple(parts) == ("crd", "hint", "hint.2")
-    fresh = Taps(objective.feature_terms, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES, seed=1)
+    fresh = FeatureHooks(objective.feature_terms, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES, seed=1)
     state = one.state_dict()
     same = {key for key, value in fresh.state_dict().items() if torch.equal(value, state[key])}
     assert set(state) - same == {"crd.student_bank", "crd.teacher_bank", "crd.log_normalizers"}
@@ -195,7 +195,9 @@ def test_equal_seeds_give_equal_projections_and_a_state_comes_back(batch):
 
 def test_crd_remembers_the_samples_it_saw_and_no_others(batch):
     objective = Objective(0.0, [term("crd", negatives=8)])
-    fresh = Taps(objective.feature_terms, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES).state_dict()
+    fresh = FeatureHooks(
+        objective.feature_terms, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES
+    ).state_dict()
     fresh = {key: value.clone() for key, value in fresh.items()}
     used, _, _ = tapped(objective, Conv(3), Conv(6), batch)
     moved = (used.state_dict()["crd.student_bank"] != fresh["crd.student_bank"]).any(dim=1).nonzero().flatten()
@@ -226,7 +228,7 @@ def test_crd_brings_matching_samples_together(batch):
 def test_features_of_half_precision_passes_are_compared_in_fp32(name, dtype, batch):
     student, teacher = Conv(3), Conv(6)
     objective = Objective(0.0, [term(name)])
-    taps = Taps(objective.feature_terms, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
+    taps = FeatureHooks(objective.feature_terms, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
     with torch.autocast("cpu", dtype=dtype):
         with taps.student():
             logits = student(batch[0])
@@ -289,7 +291,9 @@ def test_suggests_pairs_of_equal_meaning(batch):
 )
 def test_says_which_layers_there_are(name, match, hint, batch):
     with pytest.raises(KDExportError, match=match) as caught:
-        Taps({"hint": term("hint", student_layer=name)}, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES)
+        FeatureHooks(
+            {"hint": term("hint", student_layer=name)}, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES
+        )
     assert hint in caught.value.hint
 
 
@@ -302,13 +306,13 @@ def test_says_when_a_network_shows_no_layers():
 def test_review_wants_as_many_layers_of_both(batch):
     wanted = term("review", student_layers=("stages.*",), teacher_layers=("stages.1",))
     with pytest.raises(KDExportError, match="2 of the student, 1 of the teacher") as caught:
-        Taps({"review": wanted}, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES)
+        FeatureHooks({"review": wanted}, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES)
     assert "student_layers" in caught.value.hint
 
 
 def test_a_tap_is_closed_after_an_error(batch):
     student = Conv(3)
-    taps = Taps({"hint": term("hint")}, student, Conv(6), (batch[0],), (batch[0],), samples=SAMPLES)
+    taps = FeatureHooks({"hint": term("hint")}, student, Conv(6), (batch[0],), (batch[0],), samples=SAMPLES)
     with pytest.raises(RuntimeError), taps.student():
         student(torch.zeros(2, 5, 16, 16))
     assert not any(module._forward_hooks for module in student.modules())
@@ -316,7 +320,7 @@ def test_a_tap_is_closed_after_an_error(batch):
 
 def test_a_teacher_in_inference_mode_is_named_as_the_cause(batch):
     student, teacher = Conv(3), Conv(6)
-    taps = Taps({"similarity": term("similarity")}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
+    taps = FeatureHooks({"similarity": term("similarity")}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
     with taps.student():
         logits = student(batch[0])
     with torch.inference_mode(), taps.teacher():

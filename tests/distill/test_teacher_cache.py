@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdexport.distill import teacher_cache
-from kdexport.distill.packing import TopK, Whole
-from kdexport.distill.teacher_cache import TeacherCache
+from kdexport.distill import logit_cache
+from kdexport.distill.logit_cache import TeacherCache, TopK, Whole
 from kdexport.progress import SILENT
 
 SAMPLES, CLASSES = 25, 3
@@ -16,7 +15,7 @@ SAMPLES, CLASSES = 25, 3
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "CHUNK", 10)
+    monkeypatch.setattr(logit_cache, "CHUNK", 10)
 
 
 class Oracle:

@@ -1,4 +1,4 @@
-"""TensorBoard shows what metrics.jsonl says: all of it, each point once, whatever was killed or trained again."""
+"""TensorBoard shows what logging.jsonl says: all of it, each point once, whatever was killed or trained again."""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import metrics, tracking
+from kdexport.distill import logging
+from kdexport.distill.logging import Trackers, points
 from kdexport.distill.stage import distill
-from kdexport.distill.tracking import Trackers, points
 from kdexport.errors import KDExportError
 from kdexport.recipe import Recipe
 
@@ -28,7 +28,7 @@ def shown(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def expected(directory: RunDirectory) -> dict[str, list[tuple[int, float]]]:
     series: dict[str, list[tuple[int, float]]] = {}
-    for entry in metrics.read(directory.metrics):
+    for entry in logging.read(directory.metrics):
         for name, value in points(entry).items():
             series.setdefault(name, []).append((entry["epoch"], pytest.approx(value, rel=1e-6)))
     return series
@@ -41,7 +41,7 @@ def test_a_line_becomes_the_numbers_under_its_phase() -> None:
 def test_an_absent_package_is_told_before_anything_is_trained(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
+    monkeypatch.setattr(logging.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(KDExportError, match="wandb is not installed") as caught:
         distill(tiny("distill.track=['wandb']"), RunDirectory(tmp_path))
     assert "pip install wandb" in caught.value.hint
@@ -67,14 +67,14 @@ def test_tensorboard_shows_every_epoch_once_after_a_kill_and_a_change(
     pytest.importorskip("tensorboard")
     track = ("distill.track=['tensorboard']", "distill.baseline=false")
     directory = RunDirectory(tmp_path)
-    written = metrics.MetricsLog.append
+    written = logging.MetricsLog.append
 
-    def stop(self: metrics.MetricsLog, entry: dict[str, object]) -> None:
+    def stop(self: logging.MetricsLog, entry: dict[str, object]) -> None:
         written(self, entry)
         if (entry["phase"], entry["epoch"]) == ("student", 1):
             raise KeyboardInterrupt  # shown, and its checkpoint is not written: the epoch comes again
 
-    monkeypatch.setattr(metrics.MetricsLog, "append", stop)
+    monkeypatch.setattr(logging.MetricsLog, "append", stop)
     with pytest.raises(KeyboardInterrupt):
         distill(tiny(*track), directory)
     monkeypatch.undo()

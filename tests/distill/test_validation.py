@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from kdexport.data.samples import Split
+from kdexport.distill.evaluation import Validation
 from kdexport.distill.objective import Objective
-from kdexport.distill.validation import Validation
-from kdexport.sources.preprocessing import Preprocessing
-from kdexport.sources.samples import Split
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.terms import Hint, LogitMSE
 
 X = np.eye(4, dtype=np.float32)

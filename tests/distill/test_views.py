@@ -9,13 +9,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from kdexport.artifacts import RunDirectory
+from kdexport.data.datasets import load_data
 from kdexport.distill.inference import lay_out_for_inference
 from kdexport.distill.stage import distill
+from kdexport.models.loading import load_model
+from kdexport.models.networks import needs_channels_first
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Recipe
-from kdexport.sources.datasets import load_data
-from kdexport.sources.models import load_model
-from kdexport.sources.networks import needs_channels_first
-from kdexport.sources.preprocessing import Preprocessing
 
 NETS = """
 import torch

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from kdexport.artifacts import RunDirectory, sha256
+from kdexport.models.networks import load_network
+from kdexport.models.weights import save_weights
 from kdexport.recipe import Recipe
 from kdexport.results import DistillResult, TrainedNetwork
-from kdexport.sources.networks import load_network
-from kdexport.sources.weights import save_weights
 
 NETS = Path(__file__).with_name("nets.py")
 

@@ -35,7 +35,7 @@ def files(folder):
 
 
 def test_a_bare_reference_becomes_a_proved_file(here):
-    done = run("nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--json", "--licence", "MIT")
+    done = run("nets.py:Net", "--onnx", "--input-shape", "1,8,8", "--json", "--license", "MIT")
     assert done.exit_code == 0, done.stderr
     (model,) = json.loads(done.stdout)["models"]
     assert model["parity"]["passed"]
@@ -46,7 +46,7 @@ def test_a_bare_reference_becomes_a_proved_file(here):
     assert any("random inputs" in note for note in model["notes"])
     assert files(here) == ["Net.onnx"]
     described = json.loads(run("--describe", "Net.onnx", "--json").stdout)
-    assert described["metadata"]["licence"] == "MIT"
+    assert described["metadata"]["license"] == "MIT"
     assert described["inputs"] == {"input": {"type": "float", "shape": ["batch", 1, 8, 8]}}
     shown = run("--describe", "Net.onnx").stdout
     assert "loads in onnxruntime >= 1.14" in shown

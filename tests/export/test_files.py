@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from kdexport.errors import KDExportError
-from kdexport.export import example, files, fp32, ort_format
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
-from kdexport.sources.preprocessing import Preprocessing
+from kdexport.export import example, network_export
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx import files
+from kdexport.onnx.sessions import Runner
 
 FORM = Form(18, 8, 1e-4)
 
@@ -27,12 +28,12 @@ def subject(load_net):
     torch.manual_seed(0)
     samples = (np.random.default_rng(0).standard_normal((40, 1, 8, 8), dtype=np.float32),)
     labels = tuple("abcdefghij")
-    return Subject("net", load_net("Net").eval(), Preprocessing("none"), ("image",), samples, class_names=labels)
+    return ExportTarget("net", load_net("Net").eval(), Preprocessing("none"), ("image",), samples, class_names=labels)
 
 
 def test_weights_beyond_the_limit_lie_beside_the_file(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SINGLE_FILE_BYTES", 1000)
-    made = fp32.write(subject, FORM, tmp_path / "net.onnx")
+    made = network_export.write(subject, FORM, tmp_path / "net.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
     assert made.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     stored = onnx.load(tmp_path / "net.onnx", load_external_data=False)
@@ -42,7 +43,7 @@ def test_weights_beyond_the_limit_lie_beside_the_file(subject, tmp_path, monkeyp
     assert places == {"net.onnx.data"}
     Runner(tmp_path / "net.onnx")(subject.samples)
     monkeypatch.setattr(files, "SINGLE_FILE_BYTES", 2**31)
-    fp32.write(subject, FORM, tmp_path / "net.onnx")  # small again: the old weights would only be in the way
+    network_export.write(subject, FORM, tmp_path / "net.onnx")  # small again: the old weights would only be in the way
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
@@ -55,14 +56,14 @@ def test_a_full_disk_leaves_nothing_behind(limit, subject, tmp_path, monkeypatch
     monkeypatch.setattr(files, "SINGLE_FILE_BYTES", limit)
     monkeypatch.setattr(ir, "save", full)
     with pytest.raises(KDExportError, match="No space left on device") as caught:
-        fp32.write(subject, FORM, tmp_path / "net.onnx")
+        network_export.write(subject, FORM, tmp_path / "net.onnx")
     assert "free some space" in caught.value.hint
     assert not list(tmp_path.iterdir())
 
 
 def test_the_ort_format_loads_and_lists_its_operators(subject, tmp_path):
-    fp32.write(subject, FORM, tmp_path / "net.onnx")
-    target, listed = ort_format.write(tmp_path / "net.onnx")
+    network_export.write(subject, FORM, tmp_path / "net.onnx")
+    target, listed = files.write_ort(tmp_path / "net.onnx")
     np.testing.assert_allclose(
         Runner(target)(subject.samples)[0], Runner(tmp_path / "net.onnx")(subject.samples)[0], rtol=1e-4, atol=1e-5
     )
@@ -93,8 +94,8 @@ def test_the_example_runs_with_numpy_and_onnxruntime_alone(baked, load_net, bare
     preprocessing = Preprocessing("image", mean=(0.3,), std=(0.2,))
     torch.manual_seed(0)
     labels = tuple(f"class {number}" for number in range(10))
-    subject = Subject("net", load_net("Net").eval(), preprocessing, ("image",), (images,), class_names=labels)
-    fp32.write(subject, Form(18, 8, 1e-4, bake=baked), tmp_path / "net.onnx")
+    subject = ExportTarget("net", load_net("Net").eval(), preprocessing, ("image",), (images,), class_names=labels)
+    network_export.write(subject, Form(18, 8, 1e-4, bake=baked), tmp_path / "net.onnx")
     script = example.write(tmp_path / "net.onnx")
     assert len(script.read_text().splitlines()) < 30
     np.save(tmp_path / "images.npy", images)

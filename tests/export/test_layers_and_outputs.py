@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from kdexport.errors import KDExportError
-from kdexport.export import fp32, layers, outputs
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
+from kdexport.export import diagnosis, graph, network_export
+from kdexport.export.target import ExportTarget, Form
 from kdexport.export.to_onnx import to_onnx
-from kdexport.sources.preprocessing import Preprocessing
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx.sessions import Runner
 
 LABELS = tuple("abcdefghij")
 
@@ -29,17 +29,17 @@ def samples():
 def test_the_first_layer_that_differs_is_named(network, samples):
     example = (torch.from_numpy(samples[0][:2]),)
     exported = to_onnx(network, example, input_names=["image"])
-    assert layers.first_difference(exported, example, (samples[0][:2],), 1e-4) is None
+    assert diagnosis.first_difference(exported, example, (samples[0][:2],), 1e-4) is None
     weight = exported.model.graph.initializers["conv.weight"]
     weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name="conv.weight")
-    found = layers.first_difference(exported, example, (samples[0][:2],), 1e-4)
+    found = diagnosis.first_difference(exported, example, (samples[0][:2],), 1e-4)
     assert found is not None
     assert found.startswith("conv (aten.conv")
 
 
 def test_probabilities_and_the_best_classes_by_name_come_out(network, samples, tmp_path):
-    subject = Subject("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
-    fp32.write(subject, Form(18, 8, 1e-4, softmax=True, top_k=3), tmp_path / "net.onnx")
+    subject = ExportTarget("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
+    network_export.write(subject, Form(18, 8, 1e-4, softmax=True, top_k=3), tmp_path / "net.onnx")
     session = Runner(tmp_path / "net.onnx")
     assert session.output_names == ("probabilities", "top_scores", "top_labels")
     probabilities, scores, labels = session(samples)
@@ -52,14 +52,14 @@ def test_probabilities_and_the_best_classes_by_name_come_out(network, samples, t
 
 
 def test_more_classes_than_there_are_is_an_error(network, samples, tmp_path):
-    subject = Subject("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
+    subject = ExportTarget("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
     with pytest.raises(KDExportError, match="there are 10 classes"):
-        fp32.write(subject, Form(18, 8, 1e-4, top_k=11), tmp_path / "net.onnx")
+        network_export.write(subject, Form(18, 8, 1e-4, top_k=11), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_reference_for_top_k_is_worked_out_by_hand():
-    scores, best, named = outputs.reference(np.array([[0.0, np.log(3)]]), softmax=True, top_k=1, labels=("no", "yes"))
+    scores, best, named = graph.reference(np.array([[0.0, np.log(3)]]), softmax=True, top_k=1, labels=("no", "yes"))
     np.testing.assert_allclose(scores, [[0.25, 0.75]])
     np.testing.assert_allclose(best, [[0.75]])
     assert named.tolist() == [["yes"]]

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kdexport.export import fp32, runtimes
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
-from kdexport.sources.preprocessing import Preprocessing
+from kdexport.export import network_export
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx import versions
+from kdexport.onnx.sessions import Runner
 
 JPEGS = 1000
 
@@ -58,10 +59,10 @@ CASES = {
 def test_the_graph_sees_what_python_sees(case, photos, tmp_path):
     wanted, any_size = CASES[case]
     network = Net().eval()
-    subject = Subject("net", network, wanted, ("image",), (photos[:64],))
-    opset = runtimes.DEFAULT_OPSET
-    form = Form(opset, runtimes.ir_for(opset), 1e-4, bake=True, any_image_size=any_size)
-    fp32.write(subject, form, tmp_path / "baked.onnx")
+    subject = ExportTarget("net", network, wanted, ("image",), (photos[:64],))
+    opset = versions.DEFAULT_OPSET
+    form = Form(opset, versions.ir_for(opset), 1e-4, bake=True, any_image_size=any_size)
+    network_export.write(subject, form, tmp_path / "baked.onnx")
     baked = Runner(tmp_path / "baked.onnx")
     with torch.no_grad():
         expected = network(*wanted.apply((photos,))).numpy()
@@ -74,8 +75,8 @@ def test_the_graph_sees_what_python_sees(case, photos, tmp_path):
 def test_images_of_any_size_go_in(photos, tmp_path):
     wanted = Preprocessing("image", (24, 24), "crop", 0.75, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     network = Net().eval()
-    subject = Subject("net", network, wanted, ("image",), (photos[:64],))
-    fp32.write(subject, Form(18, 8, 1e-4, bake=True, any_image_size=True), tmp_path / "net.onnx")
+    subject = ExportTarget("net", network, wanted, ("image",), (photos[:64],))
+    network_export.write(subject, Form(18, 8, 1e-4, bake=True, any_image_size=True), tmp_path / "net.onnx")
     session = Runner(tmp_path / "net.onnx")
     for height, width in ((64, 96), (31, 97), (200, 45), (24, 24), (10, 12)):
         image = np.asarray(Image.fromarray(photos[0]).resize((width, height)))[None]
@@ -85,8 +86,8 @@ def test_images_of_any_size_go_in(photos, tmp_path):
 
 
 def test_preprocessing_is_named_apart_from_the_network(photos, tmp_path):
-    subject = Subject("net", Net().eval(), Preprocessing("image"), ("image",), (photos[:64],))
-    fp32.write(subject, Form(18, 8, 1e-4, bake=True), tmp_path / "net.onnx")
+    subject = ExportTarget("net", Net().eval(), Preprocessing("image"), ("image",), (photos[:64],))
+    network_export.write(subject, Form(18, 8, 1e-4, bake=True), tmp_path / "net.onnx")
     import onnx
 
     from kdexport.export.quantize import dressing

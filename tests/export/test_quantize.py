@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from kdexport.errors import KDExportError
-from kdexport.export import fp32, guard, quantize, variants
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
+from kdexport.export import accuracy_guard, network_export, quantize, variants
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx.sessions import Runner
 from kdexport.progress import Silent
-from kdexport.sources.preprocessing import Preprocessing
 
 FORM = Form(18, 8, 1e-4)
 
@@ -45,13 +45,13 @@ def wide(samples, tmp_path_factory):
 
 
 def _write(network, samples, path):
-    subject = Subject("wide", network.eval(), Preprocessing("none"), ("x",), samples)
-    return path, fp32.write(subject, FORM, path)
+    subject = ExportTarget("wide", network.eval(), Preprocessing("none"), ("x",), samples)
+    return path, network_export.write(subject, FORM, path)
 
 
 def _material(samples, labels=None):
     judged = None if labels is None else (samples, labels)
-    return variants.Material(lambda: samples, lambda: samples, lambda: judged)
+    return variants.CalibrationData(lambda: samples, lambda: samples, lambda: judged)
 
 
 def _labels(path, samples):
@@ -61,7 +61,7 @@ def _labels(path, samples):
 
 def test_what_overflows_stays_in_fp32(samples, tmp_path):
     path, made = _write(Wide(gain=1e6), samples, tmp_path / "wide.onnx")
-    wanted = variants.Wanted("fp16")
+    wanted = variants.VariantSpec("fp16")
     model = variants.write(path, made, wanted, tmp_path / "half.onnx", _material(samples), Silent(), key=None)
     assert model.parity is not None
     assert model.parity.passed
@@ -75,7 +75,7 @@ def test_what_overflows_stays_in_fp32(samples, tmp_path):
 def test_without_overflow_all_is_fp16(wide, samples, tmp_path):
     path, made = wide
     model = variants.write(
-        path, made, variants.Wanted("fp16"), tmp_path / "half.onnx", _material(samples), Silent(), key=None
+        path, made, variants.VariantSpec("fp16"), tmp_path / "half.onnx", _material(samples), Silent(), key=None
     )
     assert model.notes == ()
     assert model.size_bytes < 0.6 * made.size_bytes
@@ -84,7 +84,7 @@ def test_without_overflow_all_is_fp16(wide, samples, tmp_path):
 def test_int4_is_for_large_matrices(wide, samples, tmp_path):
     path, made = wide
     model = variants.write(
-        path, made, variants.Wanted("int4"), tmp_path / "four.onnx", _material(samples), Silent(), key=None
+        path, made, variants.VariantSpec("int4"), tmp_path / "four.onnx", _material(samples), Silent(), key=None
     )
     assert model.operators["MatMulNBits"] == 2  # the head, 96 x 10, is too small
     assert model.size_bytes < 0.35 * made.size_bytes
@@ -97,21 +97,23 @@ def test_int4_without_a_large_matrix_is_an_error(samples, tmp_path):
     few = (samples[0][:, :8],)
     path, made = _write(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), few, tmp_path / "small.onnx")
     with pytest.raises(KDExportError, match="no matrix product"):
-        variants.write(path, made, variants.Wanted("int4"), tmp_path / "f.onnx", _material(few), Silent(), key=None)
+        variants.write(
+            path, made, variants.VariantSpec("int4"), tmp_path / "f.onnx", _material(few), Silent(), key=None
+        )
     assert not (tmp_path / "f.onnx").exists()
 
 
 def test_the_best_calibration_is_kept(wide, samples, tmp_path):
     path, made = wide
     material = _material(samples, _labels(path, samples))
-    judge = guard.Judge(path, samples, _labels(path, samples))
+    judge = accuracy_guard.AccuracyGuard(path, samples, _labels(path, samples))
     prepared = quantize.prepared(path)
     scores = {
         method: judge.score(quantize.static_int8(prepared, quantize.ranges(prepared, samples, method)))
         for method in quantize.CALIBRATION_METHODS
     }
     best = max(scores, key=lambda method: scores[method])
-    model = variants.write(path, made, variants.Wanted("int8"), tmp_path / "q.onnx", material, Silent(), key=None)
+    model = variants.write(path, made, variants.VariantSpec("int8"), tmp_path / "q.onnx", material, Silent(), key=None)
     assert f"calibrated by {best}" in model.notes[0]
 
 
@@ -134,7 +136,7 @@ class Fragile(nn.Module):
 def test_the_guard_returns_the_harmful_layers(samples, tmp_path):
     path, made = _write(Fragile(), samples, tmp_path / "net.onnx")
     material = _material(samples, _labels(path, samples))
-    loose = variants.Wanted("int8", calibration="minmax")
+    loose = variants.VariantSpec("int8", calibration="minmax")
     unguarded = variants.write(path, made, loose, tmp_path / "loose.onnx", material, Silent(), key=None)
     answers = Runner(path)(samples)[0].argmax(1)
 
@@ -194,7 +196,7 @@ class Spread(nn.Module):
 def test_every_precision_is_guarded(precision, network, culprit, of, samples, tmp_path):
     path, made = _write(network(), samples, tmp_path / "net.onnx")
     answers = _labels(path, samples)
-    material, loose = _material(samples, answers), variants.Wanted(precision)
+    material, loose = _material(samples, answers), variants.VariantSpec(precision)
     variants.write(path, made, loose, tmp_path / "loose.onnx", material, Silent(), key=None)
 
     def right(file):
@@ -213,7 +215,7 @@ def test_every_precision_is_guarded(precision, network, culprit, of, samples, tm
 def test_a_variant_that_cannot_be_guarded_is_an_error(samples, tmp_path):
     path, made = _write(Spread().fragile, (np.tile(samples[0], 2)[:, :96],), tmp_path / "net.onnx")
     few = (np.tile(samples[0], 2)[:, :96],)
-    wanted = variants.Wanted("int8-dynamic", max_accuracy_drop=0.0)
+    wanted = variants.VariantSpec("int8-dynamic", max_accuracy_drop=0.0)
     with pytest.raises(KDExportError, match="int8-dynamic loses more than max_accuracy_drop"):
         variants.write(path, made, wanted, tmp_path / "q.onnx", _material(few, _labels(path, few)), Silent(), key=None)
     assert not (tmp_path / "q.onnx").exists()

@@ -13,19 +13,18 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import metrics
-from kdexport.distill.checkpoint import Checkpoints
-from kdexport.distill.fake_quantize import FakeQuantized
-from kdexport.distill.quantize_aware import settings_of
-from kdexport.distill.rounding import rounded_activation, rounded_weight, scale_and_zero
+from kdexport.distill import logging
+from kdexport.distill.qat import FakeQuantized, settings_of
+from kdexport.distill.qat_graph import rounded_activation, rounded_weight, scale_and_zero
 from kdexport.distill.stage import distill
+from kdexport.distill.state import Checkpoints
 from kdexport.errors import KDExportError, RecipeError
-from kdexport.export import fp32, variants
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
+from kdexport.export import network_export, variants
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx.sessions import Runner
 from kdexport.progress import Silent
 from kdexport.recipe import Distill, Recipe
-from kdexport.sources.preprocessing import Preprocessing
 
 RECIPE = Path(__file__).parents[2] / "models" / "digits" / "recipe.toml"
 
@@ -40,10 +39,10 @@ def trained(load_net, tmp_path_factory):
     with torch.no_grad():
         rounded.growth.uniform_(-0.05, 0.02)
     folder = tmp_path_factory.mktemp("qat")
-    subject = Subject("net", network, Preprocessing("none"), ("x",), samples)
-    made = fp32.write(subject, Form(18, 8, 1e-4), folder / "net.onnx")
-    material = variants.Material(lambda: samples, lambda: samples, lambda: None)
-    wanted = variants.Wanted("int8", learnt=rounded.ranges())
+    subject = ExportTarget("net", network, Preprocessing("none"), ("x",), samples)
+    made = network_export.write(subject, Form(18, 8, 1e-4), folder / "net.onnx")
+    material = variants.CalibrationData(lambda: samples, lambda: samples, lambda: None)
+    wanted = variants.VariantSpec("int8", learnt=rounded.ranges())
     variant = variants.write(folder / "net.onnx", made, wanted, folder / "net.int8.onnx", material, Silent(), key=None)
     return rounded, network, samples, folder, variant
 
@@ -174,7 +173,7 @@ def test_the_phase_is_its_own_and_leaves_a_plain_student(tiny, tmp_path):
     assert plain.networks[1].activation_ranges == {}
     aware = distill(tiny(), directory, recorder).networks[1]
     assert recorder.unchanged() == ["student", "teacher"]  # what was distilled is not distilled again
-    assert [line["phase"] for line in metrics.read(directory.metrics)][-2:] == ["student-qat"] * 2
+    assert [line["phase"] for line in logging.read(directory.metrics)][-2:] == ["student-qat"] * 2
     assert (aware.name, aware.weights, aware.epochs) == ("student", "student.safetensors", 4)
     before, after = load_file(tmp_path / "student-distilled.safetensors"), load_file(tmp_path / "student.safetensors")
     assert before.keys() == after.keys()

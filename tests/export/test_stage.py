@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 
 from kdexport.artifacts import RunDirectory
+from kdexport.data.datasets import load_data
 from kdexport.errors import ParityError
 from kdexport.export import stage
+from kdexport.models.loading import load_model
 from kdexport.progress import Silent
-from kdexport.sources.datasets import load_data
-from kdexport.sources.models import load_model
 
 
 @pytest.fixture(scope="module")

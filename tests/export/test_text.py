@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdexport.export import fp32, variants
-from kdexport.export.runner import Runner
-from kdexport.export.subject import Form, Subject
+from kdexport.export import network_export, variants
+from kdexport.export.target import ExportTarget, Form
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx.sessions import Runner
 from kdexport.progress import Silent
-from kdexport.sources.preprocessing import Preprocessing
 
 
 class Encoder(nn.Module):
@@ -35,9 +35,9 @@ def text(tmp_path_factory):
     mask = (np.arange(48) < lengths[:, None]).astype(np.int64)
     ids = generator.integers(1, 100, mask.shape) * mask
     preprocessing = Preprocessing("tokens", length=48)
-    subject = Subject("text", Encoder().eval(), preprocessing, ("input_ids", "attention_mask"), (ids, mask))
+    subject = ExportTarget("text", Encoder().eval(), preprocessing, ("input_ids", "attention_mask"), (ids, mask))
     path = tmp_path_factory.mktemp("text") / "text.onnx"
-    return subject, path, fp32.write(subject, Form(18, 8, 1e-4), path)
+    return subject, path, network_export.write(subject, Form(18, 8, 1e-4), path)
 
 
 def test_any_length_goes_in(text):
@@ -56,10 +56,10 @@ def test_variants_answer_as_fp32_does(precision, text, tmp_path):
     subject, path, made = text
 
     def ready():
-        return fp32.numpy_inputs(subject, subject.samples)
+        return network_export.numpy_inputs(subject, subject.samples)
 
-    material = variants.Material(ready, ready, lambda: None)
-    wanted = variants.Wanted(precision)
+    material = variants.CalibrationData(ready, ready, lambda: None)
+    wanted = variants.VariantSpec(precision)
     small = variants.write(path, made, wanted, tmp_path / "small.onnx", material, Silent(), key=None)
     assert small.parity is not None
     assert small.parity.passed

@@ -7,8 +7,8 @@ import torch
 
 from kdexport.distill.layers import stage_ends, trace
 from kdexport.distill.optimization import lr_factor
+from kdexport.models.networks import load_network
 from kdexport.recipe import Recipe
-from kdexport.sources.networks import load_network
 
 MODELS = Path(__file__).parents[2] / "models"
 PAIRS = {

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from kdexport.errors import KDExportError
-from kdexport.report.joined import Condition, join
+from kdexport.report.join import Condition, join
 
 
 def test_two_machines_make_one_whole(build) -> None:

@@ -6,13 +6,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kdexport.report.drawings import FULL, batch_pictures, marks
-from kdexport.report.pictures.bullet import bullet
-from kdexport.report.pictures.classes import confusion_change
-from kdexport.report.pictures.curves import Curve, curves
-from kdexport.report.pictures.marks import Mark, marks_of
-from kdexport.report.pictures.scatter import Point, scatter
-from kdexport.report.pictures.svg import Labels, Scale, short, tag
+from kdexport.report.charts.bullet import bullet
+from kdexport.report.charts.catalog import FULL, batch_pictures, marks
+from kdexport.report.charts.classes import confusion_change
+from kdexport.report.charts.curves import Curve, curves
+from kdexport.report.charts.marks import Mark, marks_of
+from kdexport.report.charts.scatter import Point, scatter
+from kdexport.report.charts.svg import Labels, Scale, short, tag
 from kdexport.report.stage import report as make
 from kdexport.results import Gate
 
@@ -57,12 +57,12 @@ def test_labels_keep_clear_of_each_other_and_of_the_edge() -> None:
     assert labels.place(45, 5, "x" * 60, 12) is None
 
 
-def test_colour_says_which_network_shape_in_which_precision() -> None:
+def test_color_says_which_network_shape_in_which_precision() -> None:
     models = [("teacher", "fp32"), ("student", "fp32"), ("student.int8", "int8"), ("other.fp16", "fp16")]
     look = marks_of(models, "teacher")
-    assert look["teacher"].colour == 0
-    assert look["student"].colour == look["student.int8"].colour == 1
-    assert look["other.fp16"].colour == 2
+    assert look["teacher"].color == 0
+    assert look["student"].color == look["student.int8"].color == 1
+    assert look["other.fp16"].color == 2
     assert [look[name].shape for name, _ in models] == ["circle", "circle", "diamond", "square"]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kdexport.report.joined import join
+from kdexport.report.join import join
 from kdexport.report.tradeoffs import dominated, front, tradeoffs
 from kdexport.results import Memory
 

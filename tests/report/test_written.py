@@ -12,9 +12,9 @@ from kdexport.recipe import Require
 from kdexport.report import figures
 from kdexport.report.ci import github, junit
 from kdexport.report.markdown import markdown, pictures_of
-from kdexport.report.splits import split_table
 from kdexport.report.stage import report
-from kdexport.report.tables import bar, terminal
+from kdexport.report.terminal import bar, terminal
+from kdexport.report.view import split_table
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -78,7 +78,7 @@ def test_the_terminal_gets_no_control_characters(hostile) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_colour_on_a_terminal_only(build) -> None:
+def test_color_on_a_terminal_only(build) -> None:
     made = report([build.bench()], Require(min_speedup=3.0))
     assert "\x1b[" not in printed(made, width=80)
     assert "\x1b[" in printed(made, width=80, force_terminal=True, color_system="standard")

@@ -1,4 +1,4 @@
-"""The contrastive loss of CRD, over keys that a memory hands in; the memory itself is ``kdexport.distill.memory``."""
+"""The contrastive loss of CRD, over keys that a memory (``kdexport.distill.contrast_memory``) hands in."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Losses that compare what two networks hold inside.
 
 A feature is [batch, channels, height, width], [batch, tokens, channels] or [batch, channels]. All compute in fp32 or
-wider, autocast or not, and return a scalar. Where shapes must agree and don't, ``kdexport.distill.taps`` puts a
+wider, autocast or not, and return a scalar. Where shapes must agree and don't, ``kdexport.distill.features`` puts a
 projection before the loss; called by hand, that is the caller's.
 """
 

@@ -8,12 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdexport.distill.losses.checks import (
-    class_labels,
-    logits_pair,
-    positive_temperature,
-    several_samples,
-)
+from kdexport.distill.losses.checks import class_labels, logits_pair, positive_temperature, several_samples
 from kdexport.errors import KDExportError
 
 

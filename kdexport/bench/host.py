@@ -1,0 +1,223 @@
+"""What else the machine is doing while something is measured (Linux)."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CPUS = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True)
+class Busy:
+    """CPU seconds of the whole machine so far: spent by anyone, and taken by the hypervisor."""
+
+    used: float
+    stolen: float
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the rest of the machine did during one round."""
+
+    other_cores: float = 0.0  # kept busy by other work, on average
+    stolen: float = 0.0  # cores that the hypervisor took
+    throttled: bool = False  # the CPU says that it slowed down for heat
+
+
+class Watch:
+    """Looks at the machine now and when the round is over; sleeps in between.
+
+    Args:
+        own_cpu_s: The CPU seconds that the measuring itself has spent so far.
+    """
+
+    def __init__(self, own_cpu_s: Callable[[], float]) -> None:
+        self._own_cpu_s = own_cpu_s
+        self._throttles = throttle_events()
+        self._start = time.perf_counter()
+        self._own = own_cpu_s()
+        self._busy = busy()
+
+    def result(self) -> Surroundings:
+        """Return what happened since the start; zeros where the machine does not tell."""
+        seconds, now, own = time.perf_counter() - self._start, busy(), self._own_cpu_s() - self._own
+        throttles = throttle_events()
+        throttled = self._throttles is not None and throttles is not None and throttles > self._throttles
+        if now is None or self._busy is None or seconds <= 0:
+            return Surroundings(throttled=throttled)
+        other = max(now.used - self._busy.used - own, 0.0)
+        return Surroundings(other / seconds, (now.stolen - self._busy.stolen) / seconds, throttled)
+
+
+def busy(stat: Path = Path("/proc/stat")) -> Busy | None:
+    """Read the machine's CPU time, or None where it does not tell."""
+    try:
+        # user nice system idle iowait irq softirq steal, in ticks; guest time is part of user
+        fields = [int(text) for text in stat.read_text().split("\n", 1)[0].split()[1:9]]
+        tick = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+    if len(fields) < 8:
+        return None
+    return Busy((sum(fields[:3]) + fields[5] + fields[6]) / tick, fields[7] / tick)
+
+
+def throttle_events(cpus: Path = CPUS) -> int | None:
+    """Return how often the CPU has slowed down for heat, or None where it does not count (Intel's do).
+
+    A package's count stands under each of its cores: the sum tells whether it grew, not by how much.
+    """
+    files = list(cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
+    try:
+        return sum(int(file.read_text()) for file in files) if files else None
+    except (OSError, ValueError):
+        return None
+
+
+SYSFS = Path("/sys/devices/system/cpu")
+# The best cores of one kind differ by up to 5 % in what their clock may reach (favoured cores); kinds differ by more.
+ALIKE = 0.95
+
+
+def usable() -> list[int]:
+    """Return the CPU numbers that this process may use; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def choose(threads: int, turn: int, cpus: Sequence[int], sysfs: Path = SYSFS) -> list[int] | None:
+    """Return the CPU numbers to stay on: as many physical cores of the fastest kind as there are threads.
+
+    Args:
+        threads: How many are needed; one CPU at least is left to everything else.
+        turn: Whose turn it is: each turn takes the next cores of the kind, round and round.
+        cpus: Those that may be used.
+        sysfs: Where the system describes them. A machine that does not is taken to have cores that are all alike.
+
+    Returns:
+        None where there are fewer such cores than threads, or no CPU would be left.
+    """
+    if threads >= len(cpus):
+        return None
+    cores = _fastest(_physical(sorted(cpus), sysfs), sysfs)
+    if threads > len(cores):
+        return None
+    return [cores[(turn * threads + position) % len(cores)] for position in range(threads)]
+
+
+def _physical(cpus: list[int], sysfs: Path) -> list[int]:
+    """Return one CPU number per physical core, those of one package side by side."""
+    first: dict[str, int] = {}
+    package = {}
+    for cpu in cpus:
+        topology = sysfs / f"cpu{cpu}" / "topology"
+        package[cpu] = _number(topology / "physical_package_id") or 0
+        siblings, core = _text(topology / "thread_siblings_list"), _text(topology / "core_id")
+        first.setdefault(siblings or f"{package[cpu]}:{core or f'cpu {cpu}'}", cpu)
+    return sorted(first.values(), key=lambda cpu: (package[cpu], cpu))
+
+
+def _fastest(cores: list[int], sysfs: Path) -> list[int]:
+    """Return the cores of the highest capacity, or else of the highest clock; all where the system tells neither."""
+    for source in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        speeds = {core: _number(sysfs / f"cpu{core}" / source) for core in cores}
+        known = [speed for speed in speeds.values() if speed is not None]
+        if len(known) == len(cores):
+            return [core for core in cores if (speeds[core] or 0) >= ALIKE * max(known)]
+    return cores
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text is not None and text.lstrip("-").isdigit() else None
+
+
+KIB_PER_MIB = 1024.0
+
+
+def resident_mib() -> float | None:
+    """Return this process's resident memory now, MiB, or None where the system has no /proc."""
+    return _read("/proc/self/status", "VmRSS:")
+
+
+def peak_mib() -> float | None:
+    """Return this process's largest resident memory so far, MiB, or None where the system has no /proc."""
+    return _read("/proc/self/status", "VmHWM:")
+
+
+def available_mib() -> float | None:
+    """Return what the machine can still give, MiB, or None where the system has no /proc."""
+    return _read("/proc/meminfo", "MemAvailable:")
+
+
+def device_mib(cuda_index: int) -> float | None:
+    """Return this process's memory on an NVIDIA GPU now, MiB; None without NVML.
+
+    ONNX Runtime's arena does not shrink, so after a run this is the peak.
+    """
+    try:
+        pass
+
+        nvml, handle = nvml_handle(cuda_index)
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory:
+                return float(process.usedGpuMemory) / 2**20
+    except Exception:  # noqa: BLE001 - no NVML, no driver, no right to ask: not measured
+        return None
+    return None
+
+
+def _read(path: str, key: str) -> float | None:
+    try:
+        with open(path, encoding="ascii", errors="replace") as lines:  # noqa: PTH123 - pathlib is not loaded here
+            for line in lines:
+                if line.startswith(key):
+                    return int(line.split()[1]) / KIB_PER_MIB
+    except OSError:
+        pass
+    return None
+
+
+def nvml_handle(cuda_index: int) -> tuple[Any, Any]:
+    """Return NVML, started, and its handle of a CUDA device; of a MIG slice, the handle of the whole GPU.
+
+    Args:
+        cuda_index: As ONNX Runtime's ``device_id``.
+
+    Raises:
+        Exception: Whatever is missing: pynvml, the driver, the device. The caller then has no figure.
+    """
+    import pynvml
+
+    nvml: Any = pynvml
+    nvml.nvmlInit()
+    return nvml, nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id(cuda_index))
+
+
+def pci_bus_id(cuda_index: int) -> bytes:
+    """Return the PCI address of a CUDA device, e.g. ``b"0000:3B:00.0"``. Makes no CUDA context.
+
+    Raises:
+        OSError: There is no CUDA driver, or no such device.
+    """
+    import ctypes
+
+    driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(64)
+    for code in (
+        driver.cuInit(0),
+        driver.cuDeviceGet(ctypes.byref(device), cuda_index),
+        driver.cuDeviceGetPCIBusId(text, len(text), device),
+    ):
+        if code:
+            raise OSError(f"the CUDA driver answered {code} for device {cuda_index}")
+    return text.value

@@ -1,0 +1,1 @@
+"""Samples by reference: sources, splits, decoded pictures, augmentation."""

@@ -1,0 +1,171 @@
+"""Data that comes as arrays: scikit-learn's digits, an npz file, what a user's own function returns."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.data.samples import Source, Split
+from kdexport.errors import SourceError
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.progress import Progress
+from kdexport.recipe import Data
+from kdexport.references import parse
+from kdexport.user_code import call, load_object
+
+DIGITS = Preprocessing("image", mean=(0.3053,), std=(0.376,))  # over all 1,797 scans
+
+
+def digits(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001 every loader takes the same arguments
+    """Return scikit-learn's 1,797 real 8x8 scans of handwritten digits, their 0..16 stretched to 0..255."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
+    return Source(
+        Split((images,), found.target.astype(np.int64)),
+        class_names=tuple(str(digit) for digit in range(10)),
+        preprocessing=DIGITS,
+    )
+
+
+def npz(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
+    """Return an npz file's ``x_train y_train``, with ``x_val y_val``, ``x_test y_test`` and ``x_unlabelled`` where they
+    are.
+
+    Raises:
+        SourceError: No such file, no npz file, or the keys are missing.
+    """
+    path = Path(parse(data.source).target)
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, EOFError, AttributeError) as error:
+        raise SourceError(
+            f"{path} cannot be read as an npz file: {error}",
+            hint="write it with numpy.savez(path, x_train=..., y_train=...)",
+        ) from None
+    missing = [key for key in ("x_train", "y_train") if key not in arrays]
+    missing += [f"y_{name}" for name in ("val", "test") if f"x_{name}" in arrays and f"y_{name}" not in arrays]
+    if missing:
+        raise SourceError(
+            f"{path} has no {' and no '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}",
+            hint="write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
+        )
+    names = arrays.get("class_names")
+    return from_splits(
+        {
+            **{
+                name: (arrays[f"x_{name}"], arrays[f"y_{name}"])
+                for name in ("train", "val", "test")
+                if f"x_{name}" in arrays
+            },
+            **({"unlabelled": arrays["x_unlabelled"]} if "x_unlabelled" in arrays else {}),
+            **({"class_names": [str(name) for name in names]} if names is not None else {}),
+        },
+        str(path),
+    )
+
+
+def from_callable(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
+    """Return what ``file.py:Name`` gives when it is called with ``data.args``; see ``from_splits`` for the form."""
+    reference = parse(data.source)
+    found = load_object(reference)
+    if not callable(found):
+        raise SourceError(
+            f"{data.source} is a {type(found).__name__}, not a function", hint="name a function that returns splits"
+        )
+    return from_splits(call(reference, found, data.args), data.source)
+
+
+def from_splits(given: Any, name: str) -> Source:
+    """Return a source from a mapping of splits.
+
+    Args:
+        given: ``{"train": (inputs, labels), ...}`` with ``val`` and ``test`` where they are; ``inputs`` is an array, or
+            a mapping of input name to array for a network with several. Beside them ``unlabelled`` (inputs alone),
+            ``class_names`` and ``preprocessing`` (a mapping of ``mean``, ``std``, ``size``, ``resize``).
+        name: What messages call it.
+
+    Raises:
+        SourceError: It is something else.
+    """
+    if not isinstance(given, Mapping) or "train" not in given:
+        raise SourceError(
+            f"{name} gives {_kind(given)}, not splits",
+            hint='return {"train": (inputs, labels), "test": (inputs, labels)}; test and val may be left out',
+        )
+    known = {"train", "val", "test", "unlabelled", "class_names", "preprocessing"}
+    if unknown := sorted(set(map(str, given)) - known):
+        raise SourceError(f"{name} gives {', '.join(unknown)} too", hint=f"known are: {', '.join(sorted(known))}")
+    splits = {
+        key: _split(given[key], f"{name}: {key}") for key in ("train", "val", "test") if given.get(key) is not None
+    }
+    labels = splits["train"].labels
+    names = given.get("class_names") or [str(index) for index in range(_classes(labels))]
+    inputs = given["train"][0]
+    unlabelled = given.get("unlabelled")
+    said = given.get("preprocessing")
+    return Source(
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        class_names=tuple(str(item) for item in names),
+        input_names=tuple(inputs) if isinstance(inputs, Mapping) else ("input",),
+        preprocessing=Preprocessing.from_json({"kind": "image", **said}) if said else None,
+        unlabelled=Split(_inputs(unlabelled, f"{name}: unlabelled")) if unlabelled is not None else None,
+    )
+
+
+def _split(pair: Any, where: str) -> Split:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise SourceError(f"{where} is {_kind(pair)}", hint="each split is a pair: (inputs, labels)")
+    labels = np.asarray(pair[1])
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2:
+        return Split(_inputs(pair[0], where), labels.astype(np.float32))
+    whole = labels.ndim == 1 and (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool)
+    if not whole:
+        raise SourceError(
+            f"{where}: labels are {labels.dtype} of shape {list(labels.shape)}",
+            hint="give whole numbers from 0, one a sample, or a table of 0 and 1 with a column per class",
+        )
+    return Split(_inputs(pair[0], where), labels.astype(np.int64))
+
+
+def _inputs(given: Any, where: str) -> tuple[NDArray[Any], ...]:
+    arrays = [np.asarray(item) for item in given.values()] if isinstance(given, Mapping) else [np.asarray(given)]
+    for array in arrays:
+        if array.ndim == 0 or array.dtype.kind not in "uifb":
+            raise SourceError(
+                f"{where}: inputs are {array.dtype} of shape {list(array.shape)}", hint="give arrays of numbers"
+            )
+    return tuple(_narrowed(array) for array in arrays)
+
+
+def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
+    """Give an array the type that networks take: images as uint8 NHWC, floats as float32, token ids as int64."""
+    if array.dtype == np.uint8 and array.ndim == 3:
+        return array[..., None]
+    if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] not in (1, 3, 4) and array.shape[1] in (1, 3, 4):
+        return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    if array.dtype.kind in "ib":
+        return array.astype(np.int64, copy=False)
+    return array
+
+
+def _classes(labels: NDArray[Any] | None) -> int:
+    if labels is None or len(labels) == 0:
+        return 0
+    return int(labels.shape[1]) if labels.ndim == 2 else max(int(labels.max()) + 1, 0)
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"

@@ -1,0 +1,299 @@
+"""Augmentation of whole batches that can be asked for again.
+
+View ``v`` of sample ``i`` is a function of (seed, i, v) alone: it is the same in whatever batch, process or epoch it is
+asked for, so that a teacher's answer to it can be kept. torchvision.transforms.v2 draws one set of parameters for a
+whole batch from a global generator, which is why the drawing here is its own: a counter-based hash, one row of numbers
+per sample, no loop over samples.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdexport.data.samples import Split
+from kdexport.errors import RecipeError, did_you_mean
+
+SHIFT = 8  # "shift" moves by up to an eighth of each side: CIFAR's 4 of 32
+CROP_AREA = (0.35, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+COLOUR = 0.4  # brightness, contrast and saturation each within 1 ± this
+ERASE_SHARE = 0.5  # of the samples
+ERASE_AREA = (0.02, 0.2)
+
+
+class Augmentation:
+    """The augmentations of a recipe, applied in the order given; what mixes samples comes last.
+
+    Args:
+        names: Of ``AUGMENTATIONS`` and ``MIXES``.
+        seed: Of the run.
+        split: The training samples: what ``mixup`` and ``cutmix`` draw partners from.
+        classes: Of the labels that these two make.
+
+    Raises:
+        RecipeError: A name that there isn't.
+    """
+
+    def __init__(self, names: Sequence[str], seed: int, split: Split | None = None, classes: int = 0) -> None:
+        known = (*AUGMENTATIONS, *MIXES)
+        for name in names:
+            if name not in known:
+                near = did_you_mean(name, known) or f"there are: {', '.join(known)}"
+                raise RecipeError(f"no augmentation is called '{name}'", hint=near.strip())
+        self.names = tuple(names)
+        self.seed = seed
+        mixes = tuple(name for name in MIXES if name in names)
+        if mixes and split is None:
+            raise RecipeError(
+                f"augment = {list(names)} mixes samples, and here are none to mix with",
+                hint="take mixup and cutmix out",
+            )
+        self._mixing = Mixing(mixes, seed, split, classes) if mixes and split is not None else None
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a view shows several samples, so that its label is ``labels``'s and not the sample's own."""
+        return self._mixing is not None
+
+    def __call__(self, images: Tensor, indices: Tensor | NDArray[Any], view: int) -> Tensor:
+        """Return one view of some samples.
+
+        Args:
+            images: uint8 ``[batch, height, width, channels]``, unchanged.
+            indices: int64 ``[batch]``, which samples of the training split they are.
+            view: Which view.
+
+        Returns:
+            A tensor like ``images``.
+
+        Raises:
+            RecipeError: The inputs are no images.
+        """
+        if self.names and (images.dtype != torch.uint8 or images.ndim != 4):
+            raise RecipeError(
+                f"augment = {list(self.names)} works on uint8 images; the inputs are {images.dtype}",
+                hint="set distill.augment = [], or give the images as uint8 (height, width, channels)",
+            )
+        places = np.asarray(indices)
+        augmented = self._each(images, places, view)
+        if self._mixing is None:
+            return augmented
+        partners = self._mixing.partners(places, view)
+        others = self._each(self._mixing.raw_partners(places, view).to(images.device), partners, view)
+        return self._mixing.mix(augmented, others, places, view)
+
+    def labels(self, indices: Tensor | NDArray[Any], view: int) -> NDArray[np.float32]:
+        """Return the soft labels of a view that mixes samples, float32 ``[batch, classes]``, each row summing to 1.
+
+        Raises:
+            RecipeError: Nothing mixes here, or the samples don't have one label each.
+        """
+        if self._mixing is None:
+            raise RecipeError("these augmentations mix no samples", hint="use the samples' own labels")
+        return self._mixing.labels(np.asarray(indices), view)
+
+    def _each(self, images: Tensor, indices: NDArray[Any], view: int) -> Tensor:
+        rows = indices.astype(np.uint64)
+        for name in self.names:
+            if name in AUGMENTATIONS:
+                function, draws = AUGMENTATIONS[name]
+                numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws))
+                images = function(images, numbers.to(images.device))
+        return images
+
+
+def flip(images: Tensor, draws: Tensor) -> Tensor:
+    """Mirror half of the samples left to right; ``draws`` is ``[batch, 1]``."""
+    return torch.where((draws[:, 0] < 0.5)[:, None, None, None], images.flip(2), images)
+
+
+def shift(images: Tensor, draws: Tensor) -> Tensor:
+    """Move each sample by up to an eighth of its sides, black coming in; ``draws`` is ``[batch, 2]``.
+
+    The pad-and-crop of the CIFAR literature (He 2016): 4 pixels of 32.
+    """
+    batch, height, width, _ = images.shape
+    reach_y, reach_x = max(1, height // SHIFT), max(1, width // SHIFT)
+    padded = F.pad(images, (0, 0, reach_x, reach_x, reach_y, reach_y))
+    top = (draws[:, 0] * (2 * reach_y + 1)).long()
+    left = (draws[:, 1] * (2 * reach_x + 1)).long()
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    samples = torch.arange(batch, device=images.device)
+    return padded[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def crop(images: Tensor, draws: Tensor) -> Tensor:
+    """Cut out a random part and stretch it to the whole (Szegedy 2015); ``draws`` is ``[batch, 4]``."""
+    area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, 0]
+    aspect = torch.exp(math.log(CROP_ASPECT[0]) + math.log(CROP_ASPECT[1] / CROP_ASPECT[0]) * draws[:, 1])
+    scale_x, scale_y = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    centre_x, centre_y = (1 - scale_x) * (2 * draws[:, 2] - 1), (1 - scale_y) * (2 * draws[:, 3] - 1)
+    zero = torch.zeros_like(area)
+    affine = torch.stack([scale_x, zero, centre_x, zero, scale_y, centre_y], dim=1).view(-1, 2, 3)
+    pixels = images.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
+    return _bytes(F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)).permute(0, 2, 3, 1)
+
+
+def color(images: Tensor, draws: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation; ``draws`` is ``[batch, 3]``. Grey images have no saturation to
+    change.
+    """
+    brightness, contrast, saturation = ((1 - COLOUR + 2 * COLOUR * draws).T[:, :, None, None, None]).unbind(0)
+    pixels = images.float() * brightness
+    pixels = _towards(pixels, _grey(pixels).mean(dim=(1, 2), keepdim=True), contrast)
+    if images.shape[3] == 3:
+        pixels = _towards(pixels, _grey(pixels), saturation)
+    return _bytes(pixels)
+
+
+def erase(images: Tensor, draws: Tensor) -> Tensor:
+    """Black out a rectangle in half of the samples (Zhong 2020); ``draws`` is ``[batch, 5]``."""
+    _, height, width, _ = images.shape
+    area = ERASE_AREA[0] + (ERASE_AREA[1] - ERASE_AREA[0]) * draws[:, 1]
+    aspect = torch.exp(math.log(0.3) * (2 * draws[:, 2] - 1))  # 0.3 to 1/0.3
+    tall, wide = (area * aspect).sqrt().clamp(max=1) * height, (area / aspect).sqrt().clamp(max=1) * width
+    top, left = draws[:, 3] * (height - tall), draws[:, 4] * (width - wide)
+    y = torch.arange(height, device=images.device) + 0.5
+    x = torch.arange(width, device=images.device) + 0.5
+    inside_y = (y >= top[:, None]) & (y < (top + tall)[:, None])
+    inside_x = (x >= left[:, None]) & (x < (left + wide)[:, None])
+    gone = inside_y[:, :, None] & inside_x[:, None, :] & (draws[:, 0] < ERASE_SHARE)[:, None, None]
+    return images.masked_fill(gone[..., None], 0)
+
+
+def _towards(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (other + (pixels - other) * factor).clamp(0, 255)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    if pixels.shape[3] != 3:
+        return pixels.mean(dim=3, keepdim=True)
+    return (pixels * pixels.new_tensor([0.299, 0.587, 0.114])).sum(dim=3, keepdim=True)  # ITU-R BT.601
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+# name -> function of (images, draws), and how many draws a sample it takes
+AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "shift": (shift, 2),
+    "flip": (flip, 1),
+    "crop": (crop, 4),
+    "color": (color, 3),
+    "erase": (erase, 5),
+}
+
+
+MIXES = ("mixup", "cutmix")
+_DRAWS = 5  # partner, which of both, share, top, left
+
+
+class Mixing:
+    """Mixup (Zhang 2018, equation 1) and CutMix (Yun 2019, equations 1 and 2), both with Beta(1, 1), their CIFAR
+    setting.
+
+    With both, each sample gets one or the other with even chances.
+
+    Args:
+        names: Of ``MIXES``.
+        seed: Of the run.
+        split: The training samples, uint8 images in their first input.
+        classes: How wide the labels are.
+    """
+
+    def __init__(self, names: tuple[str, ...], seed: int, split: Split, classes: int) -> None:
+        self.names, self._seed, self._split, self._classes = names, seed, split, classes
+
+    def partners(self, indices: NDArray[Any], view: int) -> NDArray[np.int64]:
+        """Return which sample each one is mixed with, int64 ``[batch]``."""
+        share = self._draws(indices, view)[:, 0].astype(np.float64)
+        return np.minimum((share * len(self._split)).astype(np.int64), len(self._split) - 1)
+
+    def raw_partners(self, indices: NDArray[Any], view: int) -> Tensor:
+        """Return the partners' pictures as they are stored."""
+        return torch.from_numpy(np.array(self._split.take(self.partners(indices, view)).inputs[0]))
+
+    def mix(self, images: Tensor, others: Tensor, indices: NDArray[Any], view: int) -> Tensor:
+        """Return the pictures mixed with their partners.
+
+        Args:
+            images: uint8 ``[batch, height, width, channels]``.
+            others: The partners, alike.
+            indices: int64 ``[batch]``.
+            view: Which view.
+        """
+        height, width = images.shape[1:3]
+        keeps = torch.from_numpy(self._keep(indices, view, height, width)).to(images.device)[..., None]
+        mixed = images.float() * keeps + others.float() * (1 - keeps)
+        return mixed.round().clamp(0, 255).to(torch.uint8)
+
+    def labels(self, indices: NDArray[Any], view: int) -> NDArray[np.float32]:
+        """Return what the mixed pictures show, float32 ``[batch, classes]``: each label by its share of the picture.
+
+        Raises:
+            RecipeError: The samples have several labels each, or none.
+        """
+        given = self._split.labels
+        if given is None or given.ndim != 1 or bool((given < 0).any()):
+            raise RecipeError(
+                f"augment = {list(self.names)} mixes labels, and these samples don't have one each",
+                hint="take mixup and cutmix out of augment",
+            )
+        height, width = self._split.inputs[0].shape[1:3]
+        shares = self._keep(indices, view, height, width).mean(axis=(1, 2))
+        soft = np.zeros((len(indices), self._classes), dtype=np.float32)
+        rows = np.arange(len(indices))
+        np.add.at(soft, (rows, given[np.asarray(indices)]), shares)
+        np.add.at(soft, (rows, given[self.partners(indices, view)]), 1 - shares)
+        return soft
+
+    def _keep(self, indices: NDArray[Any], view: int, height: int, width: int) -> NDArray[np.float32]:
+        """Return how much of each pixel is the sample's own, ``[batch, height, width]``; broadcast where it is even."""
+        _, choice, share, top, left = self._draws(indices, view).T
+        even = np.broadcast_to(share[:, None, None], (len(share), height, width)).copy()
+        # A box of area 1 - share around a uniform centre, cut at the border; labels go by the pixels that are left of
+        # it.
+        tall, wide = height * np.sqrt(1 - share), width * np.sqrt(1 - share)
+        inside_y = np.abs(np.arange(height) + 0.5 - (top * height)[:, None]) < (tall / 2)[:, None]
+        inside_x = np.abs(np.arange(width) + 0.5 - (left * width)[:, None]) < (wide / 2)[:, None]
+        cut = 1 - (inside_y[:, :, None] & inside_x[:, None, :]).astype(np.float32)
+        if self.names == ("mixup",):
+            return even
+        return cut if self.names == ("cutmix",) else np.where((choice < 0.5)[:, None, None], even, cut)
+
+    def _draws(self, indices: NDArray[Any], view: int) -> NDArray[np.float32]:
+        return uniform(self._seed, "mix", np.asarray(indices, dtype=np.uint64), view, _DRAWS)
+
+
+def uniform(seed: int, stream: str, indices: NDArray[np.uint64], view: int, draws: int) -> NDArray[np.float32]:
+    """Return numbers in [0, 1), ``[batch, draws]``, a pure function of (seed, stream, index, view, draw).
+
+    Each counter goes through SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) once per part of its key.
+    """
+    salt = np.uint64(int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{view}".encode()).digest()[:8], "little"))
+    keys = _mix(_mix(indices ^ salt)[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * _GOLDEN)
+    return ((keys >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
+        values = values + _GOLDEN
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))

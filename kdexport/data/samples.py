@@ -1,0 +1,120 @@
+"""Samples in memory or on disk: the one form in which every data source hands them over.
+
+An image is uint8 NHWC, as it was stored (possibly in a memory-mapped file); anything else is fed as it is. What a
+network needs done to it first is its ``Preprocessing``, not the data's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.data.disk_arrays import Rows, joined
+from kdexport.errors import SourceError
+from kdexport.models.preprocessing import Preprocessing
+
+UNLABELLED = -1  # as a label: the sample has none
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some samples with or without labels.
+
+    ``inputs`` holds one array per network input, its first axis the samples; one on disk is a ``Rows``, which is used
+    like an array and read when it is indexed. ``labels`` is int64 ``[samples]``, or
+    float32 ``[samples, classes]`` of 0 and 1 where a sample can have several, or None where nothing is labelled.
+    """
+
+    inputs: tuple[NDArray[Any], ...]
+    labels: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample can have several labels."""
+        return self.labels is not None and self.labels.ndim == 2
+
+    def batches(self, size: int) -> Iterator["Split"]:
+        """Yield the samples in order, ``size`` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+    def take(self, indices: NDArray[Any] | slice) -> "Split":
+        """Return the samples at ``indices`` in memory (a copy, except for a slice)."""
+        return Split(
+            tuple(array[indices] for array in self.inputs), None if self.labels is None else self.labels[indices]
+        )
+
+    def select(self, indices: NDArray[Any]) -> "Split":
+        """Return the samples at ``indices`` as a split; what lies on disk stays there."""
+        return Split(
+            tuple(
+                cast(Any, array).select(indices) if isinstance(array, Rows) else array[indices] for array in self.inputs
+            ),
+            None if self.labels is None else self.labels[indices],
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three labelled splits and what is known of them."""
+
+    name: str
+    input_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    preprocessing: Preprocessing  # of a network that has none of its own
+    splits_made_by: dict[str, str]  # split -> "source", or how it was made
+    unlabelled: Split | None = None  # more inputs for the teacher to speak about
+    skipped: tuple[str, ...] = ()  # samples left out as damaged, each with its reason
+    notes: tuple[str, ...] = ()  # what the user may want to know of how it was read
+
+    @property
+    def num_classes(self) -> int:
+        """How wide a network's output must be."""
+        return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample can have several labels."""
+        return self.train.multi_label
+
+    @property
+    def with_unlabelled(self) -> Split:
+        """The training samples and then the unlabelled ones, whose label is ``UNLABELLED``: what a teacher speaks
+        about.
+
+        Raises:
+            SourceError: There are unlabelled samples and the others have several labels each.
+        """
+        if self.unlabelled is None or self.train.labels is None:
+            return self.train
+        if self.multi_label:
+            raise SourceError(
+                f"{self.name}: unlabelled samples cannot be used where a sample has several labels",
+                hint="take unlabelled out of [data]",
+            )
+        unknown = np.full(len(self.unlabelled), UNLABELLED, dtype=np.int64)
+        inputs = zip(self.train.inputs, self.unlabelled.inputs, strict=True)
+        return Split(tuple(joined(own, more) for own, more in inputs), np.concatenate([self.train.labels, unknown]))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data source gives, before the missing splits are made from the training samples."""
+
+    train: Split
+    class_names: tuple[str, ...]
+    val: Split | None = None
+    test: Split | None = None
+    input_names: tuple[str, ...] = ("input",)
+    preprocessing: Preprocessing | None = None  # None: the default for this kind of input
+    unlabelled: Split | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

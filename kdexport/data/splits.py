@@ -1,0 +1,90 @@
+"""Splits that a data source does not give: stratified and seeded, so that they are the same on every machine."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.data.samples import Source, Split
+from kdexport.errors import RecipeError
+from kdexport.recipe import Data
+
+TEST_SEED = 0  # not the recipe's: two runs with different seeds are measured on the same test samples
+
+
+def make_splits(source: Source, data: Data, seed: int) -> tuple[Split, Split, Split, dict[str, str]]:
+    """Return train, val and test, with how each came about.
+
+    Given splits are kept. A missing test split is taken from train with a fixed seed, a missing validation split with
+    the recipe's; ``data.fraction`` then thins what is left of train.
+    """
+    train, val, test = source.train, source.val, source.test
+    made_by = dict.fromkeys(("train", "val", "test"), "source")
+    if test is None:
+        train, test = _divide(train, data.test_fraction, TEST_SEED)
+        made_by["test"] = f"stratified {data.test_fraction:g} of all, seed {TEST_SEED}"
+        made_by["train"] = "what is left"
+    if val is None:
+        train, val = _divide(train, data.val_fraction, seed)
+        made_by["val"] = f"stratified {data.val_fraction:g} of train, seed {seed}"
+        made_by["train"] = "what is left"
+    if data.fraction < 1:
+        _, train = _divide(train, data.fraction, seed + 1)
+        made_by["train"] += f", stratified {data.fraction:g} of it, seed {seed + 1}"
+    return train, val, test, made_by
+
+
+def stratified(labels: NDArray[Any], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide sample indices into two, each class in the same share.
+
+    Args:
+        labels: int ``[samples]``, or ``[samples, classes]``: then equal rows count as one class.
+        fraction: Share that is taken.
+        seed: Of the choice.
+
+    Returns:
+        Indices of the rest and of what was taken, each ascending. Of a class with two samples or more, both get some.
+    """
+    groups = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    generator = np.random.default_rng(seed)
+    taken = np.zeros(len(groups), dtype=bool)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        count = round(fraction * len(members))
+        if len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
+        taken[generator.permutation(members)[:count]] = True
+    return np.flatnonzero(~taken), np.flatnonzero(taken)
+
+
+def balanced_order(labels: NDArray[Any], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return an epoch's order in which every class is as frequent: rare samples come again, common ones now and then.
+
+    Args:
+        labels: int ``[samples]``.
+        generator: Draws.
+
+    Returns:
+        As many indices as there are samples. No sample comes again before all others of its class have come.
+
+    Raises:
+        RecipeError: The samples have several labels each.
+    """
+    if labels.ndim != 1:
+        raise RecipeError(
+            "balanced = true needs one class per sample, and these have several labels", hint="take balanced out"
+        )
+    classes = np.unique(labels)
+    shares = np.array_split(np.arange(len(labels)), len(classes))  # evened out to a sample
+    order = []
+    for group, share in zip(generator.permutation(classes), shares, strict=True):
+        members = np.flatnonzero(labels == group)
+        rounds = -(-len(share) // len(members))
+        order.append(np.concatenate([generator.permutation(members) for _ in range(rounds)])[: len(share)])
+    return generator.permutation(np.concatenate(order))
+
+
+def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    labels = split.labels if split.labels is not None else np.zeros(len(split), dtype=np.int64)
+    rest, taken = stratified(labels, fraction, seed)
+    return split.select(rest), split.select(taken)

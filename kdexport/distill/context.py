@@ -1,0 +1,82 @@
+"""What the phases of one distillation share: the recipe, the data, and how a network is built for them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from kdexport import artifacts
+from kdexport.artifacts import RunDirectory
+from kdexport.data.augment import MIXES
+from kdexport.data.samples import Dataset
+from kdexport.distill.logging import MetricsLog, Trackers
+from kdexport.distill.objective import LabelKind, Objective
+from kdexport.models.loading import Model, load_model
+from kdexport.progress import Progress
+from kdexport.recipe import Recipe, Student, TeacherSpec, Training
+from kdexport.results import TrainedNetwork
+from kdexport.stage_cache import data_fingerprint, fingerprint, weights_fingerprint
+
+Spec = TeacherSpec | Student
+SEED_STEP = 1_000_003  # between networks that are to start differently
+
+
+@dataclass(frozen=True)
+class DistillContext:
+    """What the three phases share."""
+
+    recipe: Recipe
+    directory: RunDirectory
+    dataset: Dataset
+    progress: Progress
+    trackers: Trackers
+
+    @property
+    def log(self) -> MetricsLog:
+        """The epoch log."""
+        return MetricsLog(self.directory.metrics, self.trackers, writes=artifacts.is_main())
+
+    @property
+    def data_key(self) -> list[object]:
+        """What stands for the samples and the order in which they are drawn."""
+        return [*data_fingerprint(self.recipe.data), self.recipe.seed]
+
+    def label_kind(self, training: Training) -> LabelKind:
+        """Return what labels a training hands to its objective."""
+        if self.dataset.multi_label:
+            return "multi_label"
+        return "soft" if set(MIXES) & set(training.augment) else "class"
+
+    @property
+    def objective(self) -> Objective:
+        """What the student minimizes."""
+        settings = self.recipe.distill
+        smoothing = settings.label_smoothing
+        return Objective(
+            settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind(settings)
+        )
+
+    def load(self, role: str, spec: Spec) -> Model:
+        """Build a network; its initialization depends on the seed alone, so that both students start alike.
+
+        Further teachers ("teacher-2") and earlier generations ("student-1") start elsewhere: they are to differ.
+        """
+        number = role.rpartition("-")[2]
+        torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
+        return load_model(role, spec, self.dataset)
+
+    def say_what_is_special(self) -> None:
+        """Say how the data were read, and what was left out of them."""
+        for note in self.dataset.notes:
+            self.progress.say(note)
+        for reason in self.dataset.skipped:
+            self.progress.warn(f"left out, it cannot be decoded: {reason}")
+
+    def load_trained(self, made: TrainedNetwork, spec: Spec) -> Model:
+        """Build a network with the weights that this run has made for it."""
+        return load_model(made.name, spec, self.dataset, self.directory.root / made.weights)
+
+
+def network_key(spec: Spec) -> list[object]:
+    """Return what stands for a network as it starts: its code, arguments, weights and preprocessing."""
+    made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict]
+    return [*made_from, spec.preprocessing.model_dump()]

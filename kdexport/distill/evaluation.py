@@ -1,0 +1,221 @@
+"""What a network scores on a split, and how near it is to the teacher: validation after each epoch, test at the end."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdexport.data.samples import UNLABELLED, Split
+from kdexport.distill.inference import at_once, predict_all
+from kdexport.distill.objective import LabelKind, Objective
+from kdexport.distill.teacher import OnlineTeacher
+from kdexport.evaluate import agreement
+from kdexport.models.preprocessing import Preprocessing, as_tensor
+
+
+class Validation:
+    """Scores a network on one split.
+
+    Args:
+        split: The samples; without labels only the teacher's agreement can be told.
+        preprocessing: The network's own.
+        device: Where it runs.
+        teacher_logits: The teacher's on the same samples [samples, classes], or None without a teacher.
+        objective: What the network minimizes: its terms are told; None tells none.
+        name: What the split is called in the log.
+        listened: Whose layers the objective compares with the network's, and the taps on both; None where it compares
+            none.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        teacher_logits: np.ndarray | None = None,
+        objective: Objective | None = None,
+        name: str = "val",
+        listened: OnlineTeacher | None = None,
+    ) -> None:
+        self._split, self._name = split, name
+        self._preprocessing, self._device = preprocessing, device
+        self._teacher_logits = teacher_logits
+        kind: LabelKind = "multi_label" if split.multi_label else "class"
+        self._listened = listened
+        self._objective = None if objective is None else objective.elsewhere(kind, features=listened is not None)
+
+    def logits(self, network: nn.Module) -> np.ndarray:
+        """Return float32 logits [samples, classes]; the network is left in the mode it was in."""
+        return predict_all(network, self._preprocessing, self._split, self._device)
+
+    def score(self, network: nn.Module) -> dict[str, Any]:
+        """Return the loss's terms, the network's and the teacher's accuracy, and how near the one is to the other.
+
+        The names are the epoch log's, with the split's in front: ``val_accuracy``. ``top1_agreement`` alone is
+        validation's.
+        """
+        logits = self.logits(network)
+        near = None if self._teacher_logits is None else agreement(self._teacher_logits, logits)
+        name = self._name
+        return {
+            f"{name}_terms": self._terms(network, logits),
+            f"{name}_accuracy": self._accuracy(logits),
+            f"{name}_teacher_accuracy": None if self._teacher_logits is None else self._accuracy(self._teacher_logits),
+            "top1_agreement" if name == "val" else f"{name}_top1_agreement": None if near is None else near.top1,
+            f"{name}_kl": None if near is None else near.kl,
+            f"{name}_logit_correlation": None if near is None else near.logit_correlation,
+        }
+
+    def _accuracy(self, logits: np.ndarray) -> float | None:
+        if self._split.labels is None:
+            return None
+        if self._split.multi_label:  # each class is a decision of its own, as in evaluate
+            return float(np.mean((logits > 0) == (np.asarray(self._split.labels) > 0.5)))
+        return float(np.mean(logits.argmax(axis=1) == self._split.labels))
+
+    def _terms(self, network: nn.Module, logits: np.ndarray) -> dict[str, float]:
+        """Return each term before its weight, the mean over samples; none where labels are needed and missing."""
+        objective, labels, teacher = self._objective, self._split.labels, self._teacher_logits
+        if objective is None or (objective.needs_labels and labels is None):
+            return {}
+        sums: dict[str, float] = {}
+        size = at_once(self._split, self._device)
+        for start in range(0, len(logits), size):
+            rows = slice(start, start + size)
+            _, parts = objective(
+                torch.from_numpy(logits[rows]).to(self._device),
+                None if labels is None else torch.from_numpy(np.asarray(labels)[rows]).to(self._device),
+                None if teacher is None else torch.from_numpy(teacher[rows]).to(self._device),
+                progress_of_training=1.0,
+                features=self._features(network, rows) if objective.needs_features else None,
+            )
+            for part, value in parts.items():
+                sums[part] = sums.get(part, 0.0) + float(value) * len(logits[rows])
+        return {part: value / len(logits) for part, value in sums.items()}
+
+    @torch.no_grad()
+    def _features(self, network: nn.Module, rows: slice) -> dict[str, tuple[Any, ...]] | None:
+        """Return what the objective's terms compare, for some of the samples; both networks run again for it."""
+        if self._listened is None:
+            return None
+        raw = self._split.take(rows).inputs
+        inputs = tuple(as_tensor(array).to(self._device) for array in raw)
+        mode = network.training
+        network.eval()
+        with self._listened.taps.student(network):
+            network(*self._preprocessing.apply(inputs))
+        network.train(mode)
+        self._listened.listen(inputs)
+        return self._listened.taps.features_elsewhere()
+
+
+BATCHES_LOOKED_AT = 64  # of an epoch, at least (where it has as many), evenly spread
+ADD_UP_AT = 16  # batches: each operation costs as much as a small layer, so many are looked at in one go
+
+
+class Seen(NamedTuple):
+    """What one part of a batch showed."""
+
+    logits: Tensor  # [samples, classes], detached
+    teacher_logits: Tensor | None
+    labels: Tensor | None
+
+
+class BatchAgreement:
+    """Sums over an epoch.
+
+    Args:
+        device: Where they are kept.
+        per_epoch: Batches of an epoch.
+        label_kind: ``Objective.label_kind``; mixed samples have no class to be right about.
+    """
+
+    def __init__(self, device: torch.device, per_epoch: int, label_kind: LabelKind) -> None:
+        self._stride = max(1, per_epoch // BATCHES_LOOKED_AT)
+        self._kind = label_kind
+        self._device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin an epoch."""
+        self._teacher = False
+        self._waiting: list[Seen] = []
+        # samples, decided, right, teacher right, agreed, KL, and three sums of products for the correlation
+        self._sums = torch.zeros(9, dtype=sums_dtype(self._device), device=self._device)
+
+    def looks_at(self, step: int) -> bool:
+        """Whether the batch of a step is to be counted."""
+        return step % self._stride == 0
+
+    def count(self, seen: Seen) -> None:
+        """Add some samples."""
+        self._waiting.append(seen)
+        if len(self._waiting) >= ADD_UP_AT:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        if not self._waiting:
+            return
+        logits, teacher_logits, labels = zip(*self._waiting, strict=True)
+        seen = Seen(torch.cat(logits), _joined(teacher_logits), _joined(labels))
+        self._waiting = []
+        student = seen.logits.float()
+        none = student.new_zeros(())
+        decided, right = self._right(student, seen.labels)
+        values = [none + len(student), decided, right, none, none, none, none, none, none]
+        if seen.teacher_logits is not None:
+            self._teacher = True
+            teacher = seen.teacher_logits.float()
+            values[3] = self._right(teacher, seen.labels)[1]
+            values[4] = (student.argmax(1) == teacher.argmax(1)).sum()
+            ours, theirs = student.log_softmax(1), teacher.log_softmax(1)
+            values[5] = (theirs.exp() * (theirs - ours)).sum()
+            centred, teachers = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
+            values[6:] = [(centred * teachers).sum(), (centred**2).sum(), (teachers**2).sum()]
+        self._sums += torch.stack([value.to(self._sums.dtype) for value in values])
+
+    def means(self, accelerator: Accelerator) -> dict[str, float | None]:
+        """Return the epoch's figures over all processes; None for what is not known."""
+        self._add_up()
+        sums = accelerator.reduce(self._sums, "sum").tolist()
+        samples, decided, right, teacher_right, agreed, kl, product, ours, theirs = sums
+        taught = self._teacher and samples > 0
+        return {
+            "train_accuracy": right / decided if decided else None,
+            "train_teacher_accuracy": teacher_right / decided if decided and taught else None,
+            "train_top1_agreement": agreed / samples if taught else None,
+            "train_kl": max(kl / samples, 0.0) if taught else None,
+            "train_logit_correlation": product / (ours * theirs) ** 0.5 if taught and ours * theirs > 0 else None,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums in a form that a checkpoint may hold."""
+        self._add_up()
+        return {"teacher": self._teacher, "sums": self._sums}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take a state back."""
+        self._waiting = []
+        self._teacher, self._sums = state["teacher"], state["sums"].to(self._device)
+
+    def _right(self, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return how many decisions labels tell of, and how many of them were right."""
+        if labels is None or self._kind == "soft":
+            return logits.new_zeros(()), logits.new_zeros(())
+        if self._kind == "multi_label":
+            right = (logits > 0) == (labels > 0.5)
+            return logits.new_zeros(()) + right.numel(), right.sum()
+        known = labels != UNLABELLED
+        return known.sum(), ((logits.argmax(1) == labels) & known).sum()
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None
+
+
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """Return what sums are kept in: double, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64

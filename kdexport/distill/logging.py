@@ -1,0 +1,177 @@
+"""metrics.jsonl: one line per epoch, kept true when a run is resumed or repeated."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+from kdexport.artifacts import write_text
+from kdexport.errors import KDExportError
+
+FOLDER = "tensorboard"  # in the run directory: tensorboard --logdir RUN/tensorboard
+PROJECT = "kdexport"  # on Weights & Biases
+
+
+class Trackers:
+    """The trackers of one sitting; they open when the first phase begins to train.
+
+    Args:
+        names: ``"tensorboard"``, ``"wandb"``; none: nothing is done.
+        folder: The run directory.
+        run_name: How Weights & Biases calls the run.
+
+    Raises:
+        KDExportError: A package that a tracker needs is not installed.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, run_name: str) -> None:
+        self._names, self._folder, self._run_name = tuple(dict.fromkeys(names)), folder, run_name
+        self._open: list[Any] = []
+        self._earlier: list[dict[str, Any]] = []
+        for name in self._names:
+            if importlib.util.find_spec(name) is None:
+                raise KDExportError(
+                    f"track = {list(self._names)}: {name} is not installed", hint=f"pip install {name}, or leave it out"
+                )
+
+    def remember(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Take note of epochs that were trained before; they are shown if anything is trained at all."""
+        for entry in entries:
+            if self._open:
+                self.add(entry)
+            elif self._names:
+                self._earlier.append(entry)
+
+    def begin(self) -> None:
+        """Open the trackers, if they aren't, and show what they were to remember.
+
+        Raises:
+            KDExportError: A tracker does not start: no login, no network.
+        """
+        if self._open:
+            return
+        for name in self._names:
+            try:
+                tracker = self._tracker(name)
+                tracker.start()
+            except Exception as error:
+                raise KDExportError(
+                    f"{name} does not start: {error}",
+                    hint=f"fix that (wandb login, or WANDB_MODE=offline), or leave {name} out",
+                ) from error
+            self._open.append(tracker)
+        earlier, self._earlier = self._earlier, []
+        for entry in earlier:
+            self.add(entry)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Show one epoch: a line of metrics.jsonl."""
+        for tracker in self._open:
+            if tracker.name == "tensorboard":
+                tracker.log(points(entry), step=entry["epoch"])
+            else:  # its steps only grow, and phases count their epochs each from 0
+                tracker.log({**points(entry), f"{entry['phase']}/epoch": entry["epoch"]})
+
+    def close(self) -> None:
+        """Write out what is left."""
+        for tracker in self._open:
+            tracker.finish()
+        self._open.clear()
+
+    def _tracker(self, name: str) -> Any:
+        if name == "tensorboard":
+            for old in (self._folder / FOLDER).glob("events.out.tfevents.*"):
+                old.unlink()
+            return LOGGER_TYPE_TO_CLASS[name](FOLDER, self._folder)
+        return LOGGER_TYPE_TO_CLASS[name](PROJECT, name=self._run_name, dir=str(self._folder))
+
+
+def points(entry: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of one epoch under names that begin with its phase, e.g. ``student/terms/soft_targets``."""
+    phase = entry["phase"]
+    return {f"{phase}/{name}": value for name, value in _numbers(entry) if name != "epoch"}
+
+
+def _numbers(table: dict[str, Any]) -> Iterable[tuple[str, float]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{inner}", number) for inner, number in _numbers(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+class MetricsLog:
+    """The epoch log of one run.
+
+    Args:
+        path: The file; made when the first line is written.
+        trackers: Are told the same.
+        writes: False in all processes but one.
+    """
+
+    def __init__(self, path: Path, trackers: Trackers, *, writes: bool = True) -> None:
+        self._path, self._trackers, self._writes = path, trackers, writes
+
+    def unchanged(self, phase: str) -> None:
+        """Let the trackers know of a phase that was trained before."""
+        if self._writes:
+            self._trackers.remember(line for line in read(self._path) if line["phase"] == phase)
+
+    def start(self, phase: str, epoch: int) -> None:
+        """Drop what the file says of a phase from an epoch on: it is about to be trained again."""
+        if not self._writes:
+            return
+        kept = [line for line in read(self._path) if line["phase"] != phase or line["epoch"] < epoch]
+        if self._path.exists():
+            write_text(self._path, "".join(_line(entry) for entry in kept))
+        self._trackers.begin()
+        self._trackers.remember(line for line in kept if line["phase"] == phase)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one epoch."""
+        if self._writes:
+            try:
+                with self._path.open("a", encoding="utf-8") as handle:
+                    handle.write(_line(entry))
+            except OSError as error:
+                raise KDExportError(
+                    f"{self._path} could not be written: {error.strerror or error}",
+                    hint="free some space, then give the same command again: it goes on from the last checkpoint",
+                ) from error
+            self._trackers.add(_finite(entry))
+
+    def keep(self, phase: str, epoch: int, scores: dict[str, Any]) -> None:
+        """Mark the epoch whose weights a phase has kept, and add what they score at the end."""
+        if self._writes:
+            entries = [
+                entry | {"kept": True, **scores} if (entry["phase"], entry["epoch"]) == (phase, epoch) else entry
+                for entry in read(self._path)
+            ]
+            write_text(self._path, "".join(_line(entry) for entry in entries))
+            self._trackers.add(_finite({"phase": phase, "epoch": epoch, **scores}))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return every whole line; one that a kill cut off is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(_finite(entry), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None for what is no number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,245 @@
+"""What changes from step to step and must survive a kill."""
+
+import contextlib
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from kdexport.artifacts import read_json, write_atomically, write_json
+from kdexport.distill.evaluation import BatchAgreement, Seen, sums_dtype
+from kdexport.distill.features import FeatureHooks
+from kdexport.distill.objective import LabelKind
+
+ADD_UP_AT = 64  # scalars
+
+
+class LoopState:
+    """Where a training stands: steps, the epoch's sums, the best weights so far.
+
+    Args:
+        device: Where the sums are kept.
+        epochs: Of the training.
+        per_epoch: Steps of an epoch.
+        label_kind: ``Objective.label_kind``.
+    """
+
+    def __init__(self, device: torch.device, epochs: int, per_epoch: int, label_kind: LabelKind) -> None:
+        self.total_steps = epochs * per_epoch
+        self.step = 0
+        self.best_epoch = 0
+        self.best_accuracy: float | None = None
+        self.last_accuracy: float | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self._device = device
+        self._closeness = BatchAgreement(device, per_epoch, label_kind)
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        self.clear_sums()
+
+    def clear_sums(self) -> None:
+        """Begin an epoch."""
+        self.seen, self._batches = 0, 0
+        self._names: tuple[str, ...] = ()
+        self._sums = torch.zeros(1, dtype=sums_dtype(self._device), device=self._device)  # the loss, then its terms
+        self._waiting: list[Tensor] = []  # of the steps since they were last added up
+        self._closeness.clear()
+
+    def count(self, loss: Tensor, parts: dict[str, Tensor], seen: list[Seen], samples: int) -> None:
+        """Add up one step without waiting for the device."""
+        if self._closeness.looks_at(self.step):
+            for part in seen:
+                self._closeness.count(part)
+        self.step += 1
+        self.seen += samples
+        self._batches += 1
+        if not self._names:
+            self._names = tuple(parts)
+        self._waiting += (loss, *parts.values())
+        if len(self._waiting) >= ADD_UP_AT:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add what waits to the sums: one operation for many steps, for each costs as much as a small layer."""
+        if self._waiting:
+            rows = torch.stack(self._waiting).view(-1, 1 + len(self._names))
+            self._sums = self._sums + rows.sum(dim=0, dtype=self._sums.dtype)
+            self._waiting.clear()
+
+    def means(self, accelerator: Accelerator) -> tuple[float, dict[str, float]]:
+        """Return the epoch's mean loss and terms, over all processes."""
+        self._add_up()
+        mean, *terms = accelerator.reduce(self._sums / max(1, self._batches), "mean").tolist()
+        return mean, dict(zip(self._names, terms, strict=True))
+
+    def closeness(self, accelerator: Accelerator) -> dict[str, float | None]:
+        """Return how the network did on the epoch's batches, and how near the teacher it was, over all processes."""
+        return self._closeness.means(accelerator)
+
+    def judge(self, epoch: int, accuracy: float | None, network: nn.Module) -> None:
+        """Keep the weights if no earlier epoch was better; of equals the later, trained longer, is kept."""
+        self.last_accuracy = accuracy
+        if not self.best_weights or accuracy is None or self.best_accuracy is None or accuracy >= self.best_accuracy:
+            self.best_epoch, self.best_accuracy = epoch, accuracy
+            self.best_weights = weights_of(network)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every loss of this epoch was a number; asking waits for the device."""
+        self._add_up()
+        return bool(torch.isfinite(self._sums[0]))
+
+    def seconds_spent(self) -> float:
+        """Return the time in training, earlier sittings included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """Return it all in a form that a checkpoint may hold."""
+        self._add_up()
+        return {
+            "step": self.step,
+            "best": (self.best_epoch, self.best_accuracy, self.best_weights),
+            "last": self.last_accuracy,
+            "seconds": self.seconds_spent(),
+            "sums": (self.seen, self._batches, self._names, self._sums),
+            "closeness": self._closeness.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        self.step = state["step"]
+        self.best_epoch, self.best_accuracy, self.best_weights = state["best"]
+        self.last_accuracy = state["last"]
+        self._seconds_before = state["seconds"]
+        self.seen, self._batches, self._names, sums = state["sums"]
+        self._sums, self._waiting = sums.to(self._device), []
+        self._closeness.load(state["closeness"])
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the state dict, on the CPU."""
+    module = network.module if isinstance(network, AveragedModel) else network
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def snapshot(
+    network: nn.Module,
+    optimizer: Any,
+    average: AveragedModel | None,
+    loop: LoopState,
+    accelerator: Accelerator,
+    taps: FeatureHooks | None = None,
+) -> dict[str, Any]:
+    """Return what a checkpoint holds."""
+    return {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state_dict(),
+        "taps": None if taps is None else taps.state_dict(),
+        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+        "loop": loop.state(),
+        "random": torch.get_rng_state(),
+        "random_device": _device_random_state(accelerator.device),
+    }
+
+
+def restore(
+    saved: dict[str, Any],
+    network: nn.Module,
+    optimizer: Any,
+    average: AveragedModel | None,
+    loop: LoopState,
+    accelerator: Accelerator,
+    taps: FeatureHooks | None = None,
+) -> None:
+    """Put everything back as a checkpoint found it."""
+    network.load_state_dict(saved["network"])
+    optimizer.load_state_dict(saved["optimizer"])
+    if average is not None:
+        average.load_state_dict(saved["average"])
+    if taps is not None:
+        taps.load_state_dict(saved["taps"])
+    if accelerator.scaler is not None and saved["scaler"] is not None:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    loop.load(saved["loop"])
+    torch.set_rng_state(saved["random"])
+    state = saved["random_device"].get(accelerator.device.type)
+    if state is not None and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(state, accelerator.device)
+    elif state is not None:
+        torch.mps.set_rng_state(state)
+
+
+def _device_random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the device that trains, under its kind: a training may go on elsewhere."""
+    if device.type == "cuda":
+        return {"cuda": torch.cuda.get_rng_state(device)}
+    return {"mps": torch.mps.get_rng_state()} if device.type == "mps" else {}
+
+
+KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one phase ("teacher", "student", "student-plain").
+
+    Args:
+        folder: Their place; made when the first is written.
+        key: Hash of all that the phase depends on; a checkpoint with another key is not this training's.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder, self._key = folder, key
+        self.written_at = time.monotonic()
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state after so many optimizer steps, then drop all but the last two."""
+        path = self._folder / f"step-{step:09d}.pt"
+        write_atomically(path, lambda temporary: _write({"key": self._key, "state": state}, temporary))
+        for old in self._paths()[KEPT:]:
+            old.unlink(missing_ok=True)
+        self.written_at = time.monotonic()
+        return path
+
+    def latest(self) -> dict[str, Any] | None:
+        """Return the newest whole state of this training, or None."""
+        for path in self._paths():
+            with contextlib.suppress(OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+                if checkpoint["key"] == self._key:
+                    state: dict[str, Any] = checkpoint["state"]
+                    return state
+        return None
+
+    def note(self, name: str, document: dict[str, Any]) -> None:
+        """Write down a choice that the whole training keeps to."""
+        write_json(self._folder / f"{name}.json", {"key": self._key, name: document})
+
+    def noted(self, name: str) -> dict[str, Any] | None:
+        """Return the choice that this training has made before, or None."""
+        document = read_json(self._folder / f"{name}.json") or {}
+        return document.get(name) if document.get("key") == self._key else None
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest file, for messages."""
+        return next(iter(self._paths()), None)
+
+    def clear(self) -> None:
+        """Remove them: the phase is done, its weights are written."""
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*.pt"), reverse=True)
+
+
+def _write(document: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(document, path)
+    except RuntimeError as error:  # what torch's writer makes of a full disk
+        raise OSError(f"the disk is full or does not take more ({error})") from error

@@ -1,0 +1,1 @@
+"""Networks by reference: the network, its weights, its preprocessing."""

@@ -1,0 +1,152 @@
+"""``hf:NAME_OR_DIR``: transformers' classifiers of images and of text, as networks that return logits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdexport.errors import SourceError
+from kdexport.models.preprocessing import Preprocessing
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+
+
+class HuggingFaceClassifier(nn.Module):
+    """A transformers classifier called with tensors: ``(pixel_values)`` or ``(input_ids, attention_mask)``."""
+
+    def __init__(self, model: nn.Module, input_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.input_names = input_names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return logits ``[batch, classes]``."""
+        named = dict(zip(self.input_names, inputs, strict=False))
+        return self.model(**named, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def load_classifier(name: str, args: Mapping[str, Any], num_classes: int | None) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build a classifier from a model of the hub, or of a folder.
+
+    Args:
+        name: Of the hub, or a folder with ``config.json``.
+        args: Changes to its configuration (``num_hidden_layers = 2``), and ``pretrained``: whether to take its weights,
+            by default where there are any.
+        num_classes: Of its head; a head of another width is made anew.
+
+    Returns:
+        The network, and the names of the weights that its files don't hold or hold in another shape: they are fresh.
+
+    Raises:
+        SourceError: transformers is not installed, there is no such model, or it is no classifier.
+    """
+    transformers = import_transformers()
+    changes = dict(args)
+    pretrained = changes.pop("pretrained", None)
+    if num_classes is not None:
+        changes.setdefault("num_labels", num_classes)
+    config = _loaded(transformers.AutoConfig, name, **changes)
+    kind = type(config)
+    image = kind in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if not image and kind not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise SourceError(
+            f"hf:{name} is a '{config.model_type}', which transformers has no image or text classifier of",
+            hint="name a model for image or sequence classification, or wrap it yourself as file.py:Name",
+        )
+    auto = transformers.AutoModelForImageClassification if image else transformers.AutoModelForSequenceClassification
+    if pretrained is None:
+        pretrained = not Path(name).is_dir() or any((Path(name) / file).is_file() for file in WEIGHT_FILES)
+    fresh: tuple[str, ...] = ()
+    if pretrained:
+        model, said = _loaded(auto, name, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
+        mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in said["mismatched_keys"]]
+        fresh = tuple(sorted({*said["missing_keys"], *mismatched}))
+    else:
+        model = auto.from_config(config)
+    return HuggingFaceClassifier(model.float(), ("pixel_values",) if image else ("input_ids", "attention_mask")), fresh
+
+
+def image_preprocessing(name: str) -> Preprocessing | None:
+    """Return what a model's image processor does, or None where it has none.
+
+    Raises:
+        SourceError: It does something that a ``Preprocessing`` cannot say.
+    """
+    transformers = import_transformers()
+    try:
+        said, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:  # no preprocessor_config.json
+        return None
+    wanted = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    size = _pair(wanted) if said.get("do_resize", True) or said.get("do_center_crop") else None
+    share = 1.0
+    if said.get("do_center_crop") and size is not None and said.get("do_resize", True):
+        share = min(size) / min(_pair(said.get("size")) or size)
+    elif said.get("crop_pct"):  # ConvNeXT's processor: it resizes to size / crop_pct below 384, then cuts
+        share = float(said["crop_pct"]) if size is not None and min(size) < 384 else 1.0
+    shape = said.get("size") or {}
+    cuts = bool(said.get("do_center_crop")) or share != 1.0
+    if said.get("do_rescale", True) and abs(said.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise SourceError(
+            f"hf:{name} scales pixels by {said['rescale_factor']}, not by 1/255",
+            hint="give its preprocessing (size, mean, std) in the recipe",
+        )
+    normalizes = said.get("do_normalize", True)
+    return Preprocessing(
+        "image",
+        size=size,
+        resize="crop" if cuts or (isinstance(shape, dict) and "shortest_edge" in shape) else "squash",
+        crop_share=share,
+        mean=tuple(said.get("image_mean") or ()) if normalizes else (),
+        std=tuple(said.get("image_std") or ()) if normalizes else (),
+    )
+
+
+def import_transformers() -> Any:
+    """Import transformers, which is optional.
+
+    Raises:
+        SourceError: It is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise SourceError(
+            "a Hugging Face model needs transformers, which is not installed", hint="pip install 'kdexport[text]'"
+        ) from None
+    library: Any = transformers
+    library.utils.logging.disable_progress_bar()
+    library.logging.set_verbosity_error()
+    return library
+
+
+def _loaded(auto: Any, name: str, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise SourceError(
+            f"hf:{name} cannot be loaded: {_first_line(error)}",
+            hint="check the name and the args; offline, give a folder with its config.json and weights; "
+            "a gated model needs `hf auth login`",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """Return height and width of what a processor calls a size."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, dict) and "height" in size and "width" in size:
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, dict) and "shortest_edge" in size:
+        return int(size["shortest_edge"]), int(size["shortest_edge"])
+    return None

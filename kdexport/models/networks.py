@@ -1,0 +1,240 @@
+"""Networks by reference. Whatever one comes from, it takes its inputs as tensors and returns logits."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdexport.errors import SourceError, did_you_mean
+from kdexport.models.hub import load_classifier
+from kdexport.models.weights import SUFFIXES
+from kdexport.references import Reference, parse
+from kdexport.user_code import call, load_object
+
+SAFE_CHANNELS = 16  # see ``needs_channels_first``
+
+
+def load_network(reference: str, args: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
+    """Build a network; with fresh weights, unless the reference stands for a network with its weights.
+
+    Args:
+        reference: A model reference, with an absolute path where it has one.
+        args: For the class or factory.
+        num_classes: Given to the factory where it takes it and ``args`` doesn't say otherwise.
+
+    Returns:
+        A module called as ``network(*inputs)`` that returns logits ``[batch, classes]``.
+
+    Raises:
+        SourceError: There is no such network, or it cannot be built.
+    """
+    return load_with_fresh(reference, args, num_classes)[0]
+
+
+def load_with_fresh(
+    reference: str, args: Mapping[str, Any], num_classes: int | None = None
+) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """Build a network as ``load_network`` does, and say which of its weights are fresh: None stands for all."""
+    parsed = parse(reference)
+    if parsed.kind == "hf":
+        return load_classifier(parsed.target, args, num_classes)
+    if parsed.kind == "path":
+        return _program(parsed, args), ()
+    builder = _BUILDERS.get(parsed.kind)
+    if builder is None:
+        raise SourceError(
+            f"'{reference}' is no network that can be built",
+            hint=f"a model reference is one of: {', '.join(_FORMS)}",
+        )
+    network = builder(parsed, dict(args), num_classes)
+    if not isinstance(network, nn.Module):
+        raise SourceError(
+            f"{reference} gives a {type(network).__name__}, not a torch.nn.Module",
+            hint="name a class that derives from torch.nn.Module, or a function that returns one",
+        )
+    return network, None
+
+
+def pretrained_weights(reference: str, args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the library's own weights of a network: ``weights = "pretrained"``.
+
+    Raises:
+        SourceError: The library has none, or they cannot be downloaded.
+    """
+    parsed = parse(reference)
+    if parsed.kind not in ("torchvision", "timm"):
+        raise SourceError(
+            f'weights = "pretrained" is for torchvision: and timm: networks, not for {reference}',
+            hint="give a weights file; hf: networks bring their own weights",
+        )
+    try:
+        if parsed.kind == "timm":
+            options = {key: value for key, value in args.items() if key != "num_classes"}
+            return dict(import_timm().create_model(parsed.target, pretrained=True, **options).state_dict())
+        from torchvision import models
+
+        return dict(models.get_model_weights(parsed.target).DEFAULT.get_state_dict(progress=False, check_hash=True))
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"the pretrained weights of {reference} cannot be had: {error}",
+            hint='go online once so that they are kept, or give them as a file: weights = "file.safetensors"',
+        ) from error
+
+
+def needs_channels_first(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a network must be given images that lie channels first in memory.
+
+    Two reasons: it calls ``view`` on what it computes; or it has a 1x1 convolution with a stride that takes fewer than
+    16 channels. Of such a one torch 2.15's gradients on CPUs with AVX-512 and more than one thread write beyond their
+    memory where images lie channels last, and the process ends with a segmentation fault.
+    """
+    return any(_breaks_channels_last(module) for module in network.modules()) or _views_its_layers(network, inputs)
+
+
+def _breaks_channels_last(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return set(module.kernel_size) == {1} and max(module.stride) > 1 and module.in_channels < SAFE_CHANNELS
+
+
+def _views_its_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(*inputs)
+    except Exception as error:  # noqa: BLE001 - of any other fault ``check_output`` speaks
+        return "view size is not compatible" in str(error)
+    finally:
+        network.train(was_training)
+    return False
+
+
+def check_output(network: nn.Module, inputs: tuple[Tensor, ...], num_classes: int, role: str) -> None:
+    """Run one batch and hold that the network gives logits for these classes.
+
+    Raises:
+        SourceError: It raises, or its output is a tuple, a dict or has another shape.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(*inputs)
+    except Exception as error:
+        shapes = ", ".join(f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}" for item in inputs)
+        raise SourceError(
+            f"the {role} does not take the data ({shapes}): {type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="give its args or its preprocessing (size, mean, std) in the recipe, so that it fits the data",
+        ) from error
+    finally:
+        network.train(was_training)
+    if not isinstance(output, Tensor):
+        raise SourceError(
+            f"the {role}'s output is a {type(output).__name__}, not a tensor of logits",
+            hint="wrap it in a class whose forward returns the logits alone, and name that as file.py:Name",
+        )
+    batch = inputs[0].shape[0]
+    if output.shape != (batch, num_classes):
+        raise SourceError(
+            f"the {role} gives {list(output.shape)} for {batch} samples; the data have {num_classes} classes",
+            hint=f"it must give [batch, {num_classes}]: set its args, e.g. args = {{ num_classes = {num_classes} }}",
+        )
+
+
+def _torchvision(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if reference.target not in known:
+        near = did_you_mean(reference.target, known) or "torchvision.models.list_models() names them all"
+        raise SourceError(f"torchvision has no classifier '{reference.target}'", hint=near.strip())
+    if num_classes is not None:
+        args.setdefault("num_classes", num_classes)
+    if reference.target in ("googlenet", "inception_v3"):  # a second head for training would make the output a tuple
+        args = {"aux_logits": False, "init_weights": True, **args}
+    args.setdefault("weights", None)
+    return call(reference, getattr(models, reference.target), args)
+
+
+def _timm(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:
+    timm = import_timm()
+    if not timm.is_model(reference.target):
+        near = did_you_mean(reference.target, timm.list_models()) or "timm.list_models() names them all"
+        raise SourceError(f"timm has no network '{reference.target}'", hint=near.strip())
+    if num_classes is not None:
+        args.setdefault("num_classes", num_classes)
+    return call(reference, timm.create_model, {"model_name": reference.target, "pretrained": False, **args})
+
+
+def import_timm() -> Any:
+    """Import timm, which is optional.
+
+    Raises:
+        SourceError: It is not installed.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise SourceError(
+            "a timm: network needs timm, which is not installed", hint="pip install 'kdexport[timm]'"
+        ) from None
+    return timm
+
+
+def _program(reference: Reference, args: Mapping[str, Any]) -> nn.Module:
+    path = Path(reference.target)
+    if args:
+        raise SourceError(f"{path} is a network already and takes no args", hint="take the args out")
+    if path.suffix == ".pt2":
+        from kdexport.models.programs import Program
+
+        return Program(path)
+    if path.suffix == ".onnx":  # only here: a training needs no ONNX Runtime otherwise
+        from kdexport.models.programs import OnnxNetwork
+
+        return OnnxNetwork(path)
+    hint = f"a model reference is one of: {', '.join(_FORMS)}"
+    if path.suffix in SUFFIXES:
+        hint = f"weights alone are no network: name the network (file.py:Name), and give {path.name} as its weights"
+    raise SourceError(f"'{path}' is no network that can be built", hint=hint)
+
+
+def _python(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:
+    found = load_object(reference)
+    if isinstance(found, nn.Module):
+        if args:
+            raise SourceError(f"{reference} is a network already and takes no args", hint="take the args out")
+        return found
+    if not callable(found):
+        raise SourceError(
+            f"{reference} is a {type(found).__name__}, not a class or function",
+            hint="name a class that derives from torch.nn.Module, or a function that returns one",
+        )
+    if num_classes is not None and "num_classes" not in args and _takes(found, "num_classes"):
+        args["num_classes"] = num_classes
+    return call(reference, found, args)
+
+
+def _takes(function: Any, argument: str) -> bool:
+    try:
+        return argument in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no signature to be had
+        return False
+
+
+_BUILDERS = {"torchvision": _torchvision, "timm": _timm, "file": _python, "module": _python}
+_FORMS = (
+    "torchvision:NAME",
+    "timm:NAME",
+    "hf:NAME_OR_DIR",
+    "file.py:Name",
+    "package.module:Name",
+    "model.pt2",
+    "model.onnx",
+)

@@ -1,0 +1,143 @@
+"""What a file says of itself: the ``kdexport.*`` entries of its metadata, and what can be read off its graph."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from kdexport import __version__, artifacts, results
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx import files, versions
+
+PREFIX = "kdexport."
+
+
+def entries(
+    *,
+    key: str | None,
+    precision: str,
+    opset: int,
+    labels: tuple[str, ...] = (),
+    preprocessing: Preprocessing | None = None,
+    baked: bool = False,
+    recipe: str | None = None,
+    parameters: int | None = None,
+    macs: int | None = None,
+    license: str | None = None,
+    val_accuracy: float | None = None,
+) -> dict[str, str]:
+    """Return the metadata of a file; what is not known is left out.
+
+    Args:
+        key: Stands for all that the file was made from: the same key, the same file.
+        precision: ``fp32``, ``fp16``, ``int8``, ``int8-dynamic``.
+        opset: ONNX operator set version.
+        labels: Class names in the order of the outputs.
+        preprocessing: What turns raw inputs into the network's.
+        baked: Whether that is part of the graph already.
+        recipe: Hash of the recipe that the network was trained by.
+        parameters: Of the network.
+        macs: Multiply-accumulates of one sample.
+        license: Of the weights.
+        val_accuracy: Of the network on the validation split.
+    """
+    known: dict[str, Any] = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "opset": opset,
+        "key": key,
+        "precision": precision,
+        "labels": json.dumps(labels, ensure_ascii=False) if labels else None,
+        "preprocessing": None if preprocessing is None else json.dumps(preprocessing.to_json()),
+        "baked": None if preprocessing is None else json.dumps(baked),
+        "recipe": recipe,
+        "parameters": parameters,
+        "macs": macs,
+        "license": license,
+        "val_accuracy": val_accuracy,
+    }
+    return {PREFIX + name: str(value) for name, value in known.items() if value is not None}
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return a file's metadata; empty where it is absent or not ONNX."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # noqa: BLE001 - protobuf's errors differ from version to version
+        return {}
+    return {item.key: item.value for item in model.metadata_props}
+
+
+def stamp(path: Path, metadata: Mapping[str, str]) -> None:
+    """Replace a file's metadata.
+
+    The shapes that quantizers have noted stay: without them ONNX Runtime 1.31 crashes on some graphs of mixed
+    precision.
+    """
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
+
+
+def model_file(
+    name: str,
+    path: Path,
+    *,
+    shown_as: str,
+    precision: str,
+    parameters: int | None,
+    macs: int | None,
+    parity: results.Parity | None,
+    operators_before: dict[str, int] | None = None,
+    notes: tuple[str, ...] = (),
+) -> results.ModelFile:
+    """Return the entry of a finished file, its opset, inputs and operators read off its graph.
+
+    Args:
+        name: ``teacher``, ``student.int8``, ...
+        path: The file.
+        shown_as: Its path in the result.
+        precision: Of its weights.
+        parameters: Of the network that it was made from.
+        macs: Multiply-accumulates of one sample.
+        parity: The proof.
+        operators_before: Of the graph before it was optimized.
+        notes: What the user should know, in words.
+    """
+    model = onnx.load(path, load_external_data=False)
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    operators = dict(Counter(node.op_type for node in nodes(model.graph)).most_common())
+    return results.ModelFile(
+        name=name,
+        file=shown_as,
+        sha256=artifacts.sha256(path),
+        precision=precision,
+        size_bytes=files.size_bytes(path),
+        parameters=parameters,
+        macs=macs,
+        opset=opset,
+        inputs={item.name: _shape(item) for item in model.graph.input},
+        operators=operators,
+        operators_before=operators_before or {},
+        oldest_runtime=versions.oldest_runtime(opset, model.ir_version, operators),
+        parity=parity,
+        notes=notes,
+    )
+
+
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node of a graph, those of its subgraphs included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from nodes(attribute.g)
+
+
+def _shape(item: onnx.ValueInfoProto) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]

@@ -1,0 +1,187 @@
+"""Accuracy against latency, file size as area, the front of what no other model beats, the limits that were asked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from kdexport.report import figures
+from kdexport.report.charts.marks import Mark, glyph
+from kdexport.report.charts.svg import Labels, Scale, picture, short, tag, text
+from kdexport.results import Interval
+
+LARGEST, SMALLEST = 30.0, 3.0  # radii of the halos, pixels
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model under one condition."""
+
+    mark: Mark
+    latency_ms: float
+    accuracy: float
+    accuracy_ci95: Interval | None
+    size_bytes: int
+    dominated: bool
+    picked: bool
+    tip: str  # lines separated by newlines: what a person who points at it reads
+
+
+def scatter(
+    points: Sequence[Point],
+    front: Sequence[str],
+    *,
+    label: str,
+    width: int = 700,
+    height: int = 440,
+    max_latency_ms: float | None = None,
+    min_accuracy: float | None = None,
+) -> Markup:
+    """Draw the picture.
+
+    Args:
+        points: At least one.
+        front: Names on the front, fastest first.
+        label: The picture in a sentence, for who does not see it.
+        width: In pixels.
+        height: In pixels.
+        max_latency_ms: A limit to show, where it lies within reach of the points.
+        min_accuracy: A limit to show.
+    """
+    left, right, top, bottom = 52.0, width - 14.0, 26.0, height - 44.0
+    across = _across(points, max_latency_ms, left, right)
+    up = _up(points, min_accuracy, bottom, top)
+    unit = figures.Unit.of([across.low, across.high])
+    drawn: list[Markup] = []
+    for tick in up.ticks(5):
+        drawn.append(tag("line", x1=left, x2=right, y1=up(tick), y2=up(tick), class_="grid"))
+        drawn.append(text(left - 8, up(tick) + 4, f"{100 * tick:g} %", "end", class_="tick"))
+    for tick in across.ticks(6 if width > 500 else 4):
+        drawn.append(tag("line", x1=across(tick), x2=across(tick), y1=bottom, y2=bottom + 5, class_="axis"))
+        drawn.append(text(across(tick), bottom + 19, f"{tick * unit.scale:g}", "middle", class_="tick"))
+    drawn.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
+    drawn.append(
+        text(
+            right,
+            height - 6,
+            f"median latency, {unit.name}{' (log scale)' if across.log else ''}",
+            "end",
+            class_="title",
+        )
+    )
+    drawn.append(text(left, height - 6, "← faster", class_="title"))
+    drawn.append(text(left - 46, 12, "accuracy on the test split ↑", class_="title"))
+    drawn += _limits(across, up, max_latency_ms, min_accuracy, (left, right, top, bottom))
+    drawn += _front(points, front, across, up, right, bottom)
+    drawn += _points(points, across, up, Labels(width, bottom, left), top, bottom)
+    return picture(width, height, label, *drawn, interactive=True)
+
+
+def _across(points: Sequence[Point], limit: float | None, left: float, right: float) -> Scale:
+    values = [point.latency_ms for point in points]
+    low, high = min(values), max(values)
+    if limit is not None and low / 2 < limit < high * 1.5:
+        low, high = min(low, limit), max(high, limit)
+    if high / low > 3:
+        pad = (high / low) ** 0.12
+        return Scale(low / pad, high * pad, left, right, log=True)
+    pad = max((high - low) * 0.2, high * 0.05)
+    return Scale(max(0.0, low - pad), high + pad, left, right)
+
+
+def _up(points: Sequence[Point], limit: float | None, bottom: float, top: float) -> Scale:
+    values = [point.accuracy for point in points]
+    low, high = min(values), max(values)
+    if limit is not None and low - 0.03 < limit <= high:
+        low = min(low, limit)
+    pad = max((high - low) * 0.25, 0.006)
+    return Scale(max(0.0, low - pad), min(1.0, high + pad), bottom, top)
+
+
+def _limits(
+    across: Scale,
+    up: Scale,
+    max_latency_ms: float | None,
+    min_accuracy: float | None,
+    frame: tuple[float, float, float, float],
+) -> list[Markup]:
+    left, right, top, bottom = frame
+    drawn = []
+    if min_accuracy is not None and up.low < min_accuracy < up.high:
+        y = up(min_accuracy)
+        drawn.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="limit"))
+        drawn.append(text(right, y + 14, "asked: above this line", "end", class_="asked"))
+    if max_latency_ms is not None and across.low < max_latency_ms < across.high:
+        x = across(max_latency_ms)
+        drawn.append(tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="limit"))
+        fits = x - left > 140  # else the words would lie on the axis
+        drawn.append(
+            text(x + (-6 if fits else 6), top + 10, "asked: left of this line", "end" if fits else None, class_="asked")
+        )
+    return drawn
+
+
+def _front(
+    points: Sequence[Point], front: Sequence[str], across: Scale, up: Scale, right: float, bottom: float
+) -> list[Markup]:
+    """Draw what accuracy can be had within each latency: steps, since nothing lies between two models."""
+    by_name = {point.mark.name: point for point in points}
+    steps = [(across(by_name[name].latency_ms), up(by_name[name].accuracy)) for name in front if name in by_name]
+    if not steps:
+        return []
+    path = f"M{steps[0][0]:.1f} {bottom:.1f}V{steps[0][1]:.1f}"
+    path += "".join(f"H{x:.1f}V{y:.1f}" for x, y in steps[1:]) + f"H{right:.1f}"
+    return [tag("path", d=f"{path}V{bottom:.1f}Z", class_="reach"), tag("path", d=path, class_="front")]
+
+
+def _points(
+    points: Sequence[Point], across: Scale, up: Scale, labels: Labels, top: float, bottom: float
+) -> list[Markup]:
+    largest = max(point.size_bytes for point in points)
+    placed = [(point, across(point.latency_ms), up(point.accuracy)) for point in points]
+    radii = {point.mark.name: max(SMALLEST, LARGEST * math.sqrt(point.size_bytes / largest)) for point in points}
+    for _, x, y in placed:
+        labels.occupy(x, y, 8)
+    words = {}
+    for point, x, y in sorted(placed, key=lambda item: (not item[0].picked, item[0].dominated)):
+        name = short(point.mark.name)
+        words[point.mark.name] = (name, labels.place(x, y, name, 13))
+    drawn = []
+    fastest_first = sorted(placed, key=lambda item: item[0].latency_ms)
+    for index, (point, x, y) in enumerate(fastest_first):
+        parts = [tag("circle", cx=x, cy=y, r=radii[point.mark.name], class_=f"halo c{point.mark.color}")]
+        if point.accuracy_ci95 is not None:
+            low, high = point.accuracy_ci95
+            parts.append(
+                tag(
+                    "line",
+                    x1=x,
+                    x2=x,
+                    y1=max(up(high), top),
+                    y2=min(up(low), bottom),
+                    class_=f"whisker c{point.mark.color}",
+                )
+            )
+        if point.picked:
+            parts.append(tag("circle", cx=x, cy=y, r=10.5, class_=f"ring c{point.mark.color}"))
+        parts.append(glyph(point.mark, x, y, 5.5, hollow=point.dominated))
+        name, spot = words[point.mark.name]
+        if spot is not None:
+            style = "name picked" if point.picked else "name beaten" if point.dominated else "name"
+            parts.append(text(spot[0], spot[1], name, spot[2], class_=style))
+        parts.append(tag("circle", cx=x, cy=y, r=16.0, class_="target"))
+        drawn.append(
+            tag(
+                "g",
+                *parts,
+                class_="point",
+                data_model=point.mark.name,
+                data_tip=point.tip,
+                role="button",
+                aria_pressed="false",
+                aria_label=point.tip.replace("\n", ", "),
+                tabindex="0" if index == 0 else "-1",
+            )
+        )
+    return drawn

@@ -1,0 +1,408 @@
+"""Many bench results as one: each model once, each machine once, each measurement once.
+
+What cannot be one is refused: a name that two different files or two different machines carry, a figure that is
+no number. Nothing here judges; see ``tradeoffs`` and ``pick``.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from pydantic import ValidationError
+
+from kdexport import results
+from kdexport.errors import KDExportError
+from kdexport.recipe import Require
+from kdexport.results import (
+    SCHEMA,
+    Agreement,
+    BenchResult,
+    Evaluation,
+    Failure,
+    Interval,
+    Latency,
+    Machine,
+    Measurement,
+    Memory,
+    ModelFile,
+    Parity,
+    Report,
+)
+from kdexport.statistics import accuracy_delta
+
+TEACHER, STUDENT, PLAIN_STUDENT = "teacher", "student", "student-plain"
+
+
+class Condition(NamedTuple):
+    """Under what a model was measured; models are compared within one condition only."""
+
+    machine: str
+    device: str
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """All that was measured, without repetition."""
+
+    name: str
+    created: str
+    recipe: dict[str, Any] | None
+    machines: tuple[Machine, ...]
+    models: tuple[ModelFile, ...]
+    measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...]
+    training: tuple[dict[str, Any], ...]
+    baseline: str  # the model that the others are held against
+    notes: tuple[str, ...]  # what joining has left out, in words
+
+    @cached_property
+    def by_condition(self) -> dict[Condition, dict[str, Measurement]]:
+        """Measurements by condition, then by model, in the order of appearance."""
+        table: dict[Condition, dict[str, Measurement]] = {}
+        for measurement in self.measurements:
+            table.setdefault(condition_of(measurement), {})[measurement.model] = measurement
+        return table
+
+    @cached_property
+    def model_by_name(self) -> dict[str, ModelFile]:
+        """Models by name."""
+        return {model.name: model for model in self.models}
+
+    @cached_property
+    def _deltas(self) -> dict[tuple[str, str], tuple[float | None, Interval | None]]:
+        return {}
+
+    def accuracy_delta(self, model: str, against: str) -> tuple[float | None, Interval | None]:
+        """Return one model's accuracy minus another's with its 95 % interval, worked out once."""
+        if (model, against) not in self._deltas:
+            pair = self.model_by_name[model], self.model_by_name[against]
+            self._deltas[model, against] = accuracy_delta(*pair)
+        return self._deltas[model, against]
+
+    @property
+    def plain_student(self) -> str | None:
+        """The student that was trained without a teacher, where there is one."""
+        return PLAIN_STUDENT if PLAIN_STUDENT in self.model_by_name else None
+
+
+def condition_of(measurement: Measurement) -> Condition:
+    """Return the condition that a measurement was made under."""
+    return Condition(measurement.machine, measurement.device, measurement.batch_size, measurement.threads)
+
+
+def join(benches: Sequence[BenchResult], name: str | None = None) -> Joined:
+    """Join bench results, also from several machines.
+
+    Args:
+        benches: At least one. Of a measurement that two of them hold, the later one counts.
+        name: What the whole is called; else the name of the first.
+
+    Raises:
+        KDExportError: None given, no model in any, two machines or two files under one name, a figure that is no
+            number.
+    """
+    if not benches:
+        raise KDExportError(
+            "there are no bench results to report on",
+            hint="measure first: kdexport bench MODEL.onnx --out bench.json, then kdexport report bench.json",
+        )
+    in_time = sorted(benches, key=lambda bench: bench.created)
+    models = _models(benches)
+    machines = _machines(benches)
+    if not models:
+        raise KDExportError(
+            f"the bench result '{benches[0].name}' holds no models", hint="measure at least one with kdexport bench"
+        )
+    kept: dict[tuple[Condition, str], Measurement] = {}
+    replaced = 0
+    for bench in in_time:
+        _check_finite(bench)
+        for measurement in bench.measurements:
+            key = (condition_of(measurement), measurement.model)
+            replaced += key in kept and kept[key] != measurement
+            kept[key] = measurement
+    order = {model: position for position, model in enumerate(models)}
+    measurements = sorted(kept.items(), key=lambda item: order.get(item[0][1], len(order)))
+    recipes = [bench.recipe for bench in benches if bench.recipe is not None]
+    notes = []
+    if replaced:
+        notes.append(f"{replaced} measurements were made more than once; the latest of each counts.")
+    if any(recipe != recipes[0] for recipe in recipes):
+        notes.append("The bench results come from different recipes; the first one's requirements count.")
+    return Joined(
+        name=name or benches[0].name,
+        created=in_time[-1].created,
+        recipe=recipes[0] if recipes else None,
+        machines=tuple(machines.values()),
+        models=tuple(models.values()),
+        measurements=tuple(measurement for _, measurement in measurements),
+        failures=tuple(dict.fromkeys(failure for bench in benches for failure in bench.failures)),
+        training=next((bench.training for bench in benches if bench.training), ()),
+        baseline=TEACHER if TEACHER in models else next(iter(models)),
+        notes=tuple(notes),
+    )
+
+
+def _models(benches: Sequence[BenchResult]) -> dict[str, ModelFile]:
+    models: dict[str, ModelFile] = {}
+    for bench in benches:
+        for model in bench.models:
+            known = models.setdefault(model.name, model)
+            if known.sha256 != model.sha256:
+                raise KDExportError(
+                    f"two different files are called '{_short(model.name)}': sha256 {known.sha256[:12]}... and "
+                    f"{model.sha256[:12]}... in the bench result '{_short(bench.name)}'",
+                    hint="measure the same files on every machine, or rename one of the files and measure it again",
+                )
+            if known is not model:
+                models[model.name] = _fuller(known, model)
+    return models
+
+
+def _fuller(known: ModelFile, other: ModelFile) -> ModelFile:
+    """Fill what one machine did not find out (accuracy, say) with what another did."""
+    if known == other:
+        return known
+    missing = {
+        field.name: getattr(other, field.name)
+        for field in dataclasses.fields(ModelFile)
+        if getattr(known, field.name) is None and getattr(other, field.name) is not None
+    }
+    return dataclasses.replace(known, **missing) if missing else known
+
+
+def _machines(benches: Sequence[BenchResult]) -> dict[str, Machine]:
+    machines: dict[str, Machine] = {}
+    for bench in benches:
+        known = machines.setdefault(bench.machine.name, bench.machine)
+        if known != bench.machine:
+            differing = [
+                field.name
+                for field in dataclasses.fields(Machine)
+                if getattr(known, field.name) != getattr(bench.machine, field.name)
+            ]
+            raise KDExportError(
+                f"two machines are called '{_short(known.name)}' but differ in {', '.join(differing)}",
+                hint="name one of them as you give it: kdexport report first.json other-name=second.json",
+            )
+    return machines
+
+
+def _check_finite(bench: BenchResult) -> None:
+    for model in bench.models:
+        where = _not_finite(vars(model))
+        if where:
+            raise KDExportError(
+                f"{where} of '{_short(model.name)}' is not a finite number",
+                hint="evaluate that model again; a figure that was not measured is null",
+            )
+    for measurement in bench.measurements:
+        named = f"'{_short(measurement.model)}' on '{_short(measurement.machine)}'"
+        where = _not_finite(vars(measurement))
+        if where:
+            raise KDExportError(
+                f"{where} of {named} is not a finite number",
+                hint="measure that model again with kdexport bench; a figure that was not measured is null",
+            )
+        if measurement.latency_ms.p50 <= 0:
+            raise KDExportError(
+                f"latency_ms.p50 of {named} is {measurement.latency_ms.p50:g}: no run takes that long",
+                hint="measure that model again with kdexport bench",
+            )
+
+
+def _not_finite(values: Mapping[str, Any]) -> str:
+    """Return the dotted name of the first figure that is not finite, or nothing."""
+    for key, value in values.items():
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return key
+        elif isinstance(value, tuple) and value and isinstance(value[0], float):
+            if not all(map(math.isfinite, value)):
+                return key
+        elif isinstance(value, dict | Latency | Memory | Agreement | Parity | Evaluation):
+            inner = _not_finite(value if isinstance(value, dict) else vars(value))
+            if inner:
+                return f"{key}.{inner}"
+    return ""
+
+
+def _short(text: str) -> str:
+    """Return a name fit for one line of a message."""
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."
+
+
+MEASURE = "make one with kdexport bench MODEL.onnx --out bench.json"
+
+
+def read_benches(given: str) -> tuple[BenchResult, ...]:
+    """Read what a user named on the command line.
+
+    Args:
+        given: A bench.json, a report.json, or a run directory that holds one of them; ``NAME=PATH`` gives its machine
+            another name.
+
+    Raises:
+        KDExportError: There is no such file, or it is something else.
+    """
+    path, name = Path(given), None
+    if not path.exists() and "=" in given:
+        name, _, rest = given.partition("=")
+        path = Path(rest)
+    document = _document(_file_in(path))
+    path = _file_in(path)
+    benches = (
+        benches_of(_build(Report, document, path))
+        if "tradeoffs" in document
+        else (_build(BenchResult, document, path),)
+    )
+    return tuple(_renamed(bench, name) for bench in benches) if name else benches
+
+
+def read_report(path: Path) -> Report:
+    """Read an earlier report.json to compare with; a bench.json is reported on first.
+
+    Raises:
+        KDExportError: There is no such file, or it is something else.
+    """
+    from kdexport.report.stage import report
+
+    path = _file_in(path, ("report.json", "bench.json"))
+    document = _document(path)
+    if "tradeoffs" not in document:
+        return report((_build(BenchResult, document, path),))
+    built: Report = _build(Report, document, path)
+    return built
+
+
+def benches_of(report: Report) -> tuple[BenchResult, ...]:
+    """Take a report apart again, one bench result per machine: what it was joined from."""
+    return tuple(
+        BenchResult(
+            name=report.name,
+            created=report.created,
+            machine=machine,
+            models=report.models,
+            measurements=tuple(item for item in report.measurements if item.machine == machine.name),
+            failures=report.failures if index == 0 else (),
+            recipe=report.recipe,
+            training=report.training if index == 0 else (),
+        )
+        for index, machine in enumerate(report.machines)
+    )
+
+
+def _file_in(path: Path, names: tuple[str, ...] = ("bench.json", "report.json")) -> Path:
+    if path.is_dir():
+        found = next((path / name for name in names if (path / name).exists()), None)
+        if found is None:
+            raise KDExportError(
+                f"the directory {path} holds no {' or '.join(names)}",
+                hint=f"give a finished run directory, or {MEASURE}",
+            )
+        return found
+    return path
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise KDExportError(f"there is no file {path}", hint=f"check the path, or {MEASURE}") from None
+    except UnicodeDecodeError:
+        raise KDExportError(f"{path} is not a JSON text file", hint=f"give a bench.json; {MEASURE}") from None
+    except OSError as error:
+        raise KDExportError(
+            f"{path} cannot be read: {error.strerror or error}", hint="check who may read it"
+        ) from error
+    if not text.strip():
+        raise KDExportError(f"{path} is empty", hint=f"the measuring may have been cut off; {MEASURE}")
+    try:
+        document = json.loads(text, parse_constant=lambda constant: _refuse_constant(path, constant))
+    except json.JSONDecodeError as error:
+        whole = text.rstrip()
+        if whole.startswith("{") and (error.pos >= len(whole) - 1 or not whole.endswith("}")):
+            message = f"{path} is cut off in line {error.lineno}: it ends before its JSON does"
+        else:
+            message = f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise KDExportError(message, hint=f"copy it again, or {MEASURE}") from None
+    if not isinstance(document, dict):
+        raise KDExportError(f"{path} is not a bench.json: it holds no JSON object", hint=MEASURE)
+    return document
+
+
+def _refuse_constant(path: Path, constant: str) -> NoReturn:
+    raise KDExportError(
+        f"{path} holds {constant} where a figure is expected",
+        hint="measure again with kdexport bench; a figure that was not measured is null",
+    )
+
+
+def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
+    schema = document.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise KDExportError(
+            f"{path} was made by a newer kdexport: its schema is {schema}, this one reads up to {SCHEMA}",
+            hint="update with pip install --upgrade kdexport",
+        )
+    missing = {"schema", "models", "measurements"} - document.keys()
+    if missing or not isinstance(schema, int):
+        raise KDExportError(
+            f"{path} is not of kdexport: it has no '{min(missing) if missing else 'schema'}'",
+            hint=f"give a bench.json or report.json; {MEASURE}",
+        )
+    known = {field.name for field in dataclasses.fields(kind)}
+    try:
+        return results.from_json(kind, {key: value for key, value in document.items() if key in known})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
+        message = fault["msg"].replace("Input should", "should")
+        what = "report.json" if kind is Report else "bench.json"
+        raise KDExportError(
+            f"{path} is not a {what} as kdexport writes it: {where} {message}{more}",
+            hint=f"was it edited by hand or by another tool? {MEASURE}",
+        ) from None
+
+
+def _renamed(bench: BenchResult, name: str) -> BenchResult:
+    return dataclasses.replace(
+        bench,
+        machine=dataclasses.replace(bench.machine, name=name),
+        measurements=tuple(dataclasses.replace(item, machine=name) for item in bench.measurements),
+    )
+
+
+def folder_of(given: list[str]) -> Path:
+    """Return where a report on these goes: beside a single input, else into ``report`` in the working directory."""
+    if len(given) > 1:
+        return Path("report")
+    path = Path(given[0])
+    if not path.exists() and "=" in given[0]:
+        path = Path(given[0].partition("=")[2])
+    return path if path.is_dir() else path.parent
+
+
+def requirements_of(benches: Sequence[BenchResult]) -> Require:
+    """Return the [require] of the first bench result that came from a recipe.
+
+    Raises:
+        KDExportError: It is not valid.
+    """
+    recipe = next((bench.recipe for bench in benches if bench.recipe is not None), {})
+    try:
+        return Require.model_validate(recipe.get("require", {}))
+    except ValidationError as error:
+        raise KDExportError(
+            f"[require] of the recipe in the bench result is not valid: {error.errors()[0]['msg']}",
+            hint="measure again with the recipe as it is now, or fix it in the file",
+        ) from None

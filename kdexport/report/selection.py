@@ -1,0 +1,261 @@
+"""The model to ship: on each device, and one for all of them.
+
+The rule, in a sentence: of the models that meet every requirement, the fastest on that device; of those within 5 % of
+its speed, those that are not shown to be less accurate than the best of them, the smallest first. ``prefer`` in
+[require] puts size or accuracy in the place of speed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdexport.errors import KDExportError
+from kdexport.recipe import Require
+from kdexport.report import figures
+from kdexport.report.join import Condition, Joined
+from kdexport.report.requirements import describe_limit, describe_value, hold, miss, title
+from kdexport.report.tradeoffs import SAME_SIZE
+from kdexport.results import DevicePick, Gate, Measurement, ModelFile, Pick
+from kdexport.statistics import median_ratio
+
+SAME_SPEED = 0.05  # nobody gives up accuracy for less; two runs on one machine differ by about as much
+LIMITS = ("max_accuracy_drop", "min_accuracy", "min_speedup", "max_size_mib", "max_latency_ms", "max_memory_mib")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model as judged on one device."""
+
+    model: ModelFile
+    measurement: Measurement | None
+    gates: tuple[Gate, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every requirement lets it pass."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def firm(self) -> bool:
+        """Whether every figure as measured is within its limit; what only an interval saves comes second."""
+        return all(miss(gate) == 0 for gate in self.gates)
+
+
+def pick_devices(joined: Joined, require: Require) -> tuple[tuple[DevicePick, ...], tuple[Gate, ...], Pick | None]:
+    """Choose for each device, and one model for all devices where one fits them all.
+
+    Returns:
+        A pick per device; the gates, held against each device's pick or, where none fits, against what is nearest;
+        the pick for all.
+    """
+    places = judged_conditions(joined, require)
+    candidates = {place: _candidates(joined, require, place) for place in places}
+    devices = tuple(_pick(joined, require, place, candidates[place]) for place in places)
+    gates: dict[tuple[object, ...], Gate] = {}
+    for device, place in zip(devices, places, strict=True):
+        chosen = device.model or device.nearest
+        for gate in (gate for item in candidates[place] if item.model.name == chosen for gate in item.gates):
+            gates.setdefault((gate.requirement, gate.model, gate.machine, gate.device), gate)
+    for device_name in dict.fromkeys(failure.device for failure in joined.failures):
+        if has_requirements(require) and all(place.device != device_name for place in places):
+            gates[device_name,] = _nothing_measured(device_name)
+    if not places and has_requirements(require):
+        nearest = min(
+            (Candidate(model, None, hold(joined, require, model, None)) for model in joined.models), key=_distance
+        )
+        gates |= {(gate.requirement,): gate for gate in nearest.gates}
+    return devices, tuple(gates.values()), _pick_for_all(joined, require, devices, candidates)
+
+
+def judged_conditions(joined: Joined, require: Require) -> list[Condition]:
+    """Return, for each device of each machine, the condition at which its speed is judged.
+
+    That is the batch size and thread count that [require] names, else the smallest measured.
+
+    Raises:
+        KDExportError: [require] names a batch size or thread count that was not measured.
+    """
+    chosen: dict[tuple[str, str], Condition] = {}
+    for condition in joined.by_condition:
+        if require.batch_size not in (None, condition.batch_size) or require.threads not in (None, condition.threads):
+            continue
+        key = (condition.machine, condition.device)
+        chosen[key] = min(chosen.get(key, condition), condition)
+    if joined.by_condition and not chosen:
+        measured = ", ".join(
+            sorted({f"batch {item.batch_size} with {item.threads} threads" for item in joined.by_condition})
+        )
+        raise KDExportError(
+            f"[require] asks for batch_size {require.batch_size or 'any'} and threads {require.threads or 'any'}, "
+            f"but measured were {measured}",
+            hint="add it to batch_sizes and threads in [bench] and measure again, or change [require]",
+        )
+    return list(chosen.values())
+
+
+def _nothing_measured(device: str) -> Gate:
+    """Return the gate of a device that was asked for and on which every measurement failed: it never passes."""
+    return Gate("measured", 1.0, None, passed=False, verdict="not measured", device=device)
+
+
+def has_requirements(require: Require) -> bool:
+    """Return whether [require] asks for anything."""
+    return require.parity or any(getattr(require, key) is not None for key in LIMITS)
+
+
+def _candidates(joined: Joined, require: Require, place: Condition) -> list[Candidate]:
+    measured = joined.by_condition[place]
+    return [
+        Candidate(model, measured.get(model.name), hold(joined, require, model, place))
+        for model in joined.models
+        if model.name in measured
+    ]
+
+
+def _pick(joined: Joined, require: Require, place: Condition, candidates: Sequence[Candidate]) -> DevicePick:
+    if not has_requirements(require):
+        fitting = [item for item in candidates if _keeps_accuracy(joined, item.model)]
+        if not fitting:
+            return DevicePick(*place, model=None, why="Accuracy was not measured, and nothing else is required.")
+    else:
+        fitting = [item for item in candidates if item.fits]
+    if not fitting:
+        # To hear that the baseline is not faster than itself helps nobody.
+        nearest = min([item for item in candidates if item.model.name != joined.baseline] or candidates, key=_distance)
+        misses = tuple(_miss_in_words(gate) for gate in nearest.gates if not gate.passed)
+        why = f"No model meets every requirement. {nearest.model.name} is nearest: {'; '.join(misses)}."
+        return DevicePick(*place, model=None, why=why, nearest=nearest.model.name, misses=misses)
+    firm = [item for item in fitting if item.firm] or fitting
+    best = _best(joined, firm, require)
+    return DevicePick(*place, model=best.model.name, why=_why(joined, require, best, fitting, len(candidates)))
+
+
+def _best(joined: Joined, fitting: Sequence[Candidate], require: Require) -> Candidate:
+    """Narrow by speed, accuracy and size in turn, each time keeping what is practically as good as the best."""
+    steps = {"latency": (_fastest, _most_accurate, _smallest), "size": (_smallest, _fastest, _most_accurate)}
+    left = list(fitting)
+    for step in steps.get(require.prefer, (_most_accurate, _fastest, _smallest)):
+        left = step(joined, left)
+    return max(left, key=lambda item: item.model.accuracy or 0.0)  # the first of equals
+
+
+def _fastest(_: Joined, candidates: list[Candidate]) -> list[Candidate]:
+    timed = [item for item in candidates if item.measurement is not None]
+    if not timed:
+        return candidates
+    best = min(timed, key=lambda item: item.measurement.latency_ms.p50 if item.measurement else 0.0)
+    return [item for item in timed if item is best or not _slower(item, best)]
+
+
+def _slower(item: Candidate, best: Candidate) -> bool:
+    if item.measurement is None or best.measurement is None:
+        return True
+    ratio, interval = median_ratio(item.measurement.latency_ms, best.measurement.latency_ms)
+    return (interval[0] if interval else ratio) > 1 + SAME_SPEED
+
+
+def _most_accurate(joined: Joined, candidates: list[Candidate]) -> list[Candidate]:
+    best = max(candidates, key=lambda item: item.model.accuracy or 0.0)
+    kept = []
+    for item in candidates:
+        delta, interval = joined.accuracy_delta(item.model.name, best.model.name)
+        if item is best or (interval is not None and interval[1] >= 0) or delta == 0:
+            kept.append(item)
+    return kept
+
+
+def _smallest(_: Joined, candidates: list[Candidate]) -> list[Candidate]:
+    least = min(item.model.size_bytes for item in candidates)
+    return [item for item in candidates if item.model.size_bytes <= least * (1 + SAME_SIZE)]
+
+
+def _keeps_accuracy(joined: Joined, model: ModelFile) -> bool:
+    """Return whether a model is not shown to be less accurate than the baseline."""
+    baseline = joined.model_by_name[joined.baseline]
+    if model.name == baseline.name:
+        return model.accuracy is not None
+    delta, interval = joined.accuracy_delta(model.name, baseline.name)
+    return delta is not None and (interval[1] >= 0 if interval else delta >= 0)
+
+
+def _distance(candidate: Candidate) -> tuple[float, float]:
+    """Order by the sum of what is missed, as shares of the limits; ties go to the faster."""
+    missed = sum(min(miss(gate), 1e6) for gate in candidate.gates if not gate.passed)
+    return missed, candidate.measurement.latency_ms.p50 if candidate.measurement else float("inf")
+
+
+def _miss_in_words(gate: Gate) -> str:
+    name, figure, asked = title(gate.requirement), describe_value(gate), describe_limit(gate)
+    if gate.value is None:
+        return f"{name} was not measured"
+    if gate.verdict == "undecided":
+        return f"{name} is {figure}, and its 95 % interval reaches beyond the limit ({asked})"
+    if gate.requirement == "parity":
+        return f"parity with PyTorch failed ({figure} where {asked} is asked)"
+    return f"{name} is {figure} where {asked} is asked (misses by {100 * miss(gate):.0f} %)"
+
+
+def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Candidate], measured: int) -> str:
+    superlative = {"latency": "the fastest", "size": "the smallest", "accuracy": "the most accurate"}[require.prefer]
+    least = min((item.measurement.latency_ms.p50 for item in fitting if item.measurement), default=0.0)
+    if require.prefer == "latency" and best.measurement and best.measurement.latency_ms.p50 > least:
+        superlative = f"within {100 * SAME_SPEED:.0f} % of the fastest, and the best of those,"
+    if has_requirements(require):
+        of_what = "the only model that meets every requirement"
+        if len(fitting) > 1:
+            of_what = f"{superlative} among the {len(fitting)} models (of {measured}) that meet every requirement"
+        if not best.firm:
+            of_what += ", though not firmly: a limit lies within a 95 % interval"
+    else:
+        of_what = f"{superlative} among the {len(fitting)} models not shown to be less accurate than {joined.baseline}"
+    return f"{of_what[0].upper()}{of_what[1:]}{_against_baseline(joined, best)}."
+
+
+def _against_baseline(joined: Joined, best: Candidate) -> str:
+    baseline = joined.model_by_name[joined.baseline]
+    if best.model.name == baseline.name or best.measurement is None:
+        return ""
+    place = Condition(
+        best.measurement.machine, best.measurement.device, best.measurement.batch_size, best.measurement.threads
+    )
+    parts = []
+    base = joined.by_condition[place].get(baseline.name)
+    if base is not None:
+        ratio, _ = median_ratio(base.latency_ms, best.measurement.latency_ms)
+        parts.append(f"{figures.times(ratio)} as fast as {baseline.name}")
+    parts.append(f"{figures.times(baseline.size_bytes / best.model.size_bytes)} smaller")
+    delta, _ = joined.accuracy_delta(best.model.name, baseline.name)
+    if delta is not None:
+        parts.append(f"{figures.points(delta)} of accuracy")
+    return ": " + ", ".join(parts)
+
+
+def _pick_for_all(
+    joined: Joined, require: Require, devices: Sequence[DevicePick], candidates: dict[Condition, list[Candidate]]
+) -> Pick | None:
+    if not devices or any(device.model is None for device in devices):
+        return None
+    chosen = {device.model for device in devices}
+    if len(devices) == 1:
+        return Pick(devices[0].model or "", devices[0].why)
+    if len(chosen) == 1:
+        return Pick(devices[0].model or "", f"The pick on every one of the {len(devices)} devices. {devices[0].why}")
+    fits_all = [
+        model.name
+        for model in joined.models
+        if all(
+            any(
+                item.model.name == model.name and (item.fits if has_requirements(require) else True)
+                for item in candidates[place]
+            )
+            for place in candidates
+        )
+        and model.name in chosen
+    ]
+    if not fits_all:
+        return None
+    most = max(fits_all, key=lambda name: sum(device.model == name for device in devices))
+    where = sum(device.model == most for device in devices)
+    why = (
+        f"Meets every requirement on all {len(devices)} devices and is the pick on {where} of them; see each one's own."
+    )
+    return Pick(most, why)

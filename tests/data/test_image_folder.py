@@ -1,0 +1,179 @@
+"""Image folders as users have them: decoded once, right side up, read without growing; damaged ones named."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdexport.data import image_cache
+from kdexport.data.disk_arrays import Rows
+from kdexport.errors import SourceError
+from kdexport.stage_cache import fingerprint
+
+RED, GREEN, BLUE = (200, 30, 20), (20, 180, 40), (10, 30, 220)
+
+
+def save(path, color=RED, size=(12, 10), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes in train and test, 8 and 2 pictures each."""
+    for split, count in (("train", 8), ("test", 2)):
+        for name, color in (("green", GREEN), ("red", RED)):
+            for number in range(count):
+                save(tmp_path / "photos" / split / name / f"{number}.png", color)
+    return tmp_path / "photos"
+
+
+def test_classes_and_splits_come_from_the_folders(folder, load):
+    data = load(f"imagefolder:{folder}")
+    assert data.class_names == ("green", "red")
+    assert (len(data.train), len(data.val), len(data.test)) == (14, 2, 4)
+    assert data.splits_made_by["test"] == "source"
+    assert isinstance(data.train.inputs[0], Rows)
+    for split in (data.train, data.val, data.test):
+        for image, label in zip(split.inputs[0][:], split.labels, strict=True):
+            assert np.array_equal(image, np.broadcast_to((GREEN, RED)[label], (10, 12, 3)))
+
+
+def test_a_folder_without_splits_gets_them(folder, load):
+    data = load(f"imagefolder:{folder / 'train'}", test_fraction=0.25, val_fraction=0.2)
+    assert (len(data.train), len(data.val), len(data.test)) == (10, 2, 4)
+    assert np.array_equal(np.bincount(data.test.labels), [2, 2])
+
+
+def test_every_kind_of_picture_becomes_upright_rgb(tmp_path, load):
+    place = tmp_path / "photos" / "kinds"
+    save(tmp_path / "photos" / "other" / "a.png")
+    place.mkdir(parents=True)
+    left_red = Image.new("RGB", (12, 10), BLUE)
+    left_red.paste(RED, (0, 0, 4, 10))
+    turned = left_red.transpose(Image.Transpose.ROTATE_90)  # stored on its side, as a camera does
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise when shown
+    turned.save(place / "exif.png", exif=exif)
+    Image.new("L", (12, 10), 77).save(place / "grey.png")
+    Image.fromarray(np.full((10, 12), 77 * 256, np.uint16)).save(place / "grey16.png")
+    Image.new("RGBA", (12, 10), (*RED, 0)).save(place / "glass.png")
+    left_red.quantize(4).save(place / "palette.gif")
+    Image.new("CMYK", (12, 10), (0, 0, 0, 0)).save(place / "print.jpg")
+    (place / "notes.txt").write_text("no picture")
+    (place / ".hidden.png").write_text("no picture")
+    data = load(f"imagefolder:{tmp_path / 'photos'}", test_fraction=0.01, val_fraction=0.01)
+    images = np.concatenate([data.train.inputs[0][:], data.val.inputs[0][:], data.test.inputs[0][:]])
+    found = {image.tobytes() for image in images}
+    assert images.shape == (7, 10, 12, 3)
+    expected = {
+        "upright": np.asarray(left_red),
+        "grey": np.full((10, 12, 3), 77, np.uint8),
+        "transparent": np.full((10, 12, 3), 255, np.uint8),
+        "solid": np.full((10, 12, 3), RED, np.uint8),
+    }
+    assert {name for name, image in expected.items() if image.tobytes() in found} == set(expected)
+    assert len(found) == 4  # both greys alike, glass and print white, palette and EXIF alike
+
+
+def test_differing_sizes_are_covered_and_cut_to_the_middle(tmp_path, load):
+    for name in ("a", "b"):
+        save(tmp_path / "photos" / name / "small.png", RED, (20, 30))
+        save(tmp_path / "photos" / name / "wide.png", RED, (90, 40))
+        save(tmp_path / "photos" / name / "large.png", RED, (60, 50))
+    assert load(f"imagefolder:{tmp_path / 'photos'}").train.inputs[0].shape[1:] == (40, 40, 3)
+    data = load(f"imagefolder:{tmp_path / 'photos'}", image_size=(24, 16))
+    assert data.train.inputs[0].shape[1:] == (24, 16, 3)
+    assert "24x16" in data.notes[0]
+
+
+def test_decoded_once_and_again_when_a_file_changes(folder, load, monkeypatch):
+    decoded = []
+    original = image_cache.to_rgb
+    monkeypatch.setattr(image_cache, "to_rgb", lambda picture: decoded.append(1) or original(picture))
+    load(f"imagefolder:{folder}")
+    assert len(decoded) == 20
+    load(f"imagefolder:{folder}", seed=5)
+    assert len(decoded) == 20
+    before = fingerprint(f"imagefolder:{folder}")
+    save(folder / "train" / "red" / "0.png", BLUE)
+    os.utime(folder / "train" / "red" / "0.png", ns=(1, 1))
+    assert fingerprint(f"imagefolder:{folder}") != before
+    data = load(f"imagefolder:{folder}")
+    assert len(decoded) == 40
+    everything = np.concatenate([data.train.inputs[0][:], data.val.inputs[0][:]])
+    assert (everything == BLUE).all(axis=(1, 2, 3)).sum() == 1
+
+
+def test_a_cache_that_was_cut_short_is_made_again(folder, load, tmp_path):
+    first = load(f"imagefolder:{folder}").test.inputs[0][:]
+    cache = tmp_path / "cache" / "images.u8"
+    cache.write_bytes(cache.read_bytes()[:-1])
+    assert np.array_equal(load(f"imagefolder:{folder}").test.inputs[0][:], first)
+    assert [path.name for path in sorted((tmp_path / "cache").iterdir())] == ["images.json", "images.u8"]
+
+
+def test_a_truncated_jpeg_is_named_or_skipped_and_listed(folder, load, tmp_path):
+    generator = np.random.default_rng(0)
+    bad = folder / "train" / "red" / "bad.jpg"
+    Image.fromarray(generator.integers(0, 255, (10, 12, 3), dtype=np.uint8)).save(bad)
+    bad.write_bytes(bad.read_bytes()[:-40])
+    (folder / "train" / "green" / "empty.png").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"green/empty\.png") as caught:
+        load(f"imagefolder:{folder}")
+    assert "on_bad_sample" in caught.value.hint
+    assert not (tmp_path / "cache" / "images.u8").exists()
+    data = load(f"imagefolder:{folder}", on_bad_sample="skip")
+    assert [reason.partition(":")[0] for reason in data.skipped] == ["train/green/empty.png", "train/red/bad.jpg"]
+    assert (len(data.train), len(data.val), len(data.test)) == (14, 2, 4)
+    for image, label in zip(data.train.inputs[0][:], data.train.labels, strict=True):
+        assert np.array_equal(image[0, 0], (GREEN, RED)[label])  # labels have not slipped
+    with pytest.raises(SourceError, match=r"green/empty\.png"):  # the cache does not hide it
+        load(f"imagefolder:{folder}")
+
+
+def test_folders_that_cannot_be_used(folder, load, tmp_path):
+    (folder / "train" / "violet").mkdir()
+    with pytest.raises(SourceError, match=r"the class folder .*violet holds no pictures"):
+        load(f"imagefolder:{folder}")
+    (folder / "train" / "violet").rmdir()
+    save(folder / "test" / "violet" / "0.png")
+    with pytest.raises(SourceError, match="violet is a class that the training samples do not have"):
+        load(f"imagefolder:{folder}")
+    save(tmp_path / "one" / "only" / "0.png")
+    with pytest.raises(SourceError, match="holds 1 class folders"):
+        load(f"imagefolder:{tmp_path / 'one'}")
+    with pytest.raises(SourceError, match="there is no folder"):
+        load(f"imagefolder:{tmp_path / 'nowhere'}")
+
+
+def test_unlabelled_pictures_are_scaled_to_the_labelled(folder, load, tmp_path):
+    for number in range(3):
+        save(tmp_path / "more" / "deep" / f"{number}.jpg", BLUE, (40, 50))
+    data = load(f"imagefolder:{folder}", unlabelled=f"imagefolder:{tmp_path / 'more'}")
+    assert data.unlabelled.inputs[0].shape == (3, 10, 12, 3)
+    assert data.unlabelled.labels is None
+    both = data.with_unlabelled
+    assert isinstance(both.inputs[0], Rows)
+    chosen = np.array([15, 0, len(both) - 1, 3])
+    separate = np.concatenate([data.train.inputs[0][:], data.unlabelled.inputs[0][:]])
+    assert np.array_equal(both.take(chosen).inputs[0], separate[chosen])
+
+
+def test_rows_behave_like_the_array_they_stand_for(tmp_path):
+    from kdexport.data.disk_arrays import open_rows
+
+    array = np.random.default_rng(0).integers(0, 255, (30, 4, 5, 3), dtype=np.uint8)
+    (tmp_path / "a.u8").write_bytes(array.tobytes())
+    rows = open_rows(tmp_path / "a.u8", array.shape)
+    chosen = np.array([7, 3, 3, 29, 0])
+    assert (rows.shape, rows.ndim, len(rows), rows.dtype, rows.nbytes) == (array.shape, 4, 30, np.uint8, array.nbytes)
+    for index in (slice(3, 9), slice(None, None, 7), chosen, 4, -1, (chosen, 2), (slice(2, 5), ..., 0)):
+        assert np.array_equal(rows[index], array[index]), index
+    assert np.array_equal(np.asarray(rows), array)
+    some = rows.select(chosen).select(np.array([4, 0]))
+    assert np.array_equal(some[:], array[[0, 7]])
+    (tmp_path / "a.u8").write_bytes(array.tobytes()[:100])
+    with pytest.raises(OSError, match="ends before row"):
+        open_rows(tmp_path / "a.u8", array.shape)[:]

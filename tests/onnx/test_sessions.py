@@ -1,0 +1,108 @@
+"""ONNX files as others write them: raw pixels in, dictionaries out, other types, fixed batches."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from kdexport.errors import SourceError
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.onnx.sessions import OnnxModel
+
+WEIGHT = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+
+
+def save(path, nodes, inputs, outputs, metadata=None):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
+        [item if not isinstance(item, tuple) else helper.make_tensor_value_info(*item) for item in outputs],
+        [numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(np.array([-1, 12]), "flat_shape")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, path)
+    return path
+
+
+def linear(source, target="logits"):
+    return [
+        helper.make_node("Reshape", [source, "flat_shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], [target]),
+    ]
+
+
+IMAGES = np.random.default_rng(1).integers(0, 255, (5, 2, 6, 1), dtype=np.uint8)
+
+
+def test_raw_pixels_go_in_where_the_file_takes_them(tmp_path):
+    nodes = [helper.make_node("Cast", ["x"], ["pixels"], to=TensorProto.FLOAT), *linear("pixels")]
+    inputs, outputs = [("x", TensorProto.UINT8, ["n", 2, 6, 1])], [("logits", TensorProto.FLOAT, ["n", 3])]
+    labels = {"kdexport.labels": json.dumps(["a", "b", "c"])}
+    model = OnnxModel(save(tmp_path / "m.onnx", nodes, inputs, outputs, labels))
+    assert model.takes_raw_images
+    assert model.class_names == ("a", "b", "c")
+    assert np.allclose(model.predict((IMAGES,)), IMAGES.reshape(5, 12) @ WEIGHT, atol=1e-2)
+
+
+def test_the_preprocessing_in_the_file_comes_before_any_other(tmp_path):
+    own = Preprocessing("image", mean=(0.2,), std=(0.5,))
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", 1, 2, 6])], [("logits", TensorProto.FLOAT, ["n", 3])]
+    metadata = {"kdexport.preprocessing": json.dumps(own.to_json())}
+    path = save(tmp_path / "m.onnx", linear("x"), inputs, outputs, metadata)
+    expected = ((IMAGES.reshape(5, 12) / 255 - 0.2) / 0.5) @ WEIGHT
+    assert np.allclose(OnnxModel(path, Preprocessing("image")).predict((IMAGES,)), expected, atol=1e-4)
+    bare = OnnxModel(save(tmp_path / "bare.onnx", linear("x"), inputs, outputs))
+    with pytest.raises(SourceError, match="doesn't say how an image becomes that"):
+        bare.predict((IMAGES,))
+    floats = np.ones((5, 1, 2, 6))  # float64 is given as the file's float32
+    assert np.allclose(bare.predict((floats,)), floats.reshape(5, 12) @ WEIGHT, atol=1e-4)
+
+
+def test_a_scikit_learn_file_gives_labels_and_dictionaries(tmp_path):
+    nodes = [
+        *linear("x", "scores"),
+        helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+        helper.make_node("Softmax", ["scores"], ["shares"]),
+        helper.make_node("ZipMap", ["shares"], ["probabilities"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    listed = helper.make_value_info("probabilities", helper.make_sequence_type_proto(kind))
+    inputs = [("x", TensorProto.FLOAT, ["n", 12])]
+    model = OnnxModel(save(tmp_path / "m.onnx", nodes, inputs, [("label", TensorProto.INT64, ["n"]), listed]))
+    rows = np.random.default_rng(2).normal(size=(7, 12)).astype(np.float32)
+    scores = rows @ WEIGHT
+    found = model.predict((rows,))
+    assert model.gives == "probabilities"
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    assert np.allclose(np.exp(found), shares / shares.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_a_fixed_batch_is_run_as_often_as_it_takes(tmp_path):
+    inputs, outputs = [("x", TensorProto.FLOAT, [2, 12])], [("logits", TensorProto.FLOAT, [2, 3])]
+    model = OnnxModel(save(tmp_path / "m.onnx", linear("x"), inputs, outputs))
+    rows = np.random.default_rng(2).normal(size=(7, 12)).astype(np.float32)
+    assert np.allclose(model.predict((rows,)), rows @ WEIGHT, atol=1e-5)
+
+
+def test_files_and_inputs_that_do_not_fit(tmp_path):
+    (tmp_path / "text.onnx").write_text("nothing")
+    with pytest.raises(SourceError, match="cannot be loaded by ONNX Runtime"):
+        OnnxModel(tmp_path / "text.onnx")
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", 12])], [("logits", TensorProto.FLOAT, ["n", 3])]
+    model = OnnxModel(save(tmp_path / "m.onnx", linear("x"), inputs, outputs))
+    with pytest.raises(SourceError, match=r"takes 1 inputs \(x\); the data have 2"):
+        model.predict((np.ones((2, 12)), np.ones((2, 12))))
+    with pytest.raises(SourceError, match=r"does not take the data \(\[2, 5\] float32\)"):
+        model.predict((np.ones((2, 5)),))
+    flat = [
+        helper.make_node("Reshape", ["x", "flat_shape"], ["y"]),
+        helper.make_node("ArgMax", ["y"], ["label"], axis=1),
+    ]
+    numbers = OnnxModel(save(tmp_path / "n.onnx", flat, inputs, [("label", TensorProto.INT64, ["n", 1])]))
+    with pytest.raises(SourceError, match=r"gives no scores of shape \[batch, classes\]; it gives label"):
+        numbers.predict((np.ones((2, 12)),))

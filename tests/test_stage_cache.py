@@ -1,0 +1,79 @@
+"""A fingerprint changes with what a reference stands for, and with nothing else."""
+
+import os
+import shutil
+
+import pytest
+
+from kdexport.recipe import Data
+from kdexport.stage_cache import data_fingerprint, fingerprint, weights_fingerprint
+
+
+@pytest.fixture
+def project(tmp_path):
+    folder = tmp_path / "project"
+    (folder / "blocks").mkdir(parents=True)
+    (folder / "nets.py").write_text(
+        "import torch\nfrom helper import width\nfrom blocks import conv\nclass Net: pass\n"
+    )
+    (folder / "helper.py").write_text("width = 3\n")
+    (folder / "blocks" / "__init__.py").write_text("from blocks.conv import *\n")
+    (folder / "blocks" / "conv.py").write_text("kernel = 3\n")
+    (folder / "unrelated.py").write_text("x = 1\n")
+    return folder
+
+
+def test_a_python_file_counts_with_what_it_imports_from_its_folder(project):
+    reference = f"{project / 'nets.py'}:Net"
+    first = fingerprint(reference)
+    (project / "unrelated.py").write_text("x = 2\n")
+    assert fingerprint(reference) == first
+    for name in ("helper.py", "blocks/__init__.py", "blocks/conv.py", "nets.py"):
+        before = fingerprint(reference)
+        with (project / name).open("a") as handle:
+            handle.write("# changed\n")
+        assert fingerprint(reference) != before, name
+
+
+def test_a_moved_project_is_the_same_and_arguments_count(project, tmp_path):
+    reference = f"{project / 'nets.py'}:Net"
+    first = fingerprint(reference, {"depth": 3})
+    shutil.copytree(project, tmp_path / "elsewhere")
+    assert fingerprint(f"{tmp_path / 'elsewhere' / 'nets.py'}:Net", {"depth": 3}) == first
+    assert fingerprint(reference, {"depth": 4}) != first
+    assert fingerprint(f"{project / 'nets.py'}:Other", {"depth": 3}) != first
+
+
+def test_a_file_or_folder_that_an_argument_names_counts(project):
+    (project / "clips").mkdir()
+    (project / "clips" / "a.wav").write_bytes(b"one")
+    reference = f"{project / 'nets.py'}:Net"
+    first = fingerprint(reference, {"folder": "clips"})  # relative to the file, as its code sees it
+    os.utime(project / "clips" / "a.wav", ns=(5, 5))
+    assert fingerprint(reference, {"folder": "clips"}) != first
+
+
+def test_files_folders_and_names(tmp_path):
+    (tmp_path / "d.npz").write_bytes(b"one")
+    first = fingerprint(f"npz:{tmp_path / 'd.npz'}")
+    os.utime(tmp_path / "d.npz", ns=(5, 5))
+    assert fingerprint(f"npz:{tmp_path / 'd.npz'}") == first  # bytes, not times
+    (tmp_path / "d.npz").write_bytes(b"two")
+    assert fingerprint(f"npz:{tmp_path / 'd.npz'}") != first
+    (tmp_path / "m.onnx").write_bytes(b"graph")
+    bare = fingerprint(str(tmp_path / "m.onnx"))
+    (tmp_path / "m.onnx.data").write_bytes(b"weights")
+    assert fingerprint(str(tmp_path / "m.onnx")) != bare
+    assert fingerprint("torchvision:resnet18") != fingerprint("torchvision:resnet34")
+    assert fingerprint("absent.py:Net") == fingerprint("absent.py:Net")  # its absence is said when it is loaded
+
+
+def test_weights_and_data(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"one")
+    assert weights_fingerprint(None) is None
+    assert weights_fingerprint("pretrained") == "pretrained"
+    assert weights_fingerprint(str(tmp_path / "w.pt")) != weights_fingerprint(str(tmp_path / "absent.pt"))
+    first = data_fingerprint(Data(source="digits"))
+    assert data_fingerprint(Data(source="digits", fraction=0.5)) != first
+    assert data_fingerprint(Data(source="digits", unlabelled=f"imagefolder:{tmp_path}")) != first
+    assert data_fingerprint(Data(source="digits")) == first
