@@ -25,7 +25,7 @@ from kdexport.export.target import ExportTarget, Form
 from kdexport.models.networks import load_network
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import versions
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 
 RESULTS = Path(__file__).with_name("results")
 SAMPLES = 10  # batches of 1, 2 and 7
@@ -77,7 +77,7 @@ def one(name: str) -> dict[str, object]:
         start = time.perf_counter()
         made = network_export.write(subject, Form(18, versions.ir_for(18), 1e-4), path)
         seconds = time.perf_counter() - start
-        Runner(path)((images[:3],))
+        OnnxSession(path)((images[:3],))
     assert made.parity is not None
     return {
         "name": name,

@@ -23,7 +23,7 @@ from kdexport.data.datasets import load_data
 from kdexport.data.samples import Split
 from kdexport.export import network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import PlainLines
 from kdexport.recipe import Data
 
@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 
 def accuracy(path: Path, split: Split) -> float:
-    session = Runner(path)
+    session = OnnxSession(path)
     right = [(session(part.inputs)[0].argmax(1) == part.labels).sum() for part in split.batches(256)]
     return float(sum(right)) / len(split)
 

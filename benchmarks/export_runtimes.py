@@ -26,7 +26,7 @@ from kdexport.export import network_export, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import versions
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
 
 RESULTS = Path(__file__).with_name("results") / "export_runtimes.json"
@@ -127,7 +127,7 @@ def main() -> None:
             if versions.for_runtime(version) != written:
                 written = versions.for_runtime(version)
                 needs = export(root / "files", version, images)
-                expected = {name: Runner(root / "files" / name)((images,))[0] for name in needs}
+                expected = {name: OnnxSession(root / "files" / name)((images,))[0] for name in needs}
             done = subprocess.run(
                 [sys.executable, "-S", "-c", PROBE, root, root / "images.npy"],
                 env={**os.environ, "PYTHONPATH": str(target)},

@@ -12,6 +12,7 @@ Nothing heavy is imported until a stage is called.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from kdexport.pipeline import run
     from kdexport.recipe import Recipe
     from kdexport.report.stage import report
+
+# ONNX Runtime's wheels queue events about the machine and its models, and look up their collector's address, unless
+# this is set before they are imported: here, because whatever imports onnxruntime imports this package first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["KDExportError", "Recipe", "RunDirectory", "bench", "distill", "evaluate", "export", "report", "run"]

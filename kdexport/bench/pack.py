@@ -26,7 +26,10 @@ from kdexport.results import ModelFile, to_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
-MODULES = ("__init__", "errors", "evaluate", "machine", "progress", "results", "stage_module", "statistics")
+MODULES = (
+    "__init__", "errors", "evaluate", "machine", "progress", "results", "stage_module", "statistics",
+    "onnx/__init__", "onnx/activation", "onnx/sessions",
+)  # fmt: skip
 NOT_THERE = ("doctor", "pack", "remote", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
 MAIN = "from kdexport.bench.packed import main\n\nmain()\n"
@@ -134,7 +137,7 @@ def _samples(
     """Return how many samples go along, and for each model its inputs as they are fed, with the labels."""
     if dataset is None or dataset.test.labels is None:
         return 0, {}
-    from kdexport.onnx.sessions import OnnxModel
+    from kdexport.onnx.sessions import OnnxSession
 
     count = min(len(dataset.test), MAX_SAMPLES)
     # Spread over the split: a split in the order of its classes would give a sample of the first few.
@@ -142,7 +145,7 @@ def _samples(
     feeds = {}
     for model in models:
         try:
-            arrays = OnnxModel(folder / model.file, dataset.preprocessing).feeds(split.inputs)
+            arrays = OnnxSession(folder / model.file, dataset.preprocessing).feeds(split.inputs)
         except KDExportError as error:
             progress.warn(f"{model.name} will not be scored: {error.message}")
             continue

@@ -102,7 +102,7 @@ class Job:
     folder: Path  # where it was unpacked
     manifest: dict[str, Any]
     plan: Any  # kdexport.bench.plan.Plan
-    device: Any  # the first of its devices: models are scored there
+    devices: Any  # those of the plan, in its order
     progress: Any
 
 
@@ -128,7 +128,7 @@ def _job(folder: Path, flags: argparse.Namespace) -> Job:
         packed["provider_options"],
     )
     found = devices.find(plan.devices, devices.available(), plan.provider_options)
-    return Job(folder, manifest, plan, found[0], Silent() if flags.quiet else PlainLines())
+    return Job(folder, manifest, plan, found, Silent() if flags.quiet else PlainLines())
 
 
 def _measure(job: Job) -> Any:
@@ -151,50 +151,37 @@ def _measure(job: Job) -> Any:
 
 
 def score(job: Job, result: Any) -> Iterator[Any]:
-    """Yield the models with accuracy and agreement from the packed sample, on the device that was measured first.
+    """Yield the models with accuracy and agreement from the packed sample, on the device that each was measured on.
 
     A model that cannot be scored is told on the way and stays as it is.
     """
-    from kdexport.bench.scoring import unsafe
-    from kdexport.bench.warnings import in_words
-    from kdexport.evaluate import agreement
+    from kdexport.bench.scoring import score_models
 
-    left_out = unsafe(result, job.device.name)
-    baseline = None
-    for position, (model, target) in enumerate(zip(result.models, job.plan.targets, strict=True)):
-        digest = job.manifest["feeds"].get(model.name)
-        if digest is None or model.name in left_out:
-            yield model
-            continue
-        try:
-            evaluation, logits = _evaluated(job, target.path, digest)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class of its own for each of a dozen faults
-            job.progress.warn(f"{model.name} could not be scored: {in_words(str(error) or repr(error), None)}")
-            yield model
-            continue
-        if position == 0:
-            baseline = logits
-        yield dataclasses.replace(
-            model,
-            accuracy=evaluation.accuracy,
-            accuracy_ci95=evaluation.accuracy_ci95,
-            teacher_agreement=agreement(baseline, logits) if baseline is not None else None,
-            evaluation=evaluation,
-        )
+    if not job.manifest["feeds"]:
+        yield from result.models
+        return
+    paths = {model.name: Path(target.path) for model, target in zip(result.models, job.plan.targets, strict=True)}
+
+    def evaluated(model: Any, device: Any) -> tuple[Any, Any]:
+        return _evaluated(job, paths[model.name], job.manifest["feeds"].get(model.name), device)
+
+    yield from score_models(result.models, evaluated, result, job.devices, job.progress)
 
 
-def _evaluated(job: Job, path: str, digest: str) -> tuple[Any, Any]:
+def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[Any, Any]:
     import numpy as np
 
-    from kdexport.bench.scoring import predictor
-    from kdexport.bench.session import open_session
+    from kdexport.bench.scoring import session_for
+    from kdexport.errors import KDExportError
     from kdexport.evaluate import evaluate
 
+    if digest is None:
+        raise KDExportError("the pack holds no data for it", hint="pack it again with data that it takes")
     with np.load(job.folder / "data" / f"{digest}.npz") as archive:
-        names = [key.removeprefix("input:") for key in archive.files if key.startswith("input:")]
-        split: Any = Sample(tuple(archive[f"input:{name}"] for name in names), archive["labels"])
-    session, _ = open_session(path, job.device.provider, job.device.options, 1)
-    return evaluate(predictor(session, names), split, job.manifest["class_names"], SCORE_BATCH)
+        names = [key for key in archive.files if key.startswith("input:")]
+        split: Any = Sample(tuple(archive[name] for name in names), archive["labels"])
+    session = session_for(path, device, split.multi_label)
+    return evaluate(session.predict, split, job.manifest["class_names"], SCORE_BATCH)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,18 @@
-"""Which models can be scored after measuring, and how the packed ones are: numpy and ONNX Runtime alone."""
+"""The score of what was measured, on the device that it was measured on. Needs numpy and ONNX Runtime alone."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from kdexport.bench.plan import Device
+from kdexport.bench.session import open_session
+from kdexport.bench.warnings import in_words
+from kdexport.errors import DeviceError, KDExportError
+from kdexport.progress import Progress
+from kdexport.results import ModelFile
 
-from kdexport.errors import SourceError
+CPU = "CPUExecutionProvider"
 
 
 class Measured(Protocol):
@@ -21,61 +27,76 @@ class Measured(Protocol):
         """What could not be."""
 
 
-def unsafe(outcome: Measured, device: str) -> frozenset[str]:
-    """Return the models that are not to be loaded into this process, on ``device``.
+def scoring_device(outcome: Measured, model: str, devices: Sequence[Device]) -> Device | None:
+    """Return the device to score a model on: the first, in the order asked for, that it was measured on.
 
-    That which ended a worker would end this process, and the result with it. A model is trusted once it was measured
-    there; where it was not tried there, it is once it was measured anywhere.
+    None where it failed wherever it was tried: what ended a worker would end this process, and the result with it.
     """
-    measured = {(one.model, one.device) for one in outcome.measurements}
-    failed = {(one.model, one.device) for one in outcome.failures}
-    anywhere = {model for model, _ in measured}
-    return frozenset(
-        model
-        for model, _ in failed
-        if (model, device) not in measured and ((model, device) in failed or model not in anywhere)
-    )
+    measured = {one.device for one in outcome.measurements if one.model == model}
+    for device in devices:
+        if device.name in measured:
+            return device
+    return None if any(one.model == model for one in outcome.failures) else devices[0]
 
 
-def predictor(session: Any, names: Sequence[str]) -> Callable[[tuple[NDArray[Any], ...]], NDArray[np.float32]]:
-    """Return a function from inputs to logits ``[batch, classes]``.
+def session_for(model: Path, device: Device, multi_label: bool, preprocessing: Any = None) -> Any:
+    """Open a file for scoring on a device; returns an ``OnnxSession``.
 
-    It chooses as ``kdexport.onnx.sessions.OnnxModel`` does, which is not in a pack; a test holds the two together.
-    A fixed batch is filled up with the last sample. Probabilities are known by their values in the first batch, and
-    their logarithm is returned.
+    Raises:
+        DeviceError: ONNX Runtime dropped the device's provider.
+    """
+    from kdexport.onnx.sessions import OnnxSession
+
+    session = None
+    if device.provider != CPU:
+        session, _ = open_session(str(model), device.provider, device.options, 1)
+        if device.provider not in session.get_providers():
+            raise DeviceError(
+                f"ONNX Runtime dropped {device.provider}", hint="run `kdexport doctor`: it shows what is missing"
+            )
+    return OnnxSession(model, preprocessing, multi_label=multi_label, session=session)
+
+
+def score_models(
+    models: Sequence[ModelFile],
+    evaluated: Callable[[ModelFile, Device], tuple[Any, Any]],
+    outcome: Measured,
+    devices: Sequence[Device],
+    progress: Progress,
+) -> Iterator[ModelFile]:
+    """Yield the models with accuracy, its interval and the agreement with the first of them.
 
     Args:
-        session: An ONNX Runtime session.
-        names: Of its inputs, in the order in which the arrays come.
+        models: The first is the baseline.
+        evaluated: Scores one model on a device: its ``Evaluation`` and its logits.
+        outcome: What was measured: tells where each model runs.
+        devices: In the order asked for.
+        progress: Where a model that cannot be scored is told; it stays unscored.
     """
-    limit = session.get_inputs()[0].shape[0]
-    probabilities: list[bool] = []
+    from kdexport.evaluate import agreement
 
-    def predict(inputs: tuple[NDArray[Any], ...]) -> NDArray[np.float32]:
-        batch = len(inputs[0])
-        size = limit if isinstance(limit, int) else batch
-        parts = []
-        for start in range(0, batch, size):
-            rest = min(size, batch - start)
-            taken = np.minimum(np.arange(start, start + size), batch - 1)
-            fed = {name: array[taken] for name, array in zip(names, inputs, strict=True)}
-            parts.append(_scores(session.run(None, fed))[:rest])
-        scores = np.concatenate(parts)
-        if not probabilities:
-            sums_to_one = bool((np.abs(scores.sum(axis=1) - 1) < 1e-3).all())
-            probabilities.append(sums_to_one and bool(scores.min() >= 0))
-        return np.log(np.maximum(scores, 1e-8)) if probabilities[0] else scores
-
-    return predict
-
-
-def _scores(outputs: Sequence[Any]) -> NDArray[np.float32]:
-    """Return the first output that is a table of floats: not the labels that stand before it in some files."""
-    for output in outputs:
-        if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
-            output = np.array([[row[key] for key in sorted(row)] for row in output])
-        if isinstance(output, np.ndarray) and output.ndim == 2 and output.dtype.kind == "f":
-            return output.astype(np.float32)
-    raise SourceError(
-        "it gives no scores of shape [batch, classes]", hint="export it with logits or probabilities as an output"
-    )
+    baseline: Any = None
+    with progress.task("accuracy", total=len(models)) as task:
+        for position, model in enumerate(models):
+            try:
+                device = scoring_device(outcome, model.name, devices)
+                if device is None:
+                    raise KDExportError("it failed when it was measured", hint="fix that first")
+                evaluation, logits = evaluated(model, device)
+            except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class of its own for each of a dozen faults
+                reason = "it does not fit in memory" if isinstance(error, MemoryError) else str(error) or repr(error)
+                progress.warn(f"{model.name} could not be scored: {in_words(reason, None)}")
+                yield model
+                task.advance(note=f"{model.name} not scored")
+                continue
+            if position == 0:
+                baseline = logits
+            where = "" if device.provider == CPU else f" on {device.name}"
+            task.advance(note=f"{model.name} {evaluation.accuracy:.4f}{where}")
+            yield dataclasses.replace(
+                model,
+                accuracy=evaluation.accuracy,
+                accuracy_ci95=evaluation.accuracy_ci95,
+                teacher_agreement=agreement(baseline, logits) if baseline is not None else None,
+                evaluation=evaluation,
+            )

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import json
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,9 @@ from kdexport import __version__
 from kdexport.artifacts import RunDirectory, key_of, write_atomically
 from kdexport.bench import devices
 from kdexport.bench.inputs import check_batch, check_dims, resolve_shapes
-from kdexport.bench.plan import Plan, Settings, Target
+from kdexport.bench.plan import Device, Plan, Settings, Target
 from kdexport.bench.runner import Outcome, run_plan
-from kdexport.bench.scoring import unsafe
+from kdexport.bench.scoring import Measured, score_models, session_for
 from kdexport.errors import KDExportError
 from kdexport.machine import fingerprint
 from kdexport.onnx.describe import describe_file, integer_limits
@@ -124,13 +124,12 @@ def bench(
         DeviceError: A device isn't there or did not take the whole model.
     """
     plan = plan_for(models, settings, folder=folder, dims=dims, inputs_file=inputs_file)
-    devices.find(plan.devices, devices.available(), plan.provider_options)
+    found = devices.find(plan.devices, devices.available(), plan.provider_options)
     machine = machine or fingerprint()
     outcome = run_plan(plan, machine.name, progress)
     if samples_file is not None:
         write_samples(samples_file, outcome)
-    skip = unsafe(outcome, "cpu")  # where models are scored
-    scored = tuple(models) if dataset is None else score(models, folder, dataset, progress, skip)
+    scored = tuple(models) if dataset is None else score(models, folder, dataset, outcome, found, progress)
     return BenchResult(
         name=name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -227,7 +226,12 @@ def write_samples(path: Path, outcome: Outcome) -> None:
 
 
 def score(
-    models: Sequence[ModelFile], folder: Path, dataset: Any, progress: Progress, skip: Collection[str] = ()
+    models: Sequence[ModelFile],
+    folder: Path,
+    dataset: Any,
+    outcome: Measured,
+    found: Sequence[Device],
+    progress: Progress,
 ) -> tuple[ModelFile, ...]:
     """Fill in accuracy, its interval and the agreement with the first model, on the test split.
 
@@ -235,40 +239,14 @@ def score(
         models: The first is the baseline.
         folder: What the models' paths are relative to.
         dataset: A ``kdexport.data.samples.Dataset``.
+        outcome: What was measured: a model is scored on a device that it ran on.
+        found: The devices in the order asked for.
         progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
-        skip: Names of models that failed while they were measured: they are not loaded into this process.
     """
-    from kdexport.evaluate import agreement, evaluate
-    from kdexport.onnx.sessions import OnnxModel
+    from kdexport.evaluate import evaluate
 
-    scored: list[ModelFile] = []
-    baseline: Any = None
-    with progress.task("accuracy", total=len(models)) as task:
-        for position, model in enumerate(models):
-            try:
-                if model.name in skip:
-                    raise KDExportError("it failed when it was measured", hint="fix that first")
-                evaluation, logits = evaluate(
-                    OnnxModel(folder / model.file, dataset.preprocessing).predict,
-                    dataset.test,
-                    dataset.class_names,
-                )
-            except (KDExportError, MemoryError) as error:
-                progress.warn(f"{model.name} could not be scored: {error or 'it does not fit in memory'}")
-                scored.append(model)
-                task.advance(note=f"{model.name} not scored")
-                continue
-            if position == 0:
-                baseline = logits
-            near = agreement(baseline, logits) if baseline is not None else None
-            scored.append(
-                dataclasses.replace(
-                    model,
-                    accuracy=evaluation.accuracy,
-                    accuracy_ci95=evaluation.accuracy_ci95,
-                    teacher_agreement=near,
-                    evaluation=evaluation,
-                )
-            )
-            task.advance(note=f"{model.name} {evaluation.accuracy:.4f}")
-    return tuple(scored)
+    def evaluated(model: ModelFile, device: Device) -> tuple[Any, Any]:
+        session = session_for(folder / model.file, device, dataset.multi_label, dataset.preprocessing)
+        return evaluate(session.predict, dataset.test, dataset.class_names)
+
+    return tuple(score_models(models, evaluated, outcome, found, progress))

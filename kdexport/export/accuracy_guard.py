@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdexport.errors import KDExportError
 from kdexport.export import parity
-from kdexport.onnx.sessions import Arrays, Runner
+from kdexport.onnx.sessions import Arrays, OnnxSession
 
 BATCH = 64
 RANKING_SAMPLES = 128
@@ -42,12 +42,12 @@ class AccuracyGuard:
 
     def __init__(self, source: Path, inputs: Arrays, labels: NDArray[np.int64]) -> None:
         self.source, self.inputs, self.labels = source, inputs, labels
-        self.logits = _logits(Runner(source), inputs)
+        self.logits = _logits(OnnxSession(source), inputs)
         self.fp32 = self._accuracy(self.logits)
 
     def score(self, model: onnx.ModelProto) -> Score:
         """Return what a graph scores."""
-        logits = _logits(Runner(model.SerializeToString()), self.inputs)
+        logits = _logits(OnnxSession(model.SerializeToString()), self.inputs)
         return Score(self._accuracy(logits), -float(((logits - self.logits) ** 2).mean()))
 
     def accuracy(self, model: onnx.ModelProto) -> float:
@@ -61,7 +61,7 @@ class AccuracyGuard:
     def harm(self, model: onnx.ModelProto) -> float:
         """Return the mean squared change of the logits over some samples."""
         some = parity.spread(len(self.labels), RANKING_SAMPLES)
-        logits = _logits(Runner(model.SerializeToString()), tuple(array[some] for array in self.inputs))
+        logits = _logits(OnnxSession(model.SerializeToString()), tuple(array[some] for array in self.inputs))
         return float(((logits - self.logits[some]) ** 2).mean())
 
     def _accuracy(self, logits: NDArray[np.float64]) -> float:
@@ -123,7 +123,7 @@ def sensitivity(maker: VariantBuilder, judge: AccuracyGuard) -> list[str]:
 def _cost(before: onnx.ModelProto, after: onnx.ModelProto, judge: AccuracyGuard) -> str:
     """Say what the guard cost; both graphs are timed in turn, so that the machine is the same for both."""
     sizes = [len(model.SerializeToString()) / 1024 for model in (before, after)]
-    sessions = [Runner(model.SerializeToString()) for model in (before, after)]
+    sessions = [OnnxSession(model.SerializeToString()) for model in (before, after)]
     one = tuple(array[:1] for array in judge.inputs)
     spent: list[list[float]] = [[], []]
     for _ in range(TIMED_RUNS):
@@ -138,8 +138,8 @@ def _cost(before: onnx.ModelProto, after: onnx.ModelProto, judge: AccuracyGuard)
     )
 
 
-def _logits(session: Runner, inputs: Arrays) -> NDArray[np.float64]:
-    size = 1 if session.static else BATCH
+def _logits(session: OnnxSession, inputs: Arrays) -> NDArray[np.float64]:
+    size = session.fixed_batch or BATCH
     parts = [
         session(tuple(array[start : start + size] for array in inputs))[0] for start in range(0, len(inputs[0]), size)
     ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from kdexport.export.to_onnx import Exported
-from kdexport.onnx.sessions import Arrays, Runner
+from kdexport.onnx.sessions import Arrays, OnnxSession
 
 
 def first_difference(exported: Exported, example: tuple[Tensor, ...], fed: Arrays, tolerance: float) -> str | None:
@@ -61,7 +61,7 @@ def intermediate_outputs(model: onnx.ModelProto, names: Iterable[str], inputs: A
     present = {item.name for item in widened.graph.output}
     # Without a type: ONNX Runtime infers it.
     widened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    session = Runner(widened.SerializeToString())
+    session = OnnxSession(widened.SerializeToString())
     return dict(zip(session.output_names, session(inputs), strict=True))
 
 

@@ -13,7 +13,7 @@ from kdexport.export.diagnosis import first_difference
 from kdexport.export.target import ExportTarget, Form
 from kdexport.export.to_onnx import Exported, to_onnx
 from kdexport.onnx import files, metadata
-from kdexport.onnx.sessions import Arrays, Runner
+from kdexport.onnx.sessions import Arrays, OnnxSession
 from kdexport.results import ModelFile, Parity
 
 
@@ -127,7 +127,7 @@ def _output_names(output: Any) -> tuple[str, ...]:
 
 
 def _prove(subject: ExportTarget, form: Form, file: Path, shown_as: str, *, baked: bool) -> Parity:
-    session = Runner(file)
+    session = OnnxSession(file)
     dressed = form.softmax or form.top_k
 
     def torch_model(inputs: Arrays) -> Arrays:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.errors import ParityError
-from kdexport.onnx.sessions import Arrays, Runner, first_line
+from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
 from kdexport.results import Parity
 
 BATCH_SIZES = (1, 2, 7, 64)  # the last one for the bulk of the samples
@@ -111,7 +111,7 @@ def samples_of(val: Arrays, train: Arrays) -> Arrays:
 
 def batch_sizes_for(path: Path) -> tuple[int, ...]:
     """Return the batch sizes that a file can be proved at."""
-    return (1,) if Runner(path).static else BATCH_SIZES
+    return (1,) if OnnxSession(path).fixed_batch else BATCH_SIZES
 
 
 def demand(parity: Parity, subject: str, where: str | None = None) -> None:

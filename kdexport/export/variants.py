@@ -17,7 +17,7 @@ from kdexport import artifacts
 from kdexport.export import accuracy_guard, parity, quantize
 from kdexport.export.quantize import Ranges, with_learnt
 from kdexport.onnx import metadata
-from kdexport.onnx.sessions import Arrays, Runner
+from kdexport.onnx.sessions import Arrays, OnnxSession
 from kdexport.progress import Progress
 from kdexport.results import ModelFile
 
@@ -88,8 +88,8 @@ def write(
             stamped["kdexport.key"] = key
         metadata.stamp(temporary, stamped)
         proof = parity.compare(
-            Runner(source),
-            Runner(temporary),
+            OnnxSession(source),
+            OnnxSession(temporary),
             material.samples(),
             tolerance=TOLERANCE[wanted.precision],
             batch_sizes=parity.batch_sizes_for(source),

@@ -24,6 +24,7 @@ from kdexport.models.networks import (
     pretrained_weights,
 )
 from kdexport.models.preprocessing import Preprocessing, with_spec
+from kdexport.models.programs import OnnxNetwork
 from kdexport.models.weights import fit_weights, load_weights
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
 from kdexport.references import parse
@@ -51,6 +52,8 @@ def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
     network, fresh = load_with_fresh(spec.model, spec.args, dataset.num_classes)
+    if isinstance(network, OnnxNetwork):
+        network.onnx.multi_label = dataset.multi_label
     left_out: tuple[str, ...] = ()
     if weights is not None:
         load_weights(network, weights)
@@ -84,11 +87,12 @@ def load_predictor(spec: Student, dataset: Dataset) -> tuple[Predict, tuple[str,
     """
     reference = parse(spec.model)
     if reference.kind == "path" and reference.target.endswith(".onnx"):
-        from kdexport.onnx.sessions import OnnxModel
+        from kdexport.onnx.sessions import OnnxSession
 
         if spec.weights is not None:
             raise SourceError(f"{spec.model} holds its weights itself", hint="take --weights out")
-        onnx = OnnxModel(Path(reference.target), with_spec(dataset.preprocessing, spec.preprocessing))
+        own = with_spec(dataset.preprocessing, spec.preprocessing)
+        onnx = OnnxSession(Path(reference.target), own, multi_label=dataset.multi_label)
         names = onnx.class_names
         notes: tuple[str, ...] = ()
         if names is not None and names != dataset.class_names:
@@ -180,7 +184,7 @@ def _of_timm(name: str, args: Mapping[str, Any]) -> Preprocessing:
 
 
 def _of_onnx(path: Path) -> Preprocessing | None:
-    from kdexport.onnx.sessions import OnnxModel
+    from kdexport.onnx.sessions import OnnxSession
 
-    model = OnnxModel(path)
+    model = OnnxSession(path)
     return Preprocessing("none") if model.takes_raw_images else model.preprocessing

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.errors import SourceError
-from kdexport.onnx.sessions import OnnxModel
+from kdexport.onnx.sessions import OnnxSession
 
 
 class Program(nn.Module):
@@ -58,7 +58,7 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.onnx = OnnxModel(path)
+        self.onnx = OnnxSession(path)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return logits ``[batch, classes]``."""

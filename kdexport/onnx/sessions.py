@@ -1,61 +1,32 @@
-"""An ONNX file at work in this process, on the CPU: every output, for parity and for the choice of a variant.
+"""An ONNX file at work in this process: every output as it comes, or logits of raw samples.
 
-Not for timing: that is ``bench``'s, in a process that holds nothing else.
+The one wrapper: the proof of an export, ``evaluate``, an ONNX teacher and the scoring of ``bench`` all use it. It needs
+numpy and onnxruntime alone, so that a packed benchmark carries this very file. Not for timing: that is ``bench``'s, in
+a process that holds nothing else.
 """
 
 import json
+import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 
-from kdexport.errors import KDExportError, SourceError
-from kdexport.models.preprocessing import Preprocessing
+from kdexport.errors import SourceError
+from kdexport.onnx.activation import Activation, activation_of, last_operator, to_logits
+
+if TYPE_CHECKING:
+    from kdexport.models.preprocessing import Preprocessing
 
 onnxruntime.set_default_logger_severity(3)  # errors: what it says of initializers and placement is not for the user
 
 Arrays = tuple[np.ndarray, ...]
 
-
-class Runner:
-    """A session over an ONNX file.
-
-    Raises:
-        KDExportError: ONNX Runtime cannot load the file.
-    """
-
-    def __init__(self, model: Path | bytes) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        source = str(model) if isinstance(model, Path) else model
-        try:
-            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no common class
-            raise KDExportError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load the exported file: {first_line(error)}",
-                hint="try another --opset, or a newer onnxruntime",
-            ) from error
-        self.input_names = tuple(item.name for item in self.session.get_inputs())
-        self.static = isinstance(self.session.get_inputs()[0].shape[0], int)  # its batch size is fixed
-        self.output_names = tuple(item.name for item in self.session.get_outputs())
-
-    def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:
-        """Return every output for one batch."""
-        feed = dict(zip(self.input_names, inputs, strict=True))
-        return tuple(self.session.run(None, feed))
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's first line, or its type where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-_TYPES = {
+TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -67,114 +38,189 @@ _TYPES = {
 }
 
 
-class OnnxModel:
-    """An ONNX classifier.
+class OnnxSession:
+    """A session over an ONNX file, on the CPU unless another is given.
 
     Args:
-        path: The file.
+        model: The file, or a serialized model.
         preprocessing: For a file that carries none (``kdexport.preprocessing`` in its metadata).
-        threads: Of one operator; 0 lets ONNX Runtime choose.
+        multi_label: Whether a sample can have several labels: each class is then a decision of its own.
+        threads: Of one operator; None takes ``OMP_NUM_THREADS``, else ONNX Runtime chooses.
+        session: An ``onnxruntime.InferenceSession`` over ``model`` that is open already, on whatever device.
+
+    Attributes:
+        multi_label: As given.
+        metadata: The file's own entries, ``kdexport.*`` and others.
+        activation: What the scores have been through: ``none`` (logits), ``softmax`` or ``sigmoid``; None before the
+            first batch.
 
     Raises:
-        SourceError: No such file, or no ONNX file.
+        SourceError: There is no such file, or ONNX Runtime cannot load it.
     """
 
-    def __init__(self, path: Path, preprocessing: Preprocessing | None = None, threads: int = 0) -> None:
-        if not path.is_file():
-            raise SourceError(f"there is no ONNX file {path}", hint="check the path")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only
-        options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
-            raise SourceError(
-                f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}",
-                hint="give a whole .onnx file, with its external data beside it",
-            ) from None
-        self.path = path
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.input_names = tuple(item.name for item in self._session.get_inputs())
-        self.gives: str | None = None  # "logits" or "probabilities", known after the first batch
-        said = self.metadata.get("kdexport.preprocessing")
-        self.preprocessing = Preprocessing.from_json(json.loads(said)) if said else preprocessing
+    def __init__(
+        self,
+        model: Path | bytes,
+        preprocessing: "Preprocessing | None" = None,
+        *,
+        multi_label: bool = False,
+        threads: int | None = None,
+        session: Any = None,
+    ) -> None:
+        self.name = model.name if isinstance(model, Path) else "the model"
+        self.session = _open(model, threads) if session is None else session
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.input_names = tuple(item.name for item in self.session.get_inputs())
+        self.output_names = tuple(item.name for item in self.session.get_outputs())
+        self.activation: Activation | None = None
+        self._model = model
+        self.multi_label = multi_label
+        self._preprocessing = preprocessing
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:
+        """Return every output for one batch, fed as it is."""
+        feed = dict(zip(self.input_names, inputs, strict=True))
+        return tuple(self.session.run(None, feed))
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size where the graph fixes it: the first axis of its first input."""
+        inputs = self.session.get_inputs()
+        size = inputs[0].shape[0] if inputs and inputs[0].shape else None
+        return size if isinstance(size, int) and size > 0 else None
+
+    @cached_property
+    def preprocessing(self) -> "Preprocessing | None":
+        """What turns raw samples into the file's inputs: its own, else what was given."""
+        written = self.metadata.get("kdexport.preprocessing")
+        if not written:
+            return self._preprocessing
+        from kdexport.models.preprocessing import Preprocessing
+
+        return Preprocessing.from_json(self._json("kdexport.preprocessing", dict))
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The labels that the file carries, or None."""
-        said = self.metadata.get("kdexport.labels")
-        return tuple(json.loads(said)) if said else None
+        if not self.metadata.get("kdexport.labels"):
+            return None
+        return tuple(map(str, self._json("kdexport.labels", list)))
 
     @property
     def takes_raw_images(self) -> bool:
         """Whether the preprocessing is in the file: it takes uint8 NHWC."""
-        return bool(self._session.get_inputs()[0].type == "tensor(uint8)")
+        return bool(self.session.get_inputs()[0].type == "tensor(uint8)")
 
     def predict(self, inputs: tuple[NDArray[Any], ...]) -> NDArray[np.float32]:
         """Return logits ``[batch, classes]`` of raw inputs, one array per network input.
 
-        A file that gives probabilities is recognised by its values, and their logarithm is returned: softmax of it
-        gives them back. A file with a fixed batch size is run as often as it takes.
+        Probabilities become logits again, of a sigmoid class by class. A file with a fixed batch size is run as often
+        as it takes, the last batch filled up.
+
+        Raises:
+            SourceError: The file does not take the data, gives no scores, or gives a softmax over the classes where a
+                sample has several labels: which of them apply cannot be told from that.
         """
-        fed = self._fed(inputs)
-        limit = self._session.get_inputs()[0].shape[0]
-        batch = len(fed[0])
-        if not isinstance(limit, int) or limit == batch:
-            return self._logits(self._run(fed))
+        feed = self._fed(inputs)
+        batch, size = len(feed[0]), self.fixed_batch or len(feed[0])
         parts = []
-        for start in range(0, batch, limit):
-            part = [array[start : start + limit] for array in fed]
-            filled = [np.concatenate([array, np.repeat(array[-1:], limit - len(array), axis=0)]) for array in part]
-            parts.append(self._run(filled)[: len(part[0])])
-        return self._logits(np.concatenate(parts))
+        for start in range(0, batch, size):
+            taken = np.minimum(np.arange(start, start + size), batch - 1)
+            whole = start == 0 and size == batch
+            parts.append(self._scores(feed if whole else [array[taken] for array in feed])[: batch - start])
+        return self._logits(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def feeds(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[Any]]:
         """Return what is fed for raw inputs, by the names of the model's inputs: preprocessed, in the right types."""
         return dict(zip(self.input_names, self._fed(inputs), strict=True))
 
     def _fed(self, inputs: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
-        specifications = self._session.get_inputs()
+        specifications = self.session.get_inputs()
         if len(specifications) != len(inputs):
             raise SourceError(
-                f"{self.path.name} takes {len(specifications)} inputs ({', '.join(self.input_names)}); "
+                f"{self.name} takes {len(specifications)} inputs ({', '.join(self.input_names)}); "
                 f"the data have {len(inputs)}",
                 hint="give data with the inputs that the model takes",
             )
-        raw = inputs[0].dtype == np.uint8 and inputs[0].ndim == 4
-        if raw and not self.takes_raw_images:
+        if inputs[0].dtype == np.uint8 and inputs[0].ndim == 4 and not self.takes_raw_images:
             if self.preprocessing is None or self.preprocessing.kind != "image":
                 raise SourceError(
-                    f"{self.path.name} takes {specifications[0].type} and doesn't say how an image becomes that",
+                    f"{self.name} takes {specifications[0].type} and doesn't say how an image becomes that",
                     hint="export it with kdexport, which writes the preprocessing into the file",
                 )
             inputs = tuple(item.numpy() for item in self.preprocessing.apply(inputs))
         return [
-            np.ascontiguousarray(array, dtype=_TYPES.get(item.type, array.dtype))
+            np.ascontiguousarray(array, dtype=TYPES.get(item.type, array.dtype))
             for array, item in zip(inputs, specifications, strict=True)
         ]
 
-    def _run(self, fed: list[NDArray[Any]]) -> NDArray[np.float32]:
+    def _scores(self, feed: list[NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the first output that is a table of floats: not the labels that stand before it in some files."""
         try:
-            outputs = self._session.run(None, dict(zip(self.input_names, fed, strict=True)))
+            outputs = self(feed)
         except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
-            shapes = ", ".join(f"{list(array.shape)} {array.dtype}" for array in fed)
+            shapes = ", ".join(f"{list(array.shape)} {array.dtype}" for array in feed)
             raise SourceError(
-                f"{self.path.name} does not take the data ({shapes}): {str(error).splitlines()[0]}",
+                f"{self.name} does not take the data ({shapes}): {first_line(error)}",
                 hint="the data must have the shape and type that the model was exported for",
             ) from None
-        for output in outputs:
+        for name, output in zip(self.output_names, outputs, strict=True):
+            table: Any = output
             if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
-                output = np.array([[row[key] for key in sorted(row)] for row in output])
-            if isinstance(output, np.ndarray) and output.ndim == 2 and output.dtype.kind == "f":
-                return output.astype(np.float32)
-        kinds = ", ".join(f"{item.name} {item.type} {item.shape}" for item in self._session.get_outputs())
+                table = np.array([[row[key] for key in sorted(row)] for row in output])
+            if isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind == "f":
+                scores: NDArray[np.float32] = table.astype(np.float32)
+                if self.activation is None:
+                    self.activation = activation_of(last_operator(self._model, name), scores)
+                return scores
+        kinds = ", ".join(f"{item.name} {item.type} {item.shape}" for item in self.session.get_outputs())
         raise SourceError(
-            f"{self.path.name} gives no scores of shape [batch, classes]; it gives {kinds}",
+            f"{self.name} gives no scores of shape [batch, classes]; it gives {kinds}",
             hint="export it with logits or probabilities as an output",
         )
 
     def _logits(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.gives is None and len(scores):
-            sums_to_one = np.abs(scores.sum(axis=1) - 1) < 1e-3
-            self.gives = "probabilities" if bool((scores.min() >= 0) and sums_to_one.all()) else "logits"
-        return np.log(np.maximum(scores, 1e-8)) if self.gives == "probabilities" else scores
+        if self.multi_label and self.activation == "softmax":
+            raise SourceError(
+                f"{self.name} gives a softmax over its classes, and the samples here have several labels each",
+                hint="export it without the softmax, or with a sigmoid per class",
+            )
+        return to_logits(scores, self.activation or "none")
+
+    def _json(self, key: str, kind: type) -> Any:
+        """Return an entry of the metadata that kdexport writes as JSON."""
+        try:
+            document = json.loads(self.metadata[key])
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, kind):
+            raise SourceError(
+                f"{self.name}: the metadata's {key} is not what kdexport writes", hint="export the model again"
+            )
+        return document
+
+
+def _open(model: Path | bytes, threads: int | None) -> Any:
+    if isinstance(model, Path) and not model.is_file():
+        raise SourceError(f"there is no ONNX file {model}", hint="check the path")
+    if threads is None:
+        wanted = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(wanted) if wanted.isdecimal() else 0
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
+        what = str(model) if isinstance(model, Path) else "the exported graph"
+        raise SourceError(
+            f"{what} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}",
+            hint="give a whole .onnx file with its external data beside it; a newer opset needs a newer onnxruntime",
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

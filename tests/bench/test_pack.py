@@ -10,7 +10,9 @@ import pytest
 
 from kdexport import results
 from kdexport.bench.pack import pack
+from kdexport.bench.plan import Device
 from kdexport.bench.remote import measure_on
+from kdexport.bench.runner import Outcome
 from kdexport.data.samples import Dataset, Split
 from kdexport.errors import KDExportError
 from kdexport.models.preprocessing import Preprocessing
@@ -63,7 +65,9 @@ def test_a_pack_measures_and_scores_with_numpy_and_onnxruntime_alone(packed, bar
     from kdexport.bench.stage import score
 
     folder = tmp_path
-    here = score([describe_file(folder / "c.onnx")], folder.parent / folder.name, data, Silent())
+    nothing = Outcome((), (), {})
+    cpu = [Device("cpu", "CPUExecutionProvider")]
+    here = score([describe_file(folder / "c.onnx")], folder.parent / folder.name, data, nothing, cpu, Silent())
     assert result.models[1].accuracy == here[0].accuracy
 
 

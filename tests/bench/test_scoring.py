@@ -15,8 +15,7 @@ from kdexport.bench import packed, stage
 from kdexport.bench.packed import Job
 from kdexport.bench.plan import Device
 from kdexport.bench.runner import Outcome
-from kdexport.bench.scoring import predictor, unsafe
-from kdexport.bench.session import open_session
+from kdexport.bench.scoring import scoring_device, session_for
 from kdexport.data.samples import Dataset, Split
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import sessions
@@ -65,41 +64,43 @@ def data() -> Dataset:
 
 def test_a_pack_takes_from_a_model_what_this_machine_takes(tmp_path, data):
     path = classifier(tmp_path / "m.onnx")
-    session, _ = open_session(str(path), CPU.provider, {}, 1)
-    here = sessions.OnnxModel(path).predict(data.test.inputs)
-    there = predictor(session, ["x"])(data.test.inputs)
+    here = sessions.OnnxSession(path).predict(data.test.inputs)
+    there = session_for(path, CPU, multi_label=False).predict(data.test.inputs)
     assert there.shape == (20, 3)
     np.testing.assert_array_equal(there, here)
     np.testing.assert_allclose(np.exp(there).sum(axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("measured", "failed", "left_out"),
+    ("measured", "failed", "expected"),
     [
-        ([("m", "cpu")], [("m", "cpu")], []),  # at another batch size
-        ([], [("m", "cpu")], ["m"]),
-        ([("m", "cuda")], [("m", "cpu")], ["m"]),
-        ([("m", "cuda")], [("m", "tensorrt")], []),
-        ([], [("m", "cuda")], ["m"]),
-        ([("n", "cpu")], [], []),
+        ([("m", "cpu")], [("m", "cpu")], "cpu"),  # at another batch size
+        ([], [("m", "cpu")], None),
+        ([("m", "cuda")], [("m", "cpu")], "cuda"),
+        ([("m", "cuda")], [("m", "tensorrt")], "cuda"),
+        ([("m", "cuda"), ("m", "cpu")], [], "cpu"),  # the first that was asked for
+        ([], [("m", "cuda")], None),
+        ([("n", "cpu")], [], "cpu"),
     ],
 )
-def test_what_ended_a_worker_is_not_loaded_into_this_process(measured, failed, left_out):
+def test_a_model_is_scored_where_it_was_measured_and_not_where_it_ended_a_worker(measured, failed, expected):
     measurements = [SimpleNamespace(model=model, device=device) for model, device in measured]
     outcome = SimpleNamespace(measurements=measurements, failures=[failure(*pair) for pair in failed])
-    assert sorted(unsafe(outcome, "cpu")) == left_out
+    devices = [CPU, Device("cuda", "CUDAExecutionProvider")]
+    found = scoring_device(outcome, "m", devices)
+    assert (found and found.name) == expected
 
 
 def test_a_model_that_failed_is_not_scored_and_the_result_stands(tmp_path, data, quick, monkeypatch):
     files = [describe_file(classifier(tmp_path / f"{name}.onnx")) for name in ("good", "bad")]
     opened = []
 
-    class Watched(sessions.OnnxModel):
-        def __init__(self, path, *arguments):
+    class Watched(sessions.OnnxSession):
+        def __init__(self, path, *arguments, **options):
             opened.append(path.stem)
-            super().__init__(path, *arguments)
+            super().__init__(path, *arguments, **options)
 
-    monkeypatch.setattr(sessions, "OnnxModel", Watched)
+    monkeypatch.setattr(sessions, "OnnxSession", Watched)
     monkeypatch.setattr(stage, "run_plan", lambda *_: Outcome((), (failure("bad"),), {}))
     progress = Heard()
     settings = quick.model_copy(update={"batch_sizes": (8,)})
@@ -119,11 +120,13 @@ def test_in_a_pack_one_that_cannot_be_scored_costs_only_its_own_score(tmp_path, 
     plan = SimpleNamespace(targets=[SimpleNamespace(path=model.file) for model in models])
     progress = Heard()
     result = SimpleNamespace(models=models, measurements=[], failures=[failure("bad")])
-    good, bad, odd = packed.score(Job(tmp_path, manifest, plan, CPU, progress), result)
+    good, bad, odd = packed.score(Job(tmp_path, manifest, plan, [CPU], progress), result)
     assert good.evaluation.samples == 20
     assert (bad.accuracy, odd.accuracy) == (None, None)
-    assert len(progress.warnings) == 1
-    assert progress.warnings[0].startswith("odd could not be scored")
+    assert [warning.partition(":")[0] for warning in progress.warnings] == [
+        "bad could not be scored",
+        "odd could not be scored",
+    ]
 
 
 def test_a_pack_keeps_what_was_measured_when_scoring_ends_it(tmp_path, monkeypatch):

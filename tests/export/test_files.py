@@ -18,7 +18,7 @@ from kdexport.export import example, network_export
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import files
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 
 FORM = Form(18, 8, 1e-4)
 
@@ -41,7 +41,7 @@ def test_weights_beyond_the_limit_lie_beside_the_file(subject, tmp_path, monkeyp
         entry.value for item in stored.graph.initializer for entry in item.external_data if entry.key == "location"
     }
     assert places == {"net.onnx.data"}
-    Runner(tmp_path / "net.onnx")(subject.samples)
+    OnnxSession(tmp_path / "net.onnx")(subject.samples)
     monkeypatch.setattr(files, "SINGLE_FILE_BYTES", 2**31)
     network_export.write(subject, FORM, tmp_path / "net.onnx")  # small again: the old weights would only be in the way
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -65,7 +65,10 @@ def test_the_ort_format_loads_and_lists_its_operators(subject, tmp_path):
     network_export.write(subject, FORM, tmp_path / "net.onnx")
     target, listed = files.write_ort(tmp_path / "net.onnx")
     np.testing.assert_allclose(
-        Runner(target)(subject.samples)[0], Runner(tmp_path / "net.onnx")(subject.samples)[0], rtol=1e-4, atol=1e-5
+        OnnxSession(target)(subject.samples)[0],
+        OnnxSession(tmp_path / "net.onnx")(subject.samples)[0],
+        rtol=1e-4,
+        atol=1e-5,
     )
     line = listed.read_text().splitlines()[1]
     domain, opset, operators = line.split(";")

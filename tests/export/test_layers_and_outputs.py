@@ -10,7 +10,7 @@ from kdexport.export import diagnosis, graph, network_export
 from kdexport.export.target import ExportTarget, Form
 from kdexport.export.to_onnx import to_onnx
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 
 LABELS = tuple("abcdefghij")
 
@@ -40,7 +40,7 @@ def test_the_first_layer_that_differs_is_named(network, samples):
 def test_probabilities_and_the_best_classes_by_name_come_out(network, samples, tmp_path):
     subject = ExportTarget("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
     network_export.write(subject, Form(18, 8, 1e-4, softmax=True, top_k=3), tmp_path / "net.onnx")
-    session = Runner(tmp_path / "net.onnx")
+    session = OnnxSession(tmp_path / "net.onnx")
     assert session.output_names == ("probabilities", "top_scores", "top_labels")
     probabilities, scores, labels = session(samples)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from kdexport.export import network_export
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import versions
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 
 JPEGS = 1000
 
@@ -63,7 +63,7 @@ def test_the_graph_sees_what_python_sees(case, photos, tmp_path):
     opset = versions.DEFAULT_OPSET
     form = Form(opset, versions.ir_for(opset), 1e-4, bake=True, any_image_size=any_size)
     network_export.write(subject, form, tmp_path / "baked.onnx")
-    baked = Runner(tmp_path / "baked.onnx")
+    baked = OnnxSession(tmp_path / "baked.onnx")
     with torch.no_grad():
         expected = network(*wanted.apply((photos,))).numpy()
     actual = np.concatenate([baked((photos[start : start + 100],))[0] for start in range(0, JPEGS, 100)])
@@ -77,7 +77,7 @@ def test_images_of_any_size_go_in(photos, tmp_path):
     network = Net().eval()
     subject = ExportTarget("net", network, wanted, ("image",), (photos[:64],))
     network_export.write(subject, Form(18, 8, 1e-4, bake=True, any_image_size=True), tmp_path / "net.onnx")
-    session = Runner(tmp_path / "net.onnx")
+    session = OnnxSession(tmp_path / "net.onnx")
     for height, width in ((64, 96), (31, 97), (200, 45), (24, 24), (10, 12)):
         image = np.asarray(Image.fromarray(photos[0]).resize((width, height)))[None]
         with torch.no_grad():

@@ -12,7 +12,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import accuracy_guard, network_export, quantize, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
 
 FORM = Form(18, 8, 1e-4)
@@ -56,7 +56,7 @@ def _material(samples, labels=None):
 
 def _labels(path, samples):
     """The fp32 file's own answers: it is right by definition, so that any drop is the variant's."""
-    return Runner(path)(samples)[0].argmax(1)
+    return OnnxSession(path)(samples)[0].argmax(1)
 
 
 def test_what_overflows_stays_in_fp32(samples, tmp_path):
@@ -138,10 +138,10 @@ def test_the_guard_returns_the_harmful_layers(samples, tmp_path):
     material = _material(samples, _labels(path, samples))
     loose = variants.VariantSpec("int8", calibration="minmax")
     unguarded = variants.write(path, made, loose, tmp_path / "loose.onnx", material, Silent(), key=None)
-    answers = Runner(path)(samples)[0].argmax(1)
+    answers = OnnxSession(path)(samples)[0].argmax(1)
 
     def right(file):
-        return float((Runner(file)(samples)[0].argmax(1) == answers).mean())
+        return float((OnnxSession(file)(samples)[0].argmax(1) == answers).mean())
 
     assert right(tmp_path / "loose.onnx") < 0.9  # there is something to guard
     tight = dataclasses.replace(loose, max_accuracy_drop=0.01)
@@ -200,7 +200,7 @@ def test_every_precision_is_guarded(precision, network, culprit, of, samples, tm
     variants.write(path, made, loose, tmp_path / "loose.onnx", material, Silent(), key=None)
 
     def right(file):
-        return float((Runner(file)(samples)[0].argmax(1) == answers).mean())
+        return float((OnnxSession(file)(samples)[0].argmax(1) == answers).mean())
 
     assert right(tmp_path / "loose.onnx") < 0.9  # there is something to guard
     tight = dataclasses.replace(loose, max_accuracy_drop=0.1)

@@ -22,7 +22,7 @@ from kdexport.errors import KDExportError, RecipeError
 from kdexport.export import network_export, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
 from kdexport.recipe import Distill, Recipe
 
@@ -52,7 +52,7 @@ def test_the_file_computes_what_the_rounded_network_does(trained):
     inputs = torch.from_numpy(samples[0])
     with torch.no_grad():
         expected, plain = rounded(inputs).numpy(), network(inputs).numpy()
-    actual = Runner(folder / "net.int8.onnx")(samples)[0]
+    actual = OnnxSession(folder / "net.int8.onnx")(samples)[0]
     rounding, difference = np.abs(expected - plain).mean(), np.abs(actual - expected).mean()
     assert rounding > 0  # the ranges clip: there is something to agree on
     assert difference < 0.05 * rounding

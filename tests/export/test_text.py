@@ -8,7 +8,7 @@ from torch import nn
 from kdexport.export import network_export, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx.sessions import Runner
+from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
 
 
@@ -43,7 +43,7 @@ def text(tmp_path_factory):
 def test_any_length_goes_in(text):
     subject, path, made = text
     assert made.inputs == {"input_ids": ["batch", "length"], "attention_mask": ["batch", "length"]}
-    session = Runner(path)
+    session = OnnxSession(path)
     for length in (1, 5, 100):
         ids = np.random.default_rng(1).integers(1, 100, (3, length))
         with torch.no_grad():

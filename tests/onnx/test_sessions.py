@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx.sessions import OnnxModel
+from kdexport.onnx.sessions import OnnxSession
 
 WEIGHT = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 
@@ -43,7 +43,7 @@ def test_raw_pixels_go_in_where_the_file_takes_them(tmp_path):
     nodes = [helper.make_node("Cast", ["x"], ["pixels"], to=TensorProto.FLOAT), *linear("pixels")]
     inputs, outputs = [("x", TensorProto.UINT8, ["n", 2, 6, 1])], [("logits", TensorProto.FLOAT, ["n", 3])]
     labels = {"kdexport.labels": json.dumps(["a", "b", "c"])}
-    model = OnnxModel(save(tmp_path / "m.onnx", nodes, inputs, outputs, labels))
+    model = OnnxSession(save(tmp_path / "m.onnx", nodes, inputs, outputs, labels))
     assert model.takes_raw_images
     assert model.class_names == ("a", "b", "c")
     assert np.allclose(model.predict((IMAGES,)), IMAGES.reshape(5, 12) @ WEIGHT, atol=1e-2)
@@ -55,8 +55,8 @@ def test_the_preprocessing_in_the_file_comes_before_any_other(tmp_path):
     metadata = {"kdexport.preprocessing": json.dumps(own.to_json())}
     path = save(tmp_path / "m.onnx", linear("x"), inputs, outputs, metadata)
     expected = ((IMAGES.reshape(5, 12) / 255 - 0.2) / 0.5) @ WEIGHT
-    assert np.allclose(OnnxModel(path, Preprocessing("image")).predict((IMAGES,)), expected, atol=1e-4)
-    bare = OnnxModel(save(tmp_path / "bare.onnx", linear("x"), inputs, outputs))
+    assert np.allclose(OnnxSession(path, Preprocessing("image")).predict((IMAGES,)), expected, atol=1e-4)
+    bare = OnnxSession(save(tmp_path / "bare.onnx", linear("x"), inputs, outputs))
     with pytest.raises(SourceError, match="doesn't say how an image becomes that"):
         bare.predict((IMAGES,))
     floats = np.ones((5, 1, 2, 6))  # float64 is given as the file's float32
@@ -73,18 +73,18 @@ def test_a_scikit_learn_file_gives_labels_and_dictionaries(tmp_path):
     kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     listed = helper.make_value_info("probabilities", helper.make_sequence_type_proto(kind))
     inputs = [("x", TensorProto.FLOAT, ["n", 12])]
-    model = OnnxModel(save(tmp_path / "m.onnx", nodes, inputs, [("label", TensorProto.INT64, ["n"]), listed]))
+    model = OnnxSession(save(tmp_path / "m.onnx", nodes, inputs, [("label", TensorProto.INT64, ["n"]), listed]))
     rows = np.random.default_rng(2).normal(size=(7, 12)).astype(np.float32)
     scores = rows @ WEIGHT
     found = model.predict((rows,))
-    assert model.gives == "probabilities"
+    assert model.activation == "softmax"
     shares = np.exp(scores - scores.max(1, keepdims=True))
     assert np.allclose(np.exp(found), shares / shares.sum(1, keepdims=True), atol=1e-5)
 
 
 def test_a_fixed_batch_is_run_as_often_as_it_takes(tmp_path):
     inputs, outputs = [("x", TensorProto.FLOAT, [2, 12])], [("logits", TensorProto.FLOAT, [2, 3])]
-    model = OnnxModel(save(tmp_path / "m.onnx", linear("x"), inputs, outputs))
+    model = OnnxSession(save(tmp_path / "m.onnx", linear("x"), inputs, outputs))
     rows = np.random.default_rng(2).normal(size=(7, 12)).astype(np.float32)
     assert np.allclose(model.predict((rows,)), rows @ WEIGHT, atol=1e-5)
 
@@ -92,9 +92,9 @@ def test_a_fixed_batch_is_run_as_often_as_it_takes(tmp_path):
 def test_files_and_inputs_that_do_not_fit(tmp_path):
     (tmp_path / "text.onnx").write_text("nothing")
     with pytest.raises(SourceError, match="cannot be loaded by ONNX Runtime"):
-        OnnxModel(tmp_path / "text.onnx")
+        OnnxSession(tmp_path / "text.onnx")
     inputs, outputs = [("x", TensorProto.FLOAT, ["n", 12])], [("logits", TensorProto.FLOAT, ["n", 3])]
-    model = OnnxModel(save(tmp_path / "m.onnx", linear("x"), inputs, outputs))
+    model = OnnxSession(save(tmp_path / "m.onnx", linear("x"), inputs, outputs))
     with pytest.raises(SourceError, match=r"takes 1 inputs \(x\); the data have 2"):
         model.predict((np.ones((2, 12)), np.ones((2, 12))))
     with pytest.raises(SourceError, match=r"does not take the data \(\[2, 5\] float32\)"):
@@ -103,6 +103,78 @@ def test_files_and_inputs_that_do_not_fit(tmp_path):
         helper.make_node("Reshape", ["x", "flat_shape"], ["y"]),
         helper.make_node("ArgMax", ["y"], ["label"], axis=1),
     ]
-    numbers = OnnxModel(save(tmp_path / "n.onnx", flat, inputs, [("label", TensorProto.INT64, ["n", 1])]))
+    numbers = OnnxSession(save(tmp_path / "n.onnx", flat, inputs, [("label", TensorProto.INT64, ["n", 1])]))
     with pytest.raises(SourceError, match=r"gives no scores of shape \[batch, classes\]; it gives label"):
         numbers.predict((np.ones((2, 12)),))
+
+
+def scored(tmp_path, *tail, multi_label=True, output="out"):
+    """A linear layer with operators after it, over random rows; the rows' logits, and the session."""
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", 12])], [(output, TensorProto.FLOAT, ["n", 3])]
+    path = save(tmp_path / "m.onnx", [*linear("x"), *tail], inputs, outputs)
+    rows = np.random.default_rng(2).normal(size=(9, 12)).astype(np.float32)
+    return rows, rows @ WEIGHT, OnnxSession(path, multi_label=multi_label)
+
+
+ONE_MINUS = [  # a sigmoid that some exporters write out: 1 / (1 + exp(-x))
+    helper.make_node("Neg", ["logits"], ["minus"]),
+    helper.make_node("Exp", ["minus"], ["exp"]),
+    helper.make_node("Constant", [], ["one"], value_float=1.0),
+    helper.make_node("Add", ["exp", "one"], ["sum"]),
+    helper.make_node("Div", ["one", "sum"], ["out"]),
+]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        [helper.make_node("Sigmoid", ["logits"], ["out"])],
+        [helper.make_node("Sigmoid", ["logits"], ["s"]), helper.make_node("Identity", ["s"], ["out"])],
+        [
+            helper.make_node("Sigmoid", ["logits"], ["s"]),
+            helper.make_node("Cast", ["s"], ["half"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["half"], ["out"], to=TensorProto.FLOAT),
+        ],
+        ONE_MINUS,
+    ],
+    ids=["sigmoid", "identity", "half", "written out"],
+)
+def test_of_a_sigmoid_each_class_is_its_own_decision(tmp_path, tail):
+    rows, logits, model = scored(tmp_path, *tail)
+    found = model.predict((rows,))
+    assert model.activation == "sigmoid"
+    assert np.array_equal(found > 0, logits > 0)
+    assert 0 < (found > 0).mean() < 1
+    assert np.abs(1 / (1 + np.exp(-found)) - 1 / (1 + np.exp(-logits))).max() < 1e-3
+
+
+def test_logits_stay_as_they_are_where_they_happen_to_lie_between_0_and_1(tmp_path):
+    rows, _, model = scored(tmp_path, output="logits")
+    small = rows * np.float32(1e-3)
+    kept = small[(small @ WEIGHT).min(axis=1) >= 0]
+    assert len(kept)
+    assert np.allclose(model.predict((kept,)), kept @ WEIGHT)
+    assert model.activation == "none"
+
+
+def test_a_softmax_over_classes_cannot_score_several_labels(tmp_path):
+    softmax = helper.make_node("Softmax", ["logits"], ["out"], axis=1)
+    rows, _, model = scored(tmp_path, softmax)
+    with pytest.raises(SourceError, match="gives a softmax over its classes, and the samples here have several"):
+        model.predict((rows,))
+    rows, logits, model = scored(tmp_path, softmax, multi_label=False)
+    assert np.array_equal(model.predict((rows,)).argmax(1), logits.argmax(1))
+
+
+@pytest.mark.parametrize("text", ["nothing", "[1, 2]", "[" * 5000])
+def test_metadata_that_kdexport_did_not_write_are_named(tmp_path, text):
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", 1, 2, 6])], [("logits", TensorProto.FLOAT, ["n", 3])]
+    model = OnnxSession(
+        save(
+            tmp_path / "m.onnx", linear("x"), inputs, outputs, {"kdexport.preprocessing": text, "kdexport.labels": "{}"}
+        )
+    )
+    with pytest.raises(SourceError, match=r"kdexport\.preprocessing is not what kdexport writes"):
+        model.predict((IMAGES,))
+    with pytest.raises(SourceError, match=r"kdexport\.labels is not what kdexport writes"):
+        _ = model.class_names
