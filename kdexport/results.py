@@ -318,6 +318,7 @@ class DevicePick:
     why: str
     nearest: str | None = None  # where nothing fits: what misses by the least
     misses: tuple[str, ...] = ()  # by how much, in words
+    fastest: str | None = None  # where no score is known and nothing is required: speed alone is compared
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,7 @@ class Gate:
     value: float | None
     passed: bool
     ci95: Interval | None = None
-    verdict: Literal["met", "failed", "undecided", "not measured"] = "met"  # undecided: ci95 straddles the limit
+    verdict: Literal["pass", "fail", "undecided", "not measured"] = "pass"  # undecided: ci95 straddles the limit
     model: str = ""
     machine: str = ""  # empty: holds on every machine
     device: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 from kdexport import __version__
 from kdexport.report import figures
 from kdexport.report.markdown import answer, device_table, escape
-from kdexport.report.view import Place, Row, places_of, plain_comparison
+from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison
 from kdexport.results import ModelFile, Report
 
 MOST_NAMED = 20  # classes written out by name
@@ -20,8 +20,8 @@ MOST_NAMED = 20  # classes written out by name
 
 def card(report: Report) -> str | None:
     """Return the card of the pick, as README.md of a model repository; None where nothing is to ship."""
-    place = next((place for place in places_of(report) if place.chosen and place.pick and place.pick.model), None)
-    name = report.pick.model if report.pick else place.chosen.name if place and place.chosen else None
+    view = next((view for view in condition_views(report) if view.chosen and view.pick and view.pick.model), None)
+    name = report.pick.model if report.pick else view.chosen.name if view and view.chosen else None
     model = next((model for model in report.models if model.name == name), None)
     if model is None:
         return None
@@ -38,14 +38,14 @@ def card(report: Report) -> str | None:
         "## How it was made",
         *_made(report, model),
         "## Evaluation",
-        *_evaluation(report, place),
+        *_evaluation(report, view),
         "## Limits",
-        *_limits(model, place),
+        *_limits(model, view),
     ]
-    return f"---\n{_front_matter(report, model, place)}---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_front_matter(report, model, view)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _front_matter(report: Report, model: ModelFile, place: Place | None) -> str:
+def _front_matter(report: Report, model: ModelFile, view: ConditionView | None) -> str:
     tags = ["onnx", "onnxruntime", "kdexport"]
     tags += ["knowledge-distillation"] if any(item.name == "teacher" for item in report.models) else []
     tags += ["quantization"] if model.precision != "fp32" else []
@@ -53,7 +53,7 @@ def _front_matter(report: Report, model: ModelFile, place: Place | None) -> str:
     task = _task(model)
     if task:
         data["pipeline_tag"] = task
-    metrics = _metrics(model, place)
+    metrics = _metrics(model, view)
     if metrics:
         source = str(_recipe(report, "data").get("source", "unknown"))
         split = model.evaluation.split if model.evaluation else "test"
@@ -91,16 +91,16 @@ def _yaml(value: Any, indent: str = "") -> list[str]:
     return [f"{indent}{json.dumps(value)}"]
 
 
-def _metrics(model: ModelFile, place: Place | None) -> list[dict[str, Any]]:
+def _metrics(model: ModelFile, view: ConditionView | None) -> list[dict[str, Any]]:
     metrics: list[dict[str, Any]] = []
     if model.accuracy is not None:
         metrics.append({"type": "accuracy", "value": round(model.accuracy, 6), "name": "Accuracy in ONNX Runtime"})
     if model.evaluation is not None:
         metrics.append({"type": "f1", "value": round(model.evaluation.macro_f1, 6), "name": "Macro F1"})
-    row = place.by_name.get(model.name) if place else None
-    if row is not None and place is not None:
+    row = view.by_name.get(model.name) if view else None
+    if row is not None and view is not None:
         latency = row.measurement.latency_ms.p50
-        metrics.append({"type": "latency", "value": round(latency, 6), "name": f"Median latency in ms, {place.title}"})
+        metrics.append({"type": "latency", "value": round(latency, 6), "name": f"Median latency in ms, {view.title}"})
     return metrics
 
 
@@ -187,17 +187,17 @@ def _made(report: Report, model: ModelFile) -> list[str]:
     return [escape(words), *proof, f"Made with kdexport {__version__}."]
 
 
-def _evaluation(report: Report, place: Place | None) -> list[str]:
+def _evaluation(report: Report, view: ConditionView | None) -> list[str]:
     lines = ["Accuracy is that of the ONNX file in ONNX Runtime; intervals are 95 %, differences paired by sample."]
-    if place is not None and place.pick is not None:
-        lines.append("\n".join(device_table(place, level=3)))
+    if view is not None and view.pick is not None:
+        lines.append("\n".join(device_table(view, level=3)))
     plain = plain_comparison(report)
     if plain is not None:
         lines.append("\n".join(f"- {escape(line)}" for line in report.findings if line.startswith("Distillation")))
     return [line for line in lines if line]
 
 
-def _limits(model: ModelFile, place: Place | None) -> list[str]:
+def _limits(model: ModelFile, view: ConditionView | None) -> list[str]:
     limits = []
     if model.evaluation is not None and model.evaluation.per_class:
         scored = [score for score in model.evaluation.per_class if score.samples]
@@ -205,9 +205,9 @@ def _limits(model: ModelFile, place: Place | None) -> list[str]:
         if worst is not None:
             found = f"{figures.percent(worst.accuracy)} of {worst.samples} samples found"
             limits.append(f"Weakest on the class {worst.name}: {found}.")
-    row: Row | None = place.by_name.get(model.name) if place else None
-    if row is not None and place is not None:
-        limits.append(f"Latency holds for {place.title}; other hardware may order the models otherwise.")
+    row: Row | None = view.by_name.get(model.name) if view else None
+    if row is not None and view is not None:
+        limits.append(f"Latency holds for {view.title}; other hardware may order the models otherwise.")
     if model.accuracy is None:
         limits.append("Its accuracy was not measured.")
     limits += [f"{line}" for line in model.notes]

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 from kdexport.report.figures import xml_text
 from kdexport.report.markdown import answer, device_table, escape, gate_table
-from kdexport.report.view import gate_words, judged_places
+from kdexport.report.view import gate_words, judged_views
 from kdexport.results import Gate, Report
 
 MOST_TABLES = 6  # of devices in a job summary; the whole is in report.md
@@ -33,16 +33,16 @@ def junit(report: Report) -> str:
 def github(report: Report) -> str:
     """Return a job summary: the verdict first, then the requirements, then the figures."""
     failed = sum(not gate.passed for gate in report.gates)
-    verdict = "no requirements" if not report.gates else f"{failed} of {len(report.gates)} requirements not met"
+    verdict = "no requirements" if not report.gates else f"{failed} of {len(report.gates)} requirements fail"
     if report.gates and not failed:
-        verdict = f"all {len(report.gates)} requirements met"
+        verdict = f"all {len(report.gates)} requirements pass"
         unsure = sum(gate.verdict == "undecided" for gate in report.gates)
         verdict += f", {unsure} of them undecided" if unsure else ""
     lines = [f"## {escape(report.name)}: {verdict}", "", *answer(report), ""]
     if report.gates:
         lines += [*gate_table(report), ""]
-    for _, place in judged_places(report)[:MOST_TABLES]:
-        lines += [*device_table(place, level=3), ""]
+    for _, view in judged_views(report)[:MOST_TABLES]:
+        lines += [*device_table(view, level=3), ""]
     lines += [f"- {escape(sentence)}" for sentence in report.findings]
     return "\n".join(lines).rstrip("\n") + "\n"
 

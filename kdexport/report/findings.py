@@ -12,11 +12,11 @@ VARIANTS = ("int8", "int8-dynamic", "int4", "fp16")
 
 def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]:
     """Return the sentences, the most important first."""
-    places = [Condition(item.machine, item.device, item.batch_size, item.threads) for item in devices]
+    conditions = [Condition(item.machine, item.device, item.batch_size, item.threads) for item in devices]
     return (
         *_distillation(joined),
         *_accuracy_lost(joined),
-        *_quantization(joined, places),
+        *_quantization(joined, conditions),
         *_placement(joined),
         *_noise(joined),
         *_not_measured(joined),
@@ -62,22 +62,22 @@ def _accuracy_lost(joined: Joined) -> Iterable[str]:
     yield f"The student's accuracy is {figures.points(delta)} against {baseline.name}'s{said}."
 
 
-def _quantization(joined: Joined, places: list[Condition]) -> Iterable[str]:
+def _quantization(joined: Joined, conditions: list[Condition]) -> Iterable[str]:
     """Say of each quantized file whether it is faster than what it was made from, device by device."""
     for name in joined.model_by_name:
         base, dot, variant = name.rpartition(".")
         if not dot or variant not in VARIANTS or base not in joined.model_by_name:
             continue
         found: dict[str, list[tuple[str, float, Interval | None]]] = {}
-        for place in places:
-            measured = joined.by_condition[place]
+        for condition in conditions:
+            measured = joined.by_condition[condition]
             if name in measured and base in measured:
                 ratio, interval = median_ratio(measured[base].latency_ms, measured[name].latency_ms)
-                where = f"{place.device} of {place.machine}, batch {place.batch_size}"
+                where = f"{condition.device} of {condition.machine}, batch {condition.batch_size}"
                 found.setdefault(_direction(ratio, interval), []).append((where, ratio, interval))
         sizes = [joined.model_by_name[item].size_bytes for item in (base, name)]
         for direction, devices in found.items():
-            yield f"{name} is {direction} than {base} on {_devices(devices, len(places))}; {_size_change(*sizes)}."
+            yield f"{name} is {direction} than {base} on {_devices(devices, len(conditions))}; {_size_change(*sizes)}."
 
 
 def _direction(ratio: float, interval: Interval | None) -> str:

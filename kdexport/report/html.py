@@ -29,10 +29,20 @@ from kdexport.report.charts.classes import MOST_ROWS
 from kdexport.report.charts.marks import Mark, swatch
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.tradeoffs import speedup_at
-from kdexport.report.view import Place, Row, costs_of, gate_words, places_of, speed_words, split_table
+from kdexport.report.view import (
+    ConditionView,
+    Row,
+    concerns,
+    condition_views,
+    costs_of,
+    gate_words,
+    headline,
+    speed_words,
+    split_table,
+)
 from kdexport.results import Gate, Report
 
-MOST_PLACES = 18  # conditions with pictures of their own: beyond them a page takes longer to load than to read
+MOST_VIEWS = 18  # conditions with pictures of their own: beyond them a page takes longer to load than to read
 MOST_BUTTONS = 6  # conditions to choose from by a button each, else from a list
 MOST_COLUMNS = 60  # of the map of devices
 
@@ -62,31 +72,24 @@ def html(report: Report) -> str:
 
 def _values(report: Report) -> dict[str, Any]:
     look = marks(report)
-    every = places_of(report)
-    places = every[:MOST_PLACES]
-    timed = {row.name for place in every for row in place.rows}
-    first = places[0].chosen if places else None
-    headline = "Nothing to ship"
-    if report.pick is not None:
-        headline = f"Ship {report.pick.model}"
-    elif first is not None and places[0].pick is not None and places[0].pick.model is not None:
-        headline = "What to ship"
+    every = condition_views(report)
+    views = every[:MOST_VIEWS]
+    timed = {row.name for view in every for row in view.rows}
     classes = _both(class_picture(report, look, WIDE), class_picture(report, look, NARROW))
     return {
         "report": report,
-        "headline": headline,
+        "headline": headline(report),
         "created": report.created[:10],
-        "places": places,
-        "groups": _groups(places) if len(places) > MOST_BUTTONS else [],
-        "left_out": len(every) - len(places),
-        "multi_device": len(report.devices) > 1,
-        "heroes": [_hero(report, place, look) for place in places],
+        "views": views,
+        "groups": _groups(views) if len(views) > MOST_BUTTONS else [],
+        "left_out": len(every) - len(views),
+        "heroes": [_hero(report, view, look) for view in views],
         "findings": report.findings,
         "gates": [_gate(gate) for gate in sorted(report.gates, key=_urgency)],
-        "tables": [_table(report, place, look) for place in places],
+        "tables": [_table(report, view, look) for view in views],
         "untimed": figures.joined_names([model.name for model in report.models if model.name not in timed]),
         "map": _map(report, every, look) if len(every) > 1 else None,
-        "spreads": [_spread(place, look) for place in places],
+        "spreads": [_spread(view, look) for view in views],
         "sweeps": _sweeps(report, look),
         "curves": _both(training_picture(report, look, FULL), training_picture(report, look, NARROW)),
         "splits": split_table(report),
@@ -99,80 +102,82 @@ def _values(report: Report) -> dict[str, Any]:
 
 
 def _sweeps(report: Report, look: dict[str, Mark]) -> list[dict[str, Any]]:
-    wide, narrow = (batch_pictures(report, look, width)[:MOST_PLACES] for width in (FULL, NARROW))
+    wide, narrow = (batch_pictures(report, look, width)[:MOST_VIEWS] for width in (FULL, NARROW))
     pairs = zip(wide, narrow, strict=True)
     return [{"title": title, "wide": one, "narrow": other} for (title, one), (_, other) in pairs]
 
 
-def _groups(places: tuple[Place, ...]) -> list[dict[str, Any]]:
+def _groups(views: tuple[ConditionView, ...]) -> list[dict[str, Any]]:
     """Sort conditions under their machines, each with its number on the page."""
-    groups: dict[str, list[tuple[int, Place]]] = {}
-    for index, place in enumerate(places):
-        groups.setdefault(place.condition.machine, []).append((index, place))
-    return [{"machine": machine, "places": found} for machine, found in groups.items()]
+    groups: dict[str, list[tuple[int, ConditionView]]] = {}
+    for index, view in enumerate(views):
+        groups.setdefault(view.condition.machine, []).append((index, view))
+    return [{"machine": machine, "views": found} for machine, found in groups.items()]
 
 
-def _hero(report: Report, place: Place, look: dict[str, Mark]) -> dict[str, Any]:
-    chosen = place.chosen
-    pick = place.pick
+def _hero(report: Report, view: ConditionView, look: dict[str, Mark]) -> dict[str, Any]:
+    chosen = view.chosen
+    pick = view.pick
     return {
-        "place": place,
+        "view": view,
         "name": chosen.name if chosen else (pick.model if pick and pick.model else "no pick"),
-        "fit": "fit" if pick and pick.model else "unfit",
-        "why": (pick.why if pick else "") + ("" if place.judged or not pick else _judged_elsewhere(place)),
-        "gates": [_gate(gate) for gate in report.gates if _concerns(gate, place)],
-        "costs": costs_of(place),
+        "kicker": _kicker(view, several=len(report.devices) > 1),
+        "fit": "fit" if pick and (pick.model or pick.fastest) else "unfit",
+        "why": (pick.why if pick else "") + ("" if view.judged or not pick else _judged_elsewhere(view)),
+        "gates": [_gate(gate) for gate in report.gates if concerns(gate, view)],
+        "costs": costs_of(view),
         "file": chosen.model.file if chosen else "",
         "sha": chosen.model.sha256[:16] if chosen else "",
         "scatter": _both(
-            tradeoff_picture(report, place, look, WIDE, 450), tradeoff_picture(report, place, look, NARROW, 380)
+            tradeoff_picture(report, view, look, WIDE, 450), tradeoff_picture(report, view, look, NARROW, 380)
         ),
     }
 
 
-def _judged_elsewhere(place: Place) -> str:
-    if place.pick is None:
+def _kicker(view: ConditionView, *, several: bool) -> str:
+    where = f" to {view.condition.device} of {view.condition.machine}" if several else ""
+    if view.pick is not None and view.pick.fastest is not None:
+        return "Nothing but speed is known; the fastest is"
+    return f"Ship{where}" if view.pick and view.pick.model else f"Nothing to ship{where}; nearest is"
+
+
+def _judged_elsewhere(view: ConditionView) -> str:
+    if view.pick is None:
         return ""
-    judged = f"batch {place.pick.batch_size} with {place.pick.threads} threads"
-    return f" Judged at {judged}; the figures below are those of {place.setting}."
-
-
-def _concerns(gate: Gate, place: Place) -> bool:
-    chosen = place.pick.model or place.pick.nearest if place.pick else None
-    machine, device, _, _ = place.condition
-    return gate.model == chosen and gate.machine in ("", machine) and gate.device in ("", device)
+    judged = f"batch {view.pick.batch_size} with {view.pick.threads} threads"
+    return f" Judged at {judged}; the figures below are those of {view.setting}."
 
 
 def _urgency(gate: Gate) -> int:
     """Order what failed before what is undecided before what is met."""
-    return 2 if gate.verdict == "met" else 1 if gate.passed else 0
+    return 2 if gate.verdict == "pass" else 1 if gate.passed else 0
 
 
 def _gate(gate: Gate) -> dict[str, Any]:
     words = gate_words(gate)
     label = f"{words['title']}: {words['measured']}, asked {words['asked']}, {words['verdict']}"
-    kind = gate.verdict if gate.verdict in ("met", "undecided") else "failed"
+    kind = gate.verdict if gate.verdict in ("pass", "undecided") else "fail"
     return {"words": words, "kind": kind, "model": gate.model or gate.device, "picture": bullet(gate, label=label)}
 
 
-def _table(report: Report, place: Place, look: dict[str, Mark]) -> dict[str, Any]:
-    unit = place.unit
-    energy = any(row.measurement.energy_mj is not None for row in place.rows)
+def _table(report: Report, view: ConditionView, look: dict[str, Mark]) -> dict[str, Any]:
+    unit = view.unit
+    energy = any(row.measurement.energy_mj is not None for row in view.rows)
     headings = ["Model", "Accuracy", "Change, points", f"Median, {unit.name}", f"p99, {unit.name}", "Speed-up", "Size"]
     headings += ["Memory, MiB", "Load, ms", *(["Energy, mJ"] if energy else [])]
-    slowest = max(row.measurement.latency_ms.p50 for row in place.rows)
-    largest = max(row.model.size_bytes for row in place.rows)
+    slowest = max(row.measurement.latency_ms.p50 for row in view.rows)
+    largest = max(row.model.size_bytes for row in view.rows)
     rows = [
         {
             "name": row.name,
-            "kind": "pick" if row.picked else "beaten" if row.beaten else "",
+            "kind": "pick" if row.picked else "dominated" if row.dominated else "",
             "swatch": swatch(look[row.name]),
             "status": row.status,
             "cells": _cells(row, unit, slowest, largest, energy=energy),
         }
-        for row in place.rows
+        for row in view.rows
     ]
-    return {"place": place, "headings": headings, "rows": rows, "plain": _against_plain(report, place)}
+    return {"view": view, "headings": headings, "rows": rows, "plain": _against_plain(report, view)}
 
 
 def _cells(row: Row, unit: figures.Unit, slowest: float, largest: int, *, energy: bool) -> list[dict[str, Any]]:
@@ -201,19 +206,18 @@ def _cell(text: str, value: float | None, small: str = "", share: float | None =
     return {"text": text, "value": value, "small": small, "share": share}
 
 
-def _map(report: Report, places: tuple[Place, ...], look: dict[str, Mark]) -> dict[str, Any]:
-    in_order = sorted(places, key=lambda place: (place.condition.machine, place.condition.device))
+def _map(report: Report, views: tuple[ConditionView, ...], look: dict[str, Mark]) -> dict[str, Any]:
+    in_order = sorted(views, key=lambda view: (view.condition.machine, view.condition.device))
     shown = in_order[:MOST_COLUMNS]
     columns = [
-        {"machine": place.condition.machine, "device": place.condition.device, "setting": place.setting}
-        for place in shown
+        {"machine": view.condition.machine, "device": view.condition.device, "setting": view.setting} for view in shown
     ]
     rows = []
     for model in report.models:
-        if any(model.name in place.by_name for place in shown):
-            cells = [_map_cell(place.by_name.get(model.name), judged=place.judged) for place in shown]
+        if any(model.name in view.by_name for view in shown):
+            cells = [_map_cell(view.by_name.get(model.name), judged=view.judged) for view in shown]
             rows.append({"name": model.name, "swatch": swatch(look[model.name]), "cells": cells})
-    return {"columns": columns, "rows": rows, "left_out": len(places) - len(shown)}
+    return {"columns": columns, "rows": rows, "left_out": len(views) - len(shown)}
 
 
 def _map_cell(row: Row | None, *, judged: bool) -> dict[str, Any]:
@@ -226,11 +230,11 @@ def _map_cell(row: Row | None, *, judged: bool) -> dict[str, Any]:
     return {"text": text, "small": speed_words(ratio), "tone": tone, "weight": weight, "picked": row.picked and judged}
 
 
-def _spread(place: Place, look: dict[str, Mark]) -> dict[str, Any]:
-    counts = sorted(row.measurement.latency_ms.samples for row in place.rows)
+def _spread(view: ConditionView, look: dict[str, Mark]) -> dict[str, Any]:
+    counts = sorted(row.measurement.latency_ms.samples for row in view.rows)
     calls = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
-    both = _both(spread_picture(place, look, FULL), spread_picture(place, look, NARROW)) or {}
-    return {**both, "calls": calls, "title": place.title}
+    both = _both(spread_picture(view, look, FULL), spread_picture(view, look, NARROW)) or {}
+    return {**both, "calls": calls, "title": view.title}
 
 
 def _proofs(report: Report) -> list[str]:
@@ -257,12 +261,12 @@ def _warnings(report: Report) -> list[str]:
     return lines
 
 
-def _against_plain(report: Report, place: Place) -> list[dict[str, str]]:
+def _against_plain(report: Report, view: ConditionView) -> list[dict[str, str]]:
     """Hold every model against the student trained without a teacher, under one condition."""
     rows = []
     for tradeoff in report.tradeoffs:
         if tradeoff.against == PLAIN_STUDENT and report.baseline != PLAIN_STUDENT:
-            speedup = speedup_at(tradeoff, place.condition)
+            speedup = speedup_at(tradeoff, view.condition)
             rows.append(
                 {
                     "name": tradeoff.model,

@@ -240,6 +240,7 @@ def _short(text: str) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
+OLD_VERDICTS = {"met": "pass", "failed": "fail"}  # of schema 1
 MEASURE = "make one with kdexport bench MODEL.onnx --out bench.json"
 
 
@@ -360,6 +361,7 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
             hint=f"give a bench.json or report.json; {MEASURE}",
         )
     known = {field.name for field in dataclasses.fields(kind)}
+    _rename_verdicts(document)
     try:
         return results.from_json(kind, {key: value for key, value in document.items() if key in known})
     except ValidationError as error:
@@ -372,6 +374,13 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
             f"{path} is not a {what} as kdexport writes it: {where} {message}{more}",
             hint=f"was it edited by hand or by another tool? {MEASURE}",
         ) from None
+
+
+def _rename_verdicts(document: dict[str, Any]) -> None:
+    """Write the verdicts of an earlier report in today's words."""
+    for gate in document.get("gates", ()):
+        if isinstance(gate, dict) and gate.get("verdict") in OLD_VERDICTS:
+            gate["verdict"] = OLD_VERDICTS[gate["verdict"]]
 
 
 def _renamed(bench: BenchResult, name: str) -> BenchResult:

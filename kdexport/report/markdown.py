@@ -14,7 +14,7 @@ from kdexport.report.charts.catalog import (
     training_picture,
 )
 from kdexport.report.charts.svg import standalone
-from kdexport.report.view import Place, gate_words, judged_places, split_table
+from kdexport.report.view import ConditionView, decisions, gate_words, judged_views, split_table
 from kdexport.results import Report
 
 MOST_PICTURES = 6  # devices with pictures of their own
@@ -30,10 +30,10 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
     """
     shown = pictures or {}
     lines = [f"# {escape(report.name)}", "", *answer(report), ""]
-    for index, (_, place) in enumerate(judged_places(report)):
-        lines += [*device_table(place), ""]
-        lines += _image(f"report-tradeoff-{index + 1}.svg", f"Accuracy against latency, {place.title}", shown)
-        lines += _image(f"report-latency-{index + 1}.svg", f"How latency spreads, {place.title}", shown)
+    for index, (_, view) in enumerate(judged_views(report)):
+        lines += [*device_table(view), ""]
+        lines += _image(f"report-tradeoff-{index + 1}.svg", f"Accuracy against latency, {view.title}", shown)
+        lines += _image(f"report-latency-{index + 1}.svg", f"How latency spreads, {view.title}", shown)
     if report.gates:
         lines += ["## Requirements", "", *gate_table(report), ""]
     if report.findings:
@@ -61,11 +61,11 @@ def pictures_of(report: Report) -> dict[str, str]:
     """Return the pictures of report.md: file name -> SVG."""
     look = marks(report)
     drawn: dict[str, str] = {}
-    for index, (_, place) in enumerate(judged_places(report)[:MOST_PICTURES]):
-        tradeoff = tradeoff_picture(report, place, look, WIDE, 440)
+    for index, (_, view) in enumerate(judged_views(report)[:MOST_PICTURES]):
+        tradeoff = tradeoff_picture(report, view, look, WIDE, 440)
         if tradeoff is not None:
             drawn[f"report-tradeoff-{index + 1}.svg"] = standalone(tradeoff)
-        drawn[f"report-latency-{index + 1}.svg"] = standalone(spread_picture(place, look, FULL))
+        drawn[f"report-latency-{index + 1}.svg"] = standalone(spread_picture(view, look, FULL))
     for index, (_, sweep) in enumerate(batch_pictures(report, look, FULL)[:MOST_PICTURES]):
         drawn[f"report-batches-{index + 1}.svg"] = standalone(sweep)
     training, classes = training_picture(report, look, FULL), class_picture(report, look, WIDE)
@@ -88,23 +88,24 @@ def answer(report: Report) -> list[str]:
     if not report.devices:
         return ["Nothing was timed, so there is nothing to choose by speed."]
     whole = [f"**Ship {escape(report.pick.model)}.** {escape(report.pick.why)}", ""] if report.pick else []
-    return whole + [
-        f"- {escape(item.device)} of {escape(item.machine)}: "
-        f"**{'ship ' + escape(item.model) if item.model else 'nothing to ship'}.** {escape(item.why)}"
-        for item in report.devices
+    rows = [
+        f"- **{escape(item.sentence)}.**" + ("" if why in item.reasons else f" {escape(why)}")
+        for item in decisions(report)
+        for why in [item.view.pick.why if item.view.pick else ""]
     ]
+    return [*whole, *rows]
 
 
-def device_table(place: Place, level: int = 2) -> list[str]:
+def device_table(view: ConditionView, level: int = 2) -> list[str]:
     """Return the models under one condition as a table under a heading."""
-    unit = place.unit.name
+    unit = view.unit.name
     lines = [
-        f"{'#' * level} {escape(place.title)}",
+        f"{'#' * level} {escape(view.title)}",
         "",
         f"| model | accuracy | change, points (95 %) | median, {unit} | speed-up (95 %) | size | peak memory | |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    return lines + [f"| {' | '.join(cells)} |" for cells in _rows(place)]
+    return lines + [f"| {' | '.join(cells)} |" for cells in _rows(view)]
 
 
 def gate_table(report: Report) -> list[str]:
@@ -121,9 +122,9 @@ def gate_table(report: Report) -> list[str]:
     return lines
 
 
-def _rows(place: Place) -> list[list[str]]:
+def _rows(view: ConditionView) -> list[list[str]]:
     rows = []
-    for row in place.rows:
+    for row in view.rows:
         change = row.change + (f" ({row.change_interval})" if row.change_interval else "")
         speed = figures.times(row.speedup.ratio) if row.speedup else ""
         if row.speedup and row.speedup.ci95:
@@ -133,7 +134,7 @@ def _rows(place: Place) -> list[list[str]]:
                 f"**{escape(row.name)}**" if row.picked else escape(row.name),
                 figures.percent(row.model.accuracy),
                 change,
-                place.unit.write(row.measurement.latency_ms.p50),
+                view.unit.write(row.measurement.latency_ms.p50),
                 speed,
                 figures.size(row.model.size_bytes),
                 figures.mib(row.memory),

@@ -1,4 +1,4 @@
-"""The recipe's [require], held against one model on one device: met, failed, undecided or not measured.
+"""The recipe's [require], held against one model on one device: pass, fail, undecided or not measured.
 
 A measured figure fails only where its 95 % interval lies wholly beyond the limit. Where the interval straddles the
 limit the line is undecided, and the recipe says what that counts as. A figure that was not measured never passes: a
@@ -13,11 +13,12 @@ from kdexport.recipe import Require
 from kdexport.report import figures
 from kdexport.report.join import Condition, Joined
 from kdexport.report.tradeoffs import memory
-from kdexport.results import Gate, Interval, Measurement, ModelFile
+from kdexport.results import Evaluation, Gate, Interval, Measurement, ModelFile
 from kdexport.statistics import median_ratio, percentile_interval
 
 MIB = 2**20
-Verdict = Literal["met", "failed", "undecided", "not measured"]
+ABOVE_CHANCE = "above_chance"
+Verdict = Literal["pass", "fail", "undecided", "not measured"]
 
 
 def hold(joined: Joined, require: Require, model: ModelFile, condition: Condition | None) -> tuple[Gate, ...]:
@@ -30,10 +31,12 @@ def hold(joined: Joined, require: Require, model: ModelFile, condition: Conditio
         condition: Where its speed and memory are judged; None where nothing was timed.
 
     Returns:
-        A gate per line of [require], those of the file first.
+        A gate per line of [require], those of the file first. One that nobody asked for comes before them where the
+        model or the baseline is not shown to score above chance: what guesses is never shipped, however fast.
     """
     measured = joined.by_condition.get(condition, {}) if condition else {}
     return (
+        *_above_chance(joined, model),
         *_of_the_file(joined, require, model),
         *_of_the_device(joined, require, model, condition, measured),
     )
@@ -47,23 +50,36 @@ def verdict(
         return "not measured"
     low, high = interval or (value, value)
     if at_most is not None:
-        return "met" if high <= at_most else "failed" if low > at_most else "undecided"
+        return "pass" if high <= at_most else "fail" if low > at_most else "undecided"
     if at_least is not None:
-        return "met" if low >= at_least else "failed" if high < at_least else "undecided"
+        return "pass" if low >= at_least else "fail" if high < at_least else "undecided"
     raise ValueError("a limit is needed")
+
+
+def chance(evaluation: Evaluation | None) -> float | None:
+    """Return what a constant answer scores, the share of the largest class; None where a sample has several labels."""
+    if evaluation is None or not evaluation.per_class:
+        return None
+    counts = [score.samples for score in evaluation.per_class]
+    return max(counts) / evaluation.samples if sum(counts) == evaluation.samples > 0 else None
 
 
 def passes(judged: Verdict, undecided: str) -> bool:
     """Return whether a verdict lets the gate pass."""
-    return judged == "met" or (judged == "undecided" and undecided == "pass")
+    return judged == "pass" or (judged == "undecided" and undecided == "pass")
 
 
 def miss(gate: Gate) -> float:
     """Return by what share of the limit a gate's figure misses it; 0 where it holds, infinite where not measured."""
     if gate.value is None:
         return float("inf")
-    beyond = gate.limit - gate.value if gate.requirement.startswith("min_") else gate.value - gate.limit
+    beyond = gate.limit - gate.value if is_lower_limit(gate) else gate.value - gate.limit
     return max(0.0, beyond) / (abs(gate.limit) or 0.01)
+
+
+def is_lower_limit(gate: Gate) -> bool:
+    """Return whether a gate's figure has to be above its limit."""
+    return gate.requirement.startswith("min_") or gate.requirement == ABOVE_CHANCE
 
 
 def describe_value(gate: Gate) -> str:
@@ -75,7 +91,9 @@ def describe_limit(gate: Gate) -> str:
     """Write what a gate asks for: ``at most 2.0 ms``."""
     if gate.requirement == "measured":
         return "at least one"
-    word = "at least" if gate.requirement.startswith("min_") else "at most"
+    if gate.requirement == ABOVE_CHANCE:
+        return f"above {figures.percent(gate.limit)}, which always answering the largest class scores"
+    word = "at least" if is_lower_limit(gate) else "at most"
     return f"{word} {_with_unit(gate.requirement, gate.limit)}"
 
 
@@ -85,7 +103,7 @@ def describe_interval(gate: Gate) -> str:
         return ""
     if "accuracy_drop" in gate.requirement:
         return figures.points_interval(gate.ci95)
-    if "accuracy" in gate.requirement:
+    if "accuracy" in gate.requirement or gate.requirement == ABOVE_CHANCE:
         return figures.percent_interval(gate.ci95)
     if "latency" in gate.requirement and not gate.requirement.endswith("_ratio"):
         return figures.ms_interval(gate.ci95)
@@ -103,12 +121,24 @@ def title(requirement: str) -> str:
         "max_memory_mib": "memory",
         "parity": "parity with PyTorch",
         "measured": "a measurement",
+        ABOVE_CHANCE: "accuracy above chance",
         "baseline_accuracy_drop": "accuracy drop since the baseline",
         "baseline_size_ratio": "growth of the file",
         "baseline_latency_ratio": "growth of the median latency",
         "baseline_memory_ratio": "growth of peak memory",
     }
     return known.get(requirement, requirement.replace("_", " "))
+
+
+def _above_chance(joined: Joined, model: ModelFile) -> Iterable[Gate]:
+    for judged in dict.fromkeys((joined.baseline, model.name)):
+        found = joined.model_by_name[judged]
+        guess = chance(found.evaluation)
+        if guess is None or found.accuracy is None or not guess < 1:
+            continue
+        low, _ = interval = found.accuracy_ci95 or (found.accuracy, found.accuracy)
+        if low <= guess:
+            yield Gate(ABOVE_CHANCE, guess, found.accuracy, passed=False, ci95=interval, verdict="fail", model=judged)
 
 
 def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable[Gate]:
@@ -125,12 +155,12 @@ def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable
         yield _gate(require, "max_size_mib", require.max_size_mib, model.size_bytes / MIB, None, model)
     if require.parity:
         proof = model.parity
-        judged: Verdict = "not measured" if proof is None else "met" if proof.passed else "failed"
+        judged: Verdict = "not measured" if proof is None else "pass" if proof.passed else "fail"
         yield Gate(
             "parity",
             proof.tolerance if proof else 0.0,
             proof.max_rel if proof else None,
-            judged == "met",
+            judged == "pass",
             verdict=judged,
             model=model.name,
         )
@@ -192,7 +222,7 @@ def _with_unit(requirement: str, value: float | None) -> str:
         return "not measured"
     if "accuracy_drop" in requirement:
         return f"{round(100 * value, 2) + 0.0:.2f} points".replace("-", figures.MINUS)
-    if "accuracy" in requirement:
+    if "accuracy" in requirement or requirement == ABOVE_CHANCE:
         return figures.percent(value)
     if requirement.endswith("_ms"):
         return figures.ms(value)

@@ -12,7 +12,15 @@ from kdexport.errors import KDExportError
 from kdexport.recipe import Require
 from kdexport.report import figures
 from kdexport.report.join import Condition, Joined
-from kdexport.report.requirements import describe_limit, describe_value, hold, miss, title
+from kdexport.report.requirements import (
+    ABOVE_CHANCE,
+    describe_interval,
+    describe_limit,
+    describe_value,
+    hold,
+    miss,
+    title,
+)
 from kdexport.report.tradeoffs import SAME_SIZE
 from kdexport.results import DevicePick, Gate, Measurement, ModelFile, Pick
 from kdexport.statistics import median_ratio
@@ -47,18 +55,18 @@ def pick_devices(joined: Joined, require: Require) -> tuple[tuple[DevicePick, ..
         A pick per device; the gates, held against each device's pick or, where none fits, against what is nearest;
         the pick for all.
     """
-    places = judged_conditions(joined, require)
-    candidates = {place: _candidates(joined, require, place) for place in places}
-    devices = tuple(_pick(joined, require, place, candidates[place]) for place in places)
+    conditions = judged_conditions(joined, require)
+    candidates = {condition: _candidates(joined, require, condition) for condition in conditions}
+    devices = tuple(_pick(joined, require, condition, candidates[condition]) for condition in conditions)
     gates: dict[tuple[object, ...], Gate] = {}
-    for device, place in zip(devices, places, strict=True):
+    for device, condition in zip(devices, conditions, strict=True):
         chosen = device.model or device.nearest
-        for gate in (gate for item in candidates[place] if item.model.name == chosen for gate in item.gates):
+        for gate in (gate for item in candidates[condition] if item.model.name == chosen for gate in item.gates):
             gates.setdefault((gate.requirement, gate.model, gate.machine, gate.device), gate)
     for device_name in dict.fromkeys(failure.device for failure in joined.failures):
-        if has_requirements(require) and all(place.device != device_name for place in places):
+        if has_requirements(require) and all(condition.device != device_name for condition in conditions):
             gates[device_name,] = _nothing_measured(device_name)
-    if not places and has_requirements(require):
+    if not conditions and has_requirements(require):
         nearest = min(
             (Candidate(model, None, hold(joined, require, model, None)) for model in joined.models), key=_distance
         )
@@ -102,31 +110,53 @@ def has_requirements(require: Require) -> bool:
     return require.parity or any(getattr(require, key) is not None for key in LIMITS)
 
 
-def _candidates(joined: Joined, require: Require, place: Condition) -> list[Candidate]:
-    measured = joined.by_condition[place]
+def _candidates(joined: Joined, require: Require, condition: Condition) -> list[Candidate]:
+    measured = joined.by_condition[condition]
     return [
-        Candidate(model, measured.get(model.name), hold(joined, require, model, place))
+        Candidate(model, measured.get(model.name), hold(joined, require, model, condition))
         for model in joined.models
         if model.name in measured
     ]
 
 
-def _pick(joined: Joined, require: Require, place: Condition, candidates: Sequence[Candidate]) -> DevicePick:
+def _pick(joined: Joined, require: Require, condition: Condition, candidates: Sequence[Candidate]) -> DevicePick:
+    fitting = [item for item in candidates if item.fits]
     if not has_requirements(require):
-        fitting = [item for item in candidates if _keeps_accuracy(joined, item.model)]
-        if not fitting:
-            return DevicePick(*place, model=None, why="Accuracy was not measured, and nothing else is required.")
-    else:
-        fitting = [item for item in candidates if item.fits]
+        if joined.model_by_name[joined.baseline].accuracy is None:
+            return _compare_speed(joined, condition, candidates)
+        fitting = [item for item in fitting if _keeps_accuracy(joined, item.model)]
     if not fitting:
         # To hear that the baseline is not faster than itself helps nobody.
         nearest = min([item for item in candidates if item.model.name != joined.baseline] or candidates, key=_distance)
         misses = tuple(_miss_in_words(gate) for gate in nearest.gates if not gate.passed)
-        why = f"No model meets every requirement. {nearest.model.name} is nearest: {'; '.join(misses)}."
-        return DevicePick(*place, model=None, why=why, nearest=nearest.model.name, misses=misses)
+        of_what = "meets every requirement" if has_requirements(require) else f"is as accurate as {joined.baseline}"
+        if any(gate.requirement == ABOVE_CHANCE for gate in nearest.gates):
+            of_what = "is shown to do better than a guess"
+        why = f"No model {of_what}."
+        why += f" {nearest.model.name} is nearest{': ' * bool(misses)}{'; '.join(misses)}."
+        return DevicePick(*condition, model=None, why=why, nearest=nearest.model.name, misses=misses)
     firm = [item for item in fitting if item.firm] or fitting
     best = _best(joined, firm, require)
-    return DevicePick(*place, model=best.model.name, why=_why(joined, require, best, fitting, len(candidates)))
+    return DevicePick(*condition, model=best.model.name, why=_why(joined, require, best, fitting, len(candidates)))
+
+
+def _compare_speed(joined: Joined, condition: Condition, candidates: Sequence[Candidate]) -> DevicePick:
+    """Say which is the fastest where nothing else is known: a comparison, not a decision to ship."""
+    measured = joined.by_condition[condition]
+    fastest = min(candidates, key=lambda item: item.measurement.latency_ms.p50 if item.measurement else float("inf"))
+    name = fastest.model.name
+    words = f"{name} is the only model" if len(candidates) == 1 else f"{name} is the fastest"
+    if name != joined.baseline and joined.baseline in measured:
+        ratio, interval = median_ratio(measured[joined.baseline].latency_ms, measured[name].latency_ms)
+        words = f"{name} is {figures.times(ratio)} as fast as {joined.baseline}"
+        if interval is not None:
+            words += f" (95 % interval {figures.times_interval(interval)})"
+        if interval is None or interval[0] <= 1:
+            words = f"no model is shown to be faster than {joined.baseline}; {words}"
+    scored = any(item.model.accuracy is not None for item in candidates)
+    what = f"The accuracy of {joined.baseline}" if scored else "Accuracy"
+    why = f"{what} was not measured, so speed alone is compared: {words}."
+    return DevicePick(*condition, model=None, why=why, fastest=name)
 
 
 def _best(joined: Joined, fitting: Sequence[Candidate], require: Require) -> Candidate:
@@ -189,6 +219,9 @@ def _miss_in_words(gate: Gate) -> str:
         return f"{name} was not measured"
     if gate.verdict == "undecided":
         return f"{name} is {figure}, and its 95 % interval reaches beyond the limit ({asked})"
+    if gate.requirement == ABOVE_CHANCE:
+        interval = f" ({describe_interval(gate)})" if describe_interval(gate) else ""
+        return f"accuracy of {gate.model} is {figure}{interval}, not shown to be {asked}"
     if gate.requirement == "parity":
         return f"parity with PyTorch failed ({figure} where {asked} is asked)"
     return f"{name} is {figure} where {asked} is asked (misses by {100 * miss(gate):.0f} %)"
@@ -214,11 +247,11 @@ def _against_baseline(joined: Joined, best: Candidate) -> str:
     baseline = joined.model_by_name[joined.baseline]
     if best.model.name == baseline.name or best.measurement is None:
         return ""
-    place = Condition(
+    condition = Condition(
         best.measurement.machine, best.measurement.device, best.measurement.batch_size, best.measurement.threads
     )
     parts = []
-    base = joined.by_condition[place].get(baseline.name)
+    base = joined.by_condition[condition].get(baseline.name)
     if base is not None:
         ratio, _ = median_ratio(base.latency_ms, best.measurement.latency_ms)
         parts.append(f"{figures.times(ratio)} as fast as {baseline.name}")
@@ -245,9 +278,9 @@ def _pick_for_all(
         if all(
             any(
                 item.model.name == model.name and (item.fits if has_requirements(require) else True)
-                for item in candidates[place]
+                for item in candidates[condition]
             )
-            for place in candidates
+            for condition in candidates
         )
         and model.name in chosen
     ]

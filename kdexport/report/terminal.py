@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kdexport.report import figures
-from kdexport.report.view import Place, gate_words, judged_places
+from kdexport.report.view import ConditionView, gate_words, judged_views
 from kdexport.results import DevicePick, Gate, Report
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def terminal(report: Report) -> "Group":
     from rich.text import Text
 
     parts: list[Table | Text] = []
-    judged = judged_places(report)
-    for device, place in judged[:DEVICES_SHOWN]:
-        parts += [_table(report.name, place), Text(""), _verdict(device), Text("")]
+    judged = judged_views(report)
+    for device, view in judged[:DEVICES_SHOWN]:
+        parts += [_table(report.name, view), Text(""), _verdict(device), Text("")]
     if len(judged) > DEVICES_SHOWN:
         parts += [
             Text(f"{len(judged) - DEVICES_SHOWN} more devices in report.md and report.html", style="dim"),
@@ -54,13 +54,13 @@ def line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
 
 
-def _table(name: str, place: Place) -> "Table":
+def _table(name: str, view: ConditionView) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(
-        title=Text(line(f"{name} · {place.title}")),
+        title=Text(line(f"{name} · {view.title}")),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -70,25 +70,25 @@ def _table(name: str, place: Place) -> "Table":
         show_edge=False,
     )
     table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
-    for heading in ("accuracy", "change", f"p50, {place.unit.name}", "speed"):
+    for heading in ("accuracy", "change", f"p50, {view.unit.name}", "speed"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    fastest = min(row.measurement.latency_ms.p50 for row in place.rows)
-    largest = max(row.model.size_bytes for row in place.rows) or 1
-    for row in place.rows:
+    fastest = min(row.measurement.latency_ms.p50 for row in view.rows)
+    largest = max(row.model.size_bytes for row in view.rows) or 1
+    for row in view.rows:
         median = row.measurement.latency_ms.p50
         table.add_row(
             Text(("▶ " if row.picked else "  ") + line(row.name)),
             figures.percent(row.model.accuracy),
             row.change,
-            place.unit.write(median),
+            view.unit.write(median),
             figures.times(row.speedup.ratio) if row.speedup else "",
             Text(bar(fastest / median), style="cyan"),
             figures.size(row.model.size_bytes),
             Text(bar(row.model.size_bytes / largest), style="magenta"),
-            style="bold green" if row.picked else "dim" if row.beaten else "",
+            style="bold green" if row.picked else "dim" if row.dominated else "",
         )
     return table
 
@@ -96,6 +96,8 @@ def _table(name: str, place: Place) -> "Table":
 def _verdict(device: DevicePick) -> "Text":
     from rich.text import Text
 
+    if device.fastest is not None:
+        return Text.assemble(("speed only  ", "bold"), line(device.why))
     if device.model is None:
         return Text.assemble(("nothing to ship  ", "bold red"), line(device.why))
     return Text.assemble(("ship ", "bold"), (line(device.model), "bold green"), "  ", line(device.why))
@@ -104,9 +106,11 @@ def _verdict(device: DevicePick) -> "Text":
 def _gates(gates: tuple[Gate, ...]) -> "Text":
     from rich.text import Text
 
-    shown = gates if len(gates) <= GATES_SHOWN else tuple(gate for gate in gates if gate.verdict != "met")[:GATES_SHOWN]
+    shown = (
+        gates if len(gates) <= GATES_SHOWN else tuple(gate for gate in gates if gate.verdict != "pass")[:GATES_SHOWN]
+    )
     text = Text()
-    styles = {"met": "green", "undecided": "yellow"}
+    styles = {"pass": "green", "undecided": "yellow"}
     several = len({gate.model for gate in gates}) > 1
     for index, gate in enumerate(shown):
         words = gate_words(gate)

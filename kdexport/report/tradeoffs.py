@@ -1,4 +1,4 @@
-"""What each model gives up and gains, and which are beaten on every count. Pure functions of ``Joined``."""
+"""What each model gives up and gains, and which are dominated. Pure functions of ``Joined``."""
 
 from collections.abc import Iterable
 
@@ -75,14 +75,16 @@ def dominated(joined: Joined) -> tuple[Dominated, ...]:
     found: list[Dominated] = []
     for condition, measured in joined.by_condition.items():
         entries = [(joined.model_by_name[name], measured[name]) for name in measured if name in joined.model_by_name]
-        beaten = {
+        dominated_by = {
             model.name: [
-                (other, figures) for other, figures in entries if _beats(other, figures, model, measured[model.name])
+                (other, figures)
+                for other, figures in entries
+                if _dominates(other, figures, model, measured[model.name])
             ]
             for model, _ in entries
         }
         for model, figures in entries:
-            winners = [item for item in beaten[model.name] if not beaten[item[0].name]]
+            winners = [item for item in dominated_by[model.name] if not dominated_by[item[0].name]]
             if winners:
                 best, best_figures = min(winners, key=lambda item: item[1].latency_ms.p50)
                 shown = _shown(joined, best, best_figures, model, figures)
@@ -116,7 +118,7 @@ def speedup_at(tradeoff: Tradeoff | None, condition: Condition) -> Speedup | Non
     )
 
 
-def _beats(other: ModelFile, other_figures: Measurement, model: ModelFile, figures: Measurement) -> bool:
+def _dominates(other: ModelFile, other_figures: Measurement, model: ModelFile, figures: Measurement) -> bool:
     if (other.accuracy is None) != (model.accuracy is None):
         return False
     differences = [figures.latency_ms.p50 - other_figures.latency_ms.p50, model.size_bytes - other.size_bytes]

@@ -6,11 +6,11 @@ No markup here; whoever shows a text escapes it.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from kdexport.report import figures
 from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, condition_of
-from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
+from kdexport.report.requirements import ABOVE_CHANCE, describe_interval, describe_limit, describe_value, title
 from kdexport.report.tradeoffs import front, memory
 from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
 
@@ -26,7 +26,7 @@ class Row:
     tradeoff: Tradeoff | None  # against the baseline; None for itself
     speedup: Speedup | None
     saving: Saving | None
-    beaten: Dominated | None
+    dominated: Dominated | None
     picked: bool
 
     @property
@@ -56,13 +56,13 @@ class Row:
         """Whether it is the pick, or what beats it."""
         if self.picked:
             return "ship this"
-        if self.beaten is None:
+        if self.dominated is None:
             return ""
-        return f"dominated by {self.beaten.by}" + ("" if self.beaten.shown else " (within the noise)")
+        return f"dominated by {self.dominated.by}" + ("" if self.dominated.shown else " (within the noise)")
 
 
 @dataclass(frozen=True)
-class Place:
+class ConditionView:
     """All that is known under one condition."""
 
     condition: Condition
@@ -95,13 +95,19 @@ class Place:
     @property
     def chosen(self) -> Row | None:
         """The row of the pick, or of what is nearest where nothing fits."""
-        name = (self.pick.model or self.pick.nearest) if self.pick else None
+        name = (self.pick.model or self.pick.nearest or self.pick.fastest) if self.pick else None
         return self.by_name.get(name) if name else None
 
     @property
     def base(self) -> Row | None:
         """The row of the baseline."""
         return self.by_name.get(self.baseline)
+
+    @property
+    def noise(self) -> str:
+        """How many of the timings here carry warnings; empty where none does."""
+        noisy = sum(bool(row.measurement.warnings) for row in self.rows)
+        return f"{noisy} of {len(self.rows)} timings noisy" if noisy else ""
 
     @cached_property
     def unit(self) -> figures.Unit:
@@ -119,6 +125,31 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What is decided for one device, in words: a row of the strip that every form of the report begins with."""
+
+    kind: Literal["fail", "undecided", "compared", "pass"]
+    view: ConditionView
+    what: str  # "ship student", "nothing to ship"
+    reasons: str  # the requirements that fail or are undecided, else what it gains
+    noise: str  # "5 of 5 timings noisy: ..."; empty where none is
+
+    @property
+    def where(self) -> str:
+        """The device: ``jetson · cuda``."""
+        return f"{self.view.condition.machine} · {self.view.condition.device}"
+
+    @property
+    def sentence(self) -> str:
+        """The whole row as one line."""
+        verdict = f"{self.kind}: " if self.kind != "compared" else ""
+        return f"{verdict}{self.where}, {self.what}{': ' * bool(self.reasons)}{self.reasons}"
+
+
+SEVERITY = ("fail", "undecided", "compared", "pass")
+
+
+@dataclass(frozen=True)
 class Cost:
     """One of the figures that answer what the pick costs."""
 
@@ -133,10 +164,10 @@ class Cost:
     baseline_share: float | None
 
 
-def places_of(report: Report) -> tuple[Place, ...]:
+def condition_views(report: Report) -> tuple[ConditionView, ...]:
     """Return every condition, those that picks were judged under first."""
     against_baseline = {item.model: item for item in report.tradeoffs if item.against == report.baseline}
-    beaten = {(item.model, _condition(item)): item for item in report.dominated}
+    dominated = {(item.model, _condition(item)): item for item in report.dominated}
     models = {model.name: model for model in report.models}
     picks = {(pick.machine, pick.device): pick for pick in report.devices}
     savings = {
@@ -150,7 +181,7 @@ def places_of(report: Report) -> tuple[Place, ...]:
     measured: dict[Condition, list[Measurement]] = {}
     for measurement in report.measurements:
         measured.setdefault(condition_of(measurement), []).append(measurement)
-    places = []
+    views = []
     for condition, measurements in measured.items():
         pick = picks.get((condition.machine, condition.device))
         rows = tuple(
@@ -160,27 +191,75 @@ def places_of(report: Report) -> tuple[Place, ...]:
                 tradeoff=against_baseline.get(item.model),
                 speedup=speedups.get((item.model, condition)),
                 saving=savings.get((item.model, condition)),
-                beaten=beaten.get((item.model, condition)),
+                dominated=dominated.get((item.model, condition)),
                 picked=pick is not None and pick.model == item.model,
             )
             for item in measurements
             if item.model in models
         )
-        places.append(Place(condition, rows, pick, report.baseline))
-    return tuple(sorted(places, key=lambda place: not place.judged))
+        views.append(ConditionView(condition, rows, pick, report.baseline))
+    return tuple(sorted(views, key=lambda view: not view.judged))
 
 
-def judged_places(report: Report) -> tuple[tuple[DevicePick, Place], ...]:
+def judged_views(report: Report) -> tuple[tuple[DevicePick, ConditionView], ...]:
     """Return each device's pick with the condition that it was judged under."""
-    places = {place.condition: place for place in places_of(report)}
+    views = {view.condition: view for view in condition_views(report)}
     return tuple(
-        (pick, places[Condition(pick.machine, pick.device, pick.batch_size, pick.threads)]) for pick in report.devices
+        (pick, views[Condition(pick.machine, pick.device, pick.batch_size, pick.threads)]) for pick in report.devices
     )
 
 
-def costs_of(place: Place) -> tuple[Cost, ...]:
+def decisions(report: Report) -> tuple[Decision, ...]:
+    """Return what is decided for each device, the worst first."""
+    found = [_decision(report, pick, view) for pick, view in judged_views(report)]
+    return tuple(sorted(found, key=lambda item: SEVERITY.index(item.kind)))
+
+
+def headline(report: Report) -> str:
+    """Return the decision over all devices in a few words: the page's title."""
+    found = decisions(report)
+    failed = sum(item.kind == "fail" for item in found)
+    if not found:
+        return "fail: nothing was timed" if any(not gate.passed for gate in report.gates) else "nothing was timed"
+    if len(found) > 1 and failed:
+        return f"fail on {failed} of {len(found)} devices"
+    if len({item.what for item in found}) > 1:
+        what = f"ship {report.pick.model}" if report.pick else "a model for each device"
+    else:
+        what = found[0].what
+    return what if found[0].kind == "compared" else f"{found[0].kind}: {what}"
+
+
+def concerns(gate: Gate, view: ConditionView) -> bool:
+    """Return whether a gate judges the model chosen under a condition, there or everywhere."""
+    chosen = (view.pick.model or view.pick.nearest) if view.pick else None
+    machine, device, _, _ = view.condition
+    judges_it = gate.model == chosen or (gate.requirement == ABOVE_CHANCE and gate.model == view.baseline)
+    return judges_it and gate.machine in ("", machine) and gate.device in ("", device)
+
+
+def gate_sentence(gate: Gate) -> str:
+    """Write a requirement as ``speed-up 2.2x, at least 3x``."""
+    return f"{title(gate.requirement)} {describe_value(gate)}, {describe_limit(gate)}"
+
+
+def _decision(report: Report, pick: DevicePick, view: ConditionView) -> Decision:
+    gates = [gate for gate in report.gates if concerns(gate, view)]
+    failed = [gate for gate in gates if not gate.passed]
+    doubted = failed or [gate for gate in gates if gate.verdict == "undecided"]
+    if pick.fastest is not None and not failed:
+        return Decision("compared", view, "speed only", pick.why, view.noise)
+    what = "nothing to ship" if pick.model is None else f"ship {pick.model}"
+    reasons = "; ".join(map(gate_sentence, doubted))
+    if pick.model is None or failed:
+        return Decision("fail", view, what, reasons or pick.why, view.noise)
+    gains = ", ".join(cost.against for cost in costs_of(view)[:3] if cost.against)
+    return Decision("undecided" if doubted else "pass", view, what, reasons or gains, view.noise)
+
+
+def costs_of(view: ConditionView) -> tuple[Cost, ...]:
     """Return what the chosen model costs, each figure beside the baseline's."""
-    row, base = place.chosen, place.base
+    row, base = view.chosen, view.base
     if row is None:
         return ()
     size, base_size = row.model.size_bytes, base.model.size_bytes if base else None
@@ -189,7 +268,7 @@ def costs_of(place: Place) -> tuple[Cost, ...]:
     base_memory = base.memory if base else None
     costs = [
         _accuracy(row, base),
-        _latency(row, base, place.unit),
+        _latency(row, base, view.unit),
         _amount("File size", figures.size, size, base_size, smaller, ("smaller", "larger")),
         _amount("Peak memory", figures.mib, row.memory, base_memory, less_memory),
     ]
@@ -202,11 +281,11 @@ def costs_of(place: Place) -> tuple[Cost, ...]:
 
 def gate_words(gate: Gate) -> dict[str, str]:
     """Return a requirement in words: title, where, asked, measured, interval, verdict."""
-    place = f"{gate.device} of {gate.machine}" if gate.machine else gate.device
+    device = f"{gate.device} of {gate.machine}" if gate.machine else gate.device
     counted = "" if gate.verdict != "undecided" else ", passes" if gate.passed else ", fails"
     return {
         "title": title(gate.requirement),
-        "where": ", ".join(part for part in (place, gate.setting) if part),
+        "where": ", ".join(part for part in (device, gate.setting) if part),
         "asked": describe_limit(gate),
         "measured": describe_value(gate),
         "interval": describe_interval(gate),

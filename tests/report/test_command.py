@@ -136,7 +136,7 @@ def test_junit(bench_json, build) -> None:
 def test_github(bench_json) -> None:
     done = invoke(bench_json(), "--format", "github", "-q")
     assert done.exit_code == 0
-    assert done.stdout.startswith("## digits: all 4 requirements met\n")
+    assert done.stdout.startswith("## digits: all 4 requirements pass\n")
     assert "| **student** |" in done.stdout
 
 

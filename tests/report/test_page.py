@@ -178,8 +178,8 @@ def test_the_whole_page_follows_the_condition(open_page, many) -> None:
     before = page.locator(".cost .value:visible").nth(1).inner_text()
     choice.select_option(label="pi: cpu, batch 8, 1 thread")
     assert page.locator(".cost .value:visible").nth(1).inner_text() != before
-    shown = page.locator("[data-place]:visible")
-    assert len({shown.nth(index).get_attribute("data-place") for index in range(shown.count())}) == 1
+    shown = page.locator("[data-condition]:visible")
+    assert len({shown.nth(index).get_attribute("data-condition") for index in range(shown.count())}) == 1
     assert "cpu of pi, batch 8" in page.locator("section[aria-labelledby=models] .lead:visible").inner_text()
 
 
@@ -210,7 +210,7 @@ def test_hostile_names_are_text(open_page, build, viewport) -> None:
 def test_print_shows_the_page_without_its_controls(open_page, many) -> None:
     page = open_page(html(report(many)))
     page.emulate_media(media="print")
-    assert not page.locator(".places").is_visible()
+    assert not page.locator(".conditions").is_visible()
     assert page.locator(".hero:visible").count() == 1
     assert len(page.pdf()) > 10_000
 

@@ -13,16 +13,16 @@ from kdexport.results import Failure
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
-    [((1.0, 1.9), "met"), ((1.0, 2.0), "met"), ((1.5, 2.5), "undecided"), ((2.1, 2.5), "failed"), (None, "met")],
+    [((1.0, 1.9), "pass"), ((1.0, 2.0), "pass"), ((1.5, 2.5), "undecided"), ((2.1, 2.5), "fail"), (None, "pass")],
 )
 def test_a_requirement_fails_only_where_the_interval_supports_it(interval, expected: str) -> None:
     assert verdict(1.8, interval, at_least=None, at_most=2.0) == expected
 
 
 def test_a_lower_limit_and_what_was_not_measured() -> None:
-    assert verdict(3.0, (2.9, 3.1), at_least=2.0, at_most=None) == "met"
+    assert verdict(3.0, (2.9, 3.1), at_least=2.0, at_most=None) == "pass"
     assert verdict(3.0, (2.9, 3.1), at_least=3.05, at_most=None) == "undecided"
-    assert verdict(3.0, (2.9, 3.1), at_least=3.5, at_most=None) == "failed"
+    assert verdict(3.0, (2.9, 3.1), at_least=3.5, at_most=None) == "fail"
     assert verdict(None, None, at_least=3.5, at_most=None) == "not measured"
 
 

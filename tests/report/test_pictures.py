@@ -99,7 +99,7 @@ def test_better_and_worse_cells() -> None:
 
 @pytest.mark.parametrize("value", [None, 0.0, -0.01, 5.0])
 def test_a_bullet_of_any_value(value) -> None:
-    drawn = bullet(Gate("max_latency_ms", 2.0, value, passed=False, verdict="failed"), label="x")
+    drawn = bullet(Gate("max_latency_ms", 2.0, value, passed=False, verdict="fail"), label="x")
     assert ("<circle" in drawn) == (value is not None)
     assert "nan" not in drawn
 

@@ -22,7 +22,7 @@ def bullet(gate: Gate, *, label: str, width: int = 220) -> Markup:
     limit, middle = across(gate.limit), 11.0
     at_least = gate.requirement.startswith("min_")
     start, end = (limit, across.end) if at_least else (across.start, limit)
-    style = {"met": "met", "undecided": "undecided"}.get(gate.verdict, "failed")
+    style = {"pass": "pass", "undecided": "undecided"}.get(gate.verdict, "fail")
     drawn = [
         tag("rect", x=across.start, y=middle - 3, width=across.end - across.start, height=6, rx=3, class_="rail"),
         tag("rect", x=start, y=middle - 3, width=max(end - start, 0.0), height=6, rx=3, class_="allowed"),

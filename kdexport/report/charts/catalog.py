@@ -13,7 +13,7 @@ from kdexport.report.charts.distributions import Spread, distributions
 from kdexport.report.charts.marks import Mark, marks_of
 from kdexport.report.charts.scatter import Point, scatter
 from kdexport.report.join import PLAIN_STUDENT, STUDENT
-from kdexport.report.view import Place, Row
+from kdexport.report.view import ConditionView, Row
 from kdexport.results import Evaluation, Report
 
 FULL, WIDE, NARROW = (
@@ -28,7 +28,9 @@ def marks(report: Report) -> dict[str, Mark]:
     return marks_of(((model.name, model.precision) for model in report.models), report.baseline)
 
 
-def tradeoff_picture(report: Report, place: Place, look: dict[str, Mark], width: int, height: int) -> Markup | None:
+def tradeoff_picture(
+    report: Report, view: ConditionView, look: dict[str, Mark], width: int, height: int
+) -> Markup | None:
     """Draw accuracy against latency under one condition; None where no accuracy is known."""
     points = [
         Point(
@@ -37,27 +39,27 @@ def tradeoff_picture(report: Report, place: Place, look: dict[str, Mark], width:
             row.model.accuracy,
             row.model.accuracy_ci95,
             row.model.size_bytes,
-            row.beaten is not None,
+            row.dominated is not None,
             row.picked,
             point_tip(row),
         )
-        for row in place.rows
+        for row in view.rows
         if row.model.accuracy is not None
     ]
     if not points:
         return None
     require = requirements(report)
-    base = place.base
+    base = view.base
     floor = require.min_accuracy
     if require.max_accuracy_drop is not None and base is not None and base.model.accuracy is not None:
         floor = max(floor or 0.0, base.model.accuracy - require.max_accuracy_drop)
     label = (
-        f"Accuracy against median latency of {len(points)} models on {place.title}. "
-        f"Not beaten in both, fastest first: {', '.join(place.front)}."
+        f"Accuracy against median latency of {len(points)} models on {view.title}. "
+        f"Not dominated, fastest first: {', '.join(view.front)}."
     )
     return scatter(
         points,
-        place.front,
+        view.front,
         label=label,
         width=width,
         height=height,
@@ -79,16 +81,16 @@ def point_tip(row: Row) -> str:
     return "\n".join([*lines, row.status] if row.status else lines).replace(" ()", "")
 
 
-def spread_picture(place: Place, look: dict[str, Mark], width: int) -> Markup:
+def spread_picture(view: ConditionView, look: dict[str, Mark], width: int) -> Markup:
     """Draw how latency spreads under one condition."""
-    spreads = [Spread(look[row.name], row.measurement.latency_ms, row.picked) for row in place.rows]
+    spreads = [Spread(look[row.name], row.measurement.latency_ms, row.picked) for row in view.rows]
     parts = []
-    for row in place.rows:
+    for row in view.rows:
         latency = row.measurement.latency_ms
         slowest = next((value for value in (latency.p99, latency.p95, latency.p90) if value is not None), None)
         tail = "" if slowest is None else f", slowest calls {figures.ms(slowest)}"
         parts.append(f"{row.name} median {figures.ms(latency.p50)}{tail}")
-    return distributions(spreads, label=f"Latency on {place.title}: {'; '.join(parts)}.", width=width)
+    return distributions(spreads, label=f"Latency on {view.title}: {'; '.join(parts)}.", width=width)
 
 
 def batch_pictures(report: Report, look: dict[str, Mark], width: int) -> list[tuple[str, Markup]]:
@@ -99,8 +101,8 @@ def batch_pictures(report: Report, look: dict[str, Mark], width: int) -> list[tu
     """
     swept: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
     for item in report.measurements:
-        place = swept.setdefault((item.machine, item.device, item.threads), {})
-        place.setdefault(item.model, {})[item.batch_size] = item.latency_ms.p50
+        view = swept.setdefault((item.machine, item.device, item.threads), {})
+        view.setdefault(item.model, {})[item.batch_size] = item.latency_ms.p50
     drawn = []
     for (machine, device, threads), models in swept.items():
         sweeps = [

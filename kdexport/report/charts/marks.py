@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from kdexport.report.charts.svg import tag
 
-COLOURS = 8  # besides the baseline's grey; they then repeat, and the labels tell models apart
+COLORS = 8  # besides the baseline's grey; they then repeat, and the labels tell models apart
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def marks_of(models: Iterable[tuple[str, str]], baseline: str) -> dict[str, Mark
     for name, precision in models:
         network = name.removesuffix(f".{precision}")
         if network not in networks:
-            networks[network] = (len(networks) - 1) % COLOURS + 1
+            networks[network] = (len(networks) - 1) % COLORS + 1
         shape = {
             "fp32": "circle",
             "fp16": "square",

@@ -1,4 +1,4 @@
-"""Accuracy against latency, file size as area, the front of what no other model beats, the limits that were asked."""
+"""Accuracy against latency, file size as area, the front of what nothing dominates, the limits that were asked."""
 
 import math
 from collections.abc import Sequence
@@ -168,7 +168,7 @@ def _points(
         parts.append(glyph(point.mark, x, y, 5.5, hollow=point.dominated))
         name, spot = words[point.mark.name]
         if spot is not None:
-            style = "name picked" if point.picked else "name beaten" if point.dominated else "name"
+            style = "name picked" if point.picked else "name dominated" if point.dominated else "name"
             parts.append(text(spot[0], spot[1], name, spot[2], class_=style))
         parts.append(tag("circle", cx=x, cy=y, r=16.0, class_="target"))
         drawn.append(
