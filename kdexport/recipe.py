@@ -28,14 +28,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+Side = Annotated[int, Field(ge=1, lt=1 << 16)]  # of an image, in pixels
+
+
 class PreprocessingSpec(Section):
     """What the recipe says of a model's preprocessing; what is left out is inferred."""
 
-    size: tuple[int, int] | None = None  # height, width
+    size: tuple[Side, Side] | None = None  # height, width
     resize: Literal["squash", "crop"] | None = None
     crop_share: float | None = Field(None, gt=0, le=1)  # with crop: ImageNet's 224 of 256 is 0.875
-    mean: tuple[float, ...] | None = None  # of pixels scaled to 0..1
-    std: tuple[float, ...] | None = None
+    resample: Literal["bilinear", "bicubic"] | None = None  # how pixels are averaged when an image is resized
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = None  # of pixels scaled to 0..1
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = None
 
 
 class Data(Section):
@@ -54,9 +58,7 @@ class Data(Section):
     tokenizer: str | None = None  # of text: hf:NAME_OR_DIR
     text_length: int = Field(128, ge=1)  # tokens, at most
     unlabelled: str | None = None  # imagefolder:DIR, more pictures that the student learns from the teacher alone
-    image_size: tuple[int, int] | None = (
-        None  # height, width that pictures are decoded to; None: their own, if all agree
-    )
+    image_size: tuple[Side, Side] | None = None  # height, width to decode pictures to; None: what the networks need
 
 
 class Training(Section):

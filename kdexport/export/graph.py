@@ -62,7 +62,7 @@ class _Front:
         self._graph = model.graph
         self._nodes: list[ir.Node] = []
 
-    def add(self, operator: str, *inputs: ir.Value | None, **attributes: str | int | Sequence[int]) -> ir.Value:
+    def add(self, operator: str, *inputs: ir.Value | None, **attributes: str | int | float | Sequence[int]) -> ir.Value:
         name = f"preprocessing/{operator}"
         same = sum(node.op_type == operator for node in self._nodes)
         node = ir.node(operator, list(inputs), attributes, name=name if not same else f"{name}_{same + 1}")
@@ -95,8 +95,9 @@ def _resized(
         None,
         # All four: ONNX Runtime's layout optimizer forgets the attribute ``axes`` and takes two sizes for none.
         graph.add("Concat", *outer, whole, axis=0),
-        mode="linear",
+        mode="linear" if preprocessing.resample == "bilinear" else "cubic",
         antialias=1,
+        cubic_coeff_a=-0.5,
         exclude_outside=1,  # at the border, like PIL and torch: what lies outside has no weight
         coordinate_transformation_mode="half_pixel",
     )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdexport.errors import SourceError
-from kdexport.models.preprocessing import Preprocessing
+from kdexport.models.preprocessing import Preprocessing, resample_of
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -105,6 +105,7 @@ def image_preprocessing(name: str) -> Preprocessing | None:
         crop_share=share,
         mean=tuple(said.get("image_mean") or ()) if normalizes else (),
         std=tuple(said.get("image_std") or ()) if normalizes else (),
+        resample=resample_of(said.get("resample", 2)),
     )
 
 

@@ -23,7 +23,7 @@ from kdexport.models.networks import (
     needs_channels_first,
     pretrained_weights,
 )
-from kdexport.models.preprocessing import Preprocessing, with_spec
+from kdexport.models.preprocessing import Preprocessing, resample_of, with_spec
 from kdexport.models.programs import OnnxNetwork
 from kdexport.models.weights import fit_weights, load_weights
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
@@ -164,7 +164,8 @@ def _of_torchvision(name: str) -> Preprocessing:
 
     said = models.get_model_weights(name).DEFAULT.transforms()
     crop, whole = said.crop_size[0], said.resize_size[0]
-    return Preprocessing("image", (crop, crop), "crop", crop / whole, tuple(said.mean), tuple(said.std))
+    mean, std, resample = tuple(said.mean), tuple(said.std), resample_of(said.interpolation.value)
+    return Preprocessing("image", (crop, crop), "crop", crop / whole, mean, std, resample=resample)
 
 
 def _of_timm(name: str, args: Mapping[str, Any]) -> Preprocessing:
@@ -180,6 +181,7 @@ def _of_timm(name: str, args: Mapping[str, Any]) -> Preprocessing:
         float(said["crop_pct"]) if cuts else 1.0,
         tuple(said["mean"]),
         tuple(said["std"]),
+        resample=resample_of(said["interpolation"]),
     )
 
 

@@ -148,7 +148,7 @@ class OnnxSession:
                     f"{self.name} takes {specifications[0].type} and doesn't say how an image becomes that",
                     hint="export it with kdexport, which writes the preprocessing into the file",
                 )
-            inputs = tuple(item.numpy() for item in self.preprocessing.apply(inputs))
+            inputs = self.preprocessing.apply_numpy(inputs)
         return [
             np.ascontiguousarray(array, dtype=TYPES.get(item.type, array.dtype))
             for array, item in zip(inputs, specifications, strict=True)
