@@ -7,31 +7,21 @@ lets no script run but the page's own, by its hash.
 import base64
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from kdexport import __version__
 from kdexport.report import figures
+from kdexport.report.charts import catalog, curves
 from kdexport.report.charts.bullet import bullet
-from kdexport.report.charts.catalog import (
-    FULL,
-    NARROW,
-    WIDE,
-    batch_pictures,
-    class_picture,
-    confusion_picture,
-    marks,
-    spread_picture,
-    tradeoff_picture,
-    training_picture,
-)
-from kdexport.report.charts.classes import MOST_ROWS
-from kdexport.report.charts.marks import Mark, swatch
+from kdexport.report.charts.marks import Mark, marks, swatch
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.tradeoffs import speedup_at
 from kdexport.report.view import (
     ConditionView,
     Row,
+    SplitTable,
     concerns,
     condition_views,
     costs_of,
@@ -45,6 +35,7 @@ from kdexport.results import Gate, Report
 MOST_VIEWS = 18  # conditions with pictures of their own: beyond them a page takes longer to load than to read
 MOST_BUTTONS = 6  # conditions to choose from by a button each, else from a list
 MOST_COLUMNS = 60  # of the map of devices
+TRAINING = curves.PICTURE.title
 
 
 def html(report: Report) -> str:
@@ -75,7 +66,7 @@ def _values(report: Report) -> dict[str, Any]:
     every = condition_views(report)
     views = every[:MOST_VIEWS]
     timed = {row.name for view in every for row in view.rows}
-    classes = _both(class_picture(report, look, WIDE), class_picture(report, look, NARROW))
+    pictures = _pictures(report, look, views)
     return {
         "report": report,
         "headline": headline(report),
@@ -83,28 +74,58 @@ def _values(report: Report) -> dict[str, Any]:
         "views": views,
         "groups": _groups(views) if len(views) > MOST_BUTTONS else [],
         "left_out": len(every) - len(views),
-        "heroes": [_hero(report, view, look) for view in views],
+        "heroes": [_hero(report, view) for view in views],
+        "answer_pictures": [item for item in pictures if item["where"] == "answer"],
+        "sections": _sections([item for item in pictures if item["where"] == "section"], split_table(report)),
         "findings": report.findings,
         "gates": [_gate(gate) for gate in sorted(report.gates, key=_urgency)],
         "tables": [_table(report, view, look) for view in views],
         "untimed": figures.joined_names([model.name for model in report.models if model.name not in timed]),
         "map": _map(report, every, look) if len(every) > 1 else None,
-        "spreads": [_spread(view, look) for view in views],
-        "sweeps": _sweeps(report, look),
-        "curves": _both(training_picture(report, look, FULL), training_picture(report, look, NARROW)),
         "splits": split_table(report),
-        "classes": classes,
-        "many_classes": any(len(model.evaluation.per_class) > MOST_ROWS for model in report.models if model.evaluation),
-        "confusion": confusion_picture(report, 460),
         "proofs": _proofs(report),
         "warnings": _warnings(report),
     }
 
 
-def _sweeps(report: Report, look: dict[str, Mark]) -> list[dict[str, Any]]:
-    wide, narrow = (batch_pictures(report, look, width)[:MOST_VIEWS] for width in (FULL, NARROW))
-    pairs = zip(wide, narrow, strict=True)
-    return [{"title": title, "wide": one, "narrow": other} for (title, one), (_, other) in pairs]
+def _pictures(report: Report, look: Mapping[str, Mark], views: Sequence[ConditionView]) -> list[dict[str, Any]]:
+    """Draw every picture of the catalog, each with the numbers of the conditions that it is shown with."""
+    number = {view.condition: index for index, view in enumerate(views)}
+    found = []
+    for picture in catalog.PICTURES:
+        wide = picture.draw(report, look, picture.wide)
+        narrow = wide if picture.narrow == picture.wide else picture.draw(report, look, picture.narrow)
+        pairs = [(item, item) for item in wide] if narrow is wide else list(zip(wide, narrow, strict=True))
+        for one, other in pairs:
+            shown_with = [number[condition] for condition in one.conditions if condition in number]
+            if shown_with or not one.conditions:
+                found.append(
+                    {
+                        "title": picture.title,
+                        "where": picture.where,
+                        "wide": one.svg,
+                        "narrow": None if other is one else other.svg,
+                        "caption": one.caption,
+                        "conditions": " ".join(map(str, shown_with)),
+                        "shown": not shown_with or 0 in shown_with,
+                    }
+                )
+    return found
+
+
+def _sections(pictures: Sequence[dict[str, Any]], splits: SplitTable | None) -> list[dict[str, Any]]:
+    """Gather pictures under their titles, in their order; the table of splits stands with the training."""
+    titles = list(dict.fromkeys(item["title"] for item in pictures))
+    if splits is not None and TRAINING not in titles:
+        titles.append(TRAINING)
+    return [
+        {
+            "title": title,
+            "id": title.lower().replace(" ", "-"),
+            "pictures": [item for item in pictures if item["title"] == title],
+        }
+        for title in titles
+    ]
 
 
 def _groups(views: tuple[ConditionView, ...]) -> list[dict[str, Any]]:
@@ -115,7 +136,7 @@ def _groups(views: tuple[ConditionView, ...]) -> list[dict[str, Any]]:
     return [{"machine": machine, "views": found} for machine, found in groups.items()]
 
 
-def _hero(report: Report, view: ConditionView, look: dict[str, Mark]) -> dict[str, Any]:
+def _hero(report: Report, view: ConditionView) -> dict[str, Any]:
     chosen = view.chosen
     pick = view.pick
     return {
@@ -128,9 +149,6 @@ def _hero(report: Report, view: ConditionView, look: dict[str, Mark]) -> dict[st
         "costs": costs_of(view),
         "file": chosen.model.file if chosen else "",
         "sha": chosen.model.sha256[:16] if chosen else "",
-        "scatter": _both(
-            tradeoff_picture(report, view, look, WIDE, 450), tradeoff_picture(report, view, look, NARROW, 380)
-        ),
     }
 
 
@@ -160,7 +178,7 @@ def _gate(gate: Gate) -> dict[str, Any]:
     return {"words": words, "kind": kind, "model": gate.model or gate.device, "picture": bullet(gate, label=label)}
 
 
-def _table(report: Report, view: ConditionView, look: dict[str, Mark]) -> dict[str, Any]:
+def _table(report: Report, view: ConditionView, look: Mapping[str, Mark]) -> dict[str, Any]:
     unit = view.unit
     energy = any(row.measurement.energy_mj is not None for row in view.rows)
     headings = ["Model", "Accuracy", "Change, points", f"Median, {unit.name}", f"p99, {unit.name}", "Speed-up", "Size"]
@@ -206,7 +224,7 @@ def _cell(text: str, value: float | None, small: str = "", share: float | None =
     return {"text": text, "value": value, "small": small, "share": share}
 
 
-def _map(report: Report, views: tuple[ConditionView, ...], look: dict[str, Mark]) -> dict[str, Any]:
+def _map(report: Report, views: tuple[ConditionView, ...], look: Mapping[str, Mark]) -> dict[str, Any]:
     in_order = sorted(views, key=lambda view: (view.condition.machine, view.condition.device))
     shown = in_order[:MOST_COLUMNS]
     columns = [
@@ -228,13 +246,6 @@ def _map_cell(row: Row | None, *, judged: bool) -> dict[str, Any]:
     tone = "" if ratio is None or weight < 0.02 else "better" if ratio > 1 else "worse"
     text = figures.ms(row.measurement.latency_ms.p50)
     return {"text": text, "small": speed_words(ratio), "tone": tone, "weight": weight, "picked": row.picked and judged}
-
-
-def _spread(view: ConditionView, look: dict[str, Mark]) -> dict[str, Any]:
-    counts = sorted(row.measurement.latency_ms.samples for row in view.rows)
-    calls = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
-    both = _both(spread_picture(view, look, FULL), spread_picture(view, look, NARROW)) or {}
-    return {**both, "calls": calls, "title": view.title}
 
 
 def _proofs(report: Report) -> list[str]:
@@ -278,10 +289,6 @@ def _against_plain(report: Report, view: ConditionView) -> list[dict[str, str]]:
                 }
             )
     return rows
-
-
-def _both(wide: Any, narrow: Any) -> dict[str, Any] | None:
-    return None if wide is None or narrow is None else {"wide": wide, "narrow": narrow}
 
 
 def _resource(folder: str, name: str) -> str:

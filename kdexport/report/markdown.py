@@ -1,19 +1,12 @@
 """report.md: the report as text that a repository, a pull request or a mail can show, with pictures beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kdexport.report import figures
-from kdexport.report.charts.catalog import (
-    FULL,
-    WIDE,
-    batch_pictures,
-    class_picture,
-    marks,
-    spread_picture,
-    tradeoff_picture,
-    training_picture,
-)
+from kdexport.report.charts import catalog
+from kdexport.report.charts.marks import marks
 from kdexport.report.charts.svg import standalone
+from kdexport.report.join import Condition
 from kdexport.report.view import ConditionView, decisions, gate_words, judged_views, split_table
 from kdexport.results import Report
 
@@ -32,17 +25,15 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
     lines = [f"# {escape(report.name)}", "", *answer(report), ""]
     for index, (_, view) in enumerate(judged_views(report)):
         lines += [*device_table(view), ""]
-        lines += _image(f"report-tradeoff-{index + 1}.svg", f"Accuracy against latency, {view.title}", shown)
-        lines += _image(f"report-latency-{index + 1}.svg", f"How latency spreads, {view.title}", shown)
+        for picture in catalog.PICTURES:
+            lines += _image(f"report-{picture.name}-{index + 1}.svg", f"{picture.title}, {view.title}", shown)
     if report.gates:
         lines += ["## Requirements", "", *gate_table(report), ""]
     if report.findings:
         lines += ["## What the figures show", "", *(f"- {escape(sentence)}" for sentence in report.findings), ""]
-    for name in sorted(name for name in shown if name.startswith("report-batches-")):
-        lines += _image(name, "Latency by batch size", shown)
-    lines += _image("report-training.svg", "Validation accuracy by epoch", shown)
+    for picture in catalog.PICTURES:
+        lines += _image(f"report-{picture.name}.svg", picture.title, shown)
     lines += [*_splits(report), ""]
-    lines += _image("report-classes.svg", "Accuracy by class", shown)
     lines += ["## Measured on", "", *_machines(report), ""]
     return "\n".join(lines)
 
@@ -58,22 +49,21 @@ def _splits(report: Report) -> list[str]:
 
 
 def pictures_of(report: Report) -> dict[str, str]:
-    """Return the pictures of report.md: file name -> SVG."""
+    """Return the pictures of report.md: file name -> SVG; those of a condition numbered as the devices are."""
     look = marks(report)
-    drawn: dict[str, str] = {}
-    for index, (_, view) in enumerate(judged_views(report)[:MOST_PICTURES]):
-        tradeoff = tradeoff_picture(report, view, look, WIDE, 440)
-        if tradeoff is not None:
-            drawn[f"report-tradeoff-{index + 1}.svg"] = standalone(tradeoff)
-        drawn[f"report-latency-{index + 1}.svg"] = standalone(spread_picture(view, look, FULL))
-    for index, (_, sweep) in enumerate(batch_pictures(report, look, FULL)[:MOST_PICTURES]):
-        drawn[f"report-batches-{index + 1}.svg"] = standalone(sweep)
-    training, classes = training_picture(report, look, FULL), class_picture(report, look, WIDE)
-    if training is not None:
-        drawn["report-training.svg"] = standalone(training)
-    if classes is not None:
-        drawn["report-classes.svg"] = standalone(classes)
-    return drawn
+    judged = [view.condition for _, view in judged_views(report)[:MOST_PICTURES]]
+    found: dict[str, str] = {}
+    for picture in catalog.PICTURES:
+        for drawing in picture.draw(report, look, picture.wide) if picture.in_markdown else ():
+            for suffix in _suffixes(drawing.conditions, judged):
+                found[f"report-{picture.name}{suffix}.svg"] = standalone(drawing.svg)
+    return found
+
+
+def _suffixes(conditions: Sequence[Condition], judged: Sequence[Condition]) -> list[str]:
+    if not conditions:
+        return [""]
+    return [f"-{index + 1}" for index, condition in enumerate(judged) if condition in conditions]
 
 
 def escape(text: str) -> str:

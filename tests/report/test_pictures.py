@@ -1,20 +1,25 @@
 """Scales, ticks and labels of the pictures."""
 
 import re
+from collections.abc import Iterator
 from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
+from kdexport.report.charts import batches, catalog
 from kdexport.report.charts.bullet import bullet
-from kdexport.report.charts.catalog import FULL, batch_pictures, marks
-from kdexport.report.charts.classes import confusion_change
+from kdexport.report.charts.confusion import confusion_change
 from kdexport.report.charts.curves import Curve, curves
-from kdexport.report.charts.marks import Mark, marks_of
+from kdexport.report.charts.marks import Mark, marks, marks_of
+from kdexport.report.charts.picture import FULL, Drawing, Picture
 from kdexport.report.charts.scatter import Point, scatter
-from kdexport.report.charts.svg import Labels, Scale, short, tag
+from kdexport.report.charts.svg import Labels, Scale, picture, short, tag
+from kdexport.report.html import html
+from kdexport.report.join import condition_of
+from kdexport.report.markdown import markdown, pictures_of
 from kdexport.report.stage import report as make
-from kdexport.results import Gate
+from kdexport.results import Gate, Report
 
 
 def test_a_scale_maps_its_ends_and_keeps_within_them() -> None:
@@ -107,9 +112,10 @@ def test_a_bullet_of_any_value(value) -> None:
 def test_latency_by_batch_is_drawn_for_each_device_that_was_swept(build: ModuleType) -> None:
     swept = (("cpu", 1, 1), ("cpu", 8, 1), ("cpu", 64, 1), ("cpu", 1, 2))  # two threads at one batch size only
     report = make((build.bench(conditions=swept),))
-    ((title, drawn),) = batch_pictures(report, marks(report), FULL)
-    assert title == "cpu of laptop, 1 thread"
-    root = ElementTree.fromstring(str(drawn))
+    (drawing,) = batches.draw(report, marks(report), FULL)
+    assert drawing.caption.endswith("cpu of laptop, 1 thread.")
+    assert [condition.batch_size for condition in drawing.conditions] == [1, 8, 64]
+    root = ElementTree.fromstring(str(drawing.svg))
     rows = [element for element in root.iter() if element.get("class") == "row"]
     assert [row.get("data-model") for row in rows] == [model.name for model in report.models]
     for row in rows:
@@ -117,4 +123,24 @@ def test_latency_by_batch_is_drawn_for_each_device_that_was_swept(build: ModuleT
         assert len(points) == 3
         assert points == sorted(points, reverse=True), "a larger batch takes longer, and longer is further up"
         assert "batch 64: " in row.get("data-tip", "")
-    assert batch_pictures(make((build.bench(),)), marks(report), FULL) == []
+    assert list(batches.draw(make((build.bench(),)), marks(report), FULL)) == []
+
+
+def test_a_picture_is_a_module_and_a_line(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page and report.md show whatever the catalog holds."""
+    report = make((build.bench(), build.bench(build.machine("pi"))))
+
+    def draw(report: Report, look: dict[str, Mark], width: int) -> Iterator[Drawing]:
+        for machine in report.machines:
+            conditions = tuple({condition_of(item) for item in report.measurements if item.machine == machine.name})
+            yield Drawing(picture(width, 10, f"a toy of {machine.name}"), f"{len(look)} toys", conditions)
+
+    toy = Picture("toy", "Toys", draw)
+    monkeypatch.setattr(catalog, "PICTURES", (*catalog.PICTURES, toy))
+    page = html(report)
+    assert re.findall(r'aria-label="(a toy of \w+)"', page) == ["a toy of laptop"] * 2 + ["a toy of pi"] * 2
+    assert '<h2 id="toys">Toys</h2>' in page
+    assert page.count("<figcaption>5 toys</figcaption>") == 2
+    drawn = pictures_of(report)
+    assert "a toy of pi" in drawn["report-toy-2.svg"]
+    assert "![Toys, cpu of pi, batch 1, 1 thread](report-toy-2.svg)" in markdown(report, drawn)

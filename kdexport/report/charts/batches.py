@@ -1,13 +1,18 @@
 """Latency against batch size: where a device stops being kept busy by more samples at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from kdexport.report import figures
 from kdexport.report.charts.marks import Mark
+from kdexport.report.charts.picture import Drawing, Picture
 from kdexport.report.charts.svg import CHARACTER, Scale, picture, short, tag, text
+from kdexport.report.join import condition_of
+from kdexport.results import Report
+
+CAPTION = "Median time of one call by how many samples it takes at once"
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,34 @@ def tip(sweep: Sweep) -> str:
         for size, value in zip(sweep.batch_sizes, sweep.latency_ms, strict=True)
     ]
     return "\n".join([sweep.mark.name, *lines])
+
+
+def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawing]:
+    """Draw each machine, device and thread count that was measured at several batch sizes."""
+    swept: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
+    for item in report.measurements:
+        view = swept.setdefault((item.machine, item.device, item.threads), {})
+        view.setdefault(item.model, {})[item.batch_size] = item.latency_ms.p50
+    for (machine, device, threads), models in swept.items():
+        sweeps = [
+            Sweep(look[name], tuple(sorted(by_size)), tuple(by_size[size] for size in sorted(by_size)))
+            for name, by_size in models.items()
+            if len(by_size) > 1
+        ]
+        if sweeps:
+            title = f"{device} of {machine}, {threads} thread{'s' if threads > 1 else ''}"
+            parts = [
+                f"{sweep.mark.name} from {figures.ms(sweep.latency_ms[0])} at batch {sweep.batch_sizes[0]}"
+                f" to {figures.ms(sweep.latency_ms[-1])} at batch {sweep.batch_sizes[-1]}"
+                for sweep in sweeps
+            ]
+            label = f"Latency by batch on {title}: {'; '.join(parts)}."
+            conditions = tuple(
+                condition
+                for condition in dict.fromkeys(map(condition_of, report.measurements))
+                if (condition.machine, condition.device, condition.threads) == (machine, device, threads)
+            )
+            yield Drawing(batches(sweeps, label=label, width=width), f"{CAPTION}, {title}.", conditions)
+
+
+PICTURE = Picture("batches", "Latency by batch", draw)

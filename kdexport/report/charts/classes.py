@@ -1,22 +1,27 @@
-"""What distillation changed, class by class and mistake by mistake."""
+"""Recall by class: what distillation changed, class by class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from kdexport.report import figures
 from kdexport.report.charts.marks import Mark, glyph
+from kdexport.report.charts.picture import WIDE, Drawing, Picture
 from kdexport.report.charts.svg import CHARACTER, Scale, picture, short, tag, text
+from kdexport.report.join import PLAIN_STUDENT, STUDENT
+from kdexport.results import Evaluation, Report
+
+CAPTION = "Recall, the share of each class's samples that was recognized, on the test split"
 
 ROW = 28.0
 APART = 7.0  # pixels between the marks of one class: equal shares must not cover each other
 MOST_ROWS = 20
-MOST_CELLS = 20  # classes a side
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class and the share of its samples that each model found."""
+    """One class and each model's recall."""
 
     name: str
     samples: int
@@ -46,7 +51,7 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
     for tick in across.ticks(4 if narrow else 6):
         drawn.append(tag("line", x1=across(tick), x2=across(tick), y1=top, y2=bottom, class_="grid"))
         drawn.append(text(across(tick), bottom + 18, f"{100 * tick:g} %", "middle", class_="tick"))
-    drawn.append(text(right, bottom + 34, "share of the class that was found", "end", class_="title"))
+    drawn.append(text(right, bottom + 34, "recall on the test split", "end", class_="title"))
     for index, row in enumerate(rows):
         y = top + ROW * (index + 0.5)
         drawn.append(text(left - 10, y + 4, short(row.name, 11 if narrow else 18), "end", class_="name"))
@@ -59,63 +64,56 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
     return picture(width, bottom + 40, label, *drawn)
 
 
-def confusion_change(names: Sequence[str], change: Sequence[Sequence[int]], *, label: str, width: int = 520) -> Markup:
-    """Draw the difference of two confusion matrices: fewer mistakes one color, more the other.
-
-    Args:
-        names: The classes, at most ``MOST_CELLS``.
-        change: [true][predicted], how many samples more than before.
-        label: The picture in a sentence.
-        width: In pixels.
-    """
-    longest = max(len(short(name, 12)) for name in names)
-    left, top = 34.0 + 7 * longest, 30.0 + (6.5 * longest if longest > 2 else 12)
-    slant = 28.0 if longest > 2 else 4.0  # what the last slanted name reaches beyond the cells
-    cell = min((width - left - slant) / len(names), 40.0)
-    side = cell * len(names)
-    largest = max((abs(value) for row in change for value in row), default=1) or 1
-    drawn = [
-        text(left + side / 2, 12, "predicted", "middle", class_="title"),
-        tag(
-            "g",
-            text(0.0, 0.0, "true", "middle", class_="title"),
-            transform=f"translate(12 {top + side / 2:.0f}) rotate(-90)",
-        ),
+def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawing]:
+    """Draw recall by class of student, student without distillation and baseline."""
+    names = [name for name in dict.fromkeys((shown_model(report), PLAIN_STUDENT, report.baseline)) if name in look]
+    scored = [(look[name], evaluation) for name in names if (evaluation := evaluation_of(report, name))]
+    if len(scored) < 2:
+        return
+    classes = {score.name for _, evaluation in scored for score in evaluation.per_class}
+    rows = [
+        ClassRow(
+            name,
+            max(score.samples for _, evaluation in scored for score in evaluation.per_class if score.name == name),
+            tuple(
+                (mark, score.accuracy)
+                for mark, evaluation in scored
+                for score in evaluation.per_class
+                if score.name == name
+            ),
+        )
+        for name in dict.fromkeys(score.name for score in scored[0][1].per_class)
     ]
-    for index, name in enumerate(names):
-        middle = cell * (index + 0.5)
-        drawn.append(text(left - 6, top + middle + 4, short(name, 12), "end", class_="tick"))
-        turn = f"translate({left + middle + 4:.1f} {top - 6:.1f}) rotate(-60)" if longest > 2 else None
-        if turn:
-            drawn.append(tag("g", text(0.0, 0.0, short(name, 12), class_="tick"), transform=turn))
-        else:
-            drawn.append(text(left + middle, top - 6, short(name, 12), "middle", class_="tick"))
-    for true, row in enumerate(change):
-        for predicted, value in enumerate(row):
-            x, y = left + cell * predicted, top + cell * true
-            good = value > 0 if true == predicted else value < 0
-            style = "cell none" if value == 0 else "cell better" if good else "cell worse"
-            strength = f"--w:{0.25 + 0.75 * abs(value) / largest:.2f}" if value else None
-            tip = f"true {names[true]}, predicted {names[predicted]}\n{_more(value)}"
-            drawn.append(
-                tag(
-                    "rect",
-                    x=x + 1,
-                    y=y + 1,
-                    width=cell - 2,
-                    height=cell - 2,
-                    rx=2,
-                    class_=style,
-                    style=strength,
-                    data_tip=tip if value else None,
-                )
-            )
-            if value and cell >= 20:
-                sign = "+" if value > 0 else "−"
-                drawn.append(text(x + cell / 2, y + cell / 2 + 4, f"{sign}{abs(value)}", "middle", class_="count"))
-    return picture(left + side + slant, top + side + 6, label, *drawn)
+    rows = [row for row in rows if row.samples]
+    if not rows:
+        return
+    left_out = len(rows) - MOST_ROWS
+    rows = rows if left_out <= 0 else _most_changed(rows)
+    worst = min(rows, key=lambda row: row.shares[0][1])
+    label = (
+        f"Recall of {', '.join(names)} by class, {len(rows)} of {len(classes)} classes. "
+        f"{names[0]} is weakest on {worst.name}: {figures.percent(worst.shares[0][1])}."
+    )
+    more = "; of more than 20 classes, those that changed most" if left_out > 0 else ""
+    yield Drawing(per_class(rows, label=label, width=width), f"{CAPTION}{more}.")
 
 
-def _more(value: int) -> str:
-    noun = "sample" if abs(value) == 1 else "samples"
-    return f"{abs(value)} {noun} {'more' if value > 0 else 'fewer'}"
+def evaluation_of(report: Report, name: str) -> Evaluation | None:
+    """Return what a model scores; None where that isn't known."""
+    return next((model.evaluation for model in report.models if model.name == name), None)
+
+
+def shown_model(report: Report) -> str:
+    """Return the model whose classes are looked at: the student, else the pick, else the last."""
+    names = [model.name for model in report.models]
+    if STUDENT in names:
+        return STUDENT
+    return report.pick.model if report.pick and report.pick.model != report.baseline else names[-1]
+
+
+def _most_changed(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    ranked = sorted(rows, key=lambda row: -abs(row.shares[0][1] - row.shares[1][1]))
+    return ranked[:MOST_ROWS]
+
+
+PICTURE = Picture("classes", "Class by class", draw, wide=WIDE)

@@ -1,12 +1,20 @@
 """Training curves: validation accuracy by epoch, stretched where it matters, near the top."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from kdexport.report import figures
 from kdexport.report.charts.marks import Mark
+from kdexport.report.charts.picture import Drawing, Picture
 from kdexport.report.charts.svg import CHARACTER, Scale, picture, short, tag, text
+from kdexport.results import Report
+
+CAPTION = (
+    "Validation accuracy by epoch; the dot is the best. The scale is stretched near the top, by the logarithm of the "
+    "error."
+)
 
 TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 LEAST_ERROR = 0.0008  # an accuracy of 1 has no place on a log scale; it is drawn here
@@ -68,3 +76,23 @@ def tip(line: Curve) -> str:
             f"last {100 * line.accuracies[-1]:.1f} % in epoch {line.epochs[-1]}",
         )
     )
+
+
+def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawing]:
+    """Draw validation accuracy by epoch of every network that was trained."""
+    by_phase: dict[str, dict[int, float]] = {}
+    for line in report.training:
+        phase, epoch, accuracy = line.get("phase"), line.get("epoch"), line.get("val_accuracy")
+        if isinstance(phase, str) and isinstance(epoch, int) and isinstance(accuracy, int | float):
+            by_phase.setdefault(phase, {})[epoch] = float(accuracy)
+    lines = [
+        Curve(look.get(phase, Mark(phase, index, "circle")), tuple(values), tuple(values.values()))
+        for index, (phase, values) in enumerate(by_phase.items())
+        if len(values) > 1
+    ]
+    if lines:
+        parts = [f"{line.mark.name} reaches {figures.percent(max(line.accuracies))}" for line in lines]
+        yield Drawing(curves(lines, label=f"Validation accuracy by epoch: {'; '.join(parts)}.", width=width), CAPTION)
+
+
+PICTURE = Picture("training", "Training", draw)

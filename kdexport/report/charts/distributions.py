@@ -1,7 +1,7 @@
 """How each model's latency spreads: one ridge a model, from the quantiles of the raw samples."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +9,12 @@ from markupsafe import Markup
 
 from kdexport.report import figures
 from kdexport.report.charts.marks import Mark, glyph
+from kdexport.report.charts.picture import Drawing, Picture
 from kdexport.report.charts.svg import Scale, picture, short, tag, text
-from kdexport.results import Latency
+from kdexport.report.view import ConditionView, condition_views
+from kdexport.results import Latency, Report
 
+CAPTION = "Thick line: median. Thin lines: 90th, 95th and 99th percentile, where there are enough calls to tell."
 ROW = 44.0
 CELLS = 64  # of the drawn curve
 SHARPEST = 0.012  # least bandwidth, on the log scale: about one percent
@@ -115,3 +118,26 @@ def _density(quantiles: tuple[float, ...]) -> list[tuple[float, float]]:
     at = np.linspace(logs[0] - 3 * width, logs[-1] + 3 * width, CELLS + 1)
     share = np.exp(-0.5 * ((at[:, None] - logs[None, :]) / width) ** 2).sum(axis=1)
     return list(zip(np.exp(at).tolist(), share.tolist(), strict=True))
+
+
+def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawing]:
+    """Draw every condition."""
+    for view in condition_views(report):
+        counts = sorted(row.measurement.latency_ms.samples for row in view.rows)
+        calls = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
+        caption = f"From {calls} raw calls a model. {CAPTION} {view.title}."
+        yield Drawing(_drawn(view, look, width), caption, (view.condition,))
+
+
+def _drawn(view: ConditionView, look: Mapping[str, Mark], width: int) -> Markup:
+    spreads = [Spread(look[row.name], row.measurement.latency_ms, row.picked) for row in view.rows]
+    parts = []
+    for row in view.rows:
+        latency = row.measurement.latency_ms
+        slowest = next((value for value in (latency.p99, latency.p95, latency.p90) if value is not None), None)
+        tail = "" if slowest is None else f", slowest calls {figures.ms(slowest)}"
+        parts.append(f"{row.name} median {figures.ms(latency.p50)}{tail}")
+    return distributions(spreads, label=f"Latency on {view.title}: {'; '.join(parts)}.", width=width)
+
+
+PICTURE = Picture("latency", "How latency spreads", draw)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kdexport.report.charts.svg import tag
+from kdexport.results import Report
 
 COLORS = 8  # besides the baseline's grey; they then repeat, and the labels tell models apart
 
@@ -41,6 +42,11 @@ def marks_of(models: Iterable[tuple[str, str]], baseline: str) -> dict[str, Mark
         }.get(precision, "circle")
         found[name] = Mark(name, networks[network], shape)
     return found
+
+
+def marks(report: Report) -> dict[str, Mark]:
+    """Return how each model of a report looks."""
+    return marks_of(((model.name, model.precision) for model in report.models), report.baseline)
 
 
 def glyph(mark: Mark, x: float, y: float, radius: float, *, hollow: bool = False) -> Markup:

@@ -1,16 +1,23 @@
 """Accuracy against latency, file size as area, the front of what nothing dominates, the limits that were asked."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from kdexport.recipe import Require
 from kdexport.report import figures
 from kdexport.report.charts.marks import Mark, glyph
+from kdexport.report.charts.picture import WIDE, Drawing, Picture
 from kdexport.report.charts.svg import Labels, Scale, picture, short, tag, text
-from kdexport.results import Interval
+from kdexport.report.view import ConditionView, Row, condition_views
+from kdexport.results import Interval, Report
 
+CAPTION = (
+    "Area is file size; hollow means dominated: another model is at least as accurate, as fast and as small. Nothing "
+    "measured lies above the line. Whiskers are 95 % intervals."
+)
 LARGEST, SMALLEST = 30.0, 3.0  # radii of the halos, pixels
 
 
@@ -185,3 +192,73 @@ def _points(
             )
         )
     return drawn
+
+
+def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawing]:
+    """Draw each condition that an accuracy is known for."""
+    for view in condition_views(report):
+        if any(row.model.accuracy is not None for row in view.rows):
+            yield Drawing(_drawn(report, view, look, width), f"{CAPTION} {view.title}.", (view.condition,))
+
+
+def _drawn(report: Report, view: ConditionView, look: Mapping[str, Mark], width: int) -> Markup:
+    points = [
+        Point(
+            look[row.name],
+            row.measurement.latency_ms.p50,
+            row.model.accuracy,
+            row.model.accuracy_ci95,
+            row.model.size_bytes,
+            row.dominated is not None,
+            row.picked,
+            point_tip(row),
+        )
+        for row in view.rows
+        if row.model.accuracy is not None
+    ]
+    require = limits(report)
+    base = view.base
+    floor = require.min_accuracy
+    if require.max_accuracy_drop is not None and base is not None and base.model.accuracy is not None:
+        floor = max(floor or 0.0, base.model.accuracy - require.max_accuracy_drop)
+    label = (
+        f"Accuracy against median latency of {len(points)} models on {view.title}. "
+        f"Not dominated, fastest first: {', '.join(view.front)}."
+    )
+    return scatter(
+        points,
+        view.front,
+        label=label,
+        width=width,
+        height=450 if width >= WIDE else 380,
+        max_latency_ms=require.max_latency_ms if require.latency_percentile == 50 else None,
+        min_accuracy=floor,
+    )
+
+
+def point_tip(row: Row) -> str:
+    """Return what a person reads who points at a model, in lines."""
+    latency = row.measurement.latency_ms
+    lines = [
+        row.name,
+        f"accuracy {figures.percent(row.model.accuracy)} ({figures.percent_interval(row.model.accuracy_ci95)})",
+        f"median {figures.ms(latency.p50)} ({figures.ms_interval(latency.p50_ci95)})",
+        f"{figures.plain(row.measurement.throughput_per_s)} samples a second",
+        f"file {figures.size(row.model.size_bytes)}, peak memory {figures.mib(row.memory)}",
+    ]
+    return "\n".join([*lines, row.status] if row.status else lines).replace(" ()", "")
+
+
+def limits(report: Report) -> Require:
+    """Return the limits on accuracy and latency that the report's gates were held against."""
+    limits = {gate.requirement: gate.limit for gate in report.gates}
+    asked = ((report.recipe or {}).get("require") or {}).get("latency_percentile", 50)
+    return Require(
+        max_accuracy_drop=limits.get("max_accuracy_drop"),
+        min_accuracy=limits.get("min_accuracy"),
+        max_latency_ms=limits.get("max_latency_ms"),
+        latency_percentile=asked if asked in (90, 95, 99) else 50,
+    )
+
+
+PICTURE = Picture("tradeoff", "Accuracy against latency", draw, wide=WIDE, where="answer")

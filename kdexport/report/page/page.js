@@ -79,7 +79,7 @@
   // One condition at a time: the whole page follows the choice.
   for (const choice of document.querySelectorAll("[name=condition]")) {
     choice.addEventListener("change", () => {
-      for (const element of document.querySelectorAll("[data-condition]")) element.hidden = element.dataset.condition !== choice.value;
+      for (const element of document.querySelectorAll("[data-condition]")) element.hidden = !element.dataset.condition.split(" ").includes(choice.value);
     });
     if (choice.checked ?? true) choice.dispatchEvent(new Event("change")); // a reload keeps the choice
   }
