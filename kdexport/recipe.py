@@ -93,7 +93,9 @@ class TeacherSpec(Section):
     model: str
     args: dict[str, Any] = {}
     weights: str | None = None
+    weights_key: str | None = None  # which of several sets of weights in the file, by its nest or prefix
     strict: bool = True
+    class_order: Literal["by_name", "by_position"] = "by_name"  # by_position: whatever class names the model carries
     preprocessing: PreprocessingSpec = PreprocessingSpec()
     train: Training | None = None
     weight: float = Field(1.0, gt=0)  # of its word, against the other teachers'
@@ -112,7 +114,9 @@ class Student(Section):
     model: str
     args: dict[str, Any] = {}
     weights: str | None = None
+    weights_key: str | None = None  # which of several sets of weights in the file, by its nest or prefix
     strict: bool = True
+    class_order: Literal["by_name", "by_position"] = "by_name"  # by_position: whatever class names the model carries
     preprocessing: PreprocessingSpec = PreprocessingSpec()
 
 

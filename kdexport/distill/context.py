@@ -78,5 +78,5 @@ class DistillContext:
 
 def network_key(spec: Spec) -> list[object]:
     """Return what stands for a network as it starts: its code, arguments, weights and preprocessing."""
-    made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict]
+    made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict, spec.weights_key]
     return [*made_from, spec.preprocessing.model_dump()]

@@ -23,7 +23,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import example, network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.loading import inferred_preprocessing, load_model
-from kdexport.models.networks import load_with_fresh, pretrained_weights
+from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
 from kdexport.onnx.sessions import Arrays
@@ -183,7 +183,9 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
 
 def _network(request: Request, progress: Progress) -> nn.Module:
     torch.manual_seed(request.seed)
-    network, fresh = load_with_fresh(request.reference, request.args)
+    network, fresh = load_with_fresh(
+        request.reference, with_pretrained_args(request.reference, request.args, request.weights)
+    )
     if request.weights is None and fresh is None and parse(request.reference).kind in ("torchvision", "timm"):
         progress.warn(f"no weights are given: {request.reference} is exported as it starts, untrained")
     elif request.weights is None and fresh:

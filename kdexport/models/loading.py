@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdexport.data.samples import Dataset
 from kdexport.errors import SourceError
 from kdexport.evaluate import Predict
+from kdexport.models.checkpoints import read
 from kdexport.models.hub import image_preprocessing
 from kdexport.models.networks import (
     check_output,
@@ -22,10 +23,11 @@ from kdexport.models.networks import (
     load_with_fresh,
     needs_channels_first,
     pretrained_weights,
+    with_pretrained_args,
 )
 from kdexport.models.preprocessing import Preprocessing, resample_of, with_spec
 from kdexport.models.programs import OnnxNetwork
-from kdexport.models.weights import fit_weights, load_weights
+from kdexport.models.weights import Fit, fit, load_weights
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
 from kdexport.references import parse
 
@@ -51,31 +53,33 @@ def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
-    network, fresh = load_with_fresh(spec.model, spec.args, dataset.num_classes)
+    network, fresh = load_with_fresh(
+        spec.model, with_pretrained_args(spec.model, spec.args, spec.weights), dataset.num_classes
+    )
     if isinstance(network, OnnxNetwork):
         network.onnx.multi_label = dataset.multi_label
-    left_out: tuple[str, ...] = ()
+    fitted = Fit()
     if weights is not None:
         load_weights(network, weights)
     elif spec.weights == PRETRAINED and fresh is None:
-        left_out = fit_weights(
-            network, pretrained_weights(spec.model, spec.args), f"what {spec.model} was pretrained to", spec.strict
-        )
+        origin = f"what {spec.model} was pretrained to"
+        fitted = fit(network, pretrained_weights(spec.model, spec.args), origin, spec.strict)
     elif spec.weights is not None and spec.weights != PRETRAINED:
-        left_out = load_weights(network, Path(spec.weights), spec.strict)
+        fitted = fit(network, read(Path(spec.weights)), spec.weights, spec.strict, spec.weights_key)
     elif fresh:
-        left_out = tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh)
-        if isinstance(spec, TeacherSpec) and spec.train is None:
-            raise SourceError(
-                f"the teacher {spec.model} comes without {', '.join(fresh[:4])}: it would teach noise",
-                hint="fit it on the labels with a [teacher.train] table, or name a model that classifies these data",
-            )
+        fitted = Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)
+    if fitted.fresh and isinstance(spec, TeacherSpec) and spec.train is None:
+        shown = ", ".join(fitted.fresh[:4]) + (", ..." if len(fitted.fresh) > 4 else "")
+        raise SourceError(
+            f"the teacher {spec.model} comes without {shown}: it would teach noise",
+            hint="fit it on the labels with a [teacher.train] table, or name a model that classifies these data",
+        )
     preprocessing = preprocessing_of(spec, dataset)
     few = dataset.train.take(slice(0, 2)).inputs
     if needs_channels_first(network, preprocessing.apply(few)):
         preprocessing = replace(preprocessing, contiguous=True)
     check_output(network, preprocessing.apply(few), dataset.num_classes, role)
-    return Model(network.eval(), preprocessing, left_out)
+    return Model(network.eval(), preprocessing, fitted.left_out)
 
 
 def load_predictor(spec: Student, dataset: Dataset) -> tuple[Predict, tuple[str, ...]]:

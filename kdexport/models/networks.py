@@ -1,6 +1,7 @@
 """Networks by reference. Whatever one comes from, it takes its inputs as tensors and returns logits."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.errors import SourceError, did_you_mean
+from kdexport.models.checkpoints import SUFFIXES
 from kdexport.models.hub import load_classifier
-from kdexport.models.weights import SUFFIXES
+from kdexport.recipe import PRETRAINED
 from kdexport.references import Reference, parse
 from kdexport.user_code import call, load_object
 
 SAFE_CHANNELS = 16  # see ``needs_channels_first``
+TWO_HEADED = ("googlenet", "inception_v3")  # torchvision's with a second head for training
 
 
 def load_network(reference: str, args: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
@@ -76,7 +79,8 @@ def pretrained_weights(reference: str, args: Mapping[str, Any]) -> dict[str, Ten
             return dict(import_timm().create_model(parsed.target, pretrained=True, **options).state_dict())
         from torchvision import models
 
-        return dict(models.get_model_weights(parsed.target).DEFAULT.get_state_dict(progress=False, check_hash=True))
+        weights = models.get_model_weights(parsed.target).DEFAULT.get_state_dict(progress=False, check_hash=True)
+        return _as_torchvision_loads(parsed.target, weights)
     except SourceError:
         raise
     except Exception as error:
@@ -84,6 +88,29 @@ def pretrained_weights(reference: str, args: Mapping[str, Any]) -> dict[str, Ten
             f"the pretrained weights of {reference} cannot be had: {error}",
             hint='go online once so that they are kept, or give them as a file: weights = "file.safetensors"',
         ) from error
+
+
+def with_pretrained_args(reference: str, args: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+    """Return a network's arguments with those that its library sets for its own weights: torchvision normalizes within
+    GoogLeNet and Inception v3 then.
+    """
+    own = weights == PRETRAINED and reference.partition(":")[2] in TWO_HEADED and reference.startswith("torchvision:")
+    return {"transform_input": True, "init_weights": False, **args} if own else dict(args)
+
+
+def _as_torchvision_loads(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a file's weights under the names that torchvision gives them while it loads them.
+
+    DenseNet's files say ``norm.1`` for ``norm1`` (torchvision/models/densenet.py); the second heads of GoogLeNet and
+    Inception v3, which only their training uses, are left out.
+    """
+    if name.startswith("densenet"):
+        return {
+            re.sub(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key): weights[key] for key in weights
+        }
+    if name in TWO_HEADED:
+        return {key: weights[key] for key in weights if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
+    return dict(weights)
 
 
 def needs_channels_first(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
@@ -156,7 +183,7 @@ def _torchvision(reference: Reference, args: dict[str, Any], num_classes: int | 
         raise SourceError(f"torchvision has no classifier '{reference.target}'", hint=near.strip())
     if num_classes is not None:
         args.setdefault("num_classes", num_classes)
-    if reference.target in ("googlenet", "inception_v3"):  # a second head for training would make the output a tuple
+    if reference.target in TWO_HEADED:  # a second head for training would make the output a tuple
         args = {"aux_logits": False, "init_weights": True, **args}
     args.setdefault("weights", None)
     return call(reference, getattr(models, reference.target), args)

@@ -1,10 +1,8 @@
-"""Weights in the forms that users have them, loaded without ever running what is in them."""
+"""Weights in the forms that users have them: found in whatever they are nested in, and held against a network."""
 
-import pickle
-import pickletools
-import warnings
-import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +13,82 @@ from torch import Tensor, nn
 
 from kdexport.artifacts import write_atomically
 from kdexport.errors import SourceError
+from kdexport.models.checkpoints import read, state_dicts
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
-# Where trainers put a state dict, the one to deploy first. Lightning: state_dict; timm: state_dict or state_dict_ema;
-# torchvision's references: model and model_ema; diffusers and others: ema.
-NESTS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema",
-    "ema_state_dict",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "network",
-    "module",
-    "params",
-    "weights",
-)
-PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "student.", "teacher.", "backbone.", "ema_model.")
-MAX_WRAPPERS = 3  # e.g. model._orig_mod.module.
+WRAPPERS = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1; BatchNorm's own loading forgives it by version
 MAX_SHOWN = 20
-ALLOWED = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
+MAX_PREFIXES = 64  # that are tried
 
 
-def load_weights(network: nn.Module, path: Path, strict: bool = True) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Fit:
+    """What came of loading weights."""
+
+    left_out: tuple[str, ...] = ()  # a line for each name that differs between file and network
+    fresh: tuple[str, ...] = ()  # names of the network that the file gave nothing for
+    taken_from: str = ""  # the nest and prefix in the file, "" where there is none
+
+
+def load_weights(network: nn.Module, path: Path, strict: bool = True, key: str | None = None) -> tuple[str, ...]:
     """Load a file's weights into a network, in place.
 
     Args:
         network: Receives them.
         path: ``.safetensors``, ``.pt``, ``.pth``, ``.th``, ``.ckpt`` or ``.bin``.
         strict: Whether everything must match; else what doesn't is left out.
+        key: Which of the state dicts in the file, by its nest or its prefix; None: the one that fits best.
 
     Returns:
         What was left out, a line each.
 
     Raises:
-        SourceError: The file is absent or no weights file, it has code in it, or (with ``strict``) it doesn't match;
-            each difference is listed.
+        SourceError: The file is absent or no weights file, it has code in it, several state dicts in it fit equally,
+            or (with ``strict``) it doesn't match; each difference is listed.
     """
-    return fit_weights(network, read_weights(path), str(path), strict)
+    return fit(network, read(path), str(path), strict, key).left_out
 
 
 def fit_weights(network: nn.Module, given: Mapping[str, Tensor], origin: str, strict: bool = True) -> tuple[str, ...]:
     """Load named tensors into a network as ``load_weights`` does; ``origin`` is what messages call them."""
+    return fit(network, given, origin, strict).left_out
+
+
+def fit(network: nn.Module, document: Any, origin: str, strict: bool = True, key: str | None = None) -> Fit:
+    """Load what a checkpoint holds into a network as ``load_weights`` does, and say what came of it."""
     own = network.state_dict()
-    given = _without_prefixes(given, own)
-    faults = [f"{name}: missing in the file, {_shape(own[name])} in the network" for name in own if name not in given]
-    faults += [f"{name}: not in the network, {_shape(given[name])} in the file" for name in given if name not in own]
-    both = [name for name in own if name in given]
-    differing = [name for name in both if given[name].shape != own[name].shape]
-    faults += [f"{name}: {_shape(given[name])} in the file, {_shape(own[name])} in the network" for name in differing]
+    candidates = [view for place, given in state_dicts(document) for view in _views(place, given, own)]
+    if not candidates:
+        raise SourceError(f"no weights are found in {origin}", hint="save network.state_dict() into it")
+    if key is not None:
+        candidates = _named(candidates, key, origin)
+    chosen = _best(candidates, origin, strict)
+    given = chosen.tensors
+    differing = [name for name, tensor in own.items() if name in given and not _same_shape(given[name], tensor)]
+    fitting = OrderedDict((name, tensor) for name, tensor in given.items() if name not in differing)
+    fitting._metadata = chosen.versions  # type: ignore[attr-defined]  # what older files lack is forgiven by these
+    try:
+        missing, unexpected = network.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        reason = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise SourceError(f"{origin} does not fit the network: {reason}", hint="check the model's args") from error
+    missing = [name for name in missing if name not in differing]
+    faults = [f"{name}: missing in the file, {_shape(own[name])} in the network" for name in missing if name in own]
+    faults += [f"{name}: not in the network, {_shape(given[name])} in the file" for name in unexpected]
+    shapes = [(name, _shape(given[name]), _shape(own[name])) for name in differing]
+    faults += [f"{name}: {there} in the file, {wanted} in the network" for name, there, wanted in shapes]
+    fresh = tuple(name for name in (*missing, *differing) if not name.endswith(COUNTER))
     if faults and strict:
-        shown = [f"  {fault}" for fault in faults[:MAX_SHOWN]]
-        if len(faults) > MAX_SHOWN:
-            shown.append(f"  ... and {len(faults) - MAX_SHOWN} more")
         raise SourceError(
-            "\n".join([f"{origin} does not fit the network:", *shown]), hint=_hint(own, given, both, differing)
+            "\n".join([f"{origin} does not fit the network:", *_shortened(faults, chosen.others)]),
+            hint=_hint(own, given, differing, len(faults)),
         )
-    fitting = {name: given[name] for name in both if name not in differing}
-    if own and not fitting:
+    if fresh and len(fresh) == sum(not name.endswith(COUNTER) for name in own):
         raise SourceError(
-            f"nothing in {origin} fits the network", hint="give the weights of this network, or other args"
+            "\n".join([f"nothing in {origin} fits the network:", *_shortened(faults, chosen.others)]),
+            hint="give the weights of this network, or other args",
         )
-    network.load_state_dict(fitting, strict=False)
-    return tuple(faults)
+    return Fit(tuple(faults), fresh, chosen.where)
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -95,121 +104,126 @@ def _write_safetensors(state: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the named tensors of a weights file, out of whatever they are nested in.
+@dataclass(frozen=True)
+class _Candidate:
+    """One reading of a state dict: its names as the network would have them."""
+
+    place: str  # the nest
+    prefix: str  # taken off
+    tensors: dict[str, Tensor]
+    versions: Mapping[str, Any]  # of the modules, as state_dict notes them
+    matching: tuple[str, ...]  # names that are in the network, in the same shape
+    complete: bool  # all of the network's
+    others: tuple[str, ...]  # names without the prefix
+
+    @property
+    def where(self) -> str:
+        return ": ".join(part for part in (self.place, f"{self.prefix}*" if self.prefix else "") if part)
+
+    @property
+    def averaged(self) -> bool:
+        return "ema" in self.where.lower().replace(".", "_").replace(": ", "_").split("_")
+
+
+def _views(place: str, state: Mapping[Any, Any], own: Mapping[str, Tensor]) -> Iterator[_Candidate]:
+    """Yield a state dict as it is, and without or with the prefixes under which more names fit the network's."""
+    named = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    named = {name: tensor for name, tensor in named.items() if not _is_extra(name)} or named
+    versions = getattr(state, "_metadata", None) or {}
+    heads = {name.partition(".")[0] for name in own}
+    wrapper = f"{heads.pop()}." if len(heads) == 1 and all("." in name for name in own) else ""
+    seen: set[tuple[str, str, bool]] = set()
+    for unwrapped in (False, True):  # DataParallel and torch.compile leave their names, at any depth
+        given = {_unwrapped(name): tensor for name, tensor in named.items()} if unwrapped else named
+        if unwrapped and given.keys() == named.keys():
+            continue
+        for added in dict.fromkeys(("", wrapper)):
+            inner = [name.removeprefix(added) for name in own]
+            for prefix in ("", *_prefixes(given, inner)):
+                if (added, prefix, unwrapped) in seen:
+                    continue
+                seen.add((added, prefix, unwrapped))
+                yield _candidate(place, prefix, added, given, versions, own)
+
+
+def _candidate(
+    place: str,
+    prefix: str,
+    added: str,
+    given: Mapping[str, Tensor],
+    versions: Mapping[str, Any],
+    own: Mapping[str, Tensor],
+) -> _Candidate:
+    cut = len(prefix)
+    tensors = {added + name[cut:]: tensor for name, tensor in given.items() if name.startswith(prefix)}
+    matching = tuple(name for name, tensor in own.items() if name in tensors and _same_shape(tensors[name], tensor))
+    needed = sum(not name.endswith(COUNTER) for name in own)
+    there = sum(not name.endswith(COUNTER) for name in matching)
+    renamed = {
+        (added + f"{_unwrapped(name)}.".removeprefix(prefix)).rstrip("."): value for name, value in versions.items()
+    }
+    others = tuple(name for name in given if not name.startswith(prefix))
+    return _Candidate(place, prefix, tensors, renamed, matching, there == needed, others)
+
+
+def _prefixes(given: Mapping[str, Tensor], wanted: list[str]) -> list[str]:
+    """Return what stands before the network's names in a file, commonest first, by looking for a few of them."""
+    found: dict[str, int] = {}
+    weights = [name for name in wanted if not name.endswith(COUNTER)] or wanted
+    for anchor in dict.fromkeys([*weights[:1], *weights[len(weights) // 2 :][:1], *weights[-1:]]):
+        for name in given:
+            if name.endswith(anchor) and name[: -len(anchor)].endswith("."):
+                found[name[: -len(anchor)]] = found.get(name[: -len(anchor)], 0) + 1
+    return sorted(found, key=lambda prefix: -found[prefix])[:MAX_PREFIXES]
+
+
+def _best(candidates: list[_Candidate], origin: str, strict: bool) -> _Candidate:
+    """Return the reading that fits best.
 
     Raises:
-        SourceError: Absent, no weights file, or a pickle that would run code; it is not run.
+        SourceError: Several with different values fit equally.
     """
-    if not path.is_file():
-        raise SourceError(
-            f"there is no weights file {path}", hint="check the path; in a recipe it is relative to the recipe"
-        )
-    _check_no_web_page(path)
-    if path.suffix == ".safetensors":
-        try:
-            return dict(safetensors.torch.load_file(str(path)))
-        except Exception as error:
-            raise SourceError(
-                f"{path} is no whole safetensors file: {error}", hint="download or save it again"
-            ) from error
-    found = _state_dict(_unpickled(path))
+    most = max(len(candidate.matching) for candidate in candidates)
+    tied = [candidate for candidate in candidates if len(candidate.matching) == most]
+    chosen = tied[0]
+    rivals = [other for other in tied[1:] if _differs(other, chosen)]
+    if not rivals or most == 0 or (strict and not chosen.complete):
+        return chosen
+    averaged = [candidate for candidate in (chosen, *rivals) if candidate.averaged]
+    if len(averaged) == 1 and len(rivals) == 1:  # an average of the weights, which is what one deploys, beside them
+        return averaged[0]
+    places = [candidate.where or "the top" for candidate in (chosen, *rivals)]
+    raise SourceError(
+        f"{origin} holds {len(places)} sets of weights that fit the network equally: {', '.join(places[:MAX_SHOWN])}",
+        hint="say which one with weights_key beside weights, "
+        f'e.g. weights_key = "{rivals[0].prefix.rstrip(".") or rivals[0].place}"',
+    )
+
+
+def _differs(one: _Candidate, other: _Candidate) -> bool:
+    return one.matching != other.matching or any(
+        not torch.equal(one.tensors[name], other.tensors[name]) for name in one.matching
+    )
+
+
+def _named(candidates: list[_Candidate], key: str, origin: str) -> list[_Candidate]:
+    wanted = key.rstrip(".*")
+    found = [one for one in candidates if wanted in (one.place, one.prefix.rstrip("."), one.where.rstrip(".*"))]
     if not found:
-        raise SourceError(f"no weights are found in {path}", hint="save network.state_dict() into it")
+        there = dict.fromkeys(one.where or "the top" for one in candidates)
+        raise SourceError(
+            f"{origin} has no weights under '{key}'", hint=f"weights_key is one of: {', '.join([*there][:MAX_SHOWN])}"
+        )
     return found
 
 
-def _unpickled(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it loads, or says why not
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        refused = _refused(path)
-        if refused:
-            raise SourceError(
-                f"{path} holds code besides weights ({', '.join(refused)}) and was not loaded: nothing in it was run",
-                hint="where you trust it, load it yourself and save network.state_dict() alone, "
-                "e.g. with safetensors.torch.save_file",
-            ) from None
-        raise SourceError(
-            f"{path} is no weights file that can be loaded safely",
-            hint="save network.state_dict() alone, with torch.save or safetensors.torch.save_file",
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise SourceError(
-            f"{path} is no whole weights file: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            hint="download or save it again",
-        ) from error
+def _same_shape(given: Tensor, own: Tensor) -> bool:
+    """Whether ``load_state_dict`` takes one for the other: a tensor of one element also for a number."""
+    return given.shape == own.shape or (given.shape == (1,) and own.shape == ())
 
 
-def _refused(path: Path) -> list[str]:
-    """Return the names that a pickle would import and that weights do not need; a TorchScript file is one such name."""
-    if not zipfile.is_zipfile(path):  # older than torch 1.6, or a bare pickle
-        return sorted(set(_globals(path)) - ALLOWED)
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # noqa: BLE001 the file is damaged; torch has refused it already
-        return []
-    if names:
-        return sorted(names)
-    with zipfile.ZipFile(path) as archive:
-        script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-    return ["a TorchScript program"] if script else []
-
-
-def _globals(path: Path) -> Iterator[str]:
-    """Yield what the pickles of a file would import, without unpickling them."""
-    strings: list[str] = []
-    with path.open("rb") as handle:
-        while True:
-            try:
-                for code, argument, _ in pickletools.genops(handle):
-                    if code.name == "GLOBAL":
-                        yield str(argument).replace(" ", ".")
-                    elif code.name == "STACK_GLOBAL" and len(strings) > 1:
-                        yield ".".join(strings[-2:])
-                    elif isinstance(argument, str):
-                        strings.append(argument)
-            except (ValueError, IndexError):  # its end, or the raw tensors after the pickles
-                return
-
-
-def _state_dict(document: Any, depth: int = 4) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, or of the first nest that holds one."""
-    if not isinstance(document, Mapping) or depth == 0:
-        return {}
-    for nest in NESTS:
-        found = _state_dict(document.get(nest), depth - 1)
-        if found:
-            return found
-    return {str(name): value for name, value in document.items() if isinstance(value, Tensor)}
-
-
-def _without_prefixes(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off, or put on, the prefixes that wrappers put before the names, one inside another, where more then fit."""
-    best = dict(given)
-    layer = [best]
-    for _ in range(MAX_WRAPPERS):
-        layer = [names for candidate in layer for names in _renamed(candidate)]
-        best = max([best, *layer], key=lambda names: sum(name in own for name in names))
-        if all(name in best for name in own):
-            break
-    kept = {name: tensor for name, tensor in best.items() if name in own or not _is_extra(name)}
-    return kept or best
-
-
-def _renamed(names: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in names):
-            shorter = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
-            # A Lightning checkpoint holds the model under one prefix and metrics under others.
-            yield shorter if len(shorter) == len(names) else _only(names, prefix)
-    yield {f"model.{name}": tensor for name, tensor in names.items()}  # a wrapper of ours around the same network
-
-
-def _only(names: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in names.items() if name.startswith(prefix)}
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _is_extra(name: str) -> bool:
@@ -217,27 +231,25 @@ def _is_extra(name: str) -> bool:
     return name in ("n_averaged", "total_ops", "total_params") or name.endswith((".total_ops", ".total_params"))
 
 
-def _hint(own: Mapping[str, Tensor], given: Mapping[str, Tensor], both: list[str], differing: list[str]) -> str:
+def _shortened(faults: list[str], others: tuple[str, ...]) -> list[str]:
+    lines = [f"  {fault}" for fault in faults[:MAX_SHOWN]]
+    if len(faults) > MAX_SHOWN:
+        lines.append(f"  ... and {len(faults) - MAX_SHOWN} more")
+    if others:
+        more = ", ..." if len(others) > MAX_SHOWN else ""
+        lines.append(f"  the file also holds {', '.join(others[:MAX_SHOWN])}{more}")
+    return lines
+
+
+def _hint(own: Mapping[str, Tensor], given: Mapping[str, Tensor], differing: list[str], faults: int) -> str:
     heads = {name.rpartition(".")[0] for name in differing}
-    if len(both) == len(own) == len(given) and len(heads) == 1:
+    if faults == len(differing) and len(heads) == 1 and own[differing[0]].ndim and given[differing[0]].ndim:
         name = differing[0]
         return (
             f"only {heads.pop()} differs: the weights are for {given[name].shape[0]} classes, the data have "
             f"{own[name].shape[0]}; set strict = false to keep all but it, and train it"
         )
     return "check the model's args, or set strict = false to load what fits"
-
-
-def _check_no_web_page(path: Path) -> None:
-    with path.open("rb") as handle:
-        start = handle.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise SourceError(
-            f"{path} is a web page, not weights: the download went to a page about the file",
-            hint="open the address in a browser, and download the file itself (the raw link)",
-        )
-    if start.startswith(b"version https://git-lfs"):
-        raise SourceError(f"{path} is a Git LFS pointer, not weights", hint="fetch the file itself: git lfs pull")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -304,3 +304,42 @@ def test_a_fresh_head_may_be_trained_but_does_not_teach(load, tmp_path):
     with pytest.raises(SourceError, match="cannot be loaded") as caught:
         load_network(f"hf:{tmp_path}", {}, 3)
     assert "offline" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["densenet121", "googlenet"])
+def test_torchvisions_own_weights_load_as_torchvision_loads_them(name, monkeypatch):
+    """Its files name DenseNet's layers otherwise, and hold GoogLeNet's second heads, whose inputs it normalizes."""
+    import re
+
+    from torchvision import models
+
+    from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
+    from kdexport.models.weights import fit_weights
+
+    torch.manual_seed(0)
+    if name == "googlenet":
+        theirs = models.googlenet(weights=None, aux_logits=True, transform_input=True, init_weights=False)
+        published = theirs.state_dict()
+        theirs.aux_logits, theirs.aux1, theirs.aux2 = False, None, None
+    else:
+        theirs = models.densenet121(weights=None)
+        renamed = r"(denselayer\d+\.)(norm|conv)([12])\."
+        published = {re.sub(renamed, r"\1\2.\3.", key): value for key, value in theirs.state_dict().items()}
+        assert "features.denseblock1.denselayer1.norm.1.weight" in published
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+    reference = f"torchvision:{name}"
+    network, _ = load_with_fresh(reference, with_pretrained_args(reference, {}, "pretrained"), 1000)
+    assert fit_weights(network, pretrained_weights(reference, {}), reference) == ()
+    inputs = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(inputs), theirs.eval()(inputs), atol=1e-5)
+
+
+def test_a_given_teacher_is_never_left_with_a_random_part(nets, digits, tmp_path):
+    state = load_network(f"{nets}:Fits", {}, 10).state_dict()
+    torch.save({key: value for key, value in state.items() if "head" not in key}, tmp_path / "w.pt")
+    spec = {"model": f"{nets}:Fits", "weights": str(tmp_path / "w.pt"), "strict": False}
+    with pytest.raises(SourceError, match=r"comes without head\.weight, head\.bias: it would teach noise"):
+        load_model("teacher", Teacher(**spec), digits)
+    assert len(load_model("teacher", Teacher(**spec, train=Training()), digits).left_out) == 2
+    assert len(load_model("student", Student(**spec), digits).left_out) == 2

@@ -1,0 +1,155 @@
+"""Checkpoint files as trainers write them: read without running what is in them, and taken apart into state dicts.
+
+PyTorch's own restricted unpickler does the reading (``weights_only=True``). It is told a fixed list of harmless types
+that trainers put beside the weights: none of them runs code of the file's choosing.
+"""
+
+import argparse
+import collections
+import contextlib
+import datetime
+import pathlib
+import re
+import types
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from kdexport.errors import SourceError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+MAX_DEPTH = 4  # of the nests that are looked into
+MAX_LISTED = 64  # entries of a list that are looked into
+EXPANSION, SPARE_BYTES = 10, 64 << 20  # an archive that claims more than this many times its size is no checkpoint
+NOT_WEIGHTS = re.compile(r"optim|sched|scaler|callbacks|loops|rng", re.IGNORECASE)  # a trainer's other nests
+
+
+def read(path: Path) -> Any:
+    """Return what a weights file holds; of a safetensors file its tensors by name.
+
+    Raises:
+        SourceError: Absent, no weights file, or a pickle that would run code; it is not run.
+    """
+    if not path.is_file():
+        raise SourceError(
+            f"there is no weights file {path}", hint="check the path; in a recipe it is relative to the recipe"
+        )
+    _check_no_web_page(path)
+    if path.suffix == ".safetensors":
+        try:
+            return dict(safetensors.torch.load_file(str(path)))
+        except Exception as error:
+            raise SourceError(
+                f"{path} is no whole safetensors file: {error}", hint="download or save it again"
+            ) from error
+    _check_no_bomb(path)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+            warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it loads, or says why not
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files end in a dozen kinds, MemoryError and RecursionError among them
+        raise _refused(path, error) from error
+
+
+def state_dicts(document: Any, place: str = "", depth: int = MAX_DEPTH) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield every mapping that holds tensors, with its place: ``""``, ``"state_dict"``, ``"ema.model"``."""
+    if isinstance(document, list | tuple):
+        document = {str(number): item for number, item in enumerate(document[:MAX_LISTED])}
+    if not isinstance(document, Mapping) or depth < 0:
+        return
+    if any(isinstance(value, Tensor) for value in document.values()):
+        yield place, document
+    for key, value in document.items():
+        if isinstance(value, Mapping | list | tuple) and not NOT_WEIGHTS.search(str(key)):
+            yield from state_dicts(value, f"{place}.{key}" if place else str(key), depth - 1)
+
+
+def _harmless() -> list[Any]:
+    """Return the types that a checkpoint may hold beside tensors; ``(stand-in, "name in the file")`` for some.
+
+    None of their constructors and state setters runs code of the file's choosing. Dictionaries with a class of their
+    own, of libraries that may not be here, become plain ones.
+    """
+    scalar = np.float64(0).__reduce__()[0]  # numpy's own maker of scalars
+    array = np.zeros(0).__reduce__()[0]
+    known: list[Any] = [
+        *(argparse.Namespace, types.SimpleNamespace, collections.OrderedDict, collections.Counter),
+        *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
+        *(int, float, complex, bool, str, bytes, list, dict, tuple, set, frozenset, slice),
+        *(np.dtype, np.ndarray, *{type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}),
+        (_plain_dict, "collections.defaultdict"),
+    ]
+    for core in ("numpy.core", "numpy._core"):
+        known += [(scalar, f"{core}.multiarray.scalar"), (array, f"{core}.multiarray._reconstruct")]
+    for module in ("pathlib", "pathlib._local"):
+        known += [(pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath", "Path")]
+        known += [(pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
+    for name in (
+        "lightning_fabric.utilities.data.AttributeDict",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "yacs.config.CfgNode",
+        "easydict.EasyDict",
+    ):
+        known.append((dict, name))
+    return known
+
+
+def _plain_dict(*_factory: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _refused(path: Path, error: Exception) -> SourceError:
+    said = str(error)
+    by_hand = "where you trust it, load it yourself and save network.state_dict() alone"
+    names = sorted(set(re.findall(r"GLOBAL ([\w.]+)", said) + re.findall(r"GLOBAL (\S+) whose module", said)))
+    if "TorchScript" in said:
+        names = ["a TorchScript program"]
+    if names:
+        return SourceError(
+            f"{path} holds code besides weights ({', '.join(names[:20])}) and was not loaded: nothing in it was run",
+            hint=f"{by_hand}, e.g. with safetensors.torch.save_file",
+        )
+    if "Unsupported operand" in said:  # an opcode of pickle protocol 4 and newer; torch writes 2
+        return SourceError(
+            f"{path} is pickled in a way that PyTorch does not load safely (torch.save writes protocol 2): nothing "
+            "in it was run",
+            hint=f"{by_hand}, with torch.save or safetensors.torch.save_file",
+        )
+    if isinstance(error, torch.serialization.pickle.UnpicklingError):  # type: ignore[attr-defined]
+        return SourceError(
+            f"{path} is no weights file that can be loaded safely",
+            hint=f"{by_hand}, with torch.save or safetensors.torch.save_file",
+        )
+    reason = next(iter(said.splitlines()), "") or type(error).__name__
+    return SourceError(f"{path} is no whole weights file: {reason}", hint="download or save it again")
+
+
+def _check_no_bomb(path: Path) -> None:
+    """Hold what an archive claims to unpack to against its size; torch stores tensors as they are."""
+    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError), zipfile.ZipFile(path) as it:
+        claimed = sum(entry.file_size for entry in it.infolist())
+        if claimed > EXPANSION * path.stat().st_size + SPARE_BYTES:
+            raise SourceError(
+                f"{path} would unpack to {claimed >> 20:,} MiB from {path.stat().st_size >> 10:,} KiB: no weights do",
+                hint="save network.state_dict() again, with torch.save",
+            )
+
+
+def _check_no_web_page(path: Path) -> None:
+    with path.open("rb") as handle:
+        start = handle.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise SourceError(
+            f"{path} is a web page, not weights: the download went to a page about the file",
+            hint="open the address in a browser, and download the file itself (the raw link)",
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise SourceError(f"{path} is a Git LFS pointer, not weights", hint="fetch the file itself: git lfs pull")
