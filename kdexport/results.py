@@ -161,13 +161,14 @@ class Latency:
     p99: float | None
     mean: float
     std: float
-    samples: int
+    samples: int  # calls that count
     quantiles: tuple[float, ...] = ()  # 101 values, 0 % to 100 %: the distribution for pictures
     rounds_p50: tuple[float, ...] = ()  # median of each round (a fresh process), in order: pairs models in a ratio
     turns_p50: tuple[tuple[float, ...], ...] = ()  # the same of each turn within each round
     p90_ci95: Interval | None = None
     p95_ci95: Interval | None = None
     p99_ci95: Interval | None = None
+    left_out: int = 0  # calls that do not count: other work had the core meanwhile
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ class Measurement:
     compute_share: dict[str, float] | None = None  # provider -> share of the time; only where several take part
     throughput_by_streams: dict[str, float] | None = None  # concurrent callers of one session -> samples per second
     transfer_ms: dict[str, float] | None = None  # "host_to_device", "device_to_host": medians, not in latency_ms
+    disturbed: str | None = None  # why no speed-up is decided by this: what other work did meanwhile, in words
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,7 @@ class Speedup:
     ratio: float
     ci95: Interval | None
     machine: str = ""
+    disturbed: str | None = None  # why nothing is decided by it: the machine was busy while it was measured
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.results import Evaluation, Interval, Latency, ModelFile
+from kdexport.results import Evaluation, Interval, Latency, Measurement, ModelFile
 
 # Percentiles need samples beyond them: at least 6.4 expected above it, so that one outlier does not decide.
 PERCENTILE_NEEDS = {90: 64, 95: 130, 99: 662}
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+UNLIKE = 0.05  # beyond the interval: two ways to compute one ratio that differ by more are not about one speed
 LEAST_ROUNDS = 3  # fewer say nothing of their own spread
 RESAMPLES = 500
 BINS = 256  # of the grid of pooled quantiles, twice: a median is read off to about 1/256 of the distribution's mass
@@ -27,13 +28,13 @@ SEED = 20240607  # of the resampling: equal samples give equal intervals
 # over all, Pocock 1977, "Group Sequential Methods in the Design and Analysis of Clinical Trials", has 2.2 % at each of
 # three looks. Of 100 measurements of a model against itself, plain 95 % intervals held 1.00 in 92.
 T98 = (
-    6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602, 2.583,
+    31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602, 2.583,
     2.567, 2.552, 2.539, 2.528, 2.518, 2.508, 2.500, 2.492, 2.485, 2.479, 2.473, 2.467, 2.462, 2.457,
 )  # fmt: skip
 
-# Student's t at 97.5 % for 2 to 30 degrees of freedom; beyond, its expansion about the normal distribution's 1.96.
+# Student's t at 97.5 % for 1 to 30 degrees of freedom; beyond, its expansion about the normal distribution's 1.96.
 T95 = (
-    4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
@@ -81,6 +82,20 @@ def quantile_intervals(rounds: Sequence[np.ndarray], shares: Sequence[float]) ->
 def speedup(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:
     """Return how many times faster ``model`` is than ``baseline``, measured in the same rounds, with a 95 % interval.
 
+    The ratio is that of the two medians, which stand beside it in every table. Its interval comes from ``paired_ratio``
+    and is widened to hold it where the machine changed its speed so that the two differ.
+
+    Raises:
+        ValueError: They have no round in common.
+    """
+    ratio = baseline.p50 / model.p50
+    _, interval = paired_ratio(baseline, model)
+    return ratio, None if interval is None else (min(interval[0], ratio), max(interval[1], ratio))
+
+
+def paired_ratio(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:
+    """Return the ratio of two models from what each did at the same time, with its 95 % interval.
+
     Within a round the two take turns of some milliseconds, so turn *k* of both saw the same state of the machine: where
     the turns are kept, a round's ratio is the median over its pairs of turns. A machine that changes between two speeds
     within a round then moves both, not the ratio. What differs from one process to the next is in the interval.
@@ -91,6 +106,24 @@ def speedup(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:
     if not (baseline.turns_p50 and model.turns_p50):
         return ratio_interval(baseline.rounds_p50, model.rounds_p50, looks=True)
     return speedup_of_rounds(ratios_of_rounds(baseline.turns_p50, model.turns_p50))
+
+
+def disturbed(baseline: Measurement, model: Measurement) -> str | None:
+    """Return in words why nothing is decided by a speed-up; None where the machine was quiet enough.
+
+    Either was disturbed, or the ratio of their medians is not the one that they had at the same time: then the calls
+    have more than one speed, and which of them a median falls on is chance.
+    """
+    told = model.disturbed or baseline.disturbed
+    here, there = baseline.latency_ms, model.latency_ms
+    if told or not (here.turns_p50 and there.turns_p50):
+        return told
+    ratio = here.p50 / there.p50
+    paired, interval = paired_ratio(here, there)
+    low, high = interval or (paired, paired)
+    if ratio > high * (1 + UNLIKE) or ratio * (1 + UNLIKE) < low:
+        return f"calls changed their speed: the medians' ratio is {ratio:.3g}, turn by turn it is {paired:.3g}"
+    return None
 
 
 def ratios_of_rounds(baseline: Sequence[Sequence[float]], model: Sequence[Sequence[float]]) -> list[float]:
@@ -139,24 +172,25 @@ def ratio_interval(
 
 
 def student_t95(freedom: int) -> float:
-    """Return Student's t at 97.5 % for two degrees of freedom or more."""
-    return T95[freedom - 2] if freedom - 2 < len(T95) else 1.96 + 2.5 / freedom
+    """Return Student's t at 97.5 % for one degree of freedom or more."""
+    return T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.5 / freedom
 
 
 def student_t98(freedom: int) -> float:
-    """Return Student's t at 99 % for two degrees of freedom or more."""
-    return T98[freedom - 2] if freedom - 2 < len(T98) else 2.326 + 4.0 / freedom
+    """Return Student's t at 99 % for one degree of freedom or more."""
+    return T98[freedom - 1] if freedom <= len(T98) else 2.326 + 4.0 / freedom
 
 
 NS_PER_MS = 1e6
 
 
-def latency(rounds: Sequence[np.ndarray], turns_ns: Sequence[Sequence[float]] = ()) -> Latency:
+def latency(rounds: Sequence[np.ndarray], turns_ns: Sequence[Sequence[float]] = (), left_out: int = 0) -> Latency:
     """Summarise the samples of all rounds.
 
     Args:
         rounds: int64 nanoseconds per call, one array a round.
         turns_ns: The median of each turn, one sequence a round.
+        left_out: Calls that are not among them, because other work had the core meanwhile.
     """
     pooled = np.concatenate(rounds) / NS_PER_MS
     found = quantile_intervals([samples / NS_PER_MS for samples in rounds], (0.5, 0.9, 0.95, 0.99))
@@ -180,6 +214,7 @@ def latency(rounds: Sequence[np.ndarray], turns_ns: Sequence[Sequence[float]] = 
         p90_ci95=p90_ci95,
         p95_ci95=p95_ci95,
         p99_ci95=p99_ci95,
+        left_out=left_out,
     )
 
 

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdexport.statistics import latency, median_interval, ratio_interval, speedup, student_t95, student_t98
+from kdexport.results import Measurement, Memory
+from kdexport.statistics import (
+    disturbed,
+    latency,
+    median_interval,
+    paired_ratio,
+    ratio_interval,
+    speedup,
+    student_t95,
+    student_t98,
+)
 
 
 def test_ratio_follows_students_t_on_logarithms():
@@ -32,7 +42,7 @@ def test_few_rounds_give_no_interval():
 
 
 def test_the_t_table_is_right():
-    for freedom in (2, 5, 30, 40, 200):
+    for freedom in (1, 2, 5, 29, 30, 31, 40, 200):
         assert student_t95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
         assert student_t98(freedom) == pytest.approx(stats.t.ppf(0.99, freedom), rel=4e-3)
 
@@ -67,3 +77,32 @@ def test_a_machine_that_changes_its_speed_within_rounds_does_not_move_a_speedup(
 def test_without_turns_the_rounds_are_paired():
     one, other = (latency([np.full(9, scale * 1e6 * row) for row in (1, 2, 4)]) for scale in (3.0, 1.0))
     assert speedup(one, other) == (pytest.approx(3), pytest.approx((3, 3)))
+
+
+def two_speeds(scale, turns_slow):
+    """A model whose machine runs at half speed in some turns of each of five rounds."""
+    turns = np.ones((5, 10))
+    turns[:, :turns_slow] = 2
+    return latency([1e6 * scale * np.repeat(row, 40) for row in turns], 1e6 * scale * turns)
+
+
+def measured(latency_ms, told=None):
+    memory = Memory(None, None, None)
+    return Measurement("m", "", "cpu", "", {}, 1, 1, latency_ms, 1.0, 1.0, 1.0, memory, disturbed=told)
+
+
+def test_the_ratio_is_that_of_the_medians_beside_it_and_lies_in_its_interval():
+    # The median of one falls on the slow turns, that of the other on the quick ones: turn by turn it would be 1.5.
+    one, other = two_speeds(3.0, 6), two_speeds(2.0, 4)
+    ratio, interval = speedup(one, other)
+    assert ratio == one.p50 / other.p50 == pytest.approx(3)
+    assert interval == (pytest.approx(1.5), pytest.approx(3))
+    assert paired_ratio(one, other)[0] == pytest.approx(1.5)
+    assert "the medians' ratio is 3, turn by turn it is 1.5" in disturbed(measured(one), measured(other))
+
+
+def test_a_speedup_is_undecided_where_either_model_was_disturbed():
+    one, other = two_speeds(3.0, 6), two_speeds(2.0, 6)
+    assert disturbed(measured(one), measured(other)) is None
+    assert disturbed(measured(one, "busy"), measured(other)) == "busy"
+    assert disturbed(measured(one), measured(other, "busy")) == "busy"

@@ -34,7 +34,7 @@ class Extras:
 def measure(
     label: str,
     task: Mapping[str, Any],
-    case: Condition,
+    condition: Condition,
     settings: Settings,
     meter: energy.Meter | None,
     providers: int,
@@ -45,7 +45,7 @@ def measure(
     Args:
         label: The model's name.
         task: What the worker needs to load and feed the model.
-        case: Device and threads.
+        condition: Device and threads.
         settings: What is asked for.
         meter: What reads the energy; None leaves it out.
         providers: How many providers the model's nodes lie on; from two on, their shares of the time are found out.
@@ -54,7 +54,7 @@ def measure(
     Returns:
         What was measured; where the meter fails it is all but the energy, where the worker fails it is nothing.
     """
-    on_gpu = case.device.name.partition(":")[0] in ("cuda", "tensorrt")
+    on_gpu = condition.device.name.partition(":")[0] in ("cuda", "tensorrt")
     streams = tuple(count for count in settings.streams if count > 1)
     if not (meter or streams or on_gpu or providers > 1):
         return Extras()

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from kdexport import statistics
-from kdexport.bench import devices, energy, extras, host
+from kdexport.bench import contention, devices, energy, extras, host
 from kdexport.bench.host import Surroundings, Watch
 from kdexport.bench.inputs import resolve_shapes
 from kdexport.bench.plan import Condition, Plan, Settings, Target
 from kdexport.bench.process import Child, ChildError
 from kdexport.bench.session import check_placement, shares
-from kdexport.bench.warnings import in_words, words
+from kdexport.bench.warnings import in_words, measurement_warnings
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress, Task
 from kdexport.results import Failure, Measurement, Memory
@@ -36,19 +36,19 @@ class Group:
 
     Args:
         stack: Ends the children when the round is over.
-        case: Device and threads.
+        condition: Device and threads.
         settings: How to measure.
         number: Of the round.
     """
 
-    def __init__(self, stack: ExitStack, case: Condition, settings: Settings, number: int) -> None:
-        self.case = case
+    def __init__(self, stack: ExitStack, condition: Condition, settings: Settings, number: int) -> None:
+        self.condition = condition
         # No two cores are alike (what else runs there, what the hypervisor gives them), and a process tends to stay on
         # its own: so all models of a round share the same cores, others in the next round.
         self._pinned: list[int] | None = None  # positions among the CPUs that may be used
-        if case.device.provider == CPU:
+        if condition.device.provider == CPU:
             cpus = host.usable()
-            chosen = host.choose(case.threads, number, cpus)
+            chosen = host.choose(condition.threads, number, cpus)
             self._pinned = None if chosen is None else [cpus.index(cpu) for cpu in chosen]
         self._stack = stack
         self._settings = settings
@@ -80,12 +80,12 @@ class Group:
             if self._pinned is not None:
                 child.ask(do="pin", cores=self._pinned)
             reply, _ = child.ask(do="load", **task)
-            check_placement(target.name, self.case.device, reply, self._settings.allow_fallback)
+            check_placement(target.name, self.condition.device, reply, self._settings.allow_fallback)
             self._loaded[target.name] = reply
         return child, self._loaded[target.name]
 
     def turn(self, target: Target) -> np.ndarray:
-        """Let one model run for a turn; nanoseconds per call."""
+        """Let one model run for a turn; nanoseconds per call, negative where other work had its core."""
         _, payload = self._children[target.name].ask(do="turn", budget_ns=TURN_NS)
         return np.frombuffer(payload, np.int64)
 
@@ -115,15 +115,15 @@ class Group:
                     self._died[name] = error
 
 
-def worker_task(target: Target, batch_size: int, case: Condition, settings: Settings) -> dict[str, Any]:
+def worker_task(target: Target, batch_size: int, condition: Condition, settings: Settings) -> dict[str, Any]:
     """Return all that a worker needs to load a model and to feed it."""
     shapes = {} if target.file else resolve_shapes(target.inputs, batch_size, settings.dims, model=target.name)
     return {
         "path": target.path,
-        "provider": case.device.provider,
-        "provider_options": dict(case.device.options),
-        "libraries": dict(case.device.libraries),
-        "threads": case.threads,
+        "provider": condition.device.provider,
+        "provider_options": dict(condition.device.options),
+        "libraries": dict(condition.device.libraries),
+        "threads": condition.threads,
         "shapes": shapes,
         "batch_size": batch_size,
         "below": dict(target.below),
@@ -151,16 +151,17 @@ class Series:
     surroundings: list[Surroundings] = field(default_factory=list)  # one a round
     memory: Memory = field(default_factory=lambda: Memory(None, None, None))
     precision: float | None = None
+    left_out: contention.LeftOut = field(default_factory=contention.LeftOut)
     failed: bool = False
 
     @property
     def seconds(self) -> float:
-        """Time measured so far."""
+        """Time measured so far, of the calls that count."""
         return float(sum(int(samples.sum()) for samples in self.rounds)) / 1e9
 
     @property
     def runs(self) -> int:
-        """Calls measured so far."""
+        """Calls measured so far, of those that count."""
         return sum(samples.size for samples in self.rounds)
 
 
@@ -186,12 +187,12 @@ def run_plan(plan: Plan, machine: str, progress: Progress) -> Outcome:
         KDExportError: An input is not what a model needs, or the power command does not work.
     """
     found = devices.find(plan.devices, devices.available(), plan.provider_options)
-    cases = [Condition(device, threads, plan.batch_sizes) for device in found for threads in plan.threads]
-    return Runner(plan.targets, plan.settings, machine, progress).run(cases)
+    conditions = [Condition(device, threads, plan.batch_sizes) for device in found for threads in plan.threads]
+    return Runner(plan.targets, plan.settings, machine, progress).run(conditions)
 
 
 class Runner:
-    """Measures a set of models, case by case."""
+    """Measures a set of models, condition by condition."""
 
     def __init__(self, targets: Sequence[Target], settings: Settings, machine: str, progress: Progress) -> None:
         self._targets = targets
@@ -202,34 +203,34 @@ class Runner:
         self._failures: list[Failure] = []
         self._samples: dict[str, list[np.ndarray]] = {}
 
-    def run(self, cases: Sequence[Condition]) -> Outcome:
-        """Measure every model in every case; raises as ``run_plan``, before anything is timed."""
+    def run(self, conditions: Sequence[Condition]) -> Outcome:
+        """Measure every model in every condition; raises as ``run_plan``, before anything is timed."""
         if self._settings.power_command is not None:
             energy.power_command(self._settings.power_command).watts()
-        rounds = sum(self._settings.rounds * len(case.batch_sizes) for case in cases)
+        rounds = sum(self._settings.rounds * len(condition.batch_sizes) for condition in conditions)
         # Drawn between rounds only: a bar that moves wakes this process while a model is timed.
         with self._progress.task("measuring", total=rounds, still=True) as task:
             # Reading the memory also proves that the device takes the model: no figure is lost to a later refusal.
-            proved = [self._prove(case, task) for case in cases]
-            for case, series in zip(cases, proved, strict=True):
-                self._case(case, series, task)
+            proved = [self._prove(condition, task) for condition in conditions]
+            for condition, series in zip(conditions, proved, strict=True):
+                self._measure(condition, series, task)
         return Outcome(tuple(self._measurements), tuple(self._failures), self._samples)
 
-    def _prove(self, case: Condition, task: Task) -> list[Series]:
-        """Return the case's records with their memory; a model that fails is marked, one that is refused raises."""
-        series = [Series(target, batch) for batch in case.batch_sizes for target in self._targets]
+    def _prove(self, condition: Condition, task: Task) -> list[Series]:
+        """Return the records with their memory; a model that fails is marked, one that is refused raises."""
+        series = [Series(target, batch) for batch in condition.batch_sizes for target in self._targets]
         for one in series:
             task.advance(0, note=f"memory of {one.target.name}, batch {one.batch_size}")
-            one.memory = self._memory(one, case)
+            one.memory = self._memory(one, condition)
         return series
 
-    def _case(self, case: Condition, series: list[Series], task: Task) -> None:
-        waiting = set(case.batch_sizes)
+    def _measure(self, condition: Condition, series: list[Series], task: Task) -> None:
+        waiting = set(condition.batch_sizes)
         started = time.monotonic()
         turn = 0
         while waiting:
             with ExitStack() as stack:
-                group = Group(stack, case, self._settings, turn)
+                group = Group(stack, condition, self._settings, turn)
                 group.start([one.target for one in series if one.batch_size in waiting and not one.failed], turn % 2)
                 for batch in sorted(waiting):
                     self._round([one for one in series if one.batch_size == batch], group, task)
@@ -240,7 +241,7 @@ class Runner:
                     waiting.remove(batch)
         for one in series:
             if not one.failed:
-                self._record(one, case)
+                self._record(one, condition)
                 task.advance(0, note=f"{one.target.name}, batch {one.batch_size}")
 
     def _round(self, series: list[Series], group: Group, task: Task) -> None:
@@ -257,24 +258,34 @@ class Runner:
             for one in active if turn % 2 == 0 else reversed(active):
                 name = one.target.name
                 if self._attempt(one, group, lambda one, group, name=name: parts[name].append(group.turn(one.target))):
-                    spent[name] += int(parts[name][-1].sum())
+                    spent[name] += int(np.abs(parts[name][-1]).sum())
                 else:
                     spent[name] = budget_ns
             turn += 1
         surroundings = watch.result()
-        for one in series:
-            if not one.failed:
-                one.rounds.append(np.concatenate(parts[one.target.name]))
-                one.turns.append([float(np.median(part)) for part in parts[one.target.name]])
-                one.surroundings.append(surroundings)
         done = [one for one in series if not one.failed]
+        counted = contention.undisturbed({one.target.name: parts[one.target.name] for one in done})
+        for one in done:
+            own = counted[one.target.name]
+            one.rounds.append(np.concatenate(own))
+            one.turns.append([float(np.median(calls)) for calls in own])
+            one.left_out = one.left_out.more(parts[one.target.name], own)
+            one.surroundings.append(surroundings)
         count = len(done[0].rounds) if done else self._settings.rounds
         # Rounds beyond the fewest are not in the total: how many it takes shows only then.
-        note = f"batch {series[0].batch_size}, round {count}"
-        task.advance(1 if count <= self._settings.rounds else 0, note=note)
+        added = count > self._settings.rounds
+        note = f"batch {series[0].batch_size}, round {count}{self._why_more(done) if added else ''}"
+        task.advance(0 if added else 1, note=note)
+
+    def _why_more(self, series: Sequence[Series]) -> str:
+        """Say what a round beyond the fewest is for."""
+        left_out = max((one.left_out.share for one in series), default=0.0)
+        worst = max((one.precision or 0.0 for one in series), default=0.0)
+        known = f", added: medians are known to ±{worst:.1%}"
+        return known + (f", {left_out:.0%} of the time beside other work" if left_out > 0.01 else "")
 
     def _prepare(self, one: Series, group: Group) -> None:
-        task = worker_task(one.target, one.batch_size, group.case, self._settings)
+        task = worker_task(one.target, one.batch_size, group.condition, self._settings)
         child, loaded = group.child(one.target, task)
         one.placement = loaded["placement"]
         one.load_ms.append(loaded["load_ms"])
@@ -289,26 +300,28 @@ class Runner:
             work(one, group)
         except (ChildError, KDExportError) as error:  # what is refused only now costs this model, not the others
             group.drop(one.target)
-            self._fail(one, group.case, error)
+            self._fail(one, group.condition, error)
         return not one.failed
 
-    def _memory(self, one: Series, case: Condition) -> Memory:
+    def _memory(self, one: Series, condition: Condition) -> Memory:
         """Read the memory in another, short-lived process; what fails here is not tried again."""
-        task = worker_task(one.target, one.batch_size, case, self._settings)
+        task = worker_task(one.target, one.batch_size, condition, self._settings)
         with Child(one.target.name, self._settings.timeout_s) as child:
             try:
                 reply, _ = child.ask(do="memory", runs=MEMORY_RUNS, **task)
             except ChildError as error:
-                self._fail(one, case, error)
+                self._fail(one, condition, error)
                 return Memory(None, None, None)
-        check_placement(one.target.name, case.device, reply, self._settings.allow_fallback)
+        check_placement(one.target.name, condition.device, reply, self._settings.allow_fallback)
         return Memory(reply["peak_rss"], reply["model"], reply["device_peak"])
 
-    def _fail(self, one: Series, case: Condition, error: Exception) -> None:
+    def _fail(self, one: Series, condition: Condition, error: Exception) -> None:
         one.failed = True
         reason = in_words(str(error), one.batch_size)
-        self._failures.append(Failure(one.target.name, case.device.name, one.batch_size, case.threads, reason))
-        self._progress.warn(f"{one.target.name} at batch {one.batch_size} on {case.device.name}: {reason}")
+        self._failures.append(
+            Failure(one.target.name, condition.device.name, one.batch_size, condition.threads, reason)
+        )
+        self._progress.warn(f"{one.target.name} at batch {one.batch_size} on {condition.device.name}: {reason}")
 
     def _enough(self, series: Sequence[Series], late: bool) -> bool:
         """Stop when each has its least rounds, time and runs and narrow enough intervals, or no time left after them.
@@ -333,36 +346,41 @@ class Runner:
             widths.append((ratio, SPEEDUP_PRECISION * settings.precision))
         return all(width is not None and width <= target for width, target in widths)
 
-    def _record(self, one: Series, case: Condition) -> None:
-        latency = statistics.latency(one.rounds, one.turns)
-        task = worker_task(one.target, one.batch_size, case, self._settings)
+    def _record(self, one: Series, condition: Condition) -> None:
+        latency = statistics.latency(one.rounds, one.turns, left_out=one.left_out.calls)
+        disturbed = contention.disturbance(one.left_out, one.surroundings, condition)
+        task = worker_task(one.target, one.batch_size, condition, self._settings)
         extra = extras.measure(
-            one.target.name, task, case, self._settings, self._meter(case), len(one.placement), self._progress
+            one.target.name, task, condition, self._settings, self._meter(condition), len(one.placement), self._progress
         )
         self._measurements.append(
             Measurement(
                 model=one.target.name,
                 machine=self._machine,
-                device=case.device.name,
-                provider=case.device.provider,
+                device=condition.device.name,
+                provider=condition.device.provider,
                 placement=shares(one.placement),
                 batch_size=one.batch_size,
-                threads=case.threads,
+                threads=condition.threads,
                 latency_ms=latency,
                 throughput_per_s=one.batch_size * one.runs / one.seconds,
                 load_ms=float(np.median(one.load_ms)),
                 first_run_ms=float(np.median(one.first_run_ms)),
                 memory_mib=one.memory,
                 energy_mj=extra.energy_mj,
-                warnings=(*words(one, latency, self._settings, case, extra.compute_share), *extra.warnings),
+                warnings=(
+                    *measurement_warnings(one, latency, self._settings, condition, extra.compute_share),
+                    *extra.warnings,
+                ),
                 memory_of_inputs=one.bound_in,
                 compute_share=extra.compute_share,
                 throughput_by_streams=extra.throughput_by_streams,
                 transfer_ms=extra.transfer_ms,
+                disturbed=disturbed,
             )
         )
-        self._samples[f"{one.target.name}|{case.device.name}|{one.batch_size}|{case.threads}"] = one.rounds
+        self._samples[f"{one.target.name}|{condition.device.name}|{one.batch_size}|{condition.threads}"] = one.rounds
 
-    def _meter(self, case: Condition) -> energy.Meter | None:
-        index = int(case.device.options.get("device_id", 0))
-        return energy.find_meter(case.device.provider, index, self._settings.power_command)
+    def _meter(self, condition: Condition) -> energy.Meter | None:
+        index = int(condition.device.options.get("device_id", 0))
+        return energy.find_meter(condition.device.provider, index, self._settings.power_command)

@@ -16,6 +16,8 @@ WARM_UP_MIN_NS = 50_000_000
 WARM_UP_MAX_NS = 1_000_000_000
 WARM_UP_BLOCK_NS = 10_000_000
 STABLE = 0.02  # two blocks whose medians differ by less are alike
+BLOCK_NS = 200_000  # of calls between two looks at how long this process had to wait
+WAITED = 0.05  # share of a block that it waited for a core: beyond, the block's calls are not the model's alone
 REWARM_NS = 2_000_000  # at the start of a turn: other processes have used the caches since the last one
 
 
@@ -49,13 +51,17 @@ def warm_up(run: Callable[[], object], clock: Callable[[], int] = time.perf_coun
             return WarmUp(runs, stable, medians[-1])
 
 
-def measure_turn(run: Callable[[], object], budget_ns: int) -> "array[int]":
-    """Warm the caches again, then time single calls for ``budget_ns``, one at least."""
+def measure_turn(
+    run: Callable[[], object], budget_ns: int, waited_ns: Callable[[], int] | None = None, block_ns: int = BLOCK_NS
+) -> "array[int]":
+    """Warm the caches again, then time single calls for ``budget_ns``, one at least; arguments as ``watched``."""
     collecting = gc.isenabled()
     gc.disable()
     try:
         timed(run, REWARM_NS, time.perf_counter_ns)
-        return timed(run, budget_ns, time.perf_counter_ns)
+        if waited_ns is None:
+            return timed(run, budget_ns, time.perf_counter_ns)
+        return watched(run, budget_ns, time.perf_counter_ns, waited_ns, block_ns)
     finally:
         if collecting:
             gc.enable()
@@ -74,6 +80,48 @@ def timed(run: Callable[[], object], budget_ns: int, clock: Callable[[], int]) -
         run()
         after = clock()
         append(after - before)
+        if after >= end:
+            return samples
+
+
+def watched(
+    run: Callable[[], object],
+    budget_ns: int,
+    clock: Callable[[], int],
+    waited_ns: Callable[[], int],
+    block_ns: int = BLOCK_NS,
+) -> "array[int]":
+    """Return the nanoseconds of each call as ``timed`` does, negative where other work took the core meanwhile.
+
+    On a busy machine a short call mostly fits between two interruptions and a long one never does: the long one's
+    median then holds the others' work, and its ratio to the short one is wrong however narrow its interval.
+
+    Args:
+        run: One inference.
+        budget_ns: When to stop.
+        clock: Nanoseconds, monotonic.
+        waited_ns: How long this process has waited for a core so far. Asked between blocks of calls, so that the look
+            costs no call anything.
+        block_ns: How long a block is; a longer call is a block by itself.
+    """
+    samples: array[int] = array("q")
+    append = samples.append
+    end = clock() + budget_ns
+    waited = waited_ns()
+    while True:
+        first, start = len(samples), clock()
+        block_end = min(start + block_ns, end)
+        while True:
+            before = clock()
+            run()
+            after = clock()
+            append(after - before)
+            if after >= block_end:
+                break
+        earlier, waited = waited, waited_ns()
+        if waited - earlier > WAITED * (after - start):
+            for position in range(first, len(samples)):
+                samples[position] = -samples[position]
         if after >= end:
             return samples
 

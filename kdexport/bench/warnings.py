@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
+from kdexport.bench.contention import LeftOut, disturbance
 from kdexport.bench.host import Surroundings
 from kdexport.bench.plan import Condition, Settings
 from kdexport.bench.session import Placement, fallback
@@ -14,6 +15,7 @@ NOISY_CV = 0.25  # standard deviation over mean: beyond it the mean says little
 LAUNCH_SPREAD = 0.05  # between the medians of fresh processes, as a share
 OTHER_CORES = 0.2  # kept busy by other work, on average
 STOLEN_CORES = 0.02
+TOLD = 0.01  # share of the time in calls that ran beside other work
 DRIFT = 0.05  # last third of the rounds against the first
 DRIFT_ROUNDS = 2  # at either end, at least: one round against one other is chance
 
@@ -25,10 +27,11 @@ class Recorded(Protocol):
     placement: dict[str, dict[str, int]]
     settled: list[bool]
     surroundings: list[Surroundings]
+    left_out: LeftOut
 
 
-def words(
-    one: Recorded, latency: Latency, settings: Settings, case: Condition, compute_share: Mapping[str, float] | None
+def measurement_warnings(
+    one: Recorded, latency: Latency, settings: Settings, condition: Condition, compute_share: Mapping[str, float] | None
 ) -> tuple[str, ...]:
     """Return the warnings of one measurement.
 
@@ -36,25 +39,35 @@ def words(
         one: How the measuring went.
         latency: What came out.
         settings: What was asked for.
-        case: Device and threads.
+        condition: Device and threads.
         compute_share: Provider -> share of the time, where several providers took part.
     """
-    provider = case.device.provider
+    provider = condition.device.provider
+    disturbed = disturbance(one.left_out, one.surroundings, condition)
     found = [
+        f"{disturbed}: its speed-up is undecided, measure on a quiet machine" if disturbed else "",
+        _left_out(one, latency),
         _precision(one.precision, settings),
         _noise(latency),
         _spread(latency),
         _drift(latency),
-        _other_load(one),
+        "" if disturbed else _other_load(one),
         _throttled(one),
-        _threads(case),
+        _threads(condition),
         "the time per call did not settle within the warm-up" if one.settled and not any(one.settled) else "",
         _fallback(provider, one.placement, compute_share),
         "" if one.placement else "this ONNX Runtime cannot tell where the nodes ran; placement is not proved",
         _build(),
-        _governor(case),
+        _governor(condition),
     ]
     return tuple(text for text in found if text)
+
+
+def _left_out(one: Recorded, latency: Latency) -> str:
+    count = latency.left_out
+    if one.left_out.share <= TOLD or not count:
+        return ""
+    return f"{count:,} of {count + latency.samples:,} calls ran beside other work and do not count"
 
 
 def _precision(precision: float | None, settings: Settings) -> str:
@@ -88,14 +101,14 @@ def _drift(latency: Latency) -> str:
     return f"it became {last / first - 1:.0%} slower while it was measured: throttled, or other load"
 
 
-def _threads(case: Condition) -> str:
+def _threads(condition: Condition) -> str:
     cores, quota = usable_cores(), cpu_quota()
-    if case.threads > cores:
-        return f"{case.threads} threads share {cores} cores"
-    if quota is not None and case.threads > quota:
-        return f"{case.threads} threads share the container's quota of {quota:g} CPUs"
-    if case.threads == cores and cores > 1:
-        return f"{case.threads} threads take every core: the tail holds whatever else the machine does"
+    if condition.threads > cores:
+        return f"{condition.threads} threads share {cores} cores"
+    if quota is not None and condition.threads > quota:
+        return f"{condition.threads} threads share the container's quota of {quota:g} CPUs"
+    if condition.threads == cores and cores > 1:
+        return f"{condition.threads} threads take every core: the tail holds whatever else the machine does"
     return ""
 
 
@@ -129,9 +142,9 @@ def _build() -> str:
     return "this ONNX Runtime is a debug build" if "build type=debug" in info.lower() else ""
 
 
-def _governor(case: Condition) -> str:
+def _governor(condition: Condition) -> str:
     governor = cpu_governor()
-    if case.device.name != "cpu" or governor is None or governor == "performance":
+    if condition.device.name != "cpu" or governor is None or governor == "performance":
         return ""
     return f"the CPU's governor is '{governor}': the clock follows the load (cpupower frequency-set -g performance)"
 

@@ -28,6 +28,8 @@ class Worker:
         self._inputs: dict[str, str] = {}  # name -> type
         self._shapes: dict[str, Any] = {}  # name -> shape, as the graph has it
         self._device: tuple[str, int] = ("", 0)
+        self._waited_ns: Any = None  # how long this process has waited for a core
+        self._watched_threads = 1
 
     def ready(self, task: Mapping[str, Any]) -> Reply:  # noqa: ARG002 - every command takes its task
         """Import what a measurement needs, so that loading measures loading."""
@@ -69,13 +71,15 @@ class Worker:
         first_ms = (time.perf_counter_ns() - before) / 1e6
         self._bound.keep_outputs()
         warm = timing.warm_up(self._bound.run)
+        self._waited_ns, self._watched_threads = host.wait_clock()  # the session's threads are there now
         return {"first_run_ms": first_ms, "stable": warm.stable, "memory": self._bound.memory[0]}, b""
 
     def turn(self, task: Mapping[str, Any]) -> Reply:
-        """Time single calls for one turn; the samples follow as int64 nanoseconds."""
+        """Time single calls for one turn; int64 nanoseconds follow, negative where other work had the core."""
         from kdexport.bench import timing
 
-        return {}, timing.measure_turn(self._bound.run, task["budget_ns"]).tobytes()
+        block_ns = timing.BLOCK_NS * self._watched_threads
+        return {}, timing.measure_turn(self._bound.run, task["budget_ns"], self._waited_ns, block_ns).tobytes()
 
     def memory(self, task: Mapping[str, Any]) -> Reply:
         """Load and run the model in a process that has done nothing else, and read what the kernel says."""

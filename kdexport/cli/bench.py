@@ -422,7 +422,7 @@ SPARE = ("peak MiB", "p99 ms", "MiB", "mJ", "per s")  # first to go first
 
 
 def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
-    from kdexport.statistics import speedup
+    from kdexport.statistics import disturbed, speedup
 
     first = result.models[0].name
     baselines = {_place(one): one for one in result.measurements if one.model == first}
@@ -431,6 +431,8 @@ def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
         baseline = baselines.get(_place(one))
         if baseline is None or one.model == first:
             return NONE if baseline is None else "1"
+        if disturbed(baseline, one):
+            return "undecided"
         ratio, interval = speedup(baseline.latency_ms, one.latency_ms)
         return f"{ratio:.2f}" if interval is None else f"{ratio:.2f} ±{(interval[1] - interval[0]) / 2:.2f}"
 

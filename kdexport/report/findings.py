@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from kdexport.report import figures
 from kdexport.report.join import STUDENT, Condition, Joined
 from kdexport.results import DevicePick, Interval
-from kdexport.statistics import median_ratio
+from kdexport.statistics import disturbed, median_ratio
 
 VARIANTS = ("int8", "int8-dynamic", "int4", "fp16")
 
@@ -74,7 +74,8 @@ def _quantization(joined: Joined, conditions: list[Condition]) -> Iterable[str]:
             if name in measured and base in measured:
                 ratio, interval = median_ratio(measured[base].latency_ms, measured[name].latency_ms)
                 where = f"{condition.device} of {condition.machine}, batch {condition.batch_size}"
-                found.setdefault(_direction(ratio, interval), []).append((where, ratio, interval))
+                shown = None if disturbed(measured[base], measured[name]) else interval
+                found.setdefault(_direction(ratio, shown), []).append((where, ratio, interval))
         sizes = [joined.model_by_name[item].size_bytes for item in (base, name)]
         for direction, devices in found.items():
             yield f"{name} is {direction} than {base} on {_devices(devices, len(conditions))}; {_size_change(*sizes)}."

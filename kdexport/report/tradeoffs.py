@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from kdexport.report.join import Condition, Joined
 from kdexport.results import Dominated, Measurement, ModelFile, Saving, Speedup, Tradeoff
-from kdexport.statistics import median_ratio
+from kdexport.statistics import disturbed, median_ratio
 
 SAME_SIZE = 0.01  # files whose sizes differ by less hold the same network
 
@@ -32,7 +32,15 @@ def tradeoff(joined: Joined, model: str, against: str) -> Tradeoff:
             continue
         ratio, ratio_interval = median_ratio(measured[against].latency_ms, measured[model].latency_ms)
         speedups.append(
-            Speedup(condition.device, condition.batch_size, condition.threads, ratio, ratio_interval, condition.machine)
+            Speedup(
+                condition.device,
+                condition.batch_size,
+                condition.threads,
+                ratio,
+                ratio_interval,
+                condition.machine,
+                disturbed(measured[against], measured[model]),
+            )
         )
         savings.append(
             Saving(
@@ -133,7 +141,7 @@ def _shown(
     if model.size_bytes > other.size_bytes * (1 + SAME_SIZE):
         return True
     _, ratio = median_ratio(figures.latency_ms, other_figures.latency_ms)
-    if ratio is not None and ratio[0] > 1:
+    if ratio is not None and ratio[0] > 1 and disturbed(figures, other_figures) is None:
         return True
     _, delta = joined.accuracy_delta(other.name, model.name)
     return delta is not None and delta[0] > 0

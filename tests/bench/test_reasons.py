@@ -4,7 +4,7 @@ import pytest
 from kdexport.bench.host import Surroundings
 from kdexport.bench.plan import Condition, Device, Settings
 from kdexport.bench.runner import Runner, Series
-from kdexport.bench.warnings import in_words, words
+from kdexport.bench.warnings import in_words, measurement_warnings
 from kdexport.progress import Silent
 from kdexport.statistics import latency
 
@@ -36,7 +36,7 @@ HERE = {"CPUExecutionProvider": {"Gemm": 1}}
 
 def warned(rounds, case=CASE, placement=HERE, precision=0.01, **more):
     series = Series(None, 1, placement=placement, precision=precision, settled=[True], **more)
-    return " | ".join(words(series, latency(rounds), Settings(), case, None))
+    return " | ".join(measurement_warnings(series, latency(rounds), Settings(), case, None))
 
 
 def steady(scale=1.0):

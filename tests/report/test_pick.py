@@ -87,6 +87,23 @@ def test_undecided_is_the_recipes_choice(build) -> None:
     assert high > limit
 
 
+def test_a_busy_machine_decides_no_speedup(build) -> None:
+    bench = build.bench()
+    busy = [dataclasses.replace(one, disturbed="other work kept 2.0 of 2 cores busy") for one in bench.measurements]
+    asked = Require(min_speedup=3.0, max_latency_ms=50.0, undecided="fail")
+    assert report([bench], asked).pick.model == "student"
+    made = report([dataclasses.replace(bench, measurements=tuple(busy))], asked)
+    gates = {gate.requirement: gate for gate in made.gates}
+    assert gates["min_speedup"].verdict == "undecided"
+    assert gates["min_speedup"].setting == "other work kept 2.0 of 2 cores busy: measure on a quiet machine"
+    assert gates["max_latency_ms"].verdict == "pass"  # what holds beside other work holds without
+    assert all(item.disturbed for tradeoff in made.tradeoffs for item in tradeoff.speedup)
+    with pytest.raises(RequirementError, match="quiet machine"):
+        enforce(made)
+    slow = report([dataclasses.replace(bench, measurements=tuple(busy))], Require(max_latency_ms=0.01))
+    assert [gate.verdict for gate in slow.gates] == ["undecided"]
+
+
 def test_what_holds_firmly_comes_before_what_only_an_interval_saves(build) -> None:
     models = {"teacher": (0.99, 1000.0, 1.0, 10), "doubtful": (0.965, 100.0, 0.1, 1), "firm": (0.985, 200.0, 0.2, 2)}
     made = report([build.bench(models=models)], Require(max_accuracy_drop=0.02))

@@ -12,8 +12,10 @@ from kdexport.statistics import accuracy_delta, median_ratio, percentile_interva
 def test_the_ratio_of_paired_rounds_is_the_t_interval_of_their_logs(build) -> None:
     random = np.random.default_rng(0)
     drift = random.uniform(1, 3, 9)  # that the machine put on both: it must cancel
-    base = dataclasses.replace(build.latency(1.0, 1), rounds_p50=tuple(2.0 * drift * random.lognormal(0, 0.02, 9)))
-    model = dataclasses.replace(build.latency(1.0, 2), rounds_p50=tuple(0.5 * drift * random.lognormal(0, 0.02, 9)))
+    rounds = [scale * drift * random.lognormal(0, 0.02, 9) for scale in (2.0, 0.5)]
+    base, model = (
+        dataclasses.replace(build.latency(1.0, 1), p50=float(stats.gmean(own)), rounds_p50=tuple(own)) for own in rounds
+    )
     ratio, interval = median_ratio(base, model)
     expected = stats.ttest_1samp(np.log(base.rounds_p50) - np.log(model.rounds_p50), 0).confidence_interval(0.98)
     assert interval == pytest.approx((np.exp(expected.low), np.exp(expected.high)), rel=2e-3)
