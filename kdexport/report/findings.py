@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from kdexport.report import figures
+from kdexport.report import figures, noise
 from kdexport.report.join import STUDENT, Condition, Joined
 from kdexport.results import DevicePick, Interval
 from kdexport.statistics import disturbed, median_ratio
@@ -120,12 +120,7 @@ def _placement(joined: Joined) -> Iterable[str]:
 
 
 def _noise(joined: Joined) -> Iterable[str]:
-    warned = [item for item in joined.measurements if item.warnings]
-    if warned:
-        first = warned[0]
-        where = f"{first.model} on {first.device} of {first.machine}"
-        counted = f"{len(warned)} of {len(joined.measurements)} timings"
-        yield f"{counted} carry warnings, e.g. {where}: {'; '.join(first.warnings)}."
+    return noise.lines(joined.measurements)
 
 
 def _not_measured(joined: Joined) -> Iterable[str]:

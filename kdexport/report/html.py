@@ -16,17 +16,16 @@ from kdexport.report import figures
 from kdexport.report.charts import catalog, curves
 from kdexport.report.charts.bullet import bullet
 from kdexport.report.charts.marks import Mark, marks, swatch
+from kdexport.report.decisions import concerns, headline
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.tradeoffs import speedup_at
 from kdexport.report.view import (
     ConditionView,
     Row,
     SplitTable,
-    concerns,
     condition_views,
     costs_of,
     gate_words,
-    headline,
     speed_words,
     split_table,
 )

@@ -6,8 +6,9 @@ from kdexport.report import figures
 from kdexport.report.charts import catalog
 from kdexport.report.charts.marks import marks
 from kdexport.report.charts.svg import standalone
+from kdexport.report.decisions import decisions
 from kdexport.report.join import Condition
-from kdexport.report.view import ConditionView, decisions, gate_words, judged_views, split_table
+from kdexport.report.view import ConditionView, gate_words, judged_views, split_table
 from kdexport.results import Report
 
 MOST_PICTURES = 6  # devices with pictures of their own
@@ -72,18 +73,17 @@ def escape(text: str) -> str:
 
 
 def answer(report: Report) -> list[str]:
-    """Return what to ship, as one paragraph or a line per device."""
-    if report.pick is not None and len(report.devices) == 1:
-        return [f"**Ship {escape(report.pick.model)}.** {escape(report.pick.why)}"]
-    if not report.devices:
-        return ["Nothing was timed, so there is nothing to choose by speed."]
-    whole = [f"**Ship {escape(report.pick.model)}.** {escape(report.pick.why)}", ""] if report.pick else []
-    rows = [
-        f"- **{escape(item.sentence)}.**" + ("" if why in item.reasons else f" {escape(why)}")
-        for item in decisions(report)
-        for why in [item.view.pick.why if item.view.pick else ""]
-    ]
-    return [*whole, *rows]
+    """Return what is decided: one line per device, the worst first, each with what it rests on."""
+    found = decisions(report)
+    if len(found) == 1 and report.pick is not None and found[0].kind == "pass":
+        noise = f" ({escape(found[0].noise)})" if found[0].noise else ""
+        return [f"**Ship {escape(report.pick.model)}.** {escape(report.pick.why)}{noise}"]
+    lines = []
+    for item in found:
+        why = "" if not item.why or item.why in item.reasons else f" {escape(item.why)}"
+        noise = f" ({escape(item.noise)})" if item.noise else ""
+        lines.append(f"- **{escape(item.sentence)}**{noise}.{why}")
+    return lines
 
 
 def device_table(view: ConditionView, level: int = 2) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kdexport.errors import KDExportError
 from kdexport.recipe import Require
 from kdexport.report import figures
-from kdexport.report.join import Condition, Joined
+from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, Joined
 from kdexport.report.requirements import (
     ABOVE_CHANCE,
     describe_interval,
@@ -165,7 +165,15 @@ def _best(joined: Joined, fitting: Sequence[Candidate], require: Require) -> Can
     left = list(fitting)
     for step in steps.get(require.prefer, (_most_accurate, _fastest, _smallest)):
         left = step(joined, left)
+    names = {item.model.name for item in left}
+    # Within the noise of one another: the distilled student goes before the one without distillation.
+    left = [item for item in left if _distilled(item.model.name) not in names - {item.model.name}] or left
     return max(left, key=lambda item: item.model.accuracy or 0.0)  # the first of equals
+
+
+def _distilled(name: str) -> str:
+    """Return what the distilled counterpart of a student without distillation is called, and else the name itself."""
+    return name.replace(PLAIN_STUDENT, STUDENT, 1) if name.startswith(PLAIN_STUDENT) else name
 
 
 def _fastest(_: Joined, candidates: list[Candidate]) -> list[Candidate]:
@@ -240,7 +248,17 @@ def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Ca
             of_what += ", though not firmly: a limit lies within a 95 % interval"
     else:
         of_what = f"{superlative} among the {len(fitting)} models not shown to be less accurate than {joined.baseline}"
-    return f"{of_what[0].upper()}{of_what[1:]}{_against_baseline(joined, best)}."
+    return f"{of_what[0].upper()}{of_what[1:]}{_against_baseline(joined, best)}{_tie(joined, best, fitting)}."
+
+
+def _tie(joined: Joined, best: Candidate, fitting: Sequence[Candidate]) -> str:
+    """Say where no difference is shown between the pick and its counterpart without distillation."""
+    for item in fitting:
+        if item is not best and _distilled(item.model.name) == best.model.name:
+            _, interval = joined.accuracy_delta(best.model.name, item.model.name)
+            if interval is not None and interval[0] <= 0 <= interval[1]:
+                return f"; a tie in accuracy with {item.model.name} ({figures.points_interval(interval)} points)"
+    return ""
 
 
 def _against_baseline(joined: Joined, best: Candidate) -> str:
@@ -256,8 +274,10 @@ def _against_baseline(joined: Joined, best: Candidate) -> str:
         ratio, _ = median_ratio(base.latency_ms, best.measurement.latency_ms)
         parts.append(f"{figures.times(ratio)} as fast as {baseline.name}")
     parts.append(f"{figures.times(baseline.size_bytes / best.model.size_bytes)} smaller")
-    delta, _ = joined.accuracy_delta(best.model.name, baseline.name)
-    if delta is not None:
+    delta, interval = joined.accuracy_delta(best.model.name, baseline.name)
+    if interval is not None and interval[0] <= 0 <= interval[1]:
+        parts.append(f"accuracy indistinguishable ({figures.points_interval(interval)} points)")
+    elif delta is not None:
         parts.append(f"{figures.points(delta)} of accuracy")
     return ": " + ", ".join(parts)
 

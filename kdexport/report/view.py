@@ -6,11 +6,12 @@ No markup here; whoever shows a text escapes it.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import quote
 
-from kdexport.report import figures
+from kdexport.report import figures, noise
 from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, condition_of
-from kdexport.report.requirements import ABOVE_CHANCE, describe_interval, describe_limit, describe_value, title
+from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
 from kdexport.report.tradeoffs import front, memory
 from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
 
@@ -83,6 +84,12 @@ class ConditionView:
         return f"batch {self.condition.batch_size}, {threads}"
 
     @property
+    def key(self) -> str:
+        """What stands in the page's address for it: ``laptop/cpu/batch-1/threads-1``."""
+        machine, device, batch_size, threads = self.condition
+        return f"{quote(machine, safe='')}/{quote(device, safe='')}/batch-{batch_size}/threads-{threads}"
+
+    @property
     def judged(self) -> bool:
         """Whether the pick was judged under this very condition."""
         return self.pick is not None and self.condition[2:] == (self.pick.batch_size, self.pick.threads)
@@ -105,9 +112,8 @@ class ConditionView:
 
     @property
     def noise(self) -> str:
-        """How many of the timings here carry warnings; empty where none does."""
-        noisy = sum(bool(row.measurement.warnings) for row in self.rows)
-        return f"{noisy} of {len(self.rows)} timings noisy" if noisy else ""
+        """How many of the timings here are noisy, and why; empty where none is."""
+        return noise.summary([row.measurement for row in self.rows])
 
     @cached_property
     def unit(self) -> figures.Unit:
@@ -125,31 +131,6 @@ class ConditionView:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What is decided for one device, in words: a row of the strip that every form of the report begins with."""
-
-    kind: Literal["fail", "undecided", "compared", "pass"]
-    view: ConditionView
-    what: str  # "ship student", "nothing to ship"
-    reasons: str  # the requirements that fail or are undecided, else what it gains
-    noise: str  # "5 of 5 timings noisy: ..."; empty where none is
-
-    @property
-    def where(self) -> str:
-        """The device: ``jetson · cuda``."""
-        return f"{self.view.condition.machine} · {self.view.condition.device}"
-
-    @property
-    def sentence(self) -> str:
-        """The whole row as one line."""
-        verdict = f"{self.kind}: " if self.kind != "compared" else ""
-        return f"{verdict}{self.where}, {self.what}{': ' * bool(self.reasons)}{self.reasons}"
-
-
-SEVERITY = ("fail", "undecided", "compared", "pass")
-
-
-@dataclass(frozen=True)
 class Cost:
     """One of the figures that answer what the pick costs."""
 
@@ -162,6 +143,14 @@ class Cost:
     baseline: str  # the baseline's own figure
     share: float | None  # of the longer of the two bars
     baseline_share: float | None
+
+    @property
+    def in_words(self) -> str:
+        """The change with its interval, where that says that none is shown."""
+        if self.title != "Accuracy":
+            return self.against
+        interval = f" ({self.against_interval})" if self.better is None and self.against_interval else ""
+        return f"accuracy {self.against}{interval}"
 
 
 def condition_views(report: Report) -> tuple[ConditionView, ...]:
@@ -207,54 +196,6 @@ def judged_views(report: Report) -> tuple[tuple[DevicePick, ConditionView], ...]
     return tuple(
         (pick, views[Condition(pick.machine, pick.device, pick.batch_size, pick.threads)]) for pick in report.devices
     )
-
-
-def decisions(report: Report) -> tuple[Decision, ...]:
-    """Return what is decided for each device, the worst first."""
-    found = [_decision(report, pick, view) for pick, view in judged_views(report)]
-    return tuple(sorted(found, key=lambda item: SEVERITY.index(item.kind)))
-
-
-def headline(report: Report) -> str:
-    """Return the decision over all devices in a few words: the page's title."""
-    found = decisions(report)
-    failed = sum(item.kind == "fail" for item in found)
-    if not found:
-        return "fail: nothing was timed" if any(not gate.passed for gate in report.gates) else "nothing was timed"
-    if len(found) > 1 and failed:
-        return f"fail on {failed} of {len(found)} devices"
-    if len({item.what for item in found}) > 1:
-        what = f"ship {report.pick.model}" if report.pick else "a model for each device"
-    else:
-        what = found[0].what
-    return what if found[0].kind == "compared" else f"{found[0].kind}: {what}"
-
-
-def concerns(gate: Gate, view: ConditionView) -> bool:
-    """Return whether a gate judges the model chosen under a condition, there or everywhere."""
-    chosen = (view.pick.model or view.pick.nearest) if view.pick else None
-    machine, device, _, _ = view.condition
-    judges_it = gate.model == chosen or (gate.requirement == ABOVE_CHANCE and gate.model == view.baseline)
-    return judges_it and gate.machine in ("", machine) and gate.device in ("", device)
-
-
-def gate_sentence(gate: Gate) -> str:
-    """Write a requirement as ``speed-up 2.2x, at least 3x``."""
-    return f"{title(gate.requirement)} {describe_value(gate)}, {describe_limit(gate)}"
-
-
-def _decision(report: Report, pick: DevicePick, view: ConditionView) -> Decision:
-    gates = [gate for gate in report.gates if concerns(gate, view)]
-    failed = [gate for gate in gates if not gate.passed]
-    doubted = failed or [gate for gate in gates if gate.verdict == "undecided"]
-    if pick.fastest is not None and not failed:
-        return Decision("compared", view, "speed only", pick.why, view.noise)
-    what = "nothing to ship" if pick.model is None else f"ship {pick.model}"
-    reasons = "; ".join(map(gate_sentence, doubted))
-    if pick.model is None or failed:
-        return Decision("fail", view, what, reasons or pick.why, view.noise)
-    gains = ", ".join(cost.against for cost in costs_of(view)[:3] if cost.against)
-    return Decision("undecided" if doubted else "pass", view, what, reasons or gains, view.noise)
 
 
 def costs_of(view: ConditionView) -> tuple[Cost, ...]:
@@ -308,13 +249,14 @@ def plain_comparison(report: Report) -> Tradeoff | None:
 
 def _accuracy(row: Row, base: Row | None) -> Cost:
     interval = row.tradeoff.accuracy_delta_ci95 if row.tradeoff else None
+    same = interval is not None and interval[0] <= 0 <= interval[1]
     return Cost(
         "Accuracy",
         figures.percent(row.model.accuracy),
         figures.percent_interval(row.model.accuracy_ci95),
-        f"{row.change} points" if row.change else "",
+        f"indistinguishable from {base.name}'s" if same and base else f"{row.change} points" * bool(row.change),
         row.change_interval,
-        None if interval is None or interval[0] <= 0 <= interval[1] else interval[0] > 0,
+        None if interval is None or same else interval[0] > 0,
         figures.percent(base.model.accuracy) if base else "",
         *_shares(row.model.accuracy, base.model.accuracy if base else None),
     )

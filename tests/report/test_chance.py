@@ -8,11 +8,11 @@ from kdexport.errors import RequirementError
 from kdexport.recipe import Require
 from kdexport.report.card import card
 from kdexport.report.ci import github, junit
+from kdexport.report.decisions import decisions, headline
 from kdexport.report.html import html
 from kdexport.report.markdown import markdown
 from kdexport.report.requirements import chance
 from kdexport.report.stage import enforce, report
-from kdexport.report.view import decisions, headline
 
 GOOD = (0.95, 1000.0, 1.0, 10)
 GUESSING = (0.11, 10.0, 0.006, 1)  # of ten even classes: 170 times as fast, and worthless
