@@ -13,18 +13,20 @@ Nothing heavy is imported until a stage is called.
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+# The packages come first: once imported they are never bound here again, so that the functions keep the names.
+import kdexport.bench
+import kdexport.distill
+import kdexport.export
+import kdexport.report  # noqa: F401
+from kdexport.api import bench, distill, evaluate, export, report, run
 
 if TYPE_CHECKING:
     from kdexport.artifacts import RunDirectory
-    from kdexport.bench.stage import bench
-    from kdexport.distill.stage import distill
     from kdexport.errors import KDExportError
-    from kdexport.evaluate import evaluate
-    from kdexport.export.stage import export
-    from kdexport.pipeline import run
     from kdexport.recipe import Recipe
-    from kdexport.report.stage import report
 
 # ONNX Runtime's wheels queue events about the machine and its models, and look up their collector's address, unless
 # this is set before they are imported: here, because whatever imports onnxruntime imports this package first.
@@ -33,20 +35,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 __all__ = ["KDExportError", "Recipe", "RunDirectory", "bench", "distill", "evaluate", "export", "report", "run"]
 
-_HOMES = {
-    "KDExportError": "kdexport.errors",
-    "Recipe": "kdexport.recipe",
-    "RunDirectory": "kdexport.artifacts",
-    "run": "kdexport.pipeline",
-}
-_STAGES = ("bench", "distill", "evaluate", "export", "report")  # modules that can be called: see stage_module
+# `kdexport.distill` is the function and `kdexport.distill.losses` a module of the package of the same name.
+for _stage in (bench, distill, export, report):
+    _stage.__dict__ = sys.modules[f"kdexport.{_stage.__name__}"].__dict__
+
+_HOMES = {"KDExportError": "kdexport.errors", "Recipe": "kdexport.recipe", "RunDirectory": "kdexport.artifacts"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _STAGES:
-        return importlib.import_module(f"kdexport.{name}")
     raise AttributeError(f"module 'kdexport' has no attribute '{name}'")
 
 

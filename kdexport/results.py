@@ -8,12 +8,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-SCHEMA = 1
+SCHEMA = 2
 
 Interval = tuple[float, float]
-Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int4"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,18 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Score:
+    """How good a model is, in its task's own measure."""
+
+    metric: str  # "accuracy", "mean_average_precision", ...
+    value: float
+    ci95: Interval | None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
 class ClassScore:
-    """One class's row of the accuracy table."""
+    """One class's row of the score table."""
 
     name: str
     samples: int
@@ -36,18 +45,40 @@ class ClassScore:
     f1: float
 
 
+class _Scored:
+    """Accuracy, where that is the score: written into JSON beside it, read from it."""
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_ci95")
+    score: Score | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The score, where it is an accuracy."""
+        return self.score.value if self.score is not None and self.score.metric == "accuracy" else None
+
+    @property
+    def accuracy_ci95(self) -> Interval | None:
+        """Its 95 % interval."""
+        return self.score.ci95 if self.score is not None and self.score.metric == "accuracy" else None
+
+
 @dataclass(frozen=True)
-class Evaluation:
-    """What a model scores on one split."""
+class Evaluation(_Scored):
+    """What a model scores on one split.
+
+    Two of them are compared in pairs by ``per_sample`` where the score is its mean, else by ``resamples``.
+    """
 
     split: str
     samples: int
-    accuracy: float
-    accuracy_ci95: Interval  # Wilson
-    macro_f1: float
-    per_class: tuple[ClassScore, ...]
-    confusion: tuple[tuple[int, ...], ...]  # [true][predicted]; empty above 100 classes
-    correct: str  # one bit a sample, base64 of numpy.packbits: lets two models be compared in pairs
+    task: str
+    score: Score
+    metrics: dict[str, float | None] = field(default_factory=dict)  # told beside the score: {"macro_f1": 0.97}
+    per_class: tuple[ClassScore, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()  # [true][predicted]; empty above 100 classes
+    per_sample: tuple[int | float, ...] = ()  # the score is their mean
+    resamples: tuple[float, ...] = ()  # the score of each resample of ``statistics.resample_counts``
+    chance: float | None = None  # what the best constant output scores on the same samples
 
 
 Layout = Literal["as_it_comes", "channels_last", "contiguous"]
@@ -119,7 +150,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class ModelFile:
+class ModelFile(_Scored):
     """One ONNX file with what is known of it: an entry of ``models`` in report.json."""
 
     name: str
@@ -136,8 +167,7 @@ class ModelFile:
     oldest_runtime: str | None = None  # the oldest ONNX Runtime that can load it, e.g. "1.14"
     parity: Parity | None = None
     notes: tuple[str, ...] = ()  # in words: what quantization left in fp32, why parity is weak, ...
-    accuracy: float | None = None  # inside ONNX Runtime, on the test split
-    accuracy_ci95: Interval | None = None
+    score: Score | None = None  # inside ONNX Runtime, on the test split
     teacher_agreement: Agreement | None = None
     evaluation: Evaluation | None = None
 
@@ -281,11 +311,24 @@ class Tradeoff:
 
     model: str
     against: str
-    accuracy_delta: float | None  # model minus baseline, in shares of 1
-    accuracy_delta_ci95: Interval | None  # paired
+    score_delta: float | None  # model minus baseline, in the score's own unit
+    score_delta_ci95: Interval | None  # paired
     size_ratio: float  # baseline over model: above 1 is smaller
     speedup: tuple[Speedup, ...]
     savings: tuple[Saving, ...] = ()
+    metric: str = "accuracy"  # the score's
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("accuracy_delta", "accuracy_delta_ci95")
+
+    @property
+    def accuracy_delta(self) -> float | None:
+        """``score_delta`` where the score is an accuracy."""
+        return self.score_delta if self.metric == "accuracy" else None
+
+    @property
+    def accuracy_delta_ci95(self) -> Interval | None:
+        """Its 95 % interval."""
+        return self.score_delta_ci95 if self.metric == "accuracy" else None
 
 
 @dataclass(frozen=True)
@@ -397,5 +440,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if dataclasses.is_dataclass(value):
-        return {key.name: _plain(getattr(value, key.name)) for key in dataclasses.fields(value)}
+        names = [key.name for key in dataclasses.fields(value)] + list(getattr(value, "DERIVED", ()))
+        return {name: _plain(getattr(value, name)) for name in names}
     return value

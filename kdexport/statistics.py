@@ -1,4 +1,4 @@
-"""95 % intervals for medians and for ratios of medians, from measurements made in rounds. Needs numpy alone.
+"""Every 95 % interval and paired comparison: of scores, of medians and of their ratios. Needs numpy alone.
 
 Calls that follow each other are not independent (the machine drifts), and neither are calls of one process: where its
 memory came to lie changes a small model's latency by a percent or two for as long as it lives (Mytkowicz et al. 2009,
@@ -6,9 +6,9 @@ memory came to lie changes a small model's latency by a percent or two for as lo
 unit here: intervals from single calls would be many times too narrow.
 """
 
-import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -252,49 +252,100 @@ def wilson(successes: int, trials: int) -> Interval:
     return (max(0.0, centre - half), min(1.0, centre + half))
 
 
-def paired_difference(baseline: Evaluation, other: Evaluation) -> tuple[float, Interval] | None:
-    """Return other's accuracy minus baseline's with its 95 % interval, paired sample by sample.
+def score_delta(model: ModelFile, baseline: ModelFile) -> tuple[float | None, Interval | None]:
+    """Return the score of ``model`` minus that of ``baseline``, with a 95 % interval.
 
-    The interval is the paired score interval of Bonett and Price (2012), "Adjusted Wald confidence interval for a
-    difference of binomial proportions based on paired data". None where the two were not scored on the same number of
-    decisions.
+    Where both were scored on the same samples, the interval is paired (``paired_difference``); where only the marginal
+    intervals are known, it is Newcombe's square-and-add (1998, method 10 without correlation), wider.
     """
-    left, right = _bits(baseline), _bits(other)
-    if baseline.split != other.split or left is None or right is None or len(left) != len(right):
+    ours, theirs = model.score, baseline.score
+    if ours is None or theirs is None or ours.metric != theirs.metric:
+        return None, None
+    if model.evaluation is not None and baseline.evaluation is not None:
+        paired = paired_difference(baseline.evaluation, model.evaluation)
+        if paired is not None:
+            return paired
+    delta = ours.value - theirs.value
+    if ours.ci95 is None or theirs.ci95 is None:
+        return delta, None
+    low = math.hypot(ours.value - ours.ci95[0], theirs.ci95[1] - theirs.value)
+    high = math.hypot(ours.ci95[1] - ours.value, theirs.value - theirs.ci95[0])
+    return delta, (delta - low, delta + high) if ours.metric != "accuracy" else _share(delta - low, delta + high)
+
+
+def paired_difference(baseline: Evaluation, other: Evaluation) -> tuple[float, Interval] | None:
+    """Return other's score minus baseline's with its 95 % interval, paired sample by sample.
+
+    Shares of right samples get the score interval of Bonett and Price (2012), "Adjusted Wald confidence interval for a
+    difference of binomial proportions based on paired data"; other means Student's t on the differences; a score that
+    is no mean over samples the percentiles of paired resamples. None where the two were not scored on the same samples.
+    """
+    if (baseline.split, baseline.samples, baseline.task) != (other.split, other.samples, other.task):
         return None
+    if baseline.resamples and len(baseline.resamples) == len(other.resamples):
+        differences = np.asarray(other.resamples) - np.asarray(baseline.resamples)
+        interval = bootstrap_interval(differences)
+        return other.score.value - baseline.score.value, interval
+    left, right = np.asarray(baseline.per_sample), np.asarray(other.per_sample)
+    if not left.size or left.shape != right.shape:
+        return None
+    if np.isin(left, (0, 1)).all() and np.isin(right, (0, 1)).all():
+        return _paired_shares(left.astype(bool), right.astype(bool))
+    differences, count = right - left, left.size
+    middle = float(differences.mean())
+    if count < 2:
+        return middle, (-math.inf, math.inf)
+    half = student_t95(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
+    return middle, (middle - half, middle + half)
+
+
+def _paired_shares(left: NDArray[np.bool_], right: NDArray[np.bool_]) -> tuple[float, Interval]:
     gained, lost, total = int((~left & right).sum()), int((left & ~right).sum()), len(left)
     adjusted_gain, adjusted_loss = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
     centre = adjusted_gain - adjusted_loss
     half = Z95 * math.sqrt(max(0.0, adjusted_gain + adjusted_loss - centre**2) / (total + 2))
-    return (gained - lost) / total, (max(-1.0, centre - half), min(1.0, centre + half))
+    return (gained - lost) / total, _share(centre - half, centre + half)
 
 
-def accuracy_delta(model: ModelFile, baseline: ModelFile) -> tuple[float | None, Interval | None]:
-    """Return the accuracy of ``model`` minus that of ``baseline``, with a 95 % interval.
+def _share(low: float, high: float) -> Interval:
+    return max(-1.0, low), min(1.0, high)
 
-    Where both keep which samples they got right, the interval is paired (``paired_difference``); where only
-    the marginal intervals are known, it is Newcombe's square-and-add (1998, method 10 without correlation), wider.
+
+def mean_interval(values: NDArray[Any]) -> Interval | None:
+    """Return the 95 % interval of a mean over samples: Student's t; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    middle, half = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half *= student_t95(len(values) - 1)
+    return middle - half, middle + half
+
+
+SCORE_RESAMPLES = 500
+RESAMPLES_AT_ONCE = 2**22  # entries of a block of counts: 32 MiB
+
+
+def resample_counts(samples: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each sample is drawn in each of ``SCORE_RESAMPLES`` bootstrap resamples, in blocks.
+
+    The draws depend on the number of samples alone, so that resample *b* of two models holds the same samples.
+
+    Args:
+        samples: How many there are.
+
+    Yields:
+        ``[resamples of the block, samples]``.
     """
-    if model.accuracy is None or baseline.accuracy is None:
-        return None, None
-    paired = _paired(model.evaluation, baseline.evaluation)
-    if paired is not None:
-        return paired
-    delta = model.accuracy - baseline.accuracy
-    if model.accuracy_ci95 is None or baseline.accuracy_ci95 is None:
-        return delta, None
-    low = math.hypot(model.accuracy - model.accuracy_ci95[0], baseline.accuracy_ci95[1] - baseline.accuracy)
-    high = math.hypot(model.accuracy_ci95[1] - model.accuracy, baseline.accuracy - baseline.accuracy_ci95[0])
-    return delta, (max(-1.0, delta - low), min(1.0, delta + high))
+    at_once = max(1, RESAMPLES_AT_ONCE // max(samples, 1))
+    for start in range(0, SCORE_RESAMPLES, at_once):
+        block = range(start, min(start + at_once, SCORE_RESAMPLES))
+        draws = [np.random.default_rng([SEED, number]).integers(0, samples, samples) for number in block]
+        yield np.stack([np.bincount(drawn, minlength=samples) for drawn in draws]).astype(np.float64)
 
 
-def _paired(model: Evaluation | None, baseline: Evaluation | None) -> tuple[float, Interval] | None:
-    if model is None or baseline is None or not model.correct or not baseline.correct:
-        return None
-    try:
-        return paired_difference(baseline, model)
-    except ValueError:  # not base64: the file was edited
-        return None
+def bootstrap_interval(values: NDArray[Any]) -> Interval:
+    """Return the 95 % percentile interval of resampled values."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def median_ratio(baseline: Latency, model: Latency) -> tuple[float, Interval | None]:
@@ -321,13 +372,3 @@ def percentile_interval(latency: Latency, percent: int) -> tuple[float | None, I
         95: (latency.p95, latency.p95_ci95),
         99: (latency.p99, latency.p99_ci95),
     }[percent]
-
-
-def _bits(evaluation: Evaluation) -> NDArray[np.bool_] | None:
-    """Return which decisions were right."""
-    packed = np.frombuffer(base64.b64decode(evaluation.correct), dtype=np.uint8)
-    several = evaluation.samples * len(evaluation.per_class)  # with several labels a sample, each class is a decision
-    decisions = evaluation.samples if len(packed) == (evaluation.samples + 7) // 8 else several
-    if len(packed) != (decisions + 7) // 8:
-        return None
-    return np.unpackbits(packed, count=decisions).astype(bool)

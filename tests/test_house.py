@@ -11,13 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "kdexport"
 STAGES = ("distill", "export", "bench", "report", "search")
 # Each layer may import itself and what stands below it.
 LAYERS = (
-    ("cli", "__main__"),
+    ("cli", "__main__", "__init__"),
+    ("api",),
     ("pipeline",),
     STAGES,
-    ("evaluate", "models", "data", "onnx"),
+    ("models", "data", "onnx"),
     ("stage_cache", "user_code", "machine"),
+    ("scoring",),
+    ("tasks",),
     ("recipe", "terms", "references", "statistics"),
-    ("artifacts", "results", "progress", "errors", "stage_module", "__init__"),
+    ("artifacts", "results", "progress", "errors"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 HEAVY = ("torch", "onnx", "onnxruntime", "torchvision", "sklearn")

@@ -27,7 +27,7 @@ from kdexport.results import ModelFile, to_json
 PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
 MODULES = (
-    "__init__", "errors", "evaluate", "machine", "progress", "results", "stage_module", "statistics",
+    "__init__", "api", "errors", "machine", "progress", "results", "scoring", "statistics",
     "onnx/__init__", "onnx/activation", "onnx/sessions",
 )  # fmt: skip
 NOT_THERE = ("doctor", "pack", "remote", "stage")
@@ -114,7 +114,9 @@ def pack(
 def code_files() -> list[Path]:
     """Return the modules that run on the device."""
     files = [PACKAGE / f"{name}.py" for name in MODULES]
-    return files + [file for file in sorted((PACKAGE / "bench").glob("*.py")) if file.stem not in NOT_THERE]
+    stages = [PACKAGE / stage / "__init__.py" for stage in ("distill", "export", "report")]
+    bench = [file for file in sorted((PACKAGE / "bench").glob("*.py")) if file.stem not in NOT_THERE]
+    return [*files, *stages, *bench, *sorted((PACKAGE / "tasks").glob("*.py"))]
 
 
 def _packed_plan(plan: Plan) -> dict[str, Any]:

@@ -142,7 +142,10 @@ def _measure(job: Job) -> Any:
         name=job.manifest["name"],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine,
-        models=tuple(ModelFile(**{**model, "notes": tuple(model["notes"])}) for model in job.manifest["models"]),
+        models=tuple(
+            ModelFile(**{key: value for key, value in model.items() if key not in ModelFile.DERIVED})
+            for model in job.manifest["models"]
+        ),
         measurements=outcome.measurements,
         failures=outcome.failures,
         recipe=job.manifest["recipe"],
@@ -173,7 +176,7 @@ def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[A
 
     from kdexport.bench.scoring import session_for
     from kdexport.errors import KDExportError
-    from kdexport.evaluate import evaluate
+    from kdexport.scoring import evaluate
 
     if digest is None:
         raise KDExportError("the pack holds no data for it", hint="pack it again with data that it takes")

@@ -64,25 +64,25 @@ def score_models(
     devices: Sequence[Device],
     progress: Progress,
 ) -> Iterator[ModelFile]:
-    """Yield the models with accuracy, its interval and the agreement with the first of them.
+    """Yield the models with their score, its interval and the agreement with the first of them.
 
     Args:
         models: The first is the baseline.
-        evaluated: Scores one model on a device: its ``Evaluation`` and its logits.
+        evaluated: Scores one model on a device: its ``Evaluation`` and its outputs.
         outcome: What was measured: tells where each model runs.
         devices: In the order asked for.
         progress: Where a model that cannot be scored is told; it stays unscored.
     """
-    from kdexport.evaluate import agreement
+    from kdexport.tasks import TASKS
 
     baseline: Any = None
-    with progress.task("accuracy", total=len(models)) as task:
+    with progress.task("score", total=len(models)) as task:
         for position, model in enumerate(models):
             try:
                 device = scoring_device(outcome, model.name, devices)
                 if device is None:
                     raise KDExportError("it failed when it was measured", hint="fix that first")
-                evaluation, logits = evaluated(model, device)
+                evaluation, outputs = evaluated(model, device)
             except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class of its own for each of a dozen faults
                 reason = "it does not fit in memory" if isinstance(error, MemoryError) else str(error) or repr(error)
                 progress.warn(f"{model.name} could not be scored: {in_words(reason, None)}")
@@ -90,13 +90,12 @@ def score_models(
                 task.advance(note=f"{model.name} not scored")
                 continue
             if position == 0:
-                baseline = logits
+                baseline = outputs
             where = "" if device.provider == CPU else f" on {device.name}"
-            task.advance(note=f"{model.name} {evaluation.accuracy:.4f}{where}")
+            task.advance(note=f"{model.name} {evaluation.score.value:.4f}{where}")
             yield dataclasses.replace(
                 model,
-                accuracy=evaluation.accuracy,
-                accuracy_ci95=evaluation.accuracy_ci95,
-                teacher_agreement=agreement(baseline, logits) if baseline is not None else None,
+                score=evaluation.score,
+                teacher_agreement=TASKS[evaluation.task].agreement(baseline, outputs) if baseline is not None else None,
                 evaluation=evaluation,
             )

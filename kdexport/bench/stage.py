@@ -243,7 +243,7 @@ def score(
         found: The devices in the order asked for.
         progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
     """
-    from kdexport.evaluate import evaluate
+    from kdexport.scoring import evaluate
 
     def evaluated(model: ModelFile, device: Device) -> tuple[Any, Any]:
         session = session_for(folder / model.file, device, dataset.multi_label, dataset.preprocessing)

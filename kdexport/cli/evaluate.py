@@ -61,8 +61,8 @@ def evaluate(
             whole = Recipe.parse({}, overrides=flags, origin="what the flags ask for")
         console.progress.say(f"{model} on {whole.data.source}")  # torch takes a while to come
         from kdexport.data.datasets import cache_folder, load_data
-        from kdexport.evaluate import evaluate as score
         from kdexport.models.loading import load_predictor
+        from kdexport.scoring import evaluate as score
 
         dataset = load_data(whole.data, whole.seed, cache_folder(whole.data), console.progress)
         predict, notes = load_predictor(whole.student, dataset)
@@ -79,9 +79,14 @@ def table(scores: "Evaluation", made_by: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from kdexport.evaluate import worst_confusions
+    from kdexport.tasks import TASKS
+    from kdexport.tasks.classification import worst_confusions
 
-    low, high = scores.accuracy_ci95
+    task = TASKS[scores.task]
+    ci95 = scores.score.ci95
+    interval = "" if ci95 is None else f"95 % interval {ci95[0]:.4f} to {ci95[1]:.4f}"
+    told = [(label, scores.metrics.get(name)) for name, label in task.other_metrics.items()]
+    others = "  ".join(f"{label} {value:.4f}" for label, value in told if value is not None)
     origin = "" if made_by == "source" else f" ({made_by})"
     classes = Table(box=SIMPLE_HEAD, pad_edge=False)
     classes.add_column("class")
@@ -93,8 +98,8 @@ def table(scores: "Evaluation", made_by: str) -> Any:
         precision = "-" if score.precision is None else f"{score.precision:.3f}"
         classes.add_row(Text(score.name), f"{score.samples}", f"{score.accuracy:.3f}", precision, f"{score.f1:.3f}")
     parts: list[Any] = [
-        Text(f"accuracy {scores.accuracy:.4f}  95 % interval {low:.4f} to {high:.4f}"),
-        Text(f"macro-F1 {scores.macro_f1:.4f}  on {scores.samples} samples of {scores.split}{origin}"),
+        Text(f"{task.label} {scores.score.value:.4f}  {interval}"),
+        Text(f"{others}  on {scores.samples} samples of {scores.split}{origin}"),
         classes,
     ]
     if len(ranked) > len(shown):

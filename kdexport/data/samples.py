@@ -5,7 +5,7 @@ network needs done to it first is its ``Preprocessing``, not the data's.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from kdexport.data.disk_arrays import Rows, joined
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
-
-UNLABELLED = -1  # as a label: the sample has none
+from kdexport.tasks import TASKS, task_of
+from kdexport.tasks.base import Task
+from kdexport.tasks.classification import UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class Split:
 
     inputs: tuple[NDArray[Any], ...]
     labels: NDArray[Any] | None = None
+    given_task: Task | None = None  # None: read off the labels
+
+    @property
+    def task(self) -> Task:
+        """What the samples are for."""
+        if self.given_task is not None:
+            return self.given_task
+        return TASKS["classification"] if self.labels is None else task_of(np.asarray(self.labels))
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -36,7 +45,7 @@ class Split:
     @property
     def multi_label(self) -> bool:
         """Whether a sample can have several labels."""
-        return self.labels is not None and self.labels.ndim == 2
+        return self.labels is not None and self.task.name == "multilabel"
 
     def batches(self, size: int) -> Iterator["Split"]:
         """Yield the samples in order, ``size`` at a time; the last batch may be smaller."""
@@ -45,17 +54,20 @@ class Split:
 
     def take(self, indices: NDArray[Any] | slice) -> "Split":
         """Return the samples at ``indices`` in memory (a copy, except for a slice)."""
-        return Split(
-            tuple(array[indices] for array in self.inputs), None if self.labels is None else self.labels[indices]
+        return replace(
+            self,
+            inputs=tuple(array[indices] for array in self.inputs),
+            labels=None if self.labels is None else self.labels[indices],
         )
 
     def select(self, indices: NDArray[Any]) -> "Split":
         """Return the samples at ``indices`` as a split; what lies on disk stays there."""
-        return Split(
-            tuple(
+        return replace(
+            self,
+            inputs=tuple(
                 cast(Any, array).select(indices) if isinstance(array, Rows) else array[indices] for array in self.inputs
             ),
-            None if self.labels is None else self.labels[indices],
+            labels=None if self.labels is None else self.labels[indices],
         )
 
 
@@ -79,6 +91,11 @@ class Dataset:
     def num_classes(self) -> int:
         """How wide a network's output must be."""
         return len(self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """What the samples are for."""
+        return self.train.task
 
     @property
     def multi_label(self) -> bool:

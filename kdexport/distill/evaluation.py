@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdexport.data.samples import UNLABELLED, Split
+from kdexport.data.samples import Split
 from kdexport.distill.inference import at_once, predict_all
 from kdexport.distill.objective import LabelKind, Objective
 from kdexport.distill.teacher import OnlineTeacher
-from kdexport.evaluate import agreement
 from kdexport.models.preprocessing import Preprocessing, as_tensor
+from kdexport.tasks.classification import UNLABELLED
 
 
 class Validation:
@@ -57,7 +57,7 @@ class Validation:
         validation's.
         """
         logits = self.logits(network)
-        near = None if self._teacher_logits is None else agreement(self._teacher_logits, logits)
+        near = None if self._teacher_logits is None else self._split.task.agreement(self._teacher_logits, logits)
         name = self._name
         return {
             f"{name}_terms": self._terms(network, logits),

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdexport.data.samples import UNLABELLED
 from kdexport.distill import losses
 from kdexport.distill.losses.checks import at_least_fp32, class_labels
 from kdexport.errors import KDExportError
+from kdexport.tasks.classification import UNLABELLED
 from kdexport.terms import BaseTerm
 
 T = TypeVar("T")

@@ -20,7 +20,6 @@ from kdexport.distill.features import FeatureHooks
 from kdexport.distill.inference import at_once, in_parts, predict_all
 from kdexport.distill.logit_cache import TeacherCache, TopK, Whole, packing_for
 from kdexport.distill.objective import METHODS
-from kdexport.evaluate import agreement
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.progress import SILENT, Progress
 from kdexport.results import TeacherScore
@@ -206,7 +205,7 @@ class Ensemble(nn.Module):
                 name="teacher" if number == 0 else f"teacher-{number + 1}",
                 weight=self._weights[number],
                 val_accuracy=_accuracy(logits, split),
-                agreement=agreement(together, logits),
+                agreement=split.task.agreement(together, logits),
             )
             for number, logits in enumerate(members)
         )

@@ -18,7 +18,6 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from kdexport.data.samples import UNLABELLED
 from kdexport.distill import form as forms
 from kdexport.distill.batches import Batch
 from kdexport.distill.evaluation import Seen
@@ -32,6 +31,7 @@ from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.recipe import Training
 from kdexport.results import Layout
+from kdexport.tasks.classification import UNLABELLED
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
 

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import SourceError
-from kdexport.evaluate import Predict
 from kdexport.models.checkpoints import read
 from kdexport.models.hub import image_preprocessing
 from kdexport.models.networks import (
@@ -30,6 +29,7 @@ from kdexport.models.programs import OnnxNetwork
 from kdexport.models.weights import Fit, fit, load_weights
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
 from kdexport.references import parse
+from kdexport.scoring import Predict
 
 
 @dataclass(frozen=True)

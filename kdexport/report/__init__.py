@@ -1,5 +1,1 @@
 """From figures to a decision: trade-offs, a pick, a gate, and the pages that show them. Open ``stage.py`` first."""
-
-from kdexport.stage_module import make_callable
-
-make_callable(__name__)

@@ -96,7 +96,8 @@ def _metrics(model: ModelFile, view: ConditionView | None) -> list[dict[str, Any
     if model.accuracy is not None:
         metrics.append({"type": "accuracy", "value": round(model.accuracy, 6), "name": "Accuracy in ONNX Runtime"})
     if model.evaluation is not None:
-        metrics.append({"type": "f1", "value": round(model.evaluation.macro_f1, 6), "name": "Macro F1"})
+        macro_f1 = model.evaluation.metrics.get("macro_f1")
+        metrics.append({"type": "f1", "value": round(macro_f1 or 0.0, 6), "name": "Macro F1"})
     row = view.by_name.get(model.name) if view else None
     if row is not None and view is not None:
         latency = row.measurement.latency_ms.p50

@@ -44,7 +44,7 @@ def _distillation(joined: Joined) -> Iterable[str]:
     student, plain = joined.model_by_name.get(STUDENT), joined.plain_student
     if student is None or plain is None:
         return
-    delta, interval = joined.accuracy_delta(student.name, plain)
+    delta, interval = joined.score_delta(student.name, plain)
     if delta is not None:
         yield gain_in_words(delta, interval, student.evaluation.samples if student.evaluation else None)
 
@@ -53,7 +53,7 @@ def _accuracy_lost(joined: Joined) -> Iterable[str]:
     student, baseline = joined.model_by_name.get(STUDENT), joined.model_by_name[joined.baseline]
     if student is None or student is baseline:
         return
-    delta, interval = joined.accuracy_delta(student.name, baseline.name)
+    delta, interval = joined.score_delta(student.name, baseline.name)
     if delta is None:
         return
     said = "" if interval is None else f" (95 % interval {figures.points_interval(interval)})"

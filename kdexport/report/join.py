@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from kdexport import results
 from kdexport.errors import KDExportError
 from kdexport.recipe import Require
+from kdexport.report.schema import upgraded
 from kdexport.results import (
     SCHEMA,
     Agreement,
@@ -32,8 +33,9 @@ from kdexport.results import (
     ModelFile,
     Parity,
     Report,
+    Score,
 )
-from kdexport.statistics import accuracy_delta
+from kdexport.statistics import score_delta
 
 TEACHER, STUDENT, PLAIN_STUDENT = "teacher", "student", "student-plain"
 
@@ -79,11 +81,11 @@ class Joined:
     def _deltas(self) -> dict[tuple[str, str], tuple[float | None, Interval | None]]:
         return {}
 
-    def accuracy_delta(self, model: str, against: str) -> tuple[float | None, Interval | None]:
+    def score_delta(self, model: str, against: str) -> tuple[float | None, Interval | None]:
         """Return one model's accuracy minus another's with its 95 % interval, worked out once."""
         if (model, against) not in self._deltas:
             pair = self.model_by_name[model], self.model_by_name[against]
-            self._deltas[model, against] = accuracy_delta(*pair)
+            self._deltas[model, against] = score_delta(*pair)
         return self._deltas[model, against]
 
     @property
@@ -227,7 +229,7 @@ def _not_finite(values: Mapping[str, Any]) -> str:
         elif isinstance(value, tuple) and value and isinstance(value[0], float):
             if not all(map(math.isfinite, value)):
                 return key
-        elif isinstance(value, dict | Latency | Memory | Agreement | Parity | Evaluation):
+        elif isinstance(value, dict | Latency | Memory | Agreement | Parity | Evaluation | Score):
             inner = _not_finite(value if isinstance(value, dict) else vars(value))
             if inner:
                 return f"{key}.{inner}"
@@ -360,6 +362,7 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
             f"{path} is not of kdexport: it has no '{min(missing) if missing else 'schema'}'",
             hint=f"give a bench.json or report.json; {MEASURE}",
         )
+    document = upgraded(document)
     known = {field.name for field in dataclasses.fields(kind)}
     _rename_verdicts(document)
     try:

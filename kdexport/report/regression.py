@@ -12,7 +12,7 @@ from kdexport.report.join import condition_of
 from kdexport.report.requirements import passes, verdict
 from kdexport.report.tradeoffs import memory_ratio
 from kdexport.results import Gate, Interval, Latency, Measurement, ModelFile, Report
-from kdexport.statistics import accuracy_delta
+from kdexport.statistics import score_delta
 
 TOLERANCE = 0.05  # of latency, size and memory
 ACCURACY_TOLERANCE = 0.005  # half a point
@@ -76,7 +76,7 @@ def _of_the_file(
     model: ModelFile, old: ModelFile, tolerance: float, accuracy_tolerance: float, undecided: str
 ) -> list[Gate]:
     gates = []
-    delta, interval = accuracy_delta(model, old)
+    delta, interval = score_delta(model, old)
     if delta is not None:
         turned = None if interval is None or delta == 0 else (-interval[1], -interval[0])
         gates.append(_gate("baseline_accuracy_drop", accuracy_tolerance, -delta + 0.0, turned, model.name, undecided))

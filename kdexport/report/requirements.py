@@ -143,7 +143,7 @@ def _above_chance(joined: Joined, model: ModelFile) -> Iterable[Gate]:
 
 def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable[Gate]:
     if require.max_accuracy_drop is not None:
-        delta, interval = joined.accuracy_delta(model.name, joined.baseline)
+        delta, interval = joined.score_delta(model.name, joined.baseline)
         if model.name == joined.baseline:
             interval = None  # against itself there is nothing to doubt
         drop = None if delta is None else -delta

@@ -195,7 +195,7 @@ def _most_accurate(joined: Joined, candidates: list[Candidate]) -> list[Candidat
     best = max(candidates, key=lambda item: item.model.accuracy or 0.0)
     kept = []
     for item in candidates:
-        delta, interval = joined.accuracy_delta(item.model.name, best.model.name)
+        delta, interval = joined.score_delta(item.model.name, best.model.name)
         if item is best or (interval is not None and interval[1] >= 0) or delta == 0:
             kept.append(item)
     return kept
@@ -211,7 +211,7 @@ def _keeps_accuracy(joined: Joined, model: ModelFile) -> bool:
     baseline = joined.model_by_name[joined.baseline]
     if model.name == baseline.name:
         return model.accuracy is not None
-    delta, interval = joined.accuracy_delta(model.name, baseline.name)
+    delta, interval = joined.score_delta(model.name, baseline.name)
     return delta is not None and (interval[1] >= 0 if interval else delta >= 0)
 
 
@@ -255,7 +255,7 @@ def _tie(joined: Joined, best: Candidate, fitting: Sequence[Candidate]) -> str:
     """Say where no difference is shown between the pick and its counterpart without distillation."""
     for item in fitting:
         if item is not best and _distilled(item.model.name) == best.model.name:
-            _, interval = joined.accuracy_delta(best.model.name, item.model.name)
+            _, interval = joined.score_delta(best.model.name, item.model.name)
             if interval is not None and interval[0] <= 0 <= interval[1]:
                 return f"; a tie in accuracy with {item.model.name} ({figures.points_interval(interval)} points)"
     return ""
@@ -274,7 +274,7 @@ def _against_baseline(joined: Joined, best: Candidate) -> str:
         ratio, _ = median_ratio(base.latency_ms, best.measurement.latency_ms)
         parts.append(f"{figures.times(ratio)} as fast as {baseline.name}")
     parts.append(f"{figures.times(baseline.size_bytes / best.model.size_bytes)} smaller")
-    delta, interval = joined.accuracy_delta(best.model.name, baseline.name)
+    delta, interval = joined.score_delta(best.model.name, baseline.name)
     if interval is not None and interval[0] <= 0 <= interval[1]:
         parts.append(f"accuracy indistinguishable ({figures.points_interval(interval)} points)")
     elif delta is not None:

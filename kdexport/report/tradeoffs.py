@@ -25,7 +25,7 @@ def tradeoffs(joined: Joined) -> tuple[Tradeoff, ...]:
 def tradeoff(joined: Joined, model: str, against: str) -> Tradeoff:
     """Hold one model against another, under every condition that both were measured under."""
     here, there = joined.model_by_name[model], joined.model_by_name[against]
-    delta, interval = joined.accuracy_delta(model, against)
+    delta, interval = joined.score_delta(model, against)
     speedups, savings = [], []
     for condition, measured in joined.by_condition.items():
         if model not in measured or against not in measured:
@@ -52,8 +52,9 @@ def tradeoff(joined: Joined, model: str, against: str) -> Tradeoff:
     return Tradeoff(
         model=model,
         against=against,
-        accuracy_delta=delta,
-        accuracy_delta_ci95=interval,
+        score_delta=delta,
+        score_delta_ci95=interval,
+        metric="accuracy" if here.score is None else here.score.metric,
         size_ratio=there.size_bytes / max(here.size_bytes, 1),
         speedup=tuple(speedups),
         savings=tuple(savings),
@@ -143,7 +144,7 @@ def _shown(
     _, ratio = median_ratio(figures.latency_ms, other_figures.latency_ms)
     if ratio is not None and ratio[0] > 1 and disturbed(figures, other_figures) is None:
         return True
-    _, delta = joined.accuracy_delta(other.name, model.name)
+    _, delta = joined.score_delta(other.name, model.name)
     return delta is not None and delta[0] > 0
 
 

@@ -135,7 +135,9 @@ def test_the_table_keeps_the_models_names_at_80_columns(models):
     names = ("teacher", "student-plain.int8")
     many = dataclasses.replace(
         result,
-        models=tuple(dataclasses.replace(model, name=name, accuracy=0.9876) for name in names),
+        models=tuple(
+            dataclasses.replace(model, name=name, score=results.Score("accuracy", 0.9876, None)) for name in names
+        ),
         measurements=tuple(
             dataclasses.replace(
                 one, model=name, batch_size=batch, threads=threads, energy_mj=1.5, throughput_by_streams={"2": 12345.6}

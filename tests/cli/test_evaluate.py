@@ -66,7 +66,7 @@ def test_the_onnx_file_scores_as_the_module_does(kdexport, net):
         kdexport("evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "w.pth", "--data", "digits", "--json")
     )
     onnx = scores(kdexport("evaluate", net / "net.onnx", "--data", "digits", "--json"))
-    assert onnx["correct"] == module["correct"]
+    assert onnx["per_sample"] == module["per_sample"]
 
 
 def test_other_splits_and_settings(kdexport, net):

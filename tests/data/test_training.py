@@ -11,10 +11,10 @@ import torch
 from kdexport.artifacts import RunDirectory
 from kdexport.data.datasets import load_data
 from kdexport.distill.stage import distill
-from kdexport.evaluate import agreement
 from kdexport.export.to_onnx import to_onnx
 from kdexport.models.loading import load_model
 from kdexport.recipe import Recipe
+from kdexport.tasks import TASKS
 
 NETS = """
 from torch import nn
@@ -61,7 +61,7 @@ def test_an_onnx_teacher_gives_the_same_student_as_its_module(nets, tmp_path):
     onnx_ir.save(to_onnx(teacher.network, example, input_names=("image",)).model, tmp_path / "teacher.onnx")
     _, _, _, from_onnx = trained(nets, tmp_path / "onnx", {"model": str(tmp_path / "teacher.onnx")})
 
-    near = agreement(from_module, from_onnx)
+    near = TASKS["classification"].agreement(from_module, from_onnx)
     assert near.top1 >= 0.99
     assert near.logit_correlation > 0.999
     accuracies = [float(np.mean(logits.argmax(1) == data.test.labels)) for logits in (from_module, from_onnx)]

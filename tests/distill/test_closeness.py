@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from kdexport.distill.evaluation import BATCHES_LOOKED_AT, BatchAgreement, Seen
-from kdexport.evaluate import agreement
+from kdexport.tasks import TASKS
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def summed(kind="class", labels=LABELS, teacher=TEACHER, per_epoch=3):
 
 
 def test_batch_by_batch_it_is_what_evaluate_says_of_the_whole():
-    found, expected = summed(), agreement(TEACHER, STUDENT)
+    found, expected = summed(), TASKS["classification"].agreement(TEACHER, STUDENT)
     assert found["train_top1_agreement"] == pytest.approx(expected.top1)
     assert found["train_kl"] == pytest.approx(expected.kl, rel=1e-5)
     assert found["train_logit_correlation"] == pytest.approx(expected.logit_correlation, rel=1e-5)

@@ -1,6 +1,5 @@
 """Bench results as `kdexport bench` writes them, their figures drawn from a seed."""
 
-import base64
 import hashlib
 
 import numpy as np
@@ -17,6 +16,7 @@ from kdexport.results import (
     Memory,
     ModelFile,
     Parity,
+    Score,
 )
 
 SAMPLES, CLASSES = 360, 10
@@ -64,9 +64,9 @@ def evaluation(accuracy: float, seed: int, samples: int = SAMPLES, classes: int 
     return Evaluation(
         split="test",
         samples=samples,
-        accuracy=share,
-        accuracy_ci95=(share - half, min(1.0, share + half)),
-        macro_f1=share,
+        task="classification",
+        score=Score("accuracy", share, (share - half, min(1.0, share + half))),
+        metrics={"macro_f1": share},
         per_class=tuple(
             ClassScore(
                 str(index), int(actual[index]), hits[index] / actual[index], hits[index] / max(said[index], 1), share
@@ -74,7 +74,8 @@ def evaluation(accuracy: float, seed: int, samples: int = SAMPLES, classes: int 
             for index in range(classes)
         ),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
-        correct=base64.b64encode(np.packbits(right).tobytes()).decode(),
+        per_sample=tuple(int(value) for value in right),
+        chance=float(actual.max() / samples),
     )
 
 
@@ -92,8 +93,7 @@ def model(name: str, accuracy: float | None, kib: float, parameters: int, *, see
         "opset": 18,
         "inputs": {"input": ["batch", 8, 8, 1]},
         "parity": Parity(2.1e-6, 3.4e-7, 64, 1e-4, True),
-        "accuracy": scored.accuracy if scored else None,
-        "accuracy_ci95": scored.accuracy_ci95 if scored else None,
+        "score": scored.score if scored else None,
         "teacher_agreement": Agreement(0.985, 0.031, 0.978),
         "evaluation": scored,
     }

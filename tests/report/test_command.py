@@ -71,9 +71,17 @@ def test_report_json_is_the_contract(bench_json) -> None:
     document = json.loads((folder / "report.json").read_text())
     contract = ["schema", "name", "recipe", "machines", "models", "measurements", "tradeoffs", "pick", "gates"]
     assert list(document)[: len(contract)] == contract
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert {"requirement", "limit", "value", "passed"} <= document["gates"][0].keys()
-    assert {"model", "against", "accuracy_delta", "size_ratio", "speedup"} <= document["tradeoffs"][0].keys()
+    assert {
+        "model",
+        "against",
+        "score_delta",
+        "score_delta_ci95",
+        "accuracy_delta",
+        "size_ratio",
+        "speedup",
+    } <= document["tradeoffs"][0].keys()
     assert {"device", "batch_size", "threads", "ratio", "ci95"} <= document["tradeoffs"][0]["speedup"][0].keys()
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.validate(document, schema())
@@ -169,9 +177,9 @@ def test_an_older_report_opens_and_a_newer_says_so(bench_json, tmp_path: Path) -
     (tmp_path / "more.json").write_text(json.dumps(document | {"added_later": 1}))
     assert invoke(tmp_path / "more.json", "--out", tmp_path / "opened").exit_code == 0
 
-    (tmp_path / "new.json").write_text(json.dumps(document | {"schema": 2}))
+    (tmp_path / "new.json").write_text(json.dumps(document | {"schema": 3}))
     told = refused(tmp_path / "new.json")
-    assert "made by a newer kdexport: its schema is 2, this one reads up to 1" in told
+    assert "made by a newer kdexport: its schema is 3, this one reads up to 2" in told
     assert "pip install --upgrade kdexport" in told
 
 
@@ -197,7 +205,7 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
             text.replace('"load_ms": 9.1', '"load_ms": null', 1),
             "load_ms should be a valid number",
         ),
-        "a schema that is no number": (text.replace('"schema": 1', '"schema": "x"', 1), "it has no 'schema'"),
+        "a schema that is no number": (text.replace('"schema": 2', '"schema": "x"', 1), "it has no 'schema'"),
     }
     for name, (content, told) in cases.items():
         bad = tmp_path / "bad" / "bench.json"

@@ -25,9 +25,9 @@ def with_gaps(bench, chance: random.Random):
         changes = {name: None for name in ("parameters", "macs", "opset", "parity", "teacher_agreement") if gone()}
         if gone():
             changes |= {"evaluation": None}
-            changes |= {"accuracy": None, "accuracy_ci95": None} if gone() else {}
+            changes |= {"score": None} if gone() else {}
         elif gone():
-            changes |= {"evaluation": dataclasses.replace(model.evaluation, confusion=(), correct="", per_class=())}
+            changes |= {"evaluation": dataclasses.replace(model.evaluation, confusion=(), per_sample=(), per_class=())}
         models.append(dataclasses.replace(model, **changes, inputs={} if gone() else model.inputs))
     measurements = []
     for item in bench.measurements:

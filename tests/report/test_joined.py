@@ -6,6 +6,7 @@ import pytest
 
 from kdexport.errors import KDExportError
 from kdexport.report.join import Condition, join
+from kdexport.results import Score
 
 
 def test_two_machines_make_one_whole(build) -> None:
@@ -39,9 +40,7 @@ def test_what_one_machine_did_not_find_out_another_fills(build) -> None:
     blind = build.bench(build.machine("pi"))
     blind = dataclasses.replace(
         blind,
-        models=tuple(
-            dataclasses.replace(model, accuracy=None, accuracy_ci95=None, evaluation=None) for model in blind.models
-        ),
+        models=tuple(dataclasses.replace(model, score=None, evaluation=None) for model in blind.models),
     )
     joined = join([blind, build.bench()])
     assert joined.model_by_name["student"].accuracy == build.bench().models[1].accuracy
@@ -95,6 +94,8 @@ def test_a_figure_that_is_no_number(build, change, named: str) -> None:
 
 def test_an_accuracy_that_is_no_number(build) -> None:
     bench = build.bench()
-    broken = dataclasses.replace(bench, models=(dataclasses.replace(bench.models[0], accuracy=float("nan")),))
-    with pytest.raises(KDExportError, match="accuracy of 'teacher' is not a finite number"):
+    broken = dataclasses.replace(
+        bench, models=(dataclasses.replace(bench.models[0], score=Score("accuracy", float("nan"), None)),)
+    )
+    with pytest.raises(KDExportError, match=r"score\.value of 'teacher' is not a finite number"):
         join([broken])

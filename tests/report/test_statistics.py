@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdexport.statistics import accuracy_delta, median_ratio, percentile_interval
+from kdexport.statistics import median_ratio, percentile_interval, score_delta
 
 
 def test_the_ratio_of_paired_rounds_is_the_t_interval_of_their_logs(build) -> None:
@@ -43,10 +43,10 @@ def test_a_percentile_that_the_samples_cannot_carry(build) -> None:
 
 def test_accuracy_on_the_same_samples_is_paired(build) -> None:
     better, worse = build.model("a", 0.95, 1, 1, seed=1), build.model("b", 0.85, 1, 1, seed=1)
-    delta, paired = accuracy_delta(better, worse)
-    loose_delta, loose = accuracy_delta(
+    delta, paired = score_delta(better, worse)
+    loose_delta, loose = score_delta(
         dataclasses.replace(better, evaluation=None), dataclasses.replace(worse, evaluation=None)
     )
     assert delta == pytest.approx(loose_delta)
     assert loose[0] < paired[0] < delta < paired[1] < loose[1]
-    assert accuracy_delta(better, dataclasses.replace(worse, accuracy=None)) == (None, None)
+    assert score_delta(better, dataclasses.replace(worse, score=None)) == (None, None)

@@ -7,9 +7,12 @@ from sklearn import metrics
 
 from kdexport.data.samples import Split
 from kdexport.errors import SourceError
-from kdexport.evaluate import agreement, evaluate, worst_confusions
+from kdexport.scoring import evaluate
 from kdexport.statistics import paired_difference, wilson
+from kdexport.tasks import TASKS
+from kdexport.tasks.classification import worst_confusions
 
+agreement = TASKS["classification"].agreement
 NAMES = ("cat", "dog", "emu", "fox")
 
 
@@ -25,7 +28,7 @@ def test_scores_agree_with_scikit_learn():
     found, labels, logits = scored(1)
     said = logits.argmax(1)
     assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, said))
-    assert found.macro_f1 == pytest.approx(metrics.f1_score(labels, said, average="macro"))
+    assert found.metrics["macro_f1"] == pytest.approx(metrics.f1_score(labels, said, average="macro"))
     assert np.array_equal(found.confusion, metrics.confusion_matrix(labels, said))
     precision, recall, f1, support = metrics.precision_recall_fscore_support(labels, said)
     for index, score in enumerate(found.per_class):
@@ -47,7 +50,7 @@ def test_a_class_that_is_absent_or_never_predicted():
     found = evaluate(lambda inputs: inputs[0], split, NAMES)[0]
     assert found.per_class[2].precision is None
     assert found.per_class[2].samples == 0
-    assert found.macro_f1 == pytest.approx((2 / 3 + 2 / 3) / 2)  # over the classes that occur
+    assert found.metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)  # over the classes that occur
 
 
 def test_several_labels_a_sample():
@@ -55,8 +58,10 @@ def test_several_labels_a_sample():
     logits = np.array([[2, -1, -1, -1], [-1, 1, 3, -2], [-1, -1, 1, 2]], np.float32)
     found = evaluate(lambda inputs: inputs[0], Split((logits,), labels), NAMES)[0]
     assert found.samples == 3
-    assert found.accuracy == pytest.approx(10 / 12)  # two of twelve decisions are wrong
-    assert found.macro_f1 == pytest.approx(metrics.f1_score(labels, logits > 0, average="macro"))
+    assert found.accuracy is None
+    assert found.metrics["decision_accuracy"] == pytest.approx(10 / 12)  # two of twelve decisions are wrong
+    assert found.score.value == pytest.approx(metrics.average_precision_score(labels, logits, average="macro"))
+    assert found.metrics["macro_f1"] == pytest.approx(metrics.f1_score(labels, logits > 0, average="macro"))
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (7, 10), (345, 359), (1, 2)])

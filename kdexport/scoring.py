@@ -1,0 +1,70 @@
+"""The one way to score: any ``predict(inputs) -> outputs`` on a labelled split, by the split's task.
+
+numpy only, so that PyTorch and ONNX Runtime both fit, here and in a packed benchmark.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.errors import SourceError
+from kdexport.results import Evaluation
+from kdexport.tasks import task_of
+from kdexport.tasks.base import Task, checked_outputs
+
+Predict = Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]
+
+
+class Samples(Protocol):
+    """What is scored: inputs in batches, targets as a whole."""
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """The targets, first axis the samples."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[Any]:
+        """Yield parts that have ``inputs``, in order."""
+
+
+def evaluate(
+    predict: Predict,
+    split: Samples,
+    class_names: Sequence[str],
+    batch_size: int = 128,
+    *,
+    name: str = "test",
+    task: Task | None = None,
+) -> tuple[Evaluation, NDArray[np.float32]]:
+    """Score ``predict`` on a labelled split.
+
+    Args:
+        predict: From raw inputs (one array per network input, first axis the batch) to outputs ``[batch, ...]``.
+        split: The samples with their targets.
+        class_names: One per output: the classes, or what is estimated.
+        batch_size: Samples per call.
+        name: What the result calls the split.
+        task: What is scored; None reads it off the targets.
+
+    Returns:
+        The scores, and the outputs as float32 ``[samples, ...]``.
+
+    Raises:
+        SourceError: The split is empty or unlabelled, or the outputs have the wrong shape or aren't finite.
+    """
+    if split.labels is None or len(split) == 0:
+        raise SourceError(
+            f"the {name} split has no labelled samples", hint="a score needs labels: give a labelled split"
+        )
+    targets = np.asarray(split.labels)
+    task = task or task_of(targets)
+    outputs = np.concatenate(
+        [
+            checked_outputs(predict(batch.inputs), len(batch.inputs[0]), task, class_names)
+            for batch in split.batches(batch_size)
+        ]
+    )
+    return task.evaluate(outputs, targets, class_names, name), outputs

@@ -1,0 +1,40 @@
+"""What networks are for. A new task is a module here and a line in ``TASKS``."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from kdexport.errors import SourceError, did_you_mean
+from kdexport.tasks.base import Task
+from kdexport.tasks.classification import Classification
+from kdexport.tasks.multilabel import MultiLabel
+
+# In the order in which targets are tried where the recipe names no task.
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), MultiLabel())}
+
+
+def task_named(name: str) -> Task:
+    """Return a task.
+
+    Raises:
+        SourceError: There is none of that name.
+    """
+    if name not in TASKS:
+        near = did_you_mean(name, TASKS) or f"there are: {', '.join(TASKS)}"
+        raise SourceError(f"there is no task '{name}'", hint=near.strip())
+    return TASKS[name]
+
+
+def task_of(targets: NDArray[Any]) -> Task:
+    """Return the task that targets are of, where their form leaves no doubt.
+
+    Raises:
+        SourceError: They fit none.
+    """
+    for task in TASKS.values():
+        if task.fits(targets):
+            return task
+    raise SourceError(
+        f"targets of shape {list(targets.shape)} and type {targets.dtype} are of no task",
+        hint=f"set task in the recipe to one of: {', '.join(TASKS)}",
+    )

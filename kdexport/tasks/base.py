@@ -1,0 +1,139 @@
+"""What a network is for: the one object that every stage asks what its targets, outputs and score are.
+
+A stage never says "class", "logits" or "accuracy" of its own: it asks the ``Task``. numpy alone is imported here, for a
+packed benchmark scores with the same code; what needs torch imports it inside.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.errors import SourceError
+from kdexport.results import Agreement, Evaluation, Interval, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = NDArray[Any]
+Activation = Literal["none", "softmax", "sigmoid"]
+
+
+class Task(ABC):
+    """A kind of network: what it learns from, what it puts out, how good it is.
+
+    A subclass fills in the class variables and the abstract methods, and gets one line in ``kdexport.tasks.TASKS``.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]  # the score's name in JSON: "accuracy", "mean_iou"
+    label: ClassVar[str]  # the same for people: "accuracy", "mean IoU"
+    higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[Literal["share", "value"]] = "share"  # a share of 1 is shown in percent, a value as it is
+    bounds: ClassVar[Interval] = (0.0, 1.0)  # of the score
+    activation: ClassVar[Activation] = "none"  # what a file's user applies to an output, outside of the network
+    other_metrics: ClassVar[Mapping[str, str]] = {}  # what is told beside the score: name in JSON -> name for people
+    charts: ClassVar[tuple[str, ...]] = ()  # that the report shows of this task alone
+    cacheable: ClassVar[bool] = True  # whether a teacher's outputs [samples, width] are kept between epochs
+
+    @abstractmethod
+    def fits(self, targets: Array) -> bool:
+        """Whether targets have the form of this task's: how a task that the recipe leaves out is read off the data."""
+
+    @abstractmethod
+    def check_targets(self, targets: Array, names: Sequence[str], where: str) -> None:
+        """Hold that targets are legal.
+
+        Args:
+            targets: Of one split, first axis the samples.
+            names: Of the classes, or of what is estimated.
+            where: What a message calls the split.
+
+        Raises:
+            SourceError: They are not, with what to change.
+        """
+
+    def check_outputs(self, shape: Sequence[int], samples: int, names: Sequence[str], who: str) -> None:
+        """Hold that a network's output has the shape that the targets ask for: ``[batch, len(names)]``.
+
+        Raises:
+            SourceError: It has not.
+        """
+        if tuple(shape) != (samples, len(names)):
+            raise SourceError(
+                f"{who} gives {list(shape)} for {samples} samples; the data have {len(names)} {self.noun}",
+                hint=f"it must give [batch, {len(names)}]: set its args, e.g. args = {{ num_classes = {len(names)} }}",
+            )
+
+    noun: ClassVar[str] = "classes"  # what ``names`` are
+
+    @abstractmethod
+    def label_loss(
+        self, outputs: "Tensor", targets: "Tensor", *, smoothing: float = 0.0, labelled: "Tensor | None" = None
+    ) -> "Tensor":
+        """Return the labels' own loss, a scalar.
+
+        Args:
+            outputs: The student's, fp32, ``[batch, ...]``.
+            targets: As the data give them, or mixed: float ``[batch, classes]`` that sum to 1.
+            smoothing: ``label_smoothing``.
+            labelled: What a sum over the labelled samples is divided by, where these are part of a larger batch.
+        """
+
+    @abstractmethod
+    def legal(self, compares: str, *, single_label: bool) -> bool:
+        """Whether a distillation method makes sense here.
+
+        Args:
+            compares: What it is fed: ``"outputs"``, ``"features"`` or ``"labels"``.
+            single_label: Whether it expects that each sample is of one class.
+        """
+
+    @abstractmethod
+    def evaluate(self, outputs: Array, targets: Array, names: Sequence[str], split: str) -> Evaluation:
+        """Score outputs.
+
+        Args:
+            outputs: float32 ``[samples, ...]``: logits where there are classes.
+            targets: Of the same samples in the same order.
+            names: Of the classes, or of what is estimated.
+            split: What the result calls the split.
+        """
+
+    @abstractmethod
+    def score(self, outputs: Array, targets: Array) -> float | None:
+        """Return the score's value alone, fast, as after each epoch; None where nothing is labelled."""
+
+    @abstractmethod
+    def agreement(self, teacher: Array, outputs: Array) -> Agreement:
+        """Return how near outputs are to the teacher's over the same samples."""
+
+    def groups(self, targets: Array) -> NDArray[np.int64]:
+        """Return a group id per sample, by which a split is stratified."""
+        return np.zeros(len(targets), dtype=np.int64)
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether one score is better than another."""
+        return one > other if self.higher_is_better else one < other
+
+    def made_score(self, value: float, ci95: Interval | None) -> Score:
+        """Return a score of this task."""
+        return Score(self.metric, float(value), ci95, self.higher_is_better)
+
+
+def checked_outputs(outputs: Any, samples: int, task: Task, names: Sequence[str]) -> NDArray[np.float32]:
+    """Return a batch's outputs as float32.
+
+    Raises:
+        SourceError: They have another shape than the task asks for, or are not finite.
+    """
+    found = np.asarray(outputs, dtype=np.float32)
+    task.check_outputs(found.shape, samples, names, "the model")
+    if not np.isfinite(found).all():
+        raise SourceError(
+            "the model gives values that are not finite",
+            hint="check its weights and its preprocessing; a half-precision file may overflow",
+        )
+    return found

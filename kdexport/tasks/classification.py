@@ -1,0 +1,147 @@
+"""One class a sample: accuracy, macro-F1, every class, and what is taken for what."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.errors import SourceError
+from kdexport.results import Agreement, ClassScore, Evaluation
+from kdexport.statistics import wilson
+from kdexport.tasks.base import Activation, Array, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNLABELLED = -1  # as a target: the sample has none
+MAX_CONFUSION_CLASSES = 100  # beyond that the matrix is larger than all else in report.json
+
+
+class Classification(Task):
+    """Targets are class ids int64 ``[samples]``, outputs logits ``[batch, classes]``."""
+
+    name = "classification"
+    metric = "accuracy"
+    label = "accuracy"
+    activation: ClassVar[Activation] = "softmax"
+    other_metrics: ClassVar[dict[str, str]] = {"macro_f1": "macro-F1"}
+    charts = ("classes", "confusions")
+
+    def fits(self, targets: Array) -> bool:
+        """Whether targets are whole numbers, one a sample."""
+        return targets.ndim == 1 and targets.dtype.kind in "iub"
+
+    def check_targets(self, targets: Array, names: Sequence[str], where: str) -> None:
+        """Hold that every target is a class."""
+        if len(targets) and (targets.min() < 0 or targets.max() >= len(names)):
+            wrong = int(targets.min()) if targets.min() < 0 else int(targets.max())
+            raise SourceError(
+                f"{where}: the label {wrong} is out of range for {len(names)} classes",
+                hint=f"labels count from 0 to {len(names) - 1}",
+            )
+
+    def label_loss(
+        self, outputs: "Tensor", targets: "Tensor", *, smoothing: float = 0.0, labelled: "Tensor | None" = None
+    ) -> "Tensor":
+        """Return the cross-entropy: with class ids the mean over labelled samples, else with probabilities."""
+        import torch.nn.functional as F
+
+        if targets.ndim == 2:
+            return F.cross_entropy(outputs, targets.to(outputs.dtype), label_smoothing=smoothing)
+        if labelled is None:
+            labelled = (targets != UNLABELLED).sum().clamp(min=1)
+        total = F.cross_entropy(outputs, targets, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum")
+        return total / labelled
+
+    def legal(self, compares: str, *, single_label: bool) -> bool:  # noqa: ARG002
+        """Every method is."""
+        return True
+
+    def score(self, outputs: Array, targets: Array) -> float | None:
+        """Return the accuracy."""
+        known = targets != UNLABELLED
+        return float(np.mean((outputs.argmax(axis=1) == targets)[known])) if known.any() else None
+
+    def evaluate(self, outputs: Array, targets: Array, names: Sequence[str], split: str) -> Evaluation:
+        """Score logits; the interval is Wilson's."""
+        classes = len(names)
+        predicted = outputs.argmax(axis=1)
+        right = predicted == targets
+        confusion = np.bincount(targets * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+        per_class = class_scores(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0), names)
+        rows = tuple(tuple(int(cell) for cell in row) for row in confusion) if classes <= MAX_CONFUSION_CLASSES else ()
+        return Evaluation(
+            split=split,
+            samples=len(right),
+            task=self.name,
+            score=self.made_score(right.mean(), wilson(int(right.sum()), len(right))),
+            metrics={"macro_f1": macro_f1(per_class)},
+            per_class=per_class,
+            confusion=rows,
+            per_sample=tuple(int(value) for value in right),
+            chance=float(confusion.sum(axis=1).max() / len(right)),
+        )
+
+    def agreement(self, teacher: Array, outputs: Array) -> Agreement:
+        """Return the share of samples with the teacher's class, KL(teacher || model) and the logits' correlation."""
+        theirs, ours = teacher.astype(np.float64), outputs.astype(np.float64)
+        theirs_log, ours_log = log_softmax(theirs), log_softmax(ours)
+        kl = float(np.mean(np.sum(np.exp(theirs_log) * (theirs_log - ours_log), axis=1)))
+        return Agreement(
+            top1=float(np.mean(theirs.argmax(axis=1) == ours.argmax(axis=1))),
+            kl=max(kl, 0.0),  # rounding can put two equal distributions a hair below 0
+            logit_correlation=correlation(theirs, ours),
+        )
+
+    def groups(self, targets: Array) -> NDArray[np.int64]:
+        """Return the class ids."""
+        return targets.astype(np.int64)
+
+
+def class_scores(hits: Array, actual: Array, predicted: Array, names: Sequence[str]) -> tuple[ClassScore, ...]:
+    """Return each class's recall, precision and F1 from counts of samples, one entry a class."""
+    return tuple(
+        ClassScore(
+            name=name,
+            samples=int(actual[index]),
+            accuracy=float(hits[index] / actual[index]) if actual[index] else 0.0,
+            precision=float(hits[index] / predicted[index]) if predicted[index] else None,
+            f1=float(2 * hits[index] / (actual[index] + predicted[index])) if actual[index] + predicted[index] else 0.0,
+        )
+        for index, name in enumerate(names)
+    )
+
+
+def macro_f1(scores: Sequence[ClassScore]) -> float:
+    """Return the mean F1 of the classes that occur."""
+    present = [score.f1 for score in scores if score.samples]
+    return float(np.mean(present)) if present else 0.0
+
+
+def worst_confusions(evaluation: Evaluation, count: int = 5) -> list[tuple[str, str, int]]:
+    """Return the commonest mistakes as (true class, predicted class, samples), most first."""
+    names = [score.name for score in evaluation.per_class]
+    pairs = [
+        (names[true], names[predicted], samples)
+        for true, row in enumerate(evaluation.confusion)
+        for predicted, samples in enumerate(row)
+        if true != predicted and samples
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:count]
+
+
+def correlation(teacher: Array, outputs: Array) -> float | None:
+    """Return Pearson's correlation over all outputs, centred per sample; None where one is constant."""
+    teacher = teacher - teacher.mean(axis=1, keepdims=True)
+    outputs = outputs - outputs.mean(axis=1, keepdims=True)
+    scale = math.sqrt(float((teacher**2).sum()) * float((outputs**2).sum()))
+    return float((teacher * outputs).sum()) / scale if scale > 0 else None
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log-probabilities over the last axis."""
+    shifted: NDArray[np.float64] = logits - logits.max(axis=-1, keepdims=True)
+    normalizer: NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted - normalizer
