@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +26,19 @@ class Section(BaseModel):
     """A table of the recipe: unknown keys and wrong types are faults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    OLD_NAMES: ClassVar[dict[str, str]] = {}  # keys that are still read: old name -> name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for old, new in cls.OLD_NAMES.items():
+            if old in values and new in values:
+                raise ValueError(f"{old} is the old name of {new}: give one of the two")
+            values = {new if key == old else key: value for key, value in values.items()}
+        return values
 
 
 Side = Annotated[int, Field(ge=1, lt=1 << 16)]  # of an image, in pixels
@@ -205,8 +218,10 @@ class Bench(Section):
 class Require(Section):
     """[require]: what the model to ship must hold."""
 
-    max_accuracy_drop: float | None = Field(None, ge=0)
-    min_accuracy: float | None = Field(None, ge=0, le=1)
+    OLD_NAMES = {"max_accuracy_drop": "max_drop", "min_accuracy": "min_score"}
+
+    max_drop: float | None = Field(None, ge=0)  # of the task's score, against the teacher
+    min_score: float | None = None  # of the task's score; where lower is better, the largest that is allowed
     min_speedup: float | None = Field(None, gt=0)
     max_size_mib: float | None = Field(None, gt=0)
     max_latency_ms: float | None = Field(None, gt=0)
@@ -224,6 +239,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = Field(default=0, ge=0)
+    task: str | None = None  # classification, multilabel, ...: what the network is for; None: read off the data
     data: Data
     teacher: Teacher
     student: Student

@@ -113,8 +113,8 @@ def describe_interval(gate: Gate) -> str:
 def title(requirement: str) -> str:
     """Name a requirement for people."""
     known = {
-        "max_accuracy_drop": "accuracy drop",
-        "min_accuracy": "accuracy",
+        "max_drop": "accuracy drop",
+        "min_score": "accuracy",
         "min_speedup": "speed-up",
         "max_size_mib": "file size",
         "max_latency_ms": "latency",
@@ -142,15 +142,15 @@ def _above_chance(joined: Joined, model: ModelFile) -> Iterable[Gate]:
 
 
 def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable[Gate]:
-    if require.max_accuracy_drop is not None:
+    if require.max_drop is not None:
         delta, interval = joined.score_delta(model.name, joined.baseline)
         if model.name == joined.baseline:
             interval = None  # against itself there is nothing to doubt
         drop = None if delta is None else -delta
         turned = None if interval is None else (-interval[1], -interval[0])
-        yield _gate(require, "max_accuracy_drop", require.max_accuracy_drop, drop, turned, model)
-    if require.min_accuracy is not None:
-        yield _gate(require, "min_accuracy", require.min_accuracy, model.accuracy, model.accuracy_ci95, model)
+        yield _gate(require, "max_drop", require.max_drop, drop, turned, model)
+    if require.min_score is not None:
+        yield _gate(require, "min_score", require.min_score, model.accuracy, model.accuracy_ci95, model)
     if require.max_size_mib is not None:
         yield _gate(require, "max_size_mib", require.max_size_mib, model.size_bytes / MIB, None, model)
     if require.parity:

@@ -26,7 +26,7 @@ from kdexport.results import DevicePick, Gate, Measurement, ModelFile, Pick
 from kdexport.statistics import median_ratio
 
 SAME_SPEED = 0.05  # nobody gives up accuracy for less; two runs on one machine differ by about as much
-LIMITS = ("max_accuracy_drop", "min_accuracy", "min_speedup", "max_size_mib", "max_latency_ms", "max_memory_mib")
+LIMITS = ("max_drop", "min_score", "min_speedup", "max_size_mib", "max_latency_ms", "max_memory_mib")
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ RECIPE = {
         "terms": [{"method": "soft_targets", "weight": 0.9, "temperature": 4.0}],
     },
     "export": {"bake_preprocessing": True},
-    "require": {"max_accuracy_drop": 0.03, "min_speedup": 3.0, "max_size_mib": 1.0, "max_latency_ms": 2.0},
+    "require": {"max_drop": 0.03, "min_speedup": 3.0, "max_size_mib": 1.0, "max_latency_ms": 2.0},
 }
 
 

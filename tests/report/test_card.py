@@ -14,7 +14,7 @@ HOSTILE = 'x"\n---\ninjected: true\n'
 
 def test_a_hub_reads_its_metrics(build) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="the hub's own reader is not installed")
-    made = report([build.bench()], Require(max_accuracy_drop=0.03))
+    made = report([build.bench()], Require(max_drop=0.03))
     read = hub.ModelCard(card(made), ignore_metadata_errors=False)
     assert read.data.library_name == "onnx"
     assert read.data.pipeline_tag == "image-classification"
@@ -28,7 +28,7 @@ def test_a_hub_reads_its_metrics(build) -> None:
 
 
 def test_its_words(build) -> None:
-    text = card(report([build.bench()], Require(max_accuracy_drop=0.03)))
+    text = card(report([build.bench()], Require(max_drop=0.03)))
     for heading in ("Intended use", "How to use", "Training data", "How it was made", "Evaluation", "Limits"):
         assert f"\n## {heading}\n" in text
     assert "Distilled from a teacher with soft\\_targets (weight 0.9, temperature 4), label weight 0.1" in text

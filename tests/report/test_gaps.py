@@ -58,7 +58,7 @@ def test_gaps(build, seed: int) -> None:
         for name in ("laptop", "pi")
     ]
     require = Require(
-        max_accuracy_drop=0.02 if chance.random() < 0.5 else None,
+        max_drop=0.02 if chance.random() < 0.5 else None,
         max_memory_mib=60.0 if chance.random() < 0.5 else None,
         max_latency_ms=0.5,
         parity=chance.random() < 0.5,

@@ -50,7 +50,7 @@ def open_page(chromium, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def single(build):
-    return html(report([build.bench()], Require(max_accuracy_drop=0.01, min_speedup=3.0, max_latency_ms=2.0)))
+    return html(report([build.bench()], Require(max_drop=0.01, min_speedup=3.0, max_latency_ms=2.0)))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def many(build):
 
 def test_ten_models_on_three_machines_are_small_and_quick(many, tmp_path: Path) -> None:
     start = time.monotonic()
-    write_report(report(many, Require(max_accuracy_drop=0.03)), tmp_path)
+    write_report(report(many, Require(max_drop=0.03)), tmp_path)
     assert time.monotonic() - start < 5
     assert (tmp_path / "report.html").stat().st_size <= 3 * MIB
 
@@ -173,7 +173,7 @@ def test_the_table_sorts(open_page, build) -> None:
 
 
 def test_the_whole_page_follows_the_condition(open_page, many) -> None:
-    page = open_page(html(report(many, Require(max_accuracy_drop=0.03))))
+    page = open_page(html(report(many, Require(max_drop=0.03))))
     choice = page.get_by_label("Where it was measured").locator("select")
     before = page.locator(".cost .value:visible").nth(1).inner_text()
     choice.select_option(label="pi: cpu, batch 8, 1 thread")

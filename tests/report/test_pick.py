@@ -27,11 +27,11 @@ def test_a_lower_limit_and_what_was_not_measured() -> None:
 
 
 def test_the_fastest_that_fits_is_picked(build) -> None:
-    made = report([build.bench()], Require(max_accuracy_drop=0.03, min_speedup=3.0))
+    made = report([build.bench()], Require(max_drop=0.03, min_speedup=3.0))
     # student-plain is 1.5 % faster than student, which is no reason to give up accuracy
     assert made.pick.model == "student"
     assert made.pick.why.startswith("Within 5 % of the fastest")
-    assert [gate.requirement for gate in made.gates] == ["max_accuracy_drop", "min_speedup"]
+    assert [gate.requirement for gate in made.gates] == ["max_drop", "min_speedup"]
     assert all(gate.passed and gate.model == "student" for gate in made.gates)
     enforce(made)
 
@@ -57,7 +57,7 @@ def test_without_requirements_and_accuracy_there_is_no_pick(build) -> None:
 
 
 def test_when_none_fits_the_nearest_is_named_with_what_it_misses(build) -> None:
-    made = report([build.bench()], Require(max_accuracy_drop=0.03, max_latency_ms=0.04))
+    made = report([build.bench()], Require(max_drop=0.03, max_latency_ms=0.04))
     assert made.pick is None
     (device,) = made.devices
     assert device.model is None
@@ -106,7 +106,7 @@ def test_a_busy_machine_decides_no_speedup(build) -> None:
 
 def test_what_holds_firmly_comes_before_what_only_an_interval_saves(build) -> None:
     models = {"teacher": (0.99, 1000.0, 1.0, 10), "doubtful": (0.965, 100.0, 0.1, 1), "firm": (0.985, 200.0, 0.2, 2)}
-    made = report([build.bench(models=models)], Require(max_accuracy_drop=0.02))
+    made = report([build.bench(models=models)], Require(max_drop=0.02))
     assert made.pick.model == "firm"
 
 
@@ -121,17 +121,17 @@ def test_a_percentile_of_the_latency(build) -> None:
 
 
 def test_memory_size_floor_and_parity(build) -> None:
-    require = Require(max_memory_mib=60.0, max_size_mib=0.05, min_accuracy=0.9, parity=True)
+    require = Require(max_memory_mib=60.0, max_size_mib=0.05, min_score=0.9, parity=True)
     made = report([build.bench()], require)
     assert made.pick.model.endswith(".int8")
     assert {gate.requirement: gate.passed for gate in made.gates} == dict.fromkeys(
-        ("max_memory_mib", "max_size_mib", "min_accuracy", "parity"), True
+        ("max_memory_mib", "max_size_mib", "min_score", "parity"), True
     )
 
 
 def test_a_figure_that_was_not_measured_never_passes(build) -> None:
     models = {"a": (None, 100.0, 1.0, 1), "b": (None, 50.0, 0.5, 1)}
-    made = report([build.bench(models=models)], Require(min_accuracy=0.5))
+    made = report([build.bench(models=models)], Require(min_score=0.5))
     assert [(gate.verdict, gate.value, gate.passed) for gate in made.gates] == [("not measured", None, False)]
     with pytest.raises(RequirementError, match="accuracy of b was not measured"):
         enforce(made)
@@ -178,7 +178,7 @@ def test_files_without_timings(build) -> None:
 
 def test_the_baseline_is_not_what_a_user_nearly_ships(build) -> None:
     """The teacher loses no accuracy and so misses least; that it is not faster than itself helps nobody."""
-    made = report([build.bench()], Require(max_accuracy_drop=0.0001, min_speedup=1000.0, undecided="fail"))
+    made = report([build.bench()], Require(max_drop=0.0001, min_speedup=1000.0, undecided="fail"))
     (device,) = made.devices
     assert device.model is None
     assert device.nearest != made.baseline

@@ -11,10 +11,10 @@ def bullet(gate: Gate, *, label: str, width: int = 220) -> Markup:
     value = gate.value if gate.value is not None else gate.limit
     low, high = gate.ci95 or (value, value)
     ends = [low, high, gate.limit, value]
-    ends += [] if gate.requirement == "min_accuracy" else [0.0]
+    ends += [] if gate.requirement == "min_score" else [0.0]
     pad = (max(ends) - min(ends)) * 0.08 or 1.0
     across = Scale(
-        min(ends) - (pad if min(ends) < 0 or gate.requirement == "min_accuracy" else 0),
+        min(ends) - (pad if min(ends) < 0 or gate.requirement == "min_score" else 0),
         max(ends) + pad,
         3.0,
         width - 3.0,

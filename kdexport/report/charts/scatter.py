@@ -43,7 +43,7 @@ def scatter(
     width: int = 700,
     height: int = 440,
     max_latency_ms: float | None = None,
-    min_accuracy: float | None = None,
+    min_score: float | None = None,
 ) -> Markup:
     """Draw the picture.
 
@@ -54,11 +54,11 @@ def scatter(
         width: In pixels.
         height: In pixels.
         max_latency_ms: A limit to show, where it lies within reach of the points.
-        min_accuracy: A limit to show.
+        min_score: A limit to show.
     """
     left, right, top, bottom = 52.0, width - 14.0, 26.0, height - 44.0
     across = _across(points, max_latency_ms, left, right)
-    up = _up(points, min_accuracy, bottom, top)
+    up = _up(points, min_score, bottom, top)
     unit = figures.Unit.of([across.low, across.high])
     drawn: list[Markup] = []
     for tick in up.ticks(5):
@@ -79,7 +79,7 @@ def scatter(
     )
     drawn.append(text(left, height - 6, "← faster", class_="title"))
     drawn.append(text(left - 46, 12, "accuracy on the test split ↑", class_="title"))
-    drawn += _limits(across, up, max_latency_ms, min_accuracy, (left, right, top, bottom))
+    drawn += _limits(across, up, max_latency_ms, min_score, (left, right, top, bottom))
     drawn += _front(points, front, across, up, right, bottom)
     drawn += _points(points, across, up, Labels(width, bottom, left), top, bottom)
     return picture(width, height, label, *drawn, interactive=True)
@@ -110,13 +110,13 @@ def _limits(
     across: Scale,
     up: Scale,
     max_latency_ms: float | None,
-    min_accuracy: float | None,
+    min_score: float | None,
     frame: tuple[float, float, float, float],
 ) -> list[Markup]:
     left, right, top, bottom = frame
     drawn = []
-    if min_accuracy is not None and up.low < min_accuracy < up.high:
-        y = up(min_accuracy)
+    if min_score is not None and up.low < min_score < up.high:
+        y = up(min_score)
         drawn.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="limit"))
         drawn.append(text(right, y + 14, "asked: above this line", "end", class_="asked"))
     if max_latency_ms is not None and across.low < max_latency_ms < across.high:
@@ -218,9 +218,9 @@ def _drawn(report: Report, view: ConditionView, look: Mapping[str, Mark], width:
     ]
     require = limits(report)
     base = view.base
-    floor = require.min_accuracy
-    if require.max_accuracy_drop is not None and base is not None and base.model.accuracy is not None:
-        floor = max(floor or 0.0, base.model.accuracy - require.max_accuracy_drop)
+    floor = require.min_score
+    if require.max_drop is not None and base is not None and base.model.accuracy is not None:
+        floor = max(floor or 0.0, base.model.accuracy - require.max_drop)
     label = (
         f"Accuracy against median latency of {len(points)} models on {view.title}. "
         f"Not dominated, fastest first: {', '.join(view.front)}."
@@ -232,7 +232,7 @@ def _drawn(report: Report, view: ConditionView, look: Mapping[str, Mark], width:
         width=width,
         height=450 if width >= WIDE else 380,
         max_latency_ms=require.max_latency_ms if require.latency_percentile == 50 else None,
-        min_accuracy=floor,
+        min_score=floor,
     )
 
 
@@ -254,8 +254,8 @@ def limits(report: Report) -> Require:
     limits = {gate.requirement: gate.limit for gate in report.gates}
     asked = ((report.recipe or {}).get("require") or {}).get("latency_percentile", 50)
     return Require(
-        max_accuracy_drop=limits.get("max_accuracy_drop"),
-        min_accuracy=limits.get("min_accuracy"),
+        max_drop=limits.get("max_drop"),
+        min_score=limits.get("min_score"),
         max_latency_ms=limits.get("max_latency_ms"),
         latency_percentile=asked if asked in (90, 95, 99) else 50,
     )
