@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from kdexport.report.requirements import ABOVE_CHANCE, describe_limit, describe_value, title
+from kdexport.report.requirements import ABOVE_CHANCE, describe_interval, describe_limit, describe_value, title
 from kdexport.report.view import ConditionView, costs_of, judged_views
 from kdexport.results import DevicePick, Gate, Report
 
@@ -69,7 +69,9 @@ def concerns(gate: Gate, view: ConditionView) -> bool:
 
 def gate_sentence(gate: Gate) -> str:
     """Write a requirement as ``speed-up 2.2x, at least 3x``."""
-    return f"{title(gate.requirement)} {describe_value(gate)}, {describe_limit(gate)}"
+    doubt = gate.setting or (f"95 % interval {describe_interval(gate)}" if gate.ci95 else "")
+    doubt = f" (undecided: {doubt})" if gate.verdict == "undecided" and doubt else ""
+    return f"{title(gate.requirement)} {describe_value(gate)}, {describe_limit(gate)}{doubt}"
 
 
 def _decision(report: Report, pick: DevicePick, view: ConditionView) -> Decision:

@@ -135,6 +135,25 @@ class Unit:
         return "" if interval is None else f"{self.write(interval[0])}{DASH}{self.write(interval[1])}"
 
 
+@dataclass(frozen=True)
+class SizeUnit:
+    """One unit of size for all files of a column."""
+
+    name: str
+    scale: float  # times bytes
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> Self:
+        """Choose by the values' middle on a log scale."""
+        positive = [value for value in sizes if value > 0]
+        middle = math.exp(sum(math.log(value) for value in positive) / len(positive)) if positive else 1.0
+        return cls("MiB", 2.0**-20) if middle >= 0.5 * 2**20 else cls("KiB", 2.0**-10)
+
+    def write(self, size_bytes: int) -> str:
+        """Write a size without its unit."""
+        return _significant(size_bytes * self.scale)
+
+
 def plain(value: float | None) -> str:
     """Write a figure with three significant digits and no unit."""
     return UNKNOWN if value is None else _significant(value)

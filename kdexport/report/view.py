@@ -264,12 +264,13 @@ def _accuracy(row: Row, base: Row | None) -> Cost:
 
 def _latency(row: Row, base: Row | None, unit: figures.Unit) -> Cost:
     latency, speedup = row.measurement.latency_ms, row.speedup
-    interval = speedup.ci95 if speedup else None
+    interval = speedup.ci95 if speedup and not speedup.disturbed else None
+    doubt = " (undecided: the machine was busy)" if speedup and speedup.disturbed else ""
     return Cost(
         "Median latency",
         f"{unit.write(latency.p50)} {unit.name}",
         unit.write_interval(latency.p50_ci95),
-        speed_words(speedup.ratio if speedup else None),
+        speed_words(speedup.ratio if speedup else None) + doubt,
         figures.times_interval(interval),
         None if interval is None or interval[0] <= 1 <= interval[1] else interval[0] > 1,
         f"{unit.write(base.measurement.latency_ms.p50)} {unit.name}" if base else "",

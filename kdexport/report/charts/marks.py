@@ -18,6 +18,7 @@ class Mark:
     name: str
     color: int
     shape: str
+    network: str = ""  # the name without its precision
 
 
 def marks_of(models: Iterable[tuple[str, str]], baseline: str) -> dict[str, Mark]:
@@ -33,20 +34,30 @@ def marks_of(models: Iterable[tuple[str, str]], baseline: str) -> dict[str, Mark
         network = name.removesuffix(f".{precision}")
         if network not in networks:
             networks[network] = (len(networks) - 1) % COLORS + 1
-        shape = {
-            "fp32": "circle",
-            "fp16": "square",
-            "int8": "diamond",
-            "int8-dynamic": "triangle",
-            "int4": "wedge",
-        }.get(precision, "circle")
-        found[name] = Mark(name, networks[network], shape)
+        found[name] = Mark(name, networks[network], SHAPES.get(precision, "circle"), network)
     return found
 
 
 def marks(report: Report) -> dict[str, Mark]:
     """Return how each model of a report looks."""
     return marks_of(((model.name, model.precision) for model in report.models), report.baseline)
+
+
+SHAPES = {"fp32": "circle", "fp16": "square", "int8": "diamond", "int8-dynamic": "triangle", "int4": "wedge"}
+
+
+def legend(looks: Iterable[Mark]) -> list[tuple[Markup, str]]:
+    """Return what colors and shapes mean: each network's color, then each precision's shape where there are several."""
+    every = list(looks)
+    networks: dict[int, Mark] = {}
+    for mark in every:
+        networks.setdefault(mark.color, mark)
+    found = [(swatch(Mark(mark.name, color, "circle")), mark.network) for color, mark in networks.items()]
+    shapes = list(dict.fromkeys(mark.shape for mark in every))
+    if len(shapes) > 1:
+        precisions = {shape: precision for precision, shape in SHAPES.items()}
+        found += [(swatch(Mark("", 0, shape)), precisions[shape]) for shape in shapes]
+    return found
 
 
 def glyph(mark: Mark, x: float, y: float, radius: float, *, hollow: bool = False) -> Markup:

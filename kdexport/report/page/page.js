@@ -76,13 +76,51 @@
     target.focus({ focusVisible: true });
   });
 
-  // One condition at a time: the whole page follows the choice.
-  for (const choice of document.querySelectorAll("[name=condition]")) {
-    choice.addEventListener("change", () => {
-      for (const element of document.querySelectorAll("[data-condition]")) element.hidden = !element.dataset.condition.split(" ").includes(choice.value);
-    });
-    if (choice.checked ?? true) choice.dispatchEvent(new Event("change")); // a reload keeps the choice
+  // One condition at a time: the whole page follows the choice, and the address holds it.
+  const choices = [...document.querySelectorAll("[name=condition] option, input[name=condition]")];
+
+  function choose(choice) {
+    for (const element of document.querySelectorAll("[data-condition]"))
+      element.hidden = !element.dataset.condition.split(" ").includes(choice.value);
+    if ("checked" in choice) choice.checked = true;
+    else choice.selected = true;
   }
+
+  function chooseByAddress() {
+    const key = location.hash.slice(1);
+    const choice = choices.find((item) => item.dataset.key === key);
+    if (!choice) return;
+    choose(choice);
+    document.getElementById(key)?.scrollIntoView();
+  }
+  for (const control of document.querySelectorAll("[name=condition]")) {
+    control.addEventListener("change", () => {
+      const choice = control.selectedOptions?.[0] ?? control;
+      choose(choice);
+      history.replaceState(null, "", `#${choice.dataset.key}`);
+    });
+    if (control.selectedOptions) choose(control.selectedOptions[0]); // a reload keeps the choice
+    else if (control.checked) choose(control);
+  }
+  addEventListener("hashchange", chooseByAddress);
+  chooseByAddress();
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const code = button.parentNode.querySelector("code");
+      getSelection().selectAllChildren(code); // where the clipboard is refused, the text is at least selected
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "Copied";
+      } catch { button.textContent = "Selected"; }
+    });
+  }
+
+  // What is wider than the screen says so.
+  const watch = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.classList.toggle("wider", target.scrollWidth > target.clientWidth + 1);
+  });
+  for (const box of document.querySelectorAll(".scroll")) watch.observe(box);
 
   function sortBy(table, column, descending) {
     const body = table.tBodies[0];
