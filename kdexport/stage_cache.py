@@ -1,17 +1,112 @@
-"""What a reference stands for, as a short hash: how a stage knows that the world has not changed under it."""
+"""The one cache rule: a result is reused if it was made from the same content, and its files are still whole.
+
+``cache_key`` stands for all that a result depends on and nothing else: settings by value, files by their bytes,
+never by where they lie. ``mark_done`` writes the key and the files' digests beside the result; ``is_done`` compares both. Every
+stage, phase and cache of a run goes by these three.
+"""
 
 import hashlib
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kdexport.artifacts import key_of, sha256
+from pydantic import ValidationError
+
+from kdexport import __version__, results
+from kdexport.artifacts import key_of, read_json, sha256, write_json
 from kdexport.recipe import PRETRAINED, Data
 from kdexport.references import Reference, parse, path_of
 from kdexport.user_code import local_sources
+
+T = TypeVar("T")
+HASHED_BELOW = 1 << 30  # bytes: a larger file is known by its size alone, for its digest would take longer than its use
+
+
+def cache_key(kind: str, **depends_on: Any) -> str:
+    """Return the key of a result: a hash of what it is and of all that it depends on, this version of kdexport too.
+
+    Args:
+        kind: What is made: ``"bench"``, ``"student"``, ``"teacher logits"``.
+        depends_on: JSON-able values by name.
+
+    Raises:
+        ValueError: One of them holds an absolute path: a run directory that was moved would be made again. Take the
+            file's content (``fingerprint``, ``artifacts.sha256``) instead.
+    """
+    for name, value in depends_on.items():
+        for text in _texts(value):
+            if any(Path(part).is_absolute() and Path(part).exists() for part in _parts(text)):
+                raise ValueError(f"the key of {kind} holds the place of a file: {name} = {text}")
+    return key_of(kind, __version__, depends_on)
+
+
+def mark_done(record: Path, key: str, result: Any, files: Iterable[Path] = ()) -> None:
+    """Write a result's JSON with the key that it was made from and the digests of its files.
+
+    Args:
+        record: The JSON file.
+        key: From ``cache_key``; empty for a result that is not finished.
+        result: A dataclass of ``kdexport.results``, or a JSON object.
+        files: What lies beside the record, or below it.
+    """
+    write_json(record, stamped(results.to_json(result), record.parent, key, files))
+
+
+def stamped(document: dict[str, Any], folder: Path, key: str, files: Iterable[Path] = ()) -> dict[str, Any]:
+    """Return a result's document with what ``is_done`` compares; for a record in ``folder`` in a form of its own."""
+    return {**document, "key": key, "files": {file.relative_to(folder).as_posix(): _digest(file) for file in files}}
+
+
+def is_done(record: Path, key: str) -> dict[str, Any] | None:
+    """Return a record's document if it was made from ``key`` and its files are whole, else None."""
+    document = read_json(record)
+    if document is None or not key or document.get("key") != key:
+        return None
+    files = document.get("files")
+    if not isinstance(files, dict):
+        return None
+    whole = all(
+        (record.parent / name).is_file() and _digest(record.parent / name) == was for name, was in files.items()
+    )
+    return document if whole else None
+
+
+def done(record: Path, key: str, kind: type[T]) -> T | None:
+    """Return the result that a record holds, as ``is_done``; None too where another version of kdexport wrote it."""
+    document = is_done(record, key)
+    if document is None:
+        return None
+    try:
+        return results.from_json(
+            kind, {name: value for name, value in document.items() if name not in ("key", "files")}
+        )
+    except ValidationError:
+        return None
+
+
+def _digest(file: Path) -> list[Any]:
+    size = file.stat().st_size
+    return [size, sha256(file) if size < HASHED_BELOW else None]
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """Return a text and what it may hold beside a scheme or a name: ``npz:PATH``, ``PATH:Name``."""
+    return text, text.partition(":")[2], text.rpartition(":")[0]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
 
 _LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers", "builtin": "scikit-learn"}
 

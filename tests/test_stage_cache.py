@@ -6,7 +6,16 @@ import shutil
 import pytest
 
 from kdexport.recipe import Data
-from kdexport.stage_cache import data_fingerprint, fingerprint, weights_fingerprint
+from kdexport.results import ExportResult
+from kdexport.stage_cache import (
+    cache_key,
+    data_fingerprint,
+    done,
+    fingerprint,
+    is_done,
+    mark_done,
+    weights_fingerprint,
+)
 
 
 @pytest.fixture
@@ -77,3 +86,40 @@ def test_weights_and_data(tmp_path):
     assert data_fingerprint(Data(source="digits", fraction=0.5)) != first
     assert data_fingerprint(Data(source="digits", unlabelled=f"imagefolder:{tmp_path}")) != first
     assert data_fingerprint(Data(source="digits")) == first
+
+
+RESULT = ExportResult("run", ())
+
+
+def test_a_result_is_done_while_key_and_files_are_what_they_were(tmp_path):
+    record, file = tmp_path / "export.json", tmp_path / "net.onnx"
+    file.write_bytes(b"weights")
+    mark_done(record, "k", RESULT, [file])
+    assert done(record, "k", ExportResult) == RESULT
+    assert is_done(record, "other") is None
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in (record, file):
+        path.rename(moved / path.name)
+    assert done(moved / "export.json", "k", ExportResult) == RESULT
+    for damage in (b"weighty", b"", None):  # the same length, cut off, gone
+        (moved / "net.onnx").write_bytes(damage) if damage is not None else (moved / "net.onnx").unlink()
+        assert is_done(moved / "export.json", "k") is None, damage
+
+
+def test_an_unfinished_or_foreign_record_is_not_done(tmp_path):
+    record = tmp_path / "export.json"
+    mark_done(record, "", RESULT)
+    assert is_done(record, "") is None
+    for text in ("", "[]", '{"key": "k"}', '{"key": "k", "files": []}'):
+        record.write_text(text)
+        assert done(record, "k", ExportResult) is None, text
+    record.write_text('{"key": "k", "files": {}, "models": 3}')
+    assert done(record, "k", ExportResult) is None
+
+
+def test_a_key_holds_no_place(project):
+    for place in (str(project), f"imagefolder:{project}", f"{project / 'nets.py'}:Net"):
+        with pytest.raises(ValueError, match="place of a file"):
+            cache_key("bench", data={"source": [place]})
+    assert cache_key("bench", a=1, b=2) == cache_key("bench", b=2, a=1) != cache_key("export", a=1, b=2)

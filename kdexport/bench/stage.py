@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdexport import __version__
-from kdexport.artifacts import RunDirectory, key_of, write_atomically
+from kdexport.artifacts import RunDirectory, write_atomically
 from kdexport.bench import devices
 from kdexport.bench.inputs import check_batch, check_dims, resolve_shapes
 from kdexport.bench.plan import Device, Plan, Settings, Target
@@ -48,22 +47,22 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         KDExportError: As ``bench``.
     """
     from kdexport.data.datasets import load_data
-    from kdexport.stage_cache import fingerprint as content_of
+    from kdexport.stage_cache import cache_key, data_fingerprint, done, mark_done
 
     machine = fingerprint()
-    key = key_of(
-        recipe.bench.model_dump(),
-        [[model.name, model.sha256] for model in exported.models],
-        [recipe.data.model_dump(), recipe.seed, content_of(recipe.data.source, recipe.data.args)],
-        [machine.name, machine.cpu, machine.cores, machine.container, machine.gpus, machine.versions],
-        __version__,
+    key = cache_key(
+        "bench",
+        settings=recipe.bench.model_dump(),
+        models=[[model.name, model.sha256] for model in exported.models],
+        data=[data_fingerprint(recipe.data), recipe.seed],
+        machine=[machine.name, machine.cpu, machine.cores, machine.container, machine.gpus, machine.versions],
     )
     document = recipe.to_dict(relative_to=directory.root)
     training = training_lines(directory.metrics)
-    done = directory.finished("bench", BenchResult, key)
-    if done is not None:
+    earlier = done(directory.stage("bench"), key, BenchResult)
+    if earlier is not None:
         progress.say("bench: measured before, nothing has changed")
-        result = dataclasses.replace(done, name=recipe.name, recipe=document, training=training)
+        result = dataclasses.replace(earlier, name=recipe.name, recipe=document, training=training)
     else:
         dataset = load_data(recipe.data, recipe.seed, directory.cache)
         text = dataset.preprocessing.kind == "tokens"  # is measured at its full length, the longest of the data
@@ -80,8 +79,9 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
             machine=machine,
             progress=progress,
         )
-    if result != done:
-        directory.finish("bench", result, "" if result.failures else key)  # what failed is tried again next time
+    if result != earlier:
+        # What failed is tried again next time.
+        mark_done(directory.stage("bench"), "" if result.failures else key, result)
     return result
 
 

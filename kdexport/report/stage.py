@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdexport import __version__, results
-from kdexport.artifacts import RunDirectory, key_of, write_text
+from kdexport import results
+from kdexport.artifacts import RunDirectory, write_text
 from kdexport.errors import RequirementError
 from kdexport.progress import Progress
 from kdexport.recipe import Recipe, Require
@@ -20,6 +20,7 @@ from kdexport.report.selection import pick_devices
 from kdexport.report.tradeoffs import dominated, tradeoffs
 from kdexport.report.view import gate_words
 from kdexport.results import BenchResult, Gate, Report
+from kdexport.stage_cache import cache_key, done, stamped
 
 MOST_SHOWN = 6  # failed requirements in an error message
 
@@ -61,9 +62,9 @@ def report_run(recipe: Recipe, benched: BenchResult, directory: RunDirectory, pr
 
     What was made before from the same figures, requirements and version is returned as it is.
     """
-    key = key_of("report", __version__, results.to_json(benched), recipe.require.model_dump())
-    known = directory.finished("report", Report, key)
-    if known is not None and all(directory.report(suffix).exists() for suffix in ("md", "html")):
+    key = cache_key("report", benched=results.to_json(benched), require=recipe.require.model_dump())
+    known = done(directory.report("json"), key, Report)
+    if known is not None:
         progress.say("report: nothing has changed")
         return known
     made = report((benched,), recipe.require, name=recipe.name)
@@ -78,7 +79,7 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
     Args:
         report: What ``report`` returned.
         folder: Made where it does not exist.
-        key: What the report was made from (``RunDirectory.finished`` compares it); kept in report.json.
+        key: What the report was made from (``stage_cache.is_done`` compares it); kept in report.json.
 
     Returns:
         The paths written: report.json last, so that what it stands for is there.
@@ -91,18 +92,19 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
     from kdexport.report.markdown import markdown, pictures_of
 
     pictures = pictures_of(report)
-    document = results.to_json(report) | ({"key": key} if key else {})
     made = card(report)
     texts = {
         **pictures,
         "report.md": markdown(report, pictures),
         "report.html": html(report),
         **({"card.md": made} if made else {}),
-        "report.json": _in_lines(document),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return tuple(folder / name for name in texts)
+    written = tuple(folder / name for name in texts)
+    for path, text in zip(written, texts.values(), strict=True):
+        write_text(path, text)
+    document = results.to_json(report)
+    write_text(folder / "report.json", _in_lines(stamped(document, folder, key, written) if key else document))
+    return (*written, folder / "report.json")
 
 
 def _in_lines(document: dict[str, Any]) -> str:
