@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -296,22 +296,7 @@ class Recipe(Section):
         Raises:
             RecipeError: Not valid; every fault is listed.
         """
-        whole = _with_absolute_paths(_copy(document), base.resolve())
-        for override in overrides:
-            _apply(whole, override)
-        whole = _with_absolute_paths(whole, Path.cwd())
-        try:
-            return cls.model_validate(_tuples(whole))
-        except ValidationError as error:
-            faults = _describe(error)
-            shown = [f"  {fault}" for fault in faults[:MAX_FAULTS_SHOWN]]
-            if len(faults) > MAX_FAULTS_SHOWN:
-                shown.append(f"  ... and {len(faults) - MAX_FAULTS_SHOWN} more")
-            count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-            raise RecipeError(
-                "\n".join([f"{origin} has {count}:", *shown]),
-                hint="fix what is listed, then give the same command again",
-            ) from None
+        return _validated(cls, document, base, overrides, origin)
 
     def write(self, path: Path) -> None:
         """Write the resolved recipe, every default spelled out, with paths relative to its folder."""
@@ -324,6 +309,47 @@ class Recipe(Section):
         return _map_references(
             document, lambda text: references.relative(text, base), lambda text: os.path.relpath(text, base)
         )
+
+
+class EvaluationRequest(Section):
+    """What ``evaluate`` is asked without a recipe: the data and the model."""
+
+    seed: int = Field(default=0, ge=0)
+    data: Data
+    student: Student  # the model: under this name in a recipe too
+
+    @classmethod
+    def parse(cls, overrides: Iterable[str]) -> Self:
+        """Validate ``key=value`` settings as ``Recipe.parse`` does.
+
+        Raises:
+            RecipeError: Not valid; every fault is listed.
+        """
+        return _validated(cls, {}, Path(), overrides, "what the flags ask for")
+
+
+Document = TypeVar("Document", bound=Section)
+
+
+def _validated(
+    kind: type[Document], document: Mapping[str, Any], base: Path, overrides: Iterable[str], origin: str
+) -> Document:
+    whole = _with_absolute_paths(_copy(document), base.resolve())
+    for override in overrides:
+        _apply(whole, override)
+    whole = _with_absolute_paths(whole, Path.cwd())
+    try:
+        return kind.model_validate(_tuples(whole))
+    except ValidationError as error:
+        faults = _describe(error)
+        shown = [f"  {fault}" for fault in faults[:MAX_FAULTS_SHOWN]]
+        if len(faults) > MAX_FAULTS_SHOWN:
+            shown.append(f"  ... and {len(faults) - MAX_FAULTS_SHOWN} more")
+        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise RecipeError(
+            "\n".join([f"{origin} has {count}:", *shown]),
+            hint="fix what is listed, then give the same command again",
+        ) from None
 
 
 def _with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:

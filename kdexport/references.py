@@ -8,16 +8,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMES = ("torchvision", "timm", "hf", "imagefolder", "npz", "csv")
-PATH_SCHEMES = ("imagefolder", "npz", "csv")  # what follows the colon is always a path
+PATH_SCHEMES = ("imagefolder", "npz", "csv", "table", "masks", "coco", "yolo")  # what follows the colon is a path
+SCHEMES = ("torchvision", "timm", "hf", *PATH_SCHEMES)
+_WITHOUT_PATH = ("torchvision", "timm", "hf", "module", "builtin")
 
 
 @dataclass(frozen=True)
 class Reference:
     """A parsed reference.
 
-    ``kind`` is a scheme of ``SCHEMES``, or ``"file"`` (``file.py:Name``), ``"module"`` (``package.module:Name``),
-    ``"path"`` (a file of its own: ``model.pt2``, ``model.onnx``) or ``"builtin"`` (``digits``).
+    ``kind`` is a scheme of ``SCHEMES``, or any other word before a colon and a path (``scheme:rows.txt``), or
+    ``"file"`` (``file.py:Name``), ``"module"`` (``package.module:Name``), ``"path"`` (a file of its own: ``model.pt2``,
+    ``model.onnx``) or ``"builtin"`` (``digits``).
     """
 
     kind: str
@@ -38,13 +40,19 @@ def parse(text: str) -> Reference:
     scheme, scheme_colon, rest = text.partition(":")
     if scheme_colon and scheme in SCHEMES:
         return Reference(scheme, rest)
+    if len(scheme) > 1 and scheme.isidentifier() and _is_path(rest) and not head.endswith(".py"):
+        return Reference(scheme, rest)
     if colon and head.endswith(".py"):
         return Reference("file", head, tail)
     if colon and tail.isidentifier() and "/" not in head and os.sep not in head:
         return Reference("module", head, tail)
-    if "/" in text or os.sep in text or Path(text).suffix:
+    if _is_path(text):
         return Reference("path", text)
     return Reference("builtin", text)
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or os.sep in text or bool(Path(text).suffix)
 
 
 def path_of(reference: Reference) -> Path | None:
@@ -52,7 +60,7 @@ def path_of(reference: Reference) -> Path | None:
 
     ``hf:`` is a path only where such a folder exists; otherwise it is a name on the hub.
     """
-    if reference.kind in ("file", "path", *PATH_SCHEMES):
+    if reference.kind not in _WITHOUT_PATH:
         return Path(reference.target)
     if reference.kind == "hf" and Path(reference.target).is_dir():
         return Path(reference.target)
@@ -64,7 +72,7 @@ def absolute(text: str, base: Path) -> str:
     reference = parse(text)
     if reference.kind == "hf" and not (base / reference.target).is_dir():
         return text
-    if reference.kind in ("file", "path", "hf", *PATH_SCHEMES):
+    if reference.kind == "hf" or reference.kind not in _WITHOUT_PATH:
         whole = os.path.normpath(base / Path(reference.target).expanduser())
         return str(Reference(reference.kind, whole, reference.name))
     return text

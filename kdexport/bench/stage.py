@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdexport.artifacts import RunDirectory, write_atomically
+from kdexport.artifacts import RunDirectory, read_json, write_atomically
 from kdexport.bench import devices
 from kdexport.bench.inputs import check_batch, check_dims, resolve_shapes
 from kdexport.bench.plan import Device, Plan, Settings, Target
@@ -46,7 +46,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
     Raises:
         KDExportError: As ``bench``.
     """
-    from kdexport.data.datasets import load_data
+    from kdexport.models.fitted_data import load_run_data
     from kdexport.stage_cache import cache_key, data_fingerprint, done, mark_done
 
     machine = fingerprint()
@@ -64,7 +64,8 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         progress.say("bench: measured before, nothing has changed")
         result = dataclasses.replace(earlier, name=recipe.name, recipe=document, training=training)
     else:
-        dataset = load_data(recipe.data, recipe.seed, directory.cache)
+        settled = (read_json(directory.stage("distill")) or {}).get("class_names")  # their order, of the trained
+        dataset = load_run_data(recipe, directory.cache, class_names=settled)
         text = dataset.preprocessing.kind == "tokens"  # is measured at its full length, the longest of the data
         result = bench(
             exported.models,
@@ -243,10 +244,12 @@ def score(
         found: The devices in the order asked for.
         progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
     """
+    from kdexport.models.class_names import by_name
     from kdexport.scoring import evaluate
 
     def evaluated(model: ModelFile, device: Device) -> tuple[Any, Any]:
         session = session_for(folder / model.file, device, dataset.multi_label, dataset.preprocessing)
-        return evaluate(session.predict, dataset.test, dataset.class_names)
+        predict = by_name(session.predict, session.class_names, dataset.class_names, model.name)
+        return evaluate(predict, dataset.test, dataset.class_names)
 
     return tuple(score_models(models, evaluated, outcome, found, progress))

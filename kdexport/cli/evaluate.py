@@ -32,6 +32,9 @@ def evaluate(
     arg: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the model's factory; repeatable.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option(help="Take weights only where every name and shape matches; else what fits is taken.")
+    ] = True,
     split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     set_: Set = None,
@@ -46,29 +49,39 @@ def evaluate(
     """
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         from kdexport.errors import KDExportError
-        from kdexport.recipe import Recipe
+        from kdexport.recipe import EvaluationRequest, Recipe
 
         if (data is None) == (recipe is None):
             raise KDExportError("give the data as one of --data and --recipe", hint="e.g. --data imagefolder:photos")
         if split not in ("train", "val", "test"):
             raise KDExportError(f"there is no split '{split}'", hint="--split is test, val or train")
-        asked = ["name=evaluation", f"student.model={_text(model)}", *(f"student.args.{item}" for item in arg or ())]
+        asked = [f"student.model={_text(model)}", *(f"student.args.{item}" for item in arg or ())]
         asked += [f"student.weights={_text(weights)}"] if weights else []
+        asked += [] if strict else ["student.strict=false"]
+        request: Recipe | EvaluationRequest
         if recipe is not None:
-            whole = Recipe.load(recipe, ["student={}", *asked, *(set_ or ())])
+            request = Recipe.load(recipe, ["name=evaluation", "student={}", *asked, *(set_ or ())])
         else:
-            flags = [f"data.source={_text(data or '')}", "teacher.model=none:none", *asked, *(set_ or ())]
-            whole = Recipe.parse({}, overrides=flags, origin="what the flags ask for")
-        console.progress.say(f"{model} on {whole.data.source}")  # torch takes a while to come
-        from kdexport.data.datasets import cache_folder, load_data
-        from kdexport.models.loading import load_predictor
+            request = EvaluationRequest.parse([f"data.source={_text(data or '')}", *asked, *(set_ or ())])
+        console.progress.say(f"{model} on {request.data.source}")  # torch takes a while to come
+        from kdexport.data.datasets import cache_folder
+        from kdexport.models.fitted_data import load_fitted_data
+        from kdexport.models.predictors import load_predictor
         from kdexport.scoring import evaluate as score
+        from kdexport.tasks.doubts import doubt_of
 
-        dataset = load_data(whole.data, whole.seed, cache_folder(whole.data), console.progress)
-        predict, notes = load_predictor(whole.student, dataset)
-        for note in notes:
-            console.progress.warn(note)
-        scores, _ = score(predict, getattr(dataset, split), dataset.class_names, batch_size, name=split)
+        spec, cache = request.student, cache_folder(request.data)
+        dataset = load_fitted_data(request.data, (spec,), request.seed, cache, console.progress)
+        predictor = load_predictor(spec, dataset)
+        for note in (*dataset.notes, *predictor.notes):
+            console.progress.say(note)
+        skipped = (f"left out, it cannot be decoded: {reason}" for reason in dataset.skipped)
+        for warning in (*skipped, *(dataset.warnings if split == "test" else ()), *predictor.warnings):
+            console.progress.warn(warning)
+        samples = getattr(dataset, split)
+        scores, outputs = score(predictor.predict, samples, dataset.class_names, batch_size, name=split)
+        if doubt := doubt_of(samples.labels, outputs, dataset.class_names):
+            console.progress.warn(doubt)
         console.result(scores, table(scores, dataset.splits_made_by[split]))
 
 

@@ -1,5 +1,7 @@
 """Data that comes as arrays: scikit-learn's digits, an npz file, what a user's own function returns."""
 
+import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,18 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.data.samples import Source, Split
+from kdexport.data.samples import Reading, Source, Split
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.progress import Progress
 from kdexport.recipe import Data
 from kdexport.references import parse
 from kdexport.user_code import call, load_object
 
+EXPANSION, SPARE_BYTES = 200, 256 << 20  # a larger array that was compressed further than this is no data
+MOST_UNNAMED, CLASSES_PER_SAMPLE = 1000, 10  # outputs; more are a slip of the labels, and gigabytes
 DIGITS = Preprocessing("image", mean=(0.3053,), std=(0.376,))  # over all 1,797 scans
 
 
-def digits(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001 every loader takes the same arguments
+def digits(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every loader takes the same arguments
     """Return scikit-learn's 1,797 real 8x8 scans of handwritten digits, their 0..16 stretched to 0..255."""
     from sklearn.datasets import load_digits
 
@@ -31,7 +34,7 @@ def digits(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG0
     )
 
 
-def npz(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
+def npz(data: Data, reading: Reading) -> Source:  # noqa: ARG001
     """Return an npz file's ``x_train y_train``, with ``x_val y_val``, ``x_test y_test`` and ``x_unlabelled`` where they
     are.
 
@@ -41,14 +44,7 @@ def npz(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
     path = Path(parse(data.source).target)
     if not path.is_file():
         raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise SourceError(
-            f"{path} cannot be read as an npz file: {error}",
-            hint="write it with numpy.savez(path, x_train=..., y_train=...)",
-        ) from None
+    arrays = _arrays_of(path)
     missing = [key for key in ("x_train", "y_train") if key not in arrays]
     missing += [f"y_{name}" for name in ("val", "test") if f"x_{name}" in arrays and f"y_{name}" not in arrays]
     if missing:
@@ -71,7 +67,47 @@ def npz(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
     )
 
 
-def from_callable(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001
+def _arrays_of(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz file, after its headers have been held against its size; nothing is unpickled."""
+    hint = "write it with numpy.savez(path, x_train=..., y_train=...)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                _check_entry(archive, entry, path)
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except SourceError:
+        raise
+    except Exception as error:  # noqa: BLE001 zipfile, zlib, numpy and tokenize have a dozen kinds for a damaged file
+        reason = type(error).__name__ if "pickle" in str(error) or not str(error) else str(error).splitlines()[0]
+        raise SourceError(f"{path} cannot be read as an npz file: {reason}", hint=hint) from None
+
+
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    name = entry.filename.removesuffix(".npy")
+    if entry.file_size > EXPANSION * max(entry.compress_size, 1) and entry.file_size > SPARE_BYTES:
+        raise SourceError(
+            f"{path} cannot be read as an npz file: {name} would unpack from {entry.compress_size >> 10:,} KiB to "
+            f"{entry.file_size >> 20:,} MiB",
+            hint="write it with numpy.savez, which does not compress",
+        )
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise SourceError(
+            f"{path} cannot be read as an npz file: {name} holds Python objects, which are not loaded",
+            hint="give numbers in arrays of one shape: a table of 0 and 1 for several labels, texts as csv:FILE",
+        )
+    if math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise SourceError(
+            f"{path} cannot be read as an npz file: {name} claims the shape {list(shape)} and is shorter",
+            hint="write it again, or copy it whole",
+        )
+
+
+def from_callable(data: Data, reading: Reading) -> Source:  # noqa: ARG001
     """Return what ``file.py:Name`` gives when it is called with ``data.args``; see ``from_splits`` for the form."""
     reference = parse(data.source)
     found = load_object(reference)
@@ -105,8 +141,21 @@ def from_splits(given: Any, name: str) -> Source:
     splits = {
         key: _split(given[key], f"{name}: {key}") for key in ("train", "val", "test") if given.get(key) is not None
     }
-    labels = splits["train"].labels
-    names = given.get("class_names") or [str(index) for index in range(_classes(labels))]
+    notes: tuple[str, ...] = ()
+    if all(split.labels is not None and _is_one_hot(split.labels) for split in splits.values()):
+        classes = np.asarray(splits["train"].labels).shape[1]
+        notes = (f"every sample has exactly one of the {classes} labels: they are taken as classes, not as several",)
+        splits = {key: Split(split.inputs, np.asarray(split.labels).argmax(axis=1)) for key, split in splits.items()}
+    else:
+        classes = _classes(splits["train"].labels)
+    given_names = given.get("class_names")
+    if given_names is None or len(given_names) == 0:
+        if classes > max(MOST_UNNAMED, CLASSES_PER_SAMPLE * len(splits["train"])):
+            raise SourceError(
+                f"{name}: train: the largest label is {classes - 1:,}, and there are {len(splits['train']):,} samples",
+                hint="labels are whole numbers that count the classes from 0 on",
+            )
+        given_names = range(classes)
     inputs = given["train"][0]
     unlabelled = given.get("unlabelled")
     said = given.get("preprocessing")
@@ -114,7 +163,8 @@ def from_splits(given: Any, name: str) -> Source:
         train=splits["train"],
         val=splits.get("val"),
         test=splits.get("test"),
-        class_names=tuple(str(item) for item in names),
+        class_names=tuple(str(item) for item in given_names),
+        notes=notes,
         input_names=tuple(inputs) if isinstance(inputs, Mapping) else ("input",),
         preprocessing=Preprocessing.from_json({"kind": "image", **said}) if said else None,
         unlabelled=Split(_inputs(unlabelled, f"{name}: unlabelled")) if unlabelled is not None else None,
@@ -136,6 +186,13 @@ def _split(pair: Any, where: str) -> Split:
             hint="give whole numbers from 0, one a sample, or a table of 0 and 1 with a column per class",
         )
     return Split(_inputs(pair[0], where), labels.astype(np.int64))
+
+
+def _is_one_hot(labels: NDArray[Any]) -> bool:
+    """Whether a table of 0 and 1 marks exactly one class in every row."""
+    if labels.ndim != 2 or labels.shape[1] < 2 or len(labels) == 0:
+        return False
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def _inputs(given: Any, where: str) -> tuple[NDArray[Any], ...]:

@@ -1,30 +1,64 @@
 """Data by reference: finds the source, makes the splits that it lacks, and holds that the labels make sense."""
 
+import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdexport.artifacts import key_of
-from kdexport.data.arrays import digits, from_callable, npz
-from kdexport.data.hub import hugging_face_data
-from kdexport.data.image_cache import Stored
-from kdexport.data.image_folder import image_folder, unlabelled_folder
-from kdexport.data.samples import Dataset, Source, Split
+from kdexport.data.samples import Dataset, PicturesNeeded, Reading, Source, Split
 from kdexport.data.splits import make_splits
-from kdexport.data.text import csv_text
-from kdexport.data.torchvision import torchvision_data
 from kdexport.errors import RecipeError, SourceError, did_you_mean
 from kdexport.models.preprocessing import Preprocessing, of_images
-from kdexport.progress import Progress, Silent
+from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Data
-from kdexport.references import parse
+from kdexport.references import Reference, parse
+
+SHOWN = 12
+
+# The keys of [data] that each kind of source looks at, beside those that work with every one.
+_EVERY = ("source", "val_fraction", "test_fraction", "fraction", "unlabelled")
+_PICTURES = ("image_size", "on_bad_sample")
+_TEXT = ("tokenizer", "text_length", "text_column", "label_column")
 
 
-def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = None) -> Dataset:
+@dataclass(frozen=True)
+class DataSource:
+    """A kind of data: the function that loads it, ``(data, reading) -> Source``, imported when it is wanted."""
+
+    loader: str  # "module:function"
+    form: str  # as a reference is written
+    keys: tuple[str, ...] = ()  # of [data]
+
+    def load(self, data: Data, reading: Reading) -> Source:
+        """Return what the reference stands for."""
+        module, _, name = self.loader.partition(":")
+        load = cast(Callable[[Data, Reading], Source], getattr(importlib.import_module(module), name))
+        return load(data, reading)
+
+
+# Everything that [data] source can name: a new kind is a module and a line here.
+SOURCES: dict[str, DataSource] = {
+    "digits": DataSource("kdexport.data.arrays:digits", "digits"),
+    "torchvision": DataSource(
+        "kdexport.data.torchvision:torchvision_data", "torchvision:NAME", ("root", "download", "args", *_PICTURES)
+    ),
+    "imagefolder": DataSource("kdexport.data.image_folder:image_folder", "imagefolder:DIR", _PICTURES),
+    "npz": DataSource("kdexport.data.arrays:npz", "npz:FILE"),
+    "csv": DataSource("kdexport.data.text:csv_text", "csv:FILE", _TEXT),
+    "hf": DataSource("kdexport.data.hub:hugging_face_data", "hf:NAME_OR_DIR", ("args", *_PICTURES, *_TEXT)),
+    "file": DataSource("kdexport.data.arrays:from_callable", "file.py:Name", ("args",)),
+    "module": DataSource("kdexport.data.arrays:from_callable", "package.module:Name", ("args",)),
+}
+
+
+def load_data(
+    data: Data, seed: int, cache: Path, progress: Progress | None = None, needed: PicturesNeeded | None = None
+) -> Dataset:
     """Load the data of a recipe.
 
     Args:
@@ -32,24 +66,20 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
         seed: Of the splits that the source doesn't give (the test split's is fixed).
         cache: Folder for decoded samples.
         progress: Where long reading shows.
+        needed: How large the networks need pictures.
 
     Raises:
         SourceError: There is no such data, or it cannot be learned from: one class only, labels out of range, NaN.
         RecipeError: A key of [data] does nothing with this source.
     """
-    reference = parse(data.source)
-    name = reference.target if reference.kind == "builtin" else reference.kind
-    loader = _LOADERS.get(name)
-    if loader is None:
-        near = did_you_mean(name, _LOADERS) or f"a data reference is one of: {', '.join(_FORMS)}"
-        raise SourceError(f"'{data.source}' is no data that can be loaded", hint=near.strip())
-    _check_keys(data, name)
-    source = loader(data, cache, progress or Silent())
+    kind, reading = _kind(data.source), Reading(cache, progress or SILENT, needed or PicturesNeeded())
+    _check_keys(data, kind)
+    source = SOURCES[kind].load(data, reading)
     _check(source, data.source)
     unlabelled, notes = source.unlabelled, source.notes
     if data.unlabelled is not None:
-        stored = _unlabelled(data, source, cache, progress or Silent())
-        unlabelled, notes = Split((stored.images,)), (*notes, f"unlabelled: {stored.note}")
+        unlabelled, note = _unlabelled(data, source, reading)
+        notes = (*notes, f"unlabelled: {note}")
     train, val, test, made_by = make_splits(source, data, seed)
     for split_name, split in (("train", train), ("val", val), ("test", test)):
         if len(split) == 0:
@@ -57,6 +87,9 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
                 f"{data.source}: no sample is left for the {split_name} split",
                 hint="give more samples, or another data.val_fraction, data.test_fraction or data.fraction",
             )
+    first = train.inputs[0]
+    pictures = first.dtype == np.uint8 and first.ndim == 4
+    default = of_images(first) if pictures and source.preprocessing is None else Preprocessing("none")
     return Dataset(
         name=data.source,
         input_names=source.input_names,
@@ -64,24 +97,14 @@ def load_data(data: Data, seed: int, cache: Path, progress: Progress | None = No
         train=train,
         val=val,
         test=test,
-        preprocessing=source.preprocessing or _default_preprocessing(train.inputs[0]),
+        preprocessing=source.preprocessing or default,
         splits_made_by=made_by,
         unlabelled=unlabelled,
         skipped=source.skipped,
-        notes=notes,
+        notes=(*notes, *_notes_on_labels(source), *_notes_on_features(source)),
+        warnings=source.warnings,
+        measured=pictures and source.preprocessing is None,
     )
-
-
-def _check_keys(data: Data, kind: str) -> None:
-    """Raise where the recipe says something of the data that this kind of source has no use for."""
-    defaults = Data(source=data.source).model_dump()
-    used = {*_EVERY, *_KEYS[kind]}
-    idle = [key for key, value in data.model_dump().items() if key not in used and value != defaults[key]]
-    if idle:
-        raise RecipeError(
-            f"{', '.join(f'data.{key}' for key in idle)} would do nothing: the source is {data.source}",
-            hint=f"take it out; with this source there are: {', '.join(sorted(used - {'source'}))}",
-        )
 
 
 def cache_folder(data: Data) -> Path:
@@ -90,7 +113,29 @@ def cache_folder(data: Data) -> Path:
     return root / "kdexport" / key_of(data.source, data.root, data.args)
 
 
-def _unlabelled(data: Data, source: Source, cache: Path, progress: Progress) -> Stored:
+def _kind(source: str) -> str:
+    reference: Reference = parse(source)
+    kind = reference.target if reference.kind == "builtin" else reference.kind
+    if kind not in SOURCES:
+        forms = ", ".join(known.form for known in SOURCES.values())
+        near = did_you_mean(kind, SOURCES) or f"a data reference is one of: {forms}"
+        raise SourceError(f"'{source}' is no data that can be loaded", hint=near.strip())
+    return kind
+
+
+def _check_keys(data: Data, kind: str) -> None:
+    """Raise where the recipe says something of the data that this kind of source has no use for."""
+    defaults = Data(source=data.source).model_dump()
+    used = {*_EVERY, *SOURCES[kind].keys}
+    idle = [key for key, value in data.model_dump().items() if key not in used and value != defaults[key]]
+    if idle:
+        raise RecipeError(
+            f"{', '.join(f'data.{key}' for key in idle)} would do nothing: the source is {data.source}",
+            hint=f"take it out; with this source there are: {', '.join(sorted(used - {'source'}))}",
+        )
+
+
+def _unlabelled(data: Data, source: Source, reading: Reading) -> tuple[Split, str]:
     reference = parse(str(data.unlabelled))
     first = source.train.inputs[0]
     if reference.kind != "imagefolder" or first.dtype != np.uint8 or first.ndim != 4:
@@ -103,28 +148,30 @@ def _unlabelled(data: Data, source: Source, cache: Path, progress: Progress) -> 
             f"{data.source} has {first.shape[3]} channels; the unlabelled pictures are decoded to 3",
             hint="give both as pictures in RGB",
         )
-    return unlabelled_folder(Path(reference.target), data, cache, (first.shape[1], first.shape[2]), progress)
+    from kdexport.data.image_folder import unlabelled_folder
 
-
-def _default_preprocessing(first: NDArray[Any]) -> Preprocessing:
-    if first.dtype == np.uint8 and first.ndim == 4:
-        return of_images(first)
-    return Preprocessing("none")
+    size = (first.shape[1], first.shape[2])
+    stored = unlabelled_folder(Path(reference.target), data, reading, size, source.levels)
+    return Split((stored.images,)), stored.note
 
 
 def _check(source: Source, name: str) -> None:
-    classes = len(source.class_names)
-    for split_name, split in (("train", source.train), ("val", source.val), ("test", source.test)):
-        if split is None:
-            continue
+    for split_name, split in _splits(source):
         if split.labels is None:
             raise SourceError(f"{name}: the {split_name} samples have no labels", hint="give a label for each sample")
         _check_inputs(split, f"{name}: {split_name}")
-        _check_labels(split.labels, classes, f"{name}: {split_name}")
-    if source.train.labels is not None and not source.train.multi_label and len(np.unique(source.train.labels)) < 2:
+        split.task.check_targets(np.asarray(split.labels), source.class_names, f"{name}: {split_name}")
+    labels = np.asarray(source.train.labels)
+    if labels.ndim == 1 and len(np.unique(labels)) < 2:
         raise SourceError(
             f"{name}: the training samples are all of one class", hint="give samples of at least two classes"
         )
+
+
+def _splits(source: Source) -> Iterator[tuple[str, Split]]:
+    for name, split in (("train", source.train), ("val", source.val), ("test", source.test)):
+        if split is not None:
+            yield name, split
 
 
 def _check_inputs(split: Split, where: str) -> None:
@@ -142,52 +189,34 @@ def _check_inputs(split: Split, where: str) -> None:
             )
 
 
-def _check_labels(labels: NDArray[Any], classes: int, where: str) -> None:
-    if labels.ndim == 2:
-        if labels.shape[1] != classes or not np.isin(labels, (0, 1)).all():
-            raise SourceError(
-                f"{where}: labels of shape {list(labels.shape)} for {classes} classes",
-                hint="several labels a sample are a table of 0 and 1, a column per class",
-            )
-    elif len(labels) and (labels.min() < 0 or labels.max() >= classes):
-        wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
-        raise SourceError(
-            f"{where}: the label {wrong} is out of range for {classes} classes",
-            hint=f"labels count from 0 to {classes - 1}",
+def _notes_on_labels(source: Source) -> Iterator[str]:
+    """Say which classes no sample of a split has: labels that begin at 1, gaps, classes that are never scored."""
+    names = source.class_names
+    for split_name, split in _splits(source):
+        labels = np.asarray(split.labels)
+        if labels.ndim != 1:
+            continue
+        absent = sorted(set(range(len(names))) - set(np.unique(labels).tolist()))
+        if not absent:
+            continue
+        shown = ", ".join(names[index] for index in absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
+        note = f"no {split_name} sample is of the class{'es' if len(absent) > 1 else ''} {shown}"
+        if split_name == "train":
+            first = int(labels.min())
+            begins = f": the labels begin at {first}" if absent == list(range(first)) else ""
+            note += f"{begins}; the networks have outputs for {len(names)} classes all the same"
+        yield note
+
+
+def _notes_on_features(source: Source) -> Iterator[str]:
+    """Say that numbers are fed as they are, where their ranges differ so that it matters."""
+    first = source.train.inputs[0]
+    if first.dtype.kind != "f" or first.ndim != 2 or source.preprocessing is not None or len(first) < 2:
+        return
+    spread = np.asarray(first[:10_000]).std(axis=0)
+    used = spread[spread > 0]
+    if len(used) > 1 and used.max() > 10 * used.min():
+        yield (
+            f"the {first.shape[1]} features are fed as they are, not standardized: "
+            f"their standard deviations go from {used.min():.3g} to {used.max():.3g}"
         )
-
-
-_LOADERS: dict[str, Callable[[Data, Path, Progress], Source]] = {
-    "digits": digits,
-    "npz": npz,
-    "imagefolder": image_folder,
-    "torchvision": torchvision_data,
-    "csv": csv_text,
-    "hf": hugging_face_data,
-    "file": from_callable,
-    "module": from_callable,
-}
-# The keys of [data] that each kind of source looks at, beside those that work with every one.
-_EVERY = ("source", "val_fraction", "test_fraction", "fraction", "unlabelled")
-_PICTURES = ("image_size", "on_bad_sample")
-_TEXT = ("tokenizer", "text_length", "text_column", "label_column")
-_KEYS: dict[str, tuple[str, ...]] = {
-    "digits": (),
-    "npz": (),
-    "imagefolder": _PICTURES,
-    "torchvision": ("root", "download", "args", *_PICTURES),
-    "csv": _TEXT,
-    "hf": ("args", *_PICTURES, *_TEXT),
-    "file": ("args",),
-    "module": ("args",),
-}
-_FORMS = (
-    "digits",
-    "torchvision:NAME",
-    "imagefolder:DIR",
-    "npz:FILE",
-    "csv:FILE",
-    "hf:NAME_OR_DIR",
-    "file.py:Name",
-    "package.module:Name",
-)

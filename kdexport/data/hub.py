@@ -8,15 +8,15 @@ from PIL import Image
 
 from kdexport.artifacts import key_of
 from kdexport.data.image_cache import Pictures, decode_once
-from kdexport.data.samples import Source, Split
-from kdexport.data.text import INPUT_NAMES, SPLIT_NAMES, encode, label_numbers, token_preprocessing
+from kdexport.data.samples import Reading, Source, Split
+from kdexport.data.splits import split_folders
+from kdexport.data.text import INPUT_NAMES, encode, label_numbers, token_preprocessing
 from kdexport.errors import SourceError, did_you_mean
-from kdexport.progress import Progress
 from kdexport.recipe import Data
 from kdexport.references import parse
 
 
-def hugging_face_data(data: Data, cache: Path, progress: Progress) -> Source:
+def hugging_face_data(data: Data, reading: Reading) -> Source:
     """Return a data set of the hub, or of a folder (saved with ``save_to_disk``, or with files that it knows).
 
     ``data.args`` goes to ``datasets.load_dataset`` (``name`` is the configuration). A split whose labels are kept
@@ -26,7 +26,7 @@ def hugging_face_data(data: Data, cache: Path, progress: Progress) -> Source:
         SourceError: datasets is not installed, there is no such data set, or it has no such columns.
     """
     sets = _loaded(data)
-    parts = {split: sets[name] for name, split in SPLIT_NAMES.items() if name in sets}
+    parts = {split: sets[found] for split, found in split_folders(list(sets), data.source).items()}
     if "train" not in parts:
         raise SourceError(f"{data.source} has the splits {', '.join(sets)}", hint="it needs one that is called train")
     columns = list(parts["train"].features)
@@ -53,11 +53,12 @@ def hugging_face_data(data: Data, cache: Path, progress: Progress) -> Source:
 
     stored = decode_once(
         Pictures([f"sample {index} of {data.source}" for index in range(len(labels))], opened),
-        cache / "images.u8",
+        reading.cache / "images.u8",
         key_of([found._fingerprint for found in parts.values()]),
         size=data.image_size,
         skip_bad=data.on_bad_sample == "skip",
-        progress=progress,
+        needed=reading.needed,
+        progress=reading.progress,
     )
     whole = Split((stored.images,), labels[stored.kept])
     return _source(whole, origin[stored.kept], class_names, skipped=stored.skipped, notes=(stored.note,))

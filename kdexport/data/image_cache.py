@@ -1,6 +1,7 @@
 """Decode once: pictures of any kind become one file of uint8 samples, so that an epoch does no JPEG work."""
 
 import json
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +14,23 @@ from PIL import Image, ImageOps
 
 from kdexport.artifacts import read_json, write_atomically, write_text
 from kdexport.data.disk_arrays import open_rows
+from kdexport.data.samples import PicturesNeeded
 from kdexport.errors import SourceError
 from kdexport.machine import usable_cores
 from kdexport.progress import Progress, Silent
 
-LARGEST_SIDE = 256  # that pictures of differing sizes are stored with, unless the recipe says otherwise: ImageNet's 256
+LARGEST_SIDE = 256  # of pictures of differing sizes as stored, unless a network or the recipe needs more: ImageNet's
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras, scanners and detectors give
+FAULTS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    struct.error,
+    MemoryError,
+    Image.DecompressionBombError,
+)
 CHUNK_BYTES = 8 << 20
 SIZE_SAMPLE = 200  # pictures whose sizes are looked at for the common size
 
@@ -38,6 +51,7 @@ class Stored:
     kept: NDArray[np.int64]  # which of the pictures these are
     skipped: tuple[str, ...]  # name and reason of each damaged one
     note: str
+    levels: tuple[float, float] | None = None  # of deep pictures: what was scaled to 0..255
 
 
 def decode_once(
@@ -46,20 +60,25 @@ def decode_once(
     key: str,
     *,
     size: tuple[int, int] | None = None,
+    needed: PicturesNeeded | None = None,
+    levels: tuple[float, float] | None = None,
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Stored:
     """Return pictures decoded into ``path``, from an earlier time if they were made from the same ``key``.
 
     A picture is turned as its EXIF data say, made RGB (what is transparent becomes white) and, where sizes differ,
-    scaled to cover ``size`` and cut to its middle.
+    scaled to cover ``size`` and cut to its middle. Pictures of more than 8 bits are scaled to 0..255 alike, by what the
+    deepest of them holds.
 
     Args:
         pictures: What to decode.
         path: The file of samples; a description goes beside it.
         key: Stands for the pictures' content.
         size: Height and width to store; None: their own where all have the same, else a square of the usual short side,
-            at most 256.
+            at most 256 or what the networks need.
+        needed: What the networks need.
+        levels: Of deep pictures: which values become 0 and 255; None: found.
         skip_bad: Whether a damaged picture is left out, else it is an error.
         progress: Where the decoding shows.
 
@@ -68,11 +87,18 @@ def decode_once(
     """
     description = path.with_suffix(".json")
     found = read_json(description)
-    wanted = [key, list(size) if size else None]
+    needed = needed or PicturesNeeded()
+    wanted = [key, list(size) if size else needed.key, list(levels) if levels else None]
     if found is None or found.get("made_from") != wanted or not _whole(path, found):
         description.unlink(missing_ok=True)  # from here to its writing, the file of samples is not to be trusted
-        found = _decode(pictures, path, size or _common_size(pictures, skip_bad), skip_bad, progress or Silent())
-        found["made_from"] = wanted
+        progress = progress or Silent()
+        stored, smaller = (size, None) if size else _common_size(pictures, skip_bad, needed)
+        try:
+            found = _decode(pictures, path, stored, levels, skip_bad, progress)
+        except _Deep:
+            levels = _levels(pictures, progress)
+            found = _decode(pictures, path, stored, levels, skip_bad, progress)
+        found.update(made_from=wanted, levels=list(levels) if levels else None, smaller=smaller)
         write_text(description, json.dumps(found))
     skipped = cast(list[list[Any]], found["skipped"])
     if skipped and not skip_bad:
@@ -80,15 +106,38 @@ def decode_once(
     shape = tuple(found["shape"])
     kept = np.delete(np.arange(len(pictures.names)), [index for index, _ in skipped])
     note = f"{shape[0]} pictures decoded to {shape[1]}x{shape[2]}"
-    return Stored(open_rows(path, shape), kept, tuple(reason for _, reason in skipped), note)
+    low, high = found.get("levels") or (0, 255)
+    if (low, high) != (0, 255):
+        note += f", those of more than 8 bits scaled alike from {low:g}..{high:g} to 0..255"
+    if found.get("smaller"):
+        note += f"; a network takes {found['smaller']}x{found['smaller']}, which most of them do not have"
+    used = (low, high) if found.get("levels") else None
+    return Stored(open_rows(path, shape), kept, tuple(reason for _, reason in skipped), note, used)
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture upright and in RGB; what is transparent becomes white, 16-bit grey keeps its upper 8 bits."""
+class _Deep(Exception):  # noqa: N818 not an error: the pictures' levels are still to be found
+    """A picture of more than 8 bits came up, and what the deepest of them holds is not known yet."""
+
+
+def is_deep(picture: Image.Image) -> bool:
+    """Whether a picture's single channel has more than 8 bits."""
+    return picture.mode.startswith("I") or picture.mode == "F"
+
+
+def to_rgb(picture: Image.Image, levels: tuple[float, float] = (0, 255)) -> Image.Image:
+    """Return a picture upright and in RGB; what is transparent becomes white, deep greys go from ``levels`` to 0..255.
+
+    Raises:
+        ValueError: A deep picture holds NaN or infinity.
+    """
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):
-        wide = np.asarray(picture, dtype=np.int64)
-        return Image.fromarray((wide // 256 if wide.max(initial=0) > 255 else wide).astype(np.uint8)).convert("RGB")
+    if is_deep(picture):
+        wide = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(wide).all():
+            raise ValueError("it holds NaN or infinity")
+        low, high = levels
+        grey = np.rint((wide - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -96,8 +145,49 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def _levels(pictures: Pictures, progress: Progress) -> tuple[float, float]:
+    """Return what the deep pictures' values go from and to.
+
+    Whole numbers from 0 on are of the fewest bits that a sensor gives and that hold the largest: the same for a part of
+    the pictures as for all, mostly. Fractions up to 1 go from 0 to 1; others, and negative ones, to what there is.
+    """
+    lowest, highest, whole = 0.0, 0.0, True
+
+    def extremes(index: int) -> tuple[float, float, bool]:
+        try:
+            with pictures.open(index) as picture:
+                if not is_deep(picture):
+                    return 0.0, 0.0, True
+                values = np.asarray(picture, dtype=np.float64)
+        except FAULTS:  # said when it is decoded
+            return 0.0, 0.0, True
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return 0.0, 0.0, True
+        return float(values.min()), float(values.max()), bool((values == np.rint(values)).all())
+
+    with (
+        ThreadPoolExecutor(usable_cores()) as pool,
+        progress.task("find the range of deep pictures", len(pictures.names)) as task,
+    ):
+        for low, high, integers in pool.map(extremes, range(len(pictures.names))):
+            lowest, highest, whole = min(lowest, low), max(highest, high), whole and integers
+            task.advance(1)
+    if lowest < 0:
+        return lowest, max(highest, lowest + 1)
+    if whole:
+        fitting = [2**bits - 1 for bits in DEPTHS if highest < 2**bits]
+        return 0.0, float(fitting[0] if fitting else highest)
+    return 0.0, 1.0 if highest <= 1 else 255.0 if highest <= 255 else highest
+
+
 def _decode(
-    pictures: Pictures, path: Path, size: tuple[int, int], skip_bad: bool, progress: Progress
+    pictures: Pictures,
+    path: Path,
+    size: tuple[int, int],
+    levels: tuple[float, float] | None,
+    skip_bad: bool,
+    progress: Progress,
 ) -> dict[str, Any]:
     skipped: list[tuple[int, str]] = []
 
@@ -106,12 +196,14 @@ def _decode(
             with pictures.open(index) as picture:
                 if picture.format == "JPEG":
                     picture.draft("RGB", (2 * size[1], 2 * size[0]))  # a large one is decoded at a fraction of its size
-                upright = to_rgb(picture)
+                if levels is None and is_deep(picture):
+                    raise _Deep
+                upright = to_rgb(picture) if levels is None else to_rgb(picture, levels)
             if upright.size != (size[1], size[0]):
                 upright = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.BILINEAR)
             return np.asarray(upright)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{pictures.names[index]}: {error}"
+        except FAULTS as error:
+            return f"{pictures.names[index]}: {error or type(error).__name__}"
 
     def write(temporary: Path) -> None:
         chunk = max(16, CHUNK_BYTES // (size[0] * size[1] * 3))
@@ -149,7 +241,8 @@ def _whole(path: Path, description: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == int(np.prod(description["shape"], dtype=np.int64))
 
 
-def _common_size(pictures: Pictures, skip_bad: bool) -> tuple[int, int]:
+def _common_size(pictures: Pictures, skip_bad: bool, needed: PicturesNeeded) -> tuple[tuple[int, int], int | None]:
+    """Return the size to store, and the side that a network takes where the pictures are smaller than that."""
     sizes = []
     uniform = True
     step = max(1, len(pictures.names) // SIZE_SAMPLE)
@@ -158,7 +251,7 @@ def _common_size(pictures: Pictures, skip_bad: bool) -> tuple[int, int]:
             with pictures.open(index) as picture:
                 turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: a quarter turn
                 width, height = reversed(picture.size) if turned else picture.size
-        except (OSError, ValueError, SyntaxError) as error:
+        except FAULTS as error:
             if skip_bad:
                 continue
             raise _damaged(f"{pictures.names[index]}: {error}") from None
@@ -169,6 +262,8 @@ def _common_size(pictures: Pictures, skip_bad: bool) -> tuple[int, int]:
     if not sizes:
         raise SourceError("no picture can be opened", hint="give JPEG, PNG or other files that Pillow can read")
     if uniform:
-        return sizes[0]
-    side = min(LARGEST_SIDE, round(float(np.median([min(size) for size in sizes]))))
-    return side, side
+        return sizes[0], None
+    usual = round(float(np.median([min(size) for size in sizes])))
+    taken = needed.side()
+    side = min(max(LARGEST_SIDE, taken), usual)
+    return (side, side), taken if usual < taken else None

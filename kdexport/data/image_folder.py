@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,32 +12,39 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdexport.data.image_cache import Pictures, Stored, decode_once
-from kdexport.data.samples import Source, Split
-from kdexport.errors import SourceError
-from kdexport.progress import Progress
+from kdexport.data.samples import Reading, Source, Split
+from kdexport.data.splits import SPLIT_NAMES, split_folders
+from kdexport.errors import SourceError, did_you_mean
 from kdexport.recipe import Data
 from kdexport.references import parse
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SHOWN = 10
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
 
-def image_folder(data: Data, cache: Path, progress: Progress) -> Source:
+def image_folder(data: Data, reading: Reading) -> Source:
     """Return the pictures under a folder, decoded once into ``cache``.
 
-    Classes are the folders of ``train`` in the order of their names, as torchvision has them.
+    Classes are the folders of ``train`` in the order of their names, as torchvision has them; in the order of the
+    numbers where all are numbers, which torchvision has not.
 
     Raises:
         SourceError: No such folder, an empty class folder, a class that train doesn't have, a damaged picture.
     """
     root = _existing(Path(parse(data.source).target))
-    folders = {split: root / name for split, names in SPLITS.items() for name in names if (root / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": root}
-    classes = _class_names(folders["train"])
-    listed = {split: _labelled(root, folder, classes) for split, folder in folders.items()}
+    walk = _Walk(root)
+    folders, notes = _layout(root, walk)
+    classes = _class_names(folders["train"], walk)
+    if sorted(classes) != list(classes):
+        notes.append(
+            f"the class folders are numbers and are taken in their order ({_shown(classes)}), "
+            f"not in that of their names as torchvision takes them ({_shown(sorted(classes))})"
+        )
+    listed = {split: _labelled(walk, folder, classes) for split, folder in folders.items()}
+    notes += walk.notes(listed)
     files = _Files.of(root, [name for names, _ in listed.values() for name in names])
-    stored = _store(files, data, cache / "images.u8", progress)
+    stored = _store(files, data, reading, "images.u8", data.image_size, None)
     labels = np.concatenate([labels for _, labels in listed.values()])[stored.kept]
     origin = np.repeat(np.arange(len(listed)), [len(names) for names, _ in listed.values()])[stored.kept]
     whole = Split((stored.images,), labels)
@@ -47,16 +55,19 @@ def image_folder(data: Data, cache: Path, progress: Progress) -> Source:
         test=splits.get("test"),
         class_names=classes,
         skipped=stored.skipped,
-        notes=(stored.note,),
+        notes=(stored.note, *notes),
+        levels=stored.levels,
     )
 
 
-def unlabelled_folder(root: Path, data: Data, cache: Path, size: tuple[int, int], progress: Progress) -> Stored:
+def unlabelled_folder(
+    root: Path, data: Data, reading: Reading, size: tuple[int, int], levels: tuple[float, float] | None
+) -> Stored:
     """Return every picture under a folder, at any depth, decoded once to ``size``."""
-    files = _Files.of(_existing(root), _pictures(root, root))
+    files = _Files.of(_existing(root), sorted(_Walk(root).pictures(root)))
     if not files.names:
         raise SourceError(f"{root} holds no pictures", hint=f"known are: {', '.join(SUFFIXES)}")
-    return _store(files, data.model_copy(update={"image_size": size}), cache / "unlabelled.u8", progress)
+    return _store(files, data, reading, "unlabelled.u8", size, levels)
 
 
 @dataclass(frozen=True)
@@ -75,19 +86,32 @@ class _Files:
         """Stands for their content: names, sizes and times, one by one, so that a long list takes no memory."""
         digest = hashlib.sha256()
         for name in self.names:
-            status = os.stat(f"{self.root}/{name}")  # noqa: PTH116 a Path for each of a million files is slow
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            place = f"{self.root}/{name}"
+            try:
+                status = os.stat(place)  # noqa: PTH116 a Path for each of a million files is slow
+            except OSError:  # a link to nothing, which is said when it is opened
+                status = os.lstat(place)
+            digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
         return digest.hexdigest()
 
 
-def _store(files: _Files, data: Data, path: Path, progress: Progress) -> Stored:
+def _store(
+    files: _Files,
+    data: Data,
+    reading: Reading,
+    name: str,
+    size: tuple[int, int] | None,
+    levels: tuple[float, float] | None,
+) -> Stored:
     return decode_once(
         Pictures(files.names, files.open),
-        path,
+        reading.cache / name,
         files.key(),
-        size=data.image_size,
+        size=size,
+        needed=reading.needed,
+        levels=levels,
         skip_bad=data.on_bad_sample == "skip",
-        progress=progress,
+        progress=reading.progress,
     )
 
 
@@ -97,45 +121,156 @@ def _existing(root: Path) -> Path:
     return root
 
 
-def _class_names(folder: Path, least: int = 2) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name)))
+def _layout(root: Path, walk: "_Walk") -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of each split, or the root as train's, and what is to be said of others beside them.
+
+    Raises:
+        SourceError: The folders look like splits, and which is which cannot be told.
+    """
+    inside = _folders(root, walk)
+    named = {split: root / name for split, name in split_folders(inside, str(root)).items()}
+    if "train" in named:
+        ignored = [name for name in inside if root / name not in named.values() and any(walk.pictures(root / name))]
+        walk.reset()
+        note = f"ignored, for they are no split: the folders {', '.join(ignored[:SHOWN])}"
+        return named, [note] if ignored else []
+    below = {name: frozenset(_folders(root / name, walk)) for name in inside}
+    alike = [name for name in inside if len(below[name]) > 1 and list(below.values()).count(below[name]) > 1]
+    if alike or any(below[folder.name] for folder in named.values()):
+        shown = alike or [folder.name for folder in named.values()]
+        raise SourceError(
+            f"{root} holds {', '.join(shown[:SHOWN])} with the same folders inside "
+            f"({_shown(sorted(below[shown[0]]))}): splits, of which none is called train"
+            if alike
+            else f"{root} holds {', '.join(shown)} and no folder called train",
+            hint=f"name the folders train, val and test; also known: {', '.join(SPLIT_NAMES['train'][1:3])}, "
+            f"{', '.join(SPLIT_NAMES['val'][1:6])}, {', '.join(SPLIT_NAMES['test'][1:3])}",
+        )
+    return {"train": root}, []
+
+
+def _folders(folder: Path, walk: "_Walk") -> list[str]:
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if not _hidden(entry.name) and entry.is_dir()]
+        return sorted(entry.name for entry in found if not entry.is_symlink() or walk.leads_outside(entry.path))
+
+
+def _class_names(folder: Path, walk: "_Walk", least: int = 2) -> tuple[str, ...]:
+    names = _folders(folder, walk)
     if len(names) < least:
+        only = folder / names[0] if len(names) == 1 else None
+        inner = f"; did you mean {only}?" if only is not None and len(_folders(only, walk)) > 1 else ""
         raise SourceError(
             f"{folder} holds {len(names)} class folders",
-            hint="give a folder per class, at least two, with pictures inside",
+            hint=f"give a folder per class, at least two, with pictures inside{inner}",
         )
-    return names
+    if all(NUMBER.fullmatch(name) for name in names):
+        names.sort(key=lambda name: (float(name), name))
+    return tuple(names)
 
 
-def _labelled(root: Path, folder: Path, classes: tuple[str, ...]) -> tuple[list[str], NDArray[np.int64]]:
+def _labelled(walk: "_Walk", folder: Path, classes: tuple[str, ...]) -> tuple[list[str], NDArray[np.int64]]:
     names: list[str] = []
     counts = [0] * len(classes)
-    for class_name in _class_names(folder, least=1):
-        if class_name not in classes:
+    order = {name: index for index, name in enumerate(classes)}
+    for class_name in sorted(_class_names(folder, walk, least=1), key=lambda name: order.get(name, -1)):
+        if class_name not in order:
+            near = did_you_mean(class_name, classes)
             raise SourceError(
                 f"{folder / class_name} is a class that the training samples do not have",
-                hint=f"classes are the folders of train: {', '.join(classes[:10])}",
+                hint=f"{near}classes are the folders of train: {', '.join(classes[:10])}",
             )
-        found = _pictures(root, folder / class_name)
+        found = sorted(walk.pictures(folder / class_name))
         if not found:
             raise SourceError(
                 f"the class folder {folder / class_name} holds no pictures",
                 hint=f"delete it, or put pictures into it; known are: {', '.join(SUFFIXES)}",
             )
         names += found
-        counts[classes.index(class_name)] = len(found)
+        counts[order[class_name]] = len(found)
     return names, np.repeat(np.arange(len(classes)), counts)
 
 
-def _pictures(root: Path, folder: Path) -> list[str]:
-    """Return the pictures under a folder, at any depth, as sorted names relative to ``root``."""
-    prefix = len(str(root)) + 1
-    return sorted(
-        f"{place}/{name}"[prefix:]
-        for place, folders, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not _hidden(name) and not any(map(_hidden, place[prefix:].split("/")))
-    )
+class _Walk:
+    """Finds pictures at any depth, and keeps watch over links.
+
+    A link to a folder outside is followed, as people link to data elsewhere; one to a folder above or beside it would
+    make the same pictures samples of several classes or splits, or never end, and is not.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = os.path.realpath(root)
+        self._visited: set[str] = set()  # real folders, of those that links lead to
+        self._passed: list[str] = []  # what was not followed or is no file
+        self._targets: dict[str, str] = {}  # picture that is a link -> the real file
+
+    def reset(self) -> None:
+        """Forget what was seen in looking around."""
+        self.__init__(self._root)  # type: ignore[misc]
+
+    def pictures(self, folder: Path) -> Iterator[str]:
+        """Yield the names of a folder's pictures, relative to the root; hidden ones are left out."""
+        prefix = len(str(self._root)) + 1
+        if folder.is_symlink() and folder != self._root and not self._may_follow(str(folder)):
+            return
+        waiting = [str(folder)]
+        while waiting:
+            place = waiting.pop()
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if _hidden(entry.name):
+                        continue
+                    if entry.is_dir():
+                        if not entry.is_symlink() or self._may_follow(entry.path):
+                            waiting.append(entry.path)
+                    elif entry.name.lower().endswith(SUFFIXES):
+                        if entry.is_symlink():
+                            self._targets[entry.path[prefix:]] = os.path.realpath(entry.path)
+                        elif not entry.is_file():  # a pipe or a device, which would be waited for
+                            self._passed.append(entry.path[prefix:])
+                            continue
+                        yield entry.path[prefix:]
+
+    def leads_outside(self, place: str) -> bool:
+        """Whether a link leads to a folder that is neither within the root nor above it."""
+        real = os.path.realpath(place)
+        outside = not f"{self._real}/".startswith(f"{real}/") and not real.startswith(f"{self._real}/")
+        if not outside:
+            self._passed.append(place[len(str(self._root)) + 1 :])
+        return outside
+
+    def _may_follow(self, place: str) -> bool:
+        real = os.path.realpath(place)
+        if real in self._visited or not self.leads_outside(place):
+            return False
+        self._visited.add(real)
+        return True
+
+    def notes(self, listed: dict[str, tuple[list[str], NDArray[np.int64]]]) -> list[str]:
+        """Say what was passed over.
+
+        Raises:
+            SourceError: A picture is in two splits, by links.
+        """
+        split_by_file: dict[str, tuple[str, str]] = {}
+        for split, (names, _) in listed.items():
+            for name in names if self._targets else ():
+                real = self._targets.get(name) or f"{self._real}/{name}"
+                first = split_by_file.setdefault(real, (split, name))
+                if first[0] != split:
+                    raise SourceError(
+                        f"{name} and {first[1]} are the same picture, by a link: {first[0]} and {split} share it",
+                        hint="take the link out: what is scored must not have been trained on",
+                    )
+        if not self._passed:
+            return []
+        shown = _shown(sorted(set(self._passed)))
+        return [f"passed over, for they are links within the folder or no files: {shown}"]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _hidden(name: str) -> bool:

@@ -4,8 +4,9 @@ An image is uint8 NHWC, as it was stored (possibly in a memory-mapped file); any
 network needs done to it first is its ``Preprocessing``, not the data's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from kdexport.data.disk_arrays import Rows, joined
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
+from kdexport.progress import SILENT, Progress
 from kdexport.tasks import TASKS, task_of
 from kdexport.tasks.base import Task
 from kdexport.tasks.classification import UNLABELLED
@@ -86,6 +88,8 @@ class Dataset:
     unlabelled: Split | None = None  # more inputs for the teacher to speak about
     skipped: tuple[str, ...] = ()  # samples left out as damaged, each with its reason
     notes: tuple[str, ...] = ()  # what the user may want to know of how it was read
+    warnings: tuple[str, ...] = ()  # what makes a score on it worth less than it looks
+    measured: bool = False  # the preprocessing's mean and std are these images' own, for want of others
 
     @property
     def num_classes(self) -> int:
@@ -110,7 +114,7 @@ class Dataset:
         Raises:
             SourceError: There are unlabelled samples and the others have several labels each.
         """
-        if self.unlabelled is None or self.train.labels is None:
+        if self.unlabelled is None:
             return self.train
         if self.multi_label:
             raise SourceError(
@@ -119,7 +123,26 @@ class Dataset:
             )
         unknown = np.full(len(self.unlabelled), UNLABELLED, dtype=np.int64)
         inputs = zip(self.train.inputs, self.unlabelled.inputs, strict=True)
-        return Split(tuple(joined(own, more) for own, more in inputs), np.concatenate([self.train.labels, unknown]))
+        return Split(
+            tuple(joined(own, more) for own, more in inputs), np.concatenate([np.asarray(self.train.labels), unknown])
+        )
+
+
+@dataclass(frozen=True)
+class PicturesNeeded:
+    """How large the networks need pictures: ``side`` is asked for only where pictures are decoded."""
+
+    key: str = ""  # stands for what ``side`` depends on
+    side: Callable[[], int] = lambda: 0  # of the square that a network starts from; 0: it takes what comes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a loader is given beside the recipe's [data]."""
+
+    cache: Path  # folder for decoded samples
+    progress: Progress = SILENT
+    needed: PicturesNeeded = PicturesNeeded()
 
 
 @dataclass(frozen=True)
@@ -135,3 +158,5 @@ class Source:
     unlabelled: Split | None = None
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    levels: tuple[float, float] | None = None  # of deep pictures: what was scaled to 0..255

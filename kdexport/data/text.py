@@ -1,6 +1,8 @@
 """Text as token ids: ``csv:FILE``, and whatever else comes as strings with labels."""
 
+import codecs
 import csv
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,39 +11,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.data.samples import Source, Split
+from kdexport.data.samples import Reading, Source, Split
+from kdexport.data.splits import SPLIT_NAMES, split_of
 from kdexport.errors import SourceError, did_you_mean
-from kdexport.models.hub import import_transformers
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.progress import Progress
 from kdexport.recipe import Data
 from kdexport.references import parse
 
 INPUT_NAMES = ("input_ids", "attention_mask")
 SPLIT_COLUMN = "split"
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+DELIMITERS = (",", ";", "\t", "|")
+ENCODINGS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # by what a file begins with
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+MISSING = ("", "nan")  # what an empty cell becomes
+LINES_SHOWN = 10
+FEWEST, SHARE = 20, 0.5  # of that many labels or more, more than this share all different: no classes
 
 
-def csv_text(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: ARG001 every loader takes the same arguments
+def csv_text(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every loader takes the same arguments
     """Return the rows of a CSV file with a header: a text column, a label column and, where it is, a ``split`` column.
 
+    The delimiter is a comma, semicolon, tab or bar, the encoding UTF-8 or (with its mark) UTF-16; blank lines are left
+    out.
+
     Raises:
-        SourceError: No such file or columns, a row without a label, an unknown split.
+        SourceError: No such file or columns, a row of another length, one without a label, an unknown split.
     """
     path = Path(parse(data.source).target)
     if not path.is_file():
         raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
-    rows = _rows(path, data)
-    texts = [row[data.text_column] or "" for row in rows]
-    labels, class_names = label_numbers([row[data.label_column] for row in rows], str(path))
-    origin = np.array([_split_of(row.get(SPLIT_COLUMN), number, path) for number, row in enumerate(rows)])
+    rows, lines, notes = _rows(path, data)
+    texts = [row[data.text_column] for row in rows]
+    labels, class_names = label_numbers([row[data.label_column] for row in rows], str(path), lines)
+    origin, note = _origins([row.get(SPLIT_COLUMN) for row in rows], lines, path)
+    _check_learnable(labels, origin, class_names, path)
     tokens = encode(texts, data)
     parts = {
         name: Split(tuple(array[origin == name] for array in tokens), labels[origin == name])
         for name in dict.fromkeys(origin.tolist())
     }
-    if "train" not in parts:
-        raise SourceError(f"{path} has no row whose split is train", hint="name the splits train, val and test")
+    empty = sum(not text.strip() for text in texts)
+    notes += [note] if note else []
+    notes += [f"{empty} of {len(texts)} texts are empty"] if empty else []
     return Source(
         train=parts["train"],
         val=parts.get("val"),
@@ -49,6 +60,7 @@ def csv_text(data: Data, cache: Path, progress: Progress) -> Source:  # noqa: AR
         class_names=class_names,
         input_names=INPUT_NAMES,
         preprocessing=token_preprocessing(data),
+        notes=(*notes, *_nearly_alike(class_names)),
     )
 
 
@@ -83,53 +95,139 @@ def token_preprocessing(data: Data) -> Preprocessing:
     return Preprocessing("tokens", tokenizer=name, length=data.text_length)
 
 
-def label_numbers(labels: Sequence[Any], name: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Number labels given as text: the classes are their sorted names, in number order where all are whole numbers.
+def label_numbers(
+    labels: Sequence[Any], name: str, lines: Sequence[int] | None = None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Number labels given as text: the classes are their sorted names, in number order where all are numbers.
+
+    Args:
+        labels: One a sample.
+        name: What messages call the data.
+        lines: Of the file, one a sample, for messages.
 
     Raises:
-        SourceError: A sample has no label.
+        SourceError: A sample has no label; or nearly every label is another number or text: these are no classes.
     """
     texts = ["" if label is None else str(label).strip() for label in labels]
-    if "" in texts:
-        raise SourceError(f"{name}: sample {texts.index('')} has no label", hint="give it one, or take it out")
+    missing = [index for index, text in enumerate(texts) if text.casefold() in MISSING]
+    if missing:
+        raise SourceError(f"{name}: {_places(missing, 'has no label', lines)}", hint="give it one, or take it out")
     found = set(texts)
-    numeric = all(text.lstrip("-").isdigit() for text in found)
-    class_names = tuple(sorted(found, key=int) if numeric else sorted(found))
+    if len(texts) >= FEWEST and len(found) > SHARE * len(texts):
+        some = ", ".join(sorted(found)[:5])
+        raise SourceError(
+            f"{name}: {len(texts)} samples have {len(found)} different labels ({some}, ...): measurements, not classes",
+            hint="name the column that holds the class as data.label_column",
+        )
+    numeric = all(NUMBER.fullmatch(text) for text in found)
+    class_names = tuple(sorted(found, key=lambda text: (float(text), text)) if numeric else sorted(found))
     number = {class_name: index for index, class_name in enumerate(class_names)}
     return np.array([number[text] for text in texts], dtype=np.int64), class_names
 
 
-def _rows(path: Path, data: Data) -> list[dict[str, Any]]:
+def _rows(path: Path, data: Data) -> tuple[list[dict[str, str]], list[int], list[str]]:
+    """Return a file's rows, the lines that they end on, and what is to be said of how it was read."""
     csv.field_size_limit(sys.maxsize)
+    with path.open("rb") as handle:
+        start = handle.read(4)
+    encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8-sig")
+    wanted = (("text_column", data.text_column), ("label_column", data.label_column))
+    rows, lines = [], []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            columns = list(reader.fieldnames or ())
-            for key, column in (("text_column", data.text_column), ("label_column", data.label_column)):
+        with path.open(newline="", encoding=encoding) as handle:
+            head = handle.readline()
+            delimiter = max(DELIMITERS, key=lambda mark: _columns_found(head, mark, [column for _, column in wanted]))
+            handle.seek(0)
+            reader = csv.reader(handle, delimiter=delimiter)
+            columns = [column.strip() for column in next(reader, [])]
+            for key, column in wanted:
                 if column not in columns:
                     near = did_you_mean(column, columns) or f"it has: {', '.join(columns) or 'nothing'}; "
                     raise SourceError(f"{path} has no column '{column}'", hint=f"{near}set data.{key}")
-            rows = list(reader)
-    except UnicodeDecodeError as error:
+            wrong: list[str] = []
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(columns):
+                    wrong.append(f"line {reader.line_num} has {len(cells)}")
+                rows.append(dict(zip(columns, cells, strict=False)))
+                lines.append(reader.line_num)
+    except UnicodeError as error:
         raise SourceError(f"{path} is not UTF-8: {error}", hint="save it as UTF-8") from None
     except csv.Error as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}", hint="save it as comma-separated values") from None
+    if wrong:
+        more = f" and {len(wrong) - LINES_SHOWN} more" if len(wrong) > LINES_SHOWN else ""
+        raise SourceError(
+            f"{path} has {len(columns)} columns, and {', '.join(wrong[:LINES_SHOWN])}{more}",
+            hint='put a text that holds the delimiter into quotes ("a, b"), and give every row all its cells',
+        )
     if not rows:
         raise SourceError(f"{path} has a header and no rows", hint="give rows with text and label")
-    return rows
+    names = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    return rows, lines, [f"columns are divided by {names[delimiter]}"] if delimiter in names else []
 
 
-def _split_of(said: str | None, number: int, path: Path) -> str:
-    if said is None:
-        return "train"
-    if said.strip().lower() not in SPLIT_NAMES:
+def _columns_found(head: str, delimiter: str, wanted: list[str]) -> int:
+    columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
+    return 1000 * sum(column in columns for column in wanted) + len(columns)
+
+
+def _origins(said: Sequence[str | None], lines: Sequence[int], path: Path) -> tuple[NDArray[Any], str | None]:
+    """Return the split of each row, and what is to be said of rows that name none."""
+    if all(name is None for name in said):
+        return np.full(len(said), "train", dtype=object), None
+    names = [(name or "").strip() for name in said]
+    blank = [index for index, name in enumerate(names) if not name]
+    found = []
+    for index, name in enumerate(names):
+        split = split_of(name) if name else "train"
+        if split is None:
+            known = ", ".join(known for group in SPLIT_NAMES.values() for known in group[:3])
+            raise SourceError(
+                f"{path}: row {index + 1} is of the split '{name}' (line {lines[index]})", hint=f"known are: {known}"
+            )
+        found.append(split)
+    named = {split for split, name in zip(found, names, strict=True) if name}
+    if blank and "train" in named:
         raise SourceError(
-            f"{path}: row {number + 1} is of the split '{said}'", hint=f"known are: {', '.join(SPLIT_NAMES)}"
+            f"{path}: {_places(blank, 'names no split', lines)}, and others do",
+            hint=f"fill in the column {SPLIT_COLUMN}, or take the rows out",
         )
-    return SPLIT_NAMES[said.strip().lower()]
+    if "train" not in found:
+        raise SourceError(f"{path} has no row whose split is train", hint="name the splits train, val and test")
+    note = f"{len(blank)} rows name no split and are taken as train" if blank else None
+    return np.array(found, dtype=object), note
+
+
+def _check_learnable(labels: NDArray[np.int64], origin: NDArray[Any], names: Sequence[str], path: Path) -> None:
+    absent = sorted(set(range(len(names))) - set(labels[origin == "train"].tolist()))
+    if absent:
+        shown = ", ".join(names[index] for index in absent[:LINES_SHOWN])
+        raise SourceError(
+            f"{path}: no training row is of the class{'es' if len(absent) > 1 else ''} {shown}, others are",
+            hint="put rows of it into train, or take it out of the others",
+        )
+
+
+def _nearly_alike(names: Sequence[str]) -> tuple[str, ...]:
+    """Say which classes differ in case or spaces alone: often one class written in two ways."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
+    alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
+    return (f"are taken as different classes though written nearly alike: {'; '.join(alike)}",) if alike else ()
+
+
+def _places(indices: Sequence[int], fault: str, lines: Sequence[int] | None) -> str:
+    place = f", on line {lines[indices[0]]}" if lines else ""
+    more = f"; so do {len(indices) - 1} more" if len(indices) > 1 else ""
+    return f"sample {indices[0]} {fault}{place}{more}"
 
 
 def _tokenizer(text: str) -> Any:
+    from kdexport.models.hub import import_transformers  # brings torch, which an ONNX file of pictures does not need
+
     reference = parse(text)
     transformers = import_transformers()
     try:

@@ -1,7 +1,6 @@
 """``torchvision:NAME``: its classification data sets, from where they lie or downloaded."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,15 @@ from PIL import Image
 
 from kdexport.artifacts import key_of
 from kdexport.data.image_cache import Pictures, decode_once
-from kdexport.data.samples import Source, Split
+from kdexport.data.samples import Reading, Source, Split
 from kdexport.errors import SourceError, did_you_mean
-from kdexport.progress import Progress
 from kdexport.recipe import Data
 from kdexport.references import parse
 
 SPLIT_ARGUMENTS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 
-def torchvision_data(data: Data, cache: Path, progress: Progress) -> Source:
+def torchvision_data(data: Data, reading: Reading) -> Source:
     """Return a torchvision data set; ``data.root`` says where its files lie, ``data.args`` goes to its class.
 
     Raises:
@@ -33,7 +31,7 @@ def torchvision_data(data: Data, cache: Path, progress: Progress) -> Source:
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     if any(images is None for images in pictures.values()):
-        pictures, labels, skipped, notes = _decoded(sets, labels, name, data, cache, progress)
+        pictures, labels, skipped, notes = _decoded(sets, labels, name, data, reading)
     splits = {split: Split((images,), labels[split]) for split, images in pictures.items() if images is not None}
     classes = getattr(sets["train"], "classes", None) or range(int(max(found.max() for found in labels.values())) + 1)
     return Source(
@@ -114,7 +112,7 @@ def _in_memory(found: Any, count: int) -> NDArray[Any] | None:
 
 
 def _decoded(
-    sets: dict[str, Any], labels: dict[str, NDArray[np.int64]], name: str, data: Data, cache: Path, progress: Progress
+    sets: dict[str, Any], labels: dict[str, NDArray[np.int64]], name: str, data: Data, reading: Reading
 ) -> tuple[dict[str, NDArray[Any] | None], dict[str, NDArray[np.int64]], tuple[str, ...], tuple[str, ...]]:
     places = [(split, index) for split, found in sets.items() for index in range(len(found))]
 
@@ -124,11 +122,12 @@ def _decoded(
 
     stored = decode_once(
         Pictures([f"{split} sample {index} of {name}" for split, index in places], opened),
-        cache / "images.u8",
+        reading.cache / "images.u8",
         key_of(name, {split: [len(found), labels[split].tolist()] for split, found in sets.items()}, data.args),
         size=data.image_size,
         skip_bad=data.on_bad_sample == "skip",
-        progress=progress,
+        needed=reading.needed,
+        progress=reading.progress,
     )
     whole = Split((stored.images,), np.concatenate([labels[split] for split in sets])[stored.kept])
     origin = np.repeat(np.arange(len(sets)), [len(found) for found in sets.values()])[stored.kept]

@@ -38,7 +38,7 @@ class DistillContext:
     @property
     def data_key(self) -> list[object]:
         """What stands for the samples and the order in which they are drawn."""
-        return [*data_fingerprint(self.recipe.data), self.recipe.seed]
+        return [*data_fingerprint(self.recipe.data), self.recipe.seed, self.dataset.class_names]
 
     def label_kind(self, training: Training) -> LabelKind:
         """Return what labels a training hands to its objective."""
@@ -70,6 +70,8 @@ class DistillContext:
             self.progress.say(note)
         for reason in self.dataset.skipped:
             self.progress.warn(f"left out, it cannot be decoded: {reason}")
+        for warning in self.dataset.warnings:
+            self.progress.warn(warning)
 
     def load_trained(self, made: TrainedNetwork, spec: Spec) -> Model:
         """Build a network with the weights that this run has made for it."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdexport.data.datasets import load_data
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError, did_you_mean
+from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Recipe
@@ -237,7 +237,7 @@ def show_layers(recipe: Recipe, cache: Path, progress: Progress = SILENT) -> Sho
     Raises:
         KDExportError: A network or the data cannot be had.
     """
-    dataset = load_data(recipe.data, recipe.seed, cache, progress)
+    dataset = load_run_data(recipe, cache, progress)
     student = _trace(recipe, "student", dataset)
     teacher = _trace(recipe, "teacher", dataset)
     return ShownLayers(

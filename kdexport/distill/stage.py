@@ -12,7 +12,6 @@ from functools import partial
 
 from kdexport import __version__, artifacts, references, results
 from kdexport.artifacts import RunDirectory
-from kdexport.data.datasets import load_data
 from kdexport.distill import qat
 from kdexport.distill.context import DistillContext, Spec, network_key
 from kdexport.distill.job import TrainingResult
@@ -20,6 +19,7 @@ from kdexport.distill.logging import Trackers
 from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.setup import Teachers, identity, on_labels, taught, trained, votes
 from kdexport.errors import SourceError
+from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import Model, count_macs
 from kdexport.models.weights import save_weights
 from kdexport.progress import SILENT, Progress
@@ -48,7 +48,7 @@ def distill(recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
     directory.prepare()
     trackers = Trackers(recipe.distill.track if artifacts.is_main() else (), directory.root, recipe.name)
     with accelerator_for(recipe.distill.precision).main_process_first():  # one downloads and decodes, all read
-        data = load_data(recipe.data, recipe.seed, directory.cache, progress)
+        data = load_run_data(recipe, directory.cache, progress)
     with contextlib.closing(trackers):
         return _distilled(DistillContext(recipe, directory, data, progress, trackers))
 
@@ -224,6 +224,10 @@ def run_phase(
     model = start() if start else run.load(name, spec)
     for line in model.left_out:
         run.progress.warn(f"{name} starts without weights for {line}")
+    for line in model.notes:
+        run.progress.say(line)
+    for line in model.warnings:
+        run.progress.warn(line)
     fitted = train(model) if train else None
     if artifacts.is_main():
         save_weights(model.network, weights)

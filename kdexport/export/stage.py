@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from kdexport import __version__, artifacts
 from kdexport.artifacts import RunDirectory
-from kdexport.data.datasets import load_data
 from kdexport.data.samples import Dataset
 from kdexport.export import example, network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
+from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import files, metadata, versions
@@ -103,7 +103,7 @@ class _Work:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return load_data(self.recipe.data, self.recipe.seed, self.directory.cache)
+        return load_run_data(self.recipe, self.directory.cache, class_names=self.distilled.class_names)
 
     @cached_property
     def samples(self) -> Arrays:

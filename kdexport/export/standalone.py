@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdexport.data.datasets import load_data
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
 from kdexport.export import example, network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
+from kdexport.models.fitted_data import load_fitted_data
 from kdexport.models.loading import inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
 from kdexport.models.preprocessing import Preprocessing, with_spec
@@ -109,7 +109,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
     with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
         dataset = None
         if request.data is not None:
-            dataset = load_data(Data(source=request.data), request.seed, Path(cache))
+            dataset = load_fitted_data(Data(source=request.data), (_spec(request),), request.seed, Path(cache))
         subject = _subject(request, form, dataset, progress)
         form = _with_axes(form, request, subject)
         progress.say(f"{request.reference} -> {request.out}")
@@ -153,13 +153,15 @@ def _variant_path(out: Path, precision: str) -> Path:
 
 def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Progress) -> ExportTarget:
     if dataset is not None:
-        spec = Student(
-            model=request.reference, args=request.args, weights=request.weights, preprocessing=request.preprocessing
-        )
+        spec = _spec(request)
         torch.manual_seed(request.seed)
         model = load_model("network", spec, dataset)
         for line in model.left_out:
             progress.warn(f"exported without weights for {line}")
+        for line in model.notes:
+            progress.say(line)
+        for line in model.warnings:
+            progress.warn(line)
         samples, kind = parity.samples_of(dataset.val.inputs, dataset.train.inputs), "real"
         network, preprocessing, names = model.network, model.preprocessing, dataset.input_names
         labels = dataset.class_names
@@ -178,6 +180,12 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         macs=_macs(network, preprocessing, samples),
         license=request.license,
+    )
+
+
+def _spec(request: Request) -> Student:
+    return Student(
+        model=request.reference, args=request.args, weights=request.weights, preprocessing=request.preprocessing
     )
 
 

@@ -72,6 +72,16 @@ def load_classifier(name: str, args: Mapping[str, Any], num_classes: int | None)
     return HuggingFaceClassifier(model.float(), ("pixel_values",) if image else ("input_ids", "attention_mask")), fresh
 
 
+def label_names(name: str) -> tuple[str, ...] | None:
+    """Return what a model's configuration calls its classes (``id2label``), in the order of its outputs, or None."""
+    transformers = import_transformers()
+    try:
+        said = dict(transformers.AutoConfig.from_pretrained(name).id2label or {})
+        return tuple(str(said[index]) for index in range(len(said))) or None
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError):  # said when the model is loaded
+        return None
+
+
 def image_preprocessing(name: str) -> Preprocessing | None:
     """Return what a model's image processor does, or None where it has none.
 

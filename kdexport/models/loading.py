@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -17,6 +18,7 @@ from kdexport.errors import SourceError
 from kdexport.models.checkpoints import read
 from kdexport.models.hub import image_preprocessing
 from kdexport.models.networks import (
+    TWO_HEADED,
     check_output,
     import_timm,
     load_with_fresh,
@@ -29,7 +31,6 @@ from kdexport.models.programs import OnnxNetwork
 from kdexport.models.weights import Fit, fit, load_weights
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
 from kdexport.references import parse
-from kdexport.scoring import Predict
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Model:
     network: nn.Module
     preprocessing: Preprocessing
     left_out: tuple[str, ...] = ()  # of the weights that were to be loaded, a line each
+    notes: tuple[str, ...] = ()  # what was chosen for want of anything said
+    warnings: tuple[str, ...] = ()  # and what is likely to be wrong
 
 
 def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights: Path | None = None) -> Model:
@@ -53,9 +56,8 @@ def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
-    network, fresh = load_with_fresh(
-        spec.model, with_pretrained_args(spec.model, spec.args, spec.weights), dataset.num_classes
-    )
+    args = with_pretrained_args(spec.model, spec.args, spec.weights)
+    network, fresh = load_with_fresh(spec.model, args, dataset.num_classes)
     if isinstance(network, OnnxNetwork):
         network.onnx.multi_label = dataset.multi_label
     fitted = Fit()
@@ -78,43 +80,79 @@ def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights
     few = dataset.train.take(slice(0, 2)).inputs
     if needs_channels_first(network, preprocessing.apply(few)):
         preprocessing = replace(preprocessing, contiguous=True)
-    check_output(network, preprocessing.apply(few), dataset.num_classes, role)
-    return Model(network.eval(), preprocessing, fitted.left_out)
+    _check_tokens(role, spec, network, dataset)
+    check_output(network, preprocessing.apply(_hardest(dataset)), dataset.num_classes, role)
+    notes, warnings = _said_of(role, spec, args, preprocessing, dataset)
+    if fitted.taken_from:
+        notes = (*notes, f"{role}: weights taken from {fitted.taken_from} in {spec.weights}")
+    return Model(network.eval(), preprocessing, fitted.left_out, notes, warnings)
 
 
-def load_predictor(spec: Student, dataset: Dataset) -> tuple[Predict, tuple[str, ...]]:
-    """Return a function from raw inputs to logits, of a module reference or an ONNX file, and what the user should
-    know.
+def _hardest(dataset: Dataset) -> tuple[NDArray[Any], ...]:
+    """Return a few samples that a network may choke on: of text the longest and the one with the largest id."""
+    few = dataset.train.take(slice(0, 2)).inputs
+    if dataset.preprocessing.kind != "tokens":
+        return few
+    chosen = []
+    for split in (dataset.train, dataset.val, dataset.test):
+        ids, mask = split.inputs[:2]
+        picked = [int(mask.sum(axis=1).argmax()), int(ids.max(axis=1).argmax())]
+        chosen.append(tuple(array[picked] for array in split.inputs))
+    width = max(inputs[0].shape[1] for inputs in chosen)
+    padded = [[np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in inputs] for inputs in chosen]
+    return tuple(np.concatenate(arrays) for arrays in zip(*padded, strict=True))
+
+
+def _check_tokens(role: str, spec: TeacherSpec | Student, network: nn.Module, dataset: Dataset) -> None:
+    """Hold texts against what a Hugging Face model can take: its positions and its vocabulary.
 
     Raises:
-        SourceError: As ``load_model``.
+        SourceError: A text is longer, or has a word that the model does not know.
     """
-    reference = parse(spec.model)
-    if reference.kind == "path" and reference.target.endswith(".onnx"):
-        from kdexport.onnx.sessions import OnnxSession
-
-        if spec.weights is not None:
-            raise SourceError(f"{spec.model} holds its weights itself", hint="take --weights out")
-        own = with_spec(dataset.preprocessing, spec.preprocessing)
-        onnx = OnnxSession(Path(reference.target), own, multi_label=dataset.multi_label)
-        names = onnx.class_names
-        notes: tuple[str, ...] = ()
-        if names is not None and names != dataset.class_names:
-            notes = (f"the file's classes are {_shown(names)}, the data's are {_shown(dataset.class_names)}",)
-        return onnx.predict, notes
-    model = load_model("model", spec, dataset)
-
-    def predict(inputs: tuple[NDArray[Any], ...]) -> NDArray[Any]:
-        with torch.no_grad():
-            return model.network(*model.preprocessing.apply(inputs)).float().numpy()  # type: ignore[no-any-return]
-
-    bare = spec.weights is None and reference.kind not in ("path", "hf")
-    warning = (f"no weights are given: the network is scored as {spec.model} makes it",) if bare else ()
-    return predict, (*warning, *model.left_out)
+    config = getattr(getattr(network, "model", None), "config", None)
+    if config is None or dataset.preprocessing.kind != "tokens":
+        return
+    splits = (dataset.train, dataset.val, dataset.test)
+    longest = max(int(split.inputs[1].sum(axis=1).max()) for split in splits)
+    largest = max(int(split.inputs[0].max()) for split in splits)
+    positions, words = getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+    if positions and any(name in str(config.model_type) for name in ("roberta", "camembert", "longformer", "mpnet")):
+        positions -= (getattr(config, "pad_token_id", 1) or 0) + 1  # their positions begin behind the padding's
+    if isinstance(words, int) and largest >= words:
+        raise SourceError(
+            f"the {role} {spec.model} knows {words} tokens, and the texts hold the token {largest}",
+            hint=f"the tokenizer is another model's: set data.tokenizer to the {role}'s own, e.g. \"{spec.model}\"",
+        )
+    if isinstance(positions, int) and 0 < positions < longest:
+        raise SourceError(
+            f"the {role} {spec.model} takes texts of at most {positions} tokens, and the longest here has {longest}",
+            hint=f"set text_length = {positions} under [data] (--set data.text_length={positions})",
+        )
 
 
-def _shown(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def _said_of(
+    role: str, spec: TeacherSpec | Student, args: Mapping[str, Any], preprocessing: Preprocessing, dataset: Dataset
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what is to be said of a network's normalization: notes, and warnings where it is likely another's."""
+    notes, warnings = [], []
+    from_file = spec.weights is not None and spec.weights != PRETRAINED
+    given = spec.preprocessing.mean is not None or spec.preprocessing.std is not None
+    if dataset.measured and not given and preprocessing.mean == dataset.preprocessing.mean:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+        line = f"{role}: normalized with your data's mean ({mean}) and std ({std}), because nothing says otherwise"
+        if from_file or parse(spec.model).kind == "path":
+            table = "teacher" if isinstance(spec, TeacherSpec) else "student"
+            fix = f"its weights come from a file: give the mean and std they were trained with ({table}.preprocessing)"
+            warnings.append(f"{line}; {fix}")
+        else:
+            notes.append(line)
+    kind, _, name = spec.model.partition(":")
+    if from_file and kind == "torchvision" and name in TWO_HEADED and "transform_input" not in args:
+        warnings.append(
+            f"{role}: {name} is built with transform_input = false; where its weights began as torchvision's own, "
+            "set args = { transform_input = true }"
+        )
+    return tuple(notes), tuple(warnings)
 
 
 def preprocessing_of(spec: TeacherSpec | Student, dataset: Dataset) -> Preprocessing:

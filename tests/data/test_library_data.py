@@ -73,9 +73,9 @@ def test_hugging_face_pictures(datasets, load, tmp_path):
     datasets.DatasetDict({"train": made(20), "validation": made(6)}).save_to_disk(tmp_path / "d")
     data = load(f"hf:{tmp_path / 'd'}", label_column="kind")
     assert data.class_names == ("cat", "dog")
-    assert (len(data.train), len(data.val), len(data.test)) == (16, 6, 4)
-    assert data.splits_made_by["val"] == "source"
-    for image, label in zip(data.val.inputs[0][:], data.val.labels, strict=True):
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 6)
+    assert data.splits_made_by["test"] == "source: its validation split"
+    for image, label in zip(data.test.inputs[0][:], data.test.labels, strict=True):
         assert image[0, 0, 0] // 10 % 2 == label
     with pytest.raises(SourceError, match="has no column 'label'") as caught:
         load(f"hf:{tmp_path / 'd'}")

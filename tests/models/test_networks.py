@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from kdexport.errors import SourceError
-from kdexport.models.loading import load_model, load_predictor
+from kdexport.models.loading import load_model
 from kdexport.models.networks import check_output, load_network
+from kdexport.models.predictors import load_predictor
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.models.programs import OnnxNetwork, Program
 from kdexport.recipe import PreprocessingSpec, Student, Teacher, Training
@@ -232,11 +233,12 @@ def test_the_same_scores_for_module_and_onnx(nets, digits, tmp_path):
     )
     torch.save({"1.weight": linear.weight, "1.bias": linear.bias}, tmp_path / "w.pt")
     images = digits.test.take(slice(0, 50)).inputs
-    onnx, _ = load_predictor(Student(model=str(tmp_path / "logits.onnx")), digits)
-    module, _ = load_predictor(Student(model=f"{tmp_path / 'one.py'}:net", weights=str(tmp_path / "w.pt")), digits)
+    onnx = load_predictor(Student(model=str(tmp_path / "logits.onnx")), digits).predict
+    weighted = Student(model=f"{tmp_path / 'one.py'}:net", weights=str(tmp_path / "w.pt"))
+    module = load_predictor(weighted, digits).predict
     assert np.allclose(onnx(images), module(images), atol=1e-5)
-    _, notes = load_predictor(Student(model=f"{tmp_path / 'one.py'}:net"), digits)
-    assert "no weights are given" in notes[0]
+    bare = load_predictor(Student(model=f"{tmp_path / 'one.py'}:net"), digits)
+    assert "no weights are given" in bare.warnings[0]
 
 
 def test_timm(digits):

@@ -1,0 +1,160 @@
+"""Data as the networks of a recipe need them: pictures large enough, classes in the order of the teacher's outputs,
+and what a score on them is worth.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kdexport.artifacts import key_of
+from kdexport.data.datasets import load_data
+from kdexport.data.samples import Dataset, PicturesNeeded, Split
+from kdexport.errors import SourceError
+from kdexport.models.class_names import names_of, order_of
+from kdexport.models.preprocessing import Preprocessing
+from kdexport.progress import Progress
+from kdexport.recipe import PRETRAINED, Data, Recipe, Student, TeacherSpec
+from kdexport.references import parse
+
+Spec = TeacherSpec | Student
+
+
+def load_run_data(
+    recipe: Recipe, cache: Path, progress: Progress | None = None, class_names: Sequence[str] | None = None
+) -> Dataset:
+    """Load a recipe's data for its networks.
+
+    Args:
+        recipe: What to load, and for whom.
+        cache: Folder for decoded samples.
+        progress: Where long reading shows.
+        class_names: The classes in the order that the run has settled on; None asks the networks for theirs.
+    """
+    networks: tuple[Spec, ...] = (recipe.teacher, *recipe.teacher.also, recipe.student)
+    return load_fitted_data(recipe.data, networks, recipe.seed, cache, progress, class_names)
+
+
+def load_fitted_data(
+    data: Data,
+    networks: Sequence[Spec],
+    seed: int,
+    cache: Path,
+    progress: Progress | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Load data for some networks; the first that carries class names gives their order.
+
+    Raises:
+        SourceError: As ``load_data``; or a network's classes are others than the data's.
+    """
+    dataset = load_data(data, seed, cache, progress, _pictures_needed(networks))
+    if class_names is not None:
+        dataset = in_order(dataset, order_of(class_names, dataset.class_names, "the run").outputs)
+    else:
+        dataset = _in_their_order(dataset, networks)
+    return _with_doubts(dataset, networks)
+
+
+def in_order(dataset: Dataset, outputs: Sequence[int] | None) -> Dataset:
+    """Return the same samples with class ``i`` as class ``outputs[i]``; None changes nothing."""
+    if outputs is None:
+        return dataset
+    new = np.asarray(outputs)
+    back = np.argsort(new)
+
+    def renumbered(split: Split) -> Split:
+        labels = split.labels
+        if labels is None:
+            return split
+        return dataclasses.replace(split, labels=labels[:, back] if labels.ndim == 2 else new[labels])
+
+    return dataclasses.replace(
+        dataset,
+        class_names=tuple(dataset.class_names[index] for index in back),
+        train=renumbered(dataset.train),
+        val=renumbered(dataset.val),
+        test=renumbered(dataset.test),
+    )
+
+
+def _in_their_order(dataset: Dataset, networks: Sequence[Spec]) -> Dataset:
+    settled = False
+    for number, spec in enumerate(networks, 1):
+        if isinstance(spec, Student) and len(networks) > 1:
+            continue  # it is trained on the labels: it learns whatever order there is
+        names = names_of(spec)
+        what = "the model" if len(networks) == 1 else "the teacher" if number == 1 else f"teacher-{number}"
+        order = order_of(names, dataset.class_names, f"{what} {spec.model}")
+        if order.outputs is not None and settled:
+            raise SourceError(
+                f"{what} {spec.model} has its classes in another order than the teachers before it",
+                hint="give it with the same order of classes, or take it out of teacher.also",
+            )
+        dataset = in_order(dataset, order.outputs)
+        if order.note:
+            dataset = dataclasses.replace(dataset, notes=(*dataset.notes, order.note))
+        settled = settled or (names is not None and order.note is None) or order.outputs is not None
+    return dataset
+
+
+def _with_doubts(dataset: Dataset, networks: Sequence[Spec]) -> Dataset:
+    """Say where a given network may have been trained on what it is scored on."""
+    cut = dataset.splits_made_by["test"]
+    given = [spec for spec in networks if _is_given(spec)]
+    if cut.startswith("source") or not given:
+        return dataset
+    doubt = f"the given {given[0].model} may have been trained on these samples"
+    made_by = {**dataset.splits_made_by, "test": f"{cut}; {doubt}"}
+    warning = (
+        f"the test samples are cut from the data ({cut}), and {doubt}: its score is then too high; "
+        "give a test split that no network has seen"
+    )
+    return dataclasses.replace(dataset, splits_made_by=made_by, warnings=(*dataset.warnings, warning))
+
+
+def _is_given(spec: Spec) -> bool:
+    """Whether a network comes with weights that were trained elsewhere and is taken as it is."""
+    if isinstance(spec, TeacherSpec) and spec.train is not None:
+        return False
+    if isinstance(spec, TeacherSpec):
+        return True
+    return spec.weights is not None or parse(spec.model).kind in ("hf", "path")
+
+
+def _pictures_needed(networks: Sequence[Spec]) -> PicturesNeeded:
+    """Return how large pictures must be stored for the largest of the networks; worked out only when it is asked."""
+
+    def side() -> int:
+        return max((_side(spec) for spec in networks), default=0)
+
+    asked = [
+        [parse(spec.model).kind, _name(spec), spec.weights == PRETRAINED, spec.preprocessing.size] for spec in networks
+    ]
+    return PicturesNeeded(key_of(asked), side)
+
+
+def _name(spec: Spec) -> str:
+    """Return what of a reference decides its picture size, free of places."""
+    reference = parse(spec.model)
+    return Path(reference.target).name if reference.kind in ("file", "path") else reference.target
+
+
+def _side(spec: Spec) -> int:
+    """Return the side of the pictures that a network's preprocessing starts from, 0 where it takes what comes."""
+    share = spec.preprocessing.crop_share or 1.0
+    if spec.preprocessing.size is not None:
+        return math.ceil(max(spec.preprocessing.size) / (share if spec.preprocessing.resize == "crop" else 1.0))
+    if parse(spec.model).kind in ("file", "module") or parse(spec.model).target.endswith(".pt2"):
+        return 0
+    from kdexport.models.loading import inferred_preprocessing
+
+    try:
+        own = inferred_preprocessing(spec.model, spec.args, spec.weights, Preprocessing("image"))
+    except SourceError:  # said when the network is built
+        return 0
+    if own is None or own.size is None:
+        return 0
+    return math.ceil(max(own.size) / (own.crop_share if own.resize == "crop" else 1.0))

@@ -1,0 +1,59 @@
+"""A model of any form as a function from raw inputs to logits: what ``evaluate`` scores.
+
+An ONNX file needs no PyTorch; the module is written so that none is imported for one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from kdexport.data.samples import Dataset
+from kdexport.errors import SourceError
+from kdexport.models.preprocessing import with_spec
+from kdexport.recipe import Student
+from kdexport.references import parse
+from kdexport.scoring import Predict
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Logits of raw inputs, and what the user should know of how they come about."""
+
+    predict: Predict
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
+    """Return a module reference or an ONNX file as a function from raw inputs to logits.
+
+    Args:
+        spec: The model.
+        dataset: With its classes in the order of the model's outputs (``fitted_data.load_fitted_data``).
+
+    Raises:
+        SourceError: As ``load_model``.
+    """
+    reference = parse(spec.model)
+    if reference.kind == "path" and reference.target.endswith(".onnx"):
+        from kdexport.onnx.sessions import OnnxSession
+
+        if spec.weights is not None:
+            raise SourceError(f"{spec.model} holds its weights itself", hint="take --weights out")
+        own = with_spec(dataset.preprocessing, spec.preprocessing)
+        return Predictor(OnnxSession(Path(reference.target), own, multi_label=dataset.multi_label).predict)
+    import torch
+
+    from kdexport.models.loading import load_model
+
+    model = load_model("model", spec, dataset)
+
+    def predict(inputs: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+        with torch.no_grad():
+            return model.network(*model.preprocessing.apply(inputs)).float().numpy()  # type: ignore[no-any-return]
+
+    bare = spec.weights is None and reference.kind not in ("path", "hf")
+    untrained = (f"no weights are given: the network is scored as {spec.model} makes it",) if bare else ()
+    return Predictor(predict, model.notes, (*untrained, *model.left_out, *model.warnings))
