@@ -380,6 +380,8 @@ class Gate:
     model: str = ""
     machine: str = ""  # empty: holds on every machine
     device: str = ""
+    metric: str = ""  # the score's, where the requirement is about it
+    higher_is_better: bool = True  # of that score
     setting: str = ""  # in words: which batch size, threads or percentile, where it isn't the usual one
 
 

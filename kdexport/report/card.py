@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kdexport import __version__
-from kdexport.report import figures
+from kdexport.report import figures, scores
 from kdexport.report.markdown import answer, device_table, escape
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison
 from kdexport.results import ModelFile, Report
@@ -93,11 +93,14 @@ def _yaml(value: Any, indent: str = "") -> list[str]:
 
 def _metrics(model: ModelFile, view: ConditionView | None) -> list[dict[str, Any]]:
     metrics: list[dict[str, Any]] = []
-    if model.accuracy is not None:
-        metrics.append({"type": "accuracy", "value": round(model.accuracy, 6), "name": "Accuracy in ONNX Runtime"})
-    if model.evaluation is not None:
-        macro_f1 = model.evaluation.metrics.get("macro_f1")
-        metrics.append({"type": "f1", "value": round(macro_f1 or 0.0, 6), "name": "Macro F1"})
+    if model.score is not None:
+        name = f"{scores.of(model.score).title} in ONNX Runtime"
+        metrics.append({"type": model.score.metric, "value": round(model.score.value, 6), "name": name})
+    beside = model.evaluation.metrics if model.evaluation else {}
+    for key, value in beside.items():
+        if value is not None:
+            kind, name = ("f1", "Macro F1") if key == "macro_f1" else (key, key.replace("_", " ").capitalize())
+            metrics.append({"type": kind, "value": round(value, 6), "name": name})
     row = view.by_name.get(model.name) if view else None
     if row is not None and view is not None:
         latency = row.measurement.latency_ms.p50
@@ -189,7 +192,7 @@ def _made(report: Report, model: ModelFile) -> list[str]:
 
 
 def _evaluation(report: Report, view: ConditionView | None) -> list[str]:
-    lines = ["Accuracy is that of the ONNX file in ONNX Runtime; intervals are 95 %, differences paired by sample."]
+    lines = ["The score is that of the ONNX file in ONNX Runtime; intervals are 95 %, differences paired by sample."]
     if view is not None and view.pick is not None:
         lines.append("\n".join(device_table(view, level=3)))
     plain = plain_comparison(report)
@@ -204,13 +207,13 @@ def _limits(model: ModelFile, view: ConditionView | None) -> list[str]:
         scored = [score for score in model.evaluation.per_class if score.samples]
         worst = min(scored, key=lambda score: score.accuracy, default=None)
         if worst is not None:
-            found = f"{figures.percent(worst.accuracy)} of {worst.samples} samples found"
-            limits.append(f"Weakest on the class {worst.name}: {found}.")
+            recall = f"recall {figures.percent(worst.accuracy)} of {worst.samples} samples"
+            limits.append(f"Weakest on the class {worst.name}: {recall}.")
     row: Row | None = view.by_name.get(model.name) if view else None
     if row is not None and view is not None:
         limits.append(f"Latency holds for {view.title}; other hardware may order the models otherwise.")
-    if model.accuracy is None:
-        limits.append("Its accuracy was not measured.")
+    if model.score is None:
+        limits.append("Its score was not measured.")
     limits += [f"{line}" for line in model.notes]
     limits.append(
         "Not evaluated on shifted, adversarial or out-of-distribution inputs, nor for fairness between groups."

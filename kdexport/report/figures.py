@@ -75,6 +75,12 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{'+' if rounded > 0 else MINUS}{abs(rounded):.{digits}f}"
 
 
+def signed_plain(value: float) -> str:
+    """A number with its sign and three significant digits."""
+    text = _significant(abs(value))
+    return text if value == 0 else f"{'+' if value > 0 else MINUS}{text}"
+
+
 def times(ratio: float | None) -> str:
     """A ratio as ``3.4x``."""
     return UNKNOWN if ratio is None else f"{_significant(ratio, 3 if 1 <= ratio < 2 or ratio >= 10 else 2)}×"

@@ -4,9 +4,11 @@ from collections.abc import Iterable
 
 from kdexport.report import figures, noise
 from kdexport.report.join import STUDENT, Condition, Joined
+from kdexport.report.scores import Metric
 from kdexport.results import DevicePick, Interval
 from kdexport.statistics import disturbed, median_ratio
 
+ACCURACY = Metric()
 VARIANTS = ("int8", "int8-dynamic", "int4", "fp16")
 
 
@@ -15,7 +17,7 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
     conditions = [Condition(item.machine, item.device, item.batch_size, item.threads) for item in devices]
     return (
         *_distillation(joined),
-        *_accuracy_lost(joined),
+        *_score_lost(joined),
         *_quantization(joined, conditions),
         *_placement(joined),
         *_noise(joined),
@@ -24,19 +26,23 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
     )
 
 
-def gain_in_words(delta: float, interval: Interval | None, samples: int | None) -> str:
+def gain_in_words(delta: float, interval: Interval | None, samples: int | None, metric: Metric = ACCURACY) -> str:
     """Say what distillation gained over the same student trained on labels alone, and whether that is shown."""
     counted = f", {samples:,} test samples" if samples else ""
     if interval is None:
         return (
-            f"Distillation: {figures.points(delta)} against the same student trained on labels; "
+            f"Distillation: {metric.change(delta)} against the same student trained on labels; "
             "without an interval that shows nothing."
         )
-    shown = "shown to help" if interval[0] > 0 else "shown to hurt" if interval[1] < 0 else "not shown to help"
-    verb = "lost" if delta < 0 else "gained"
+    low, high = metric.gains(interval) or interval
+    shown = "shown to help" if low > 0 else "shown to hurt" if high < 0 else "not shown to help"
+    verb = "lost" if metric.gain(delta) < 0 else "gained"
+    amount = metric.change(delta).lstrip(figures.MINUS)
+    if not metric.share:
+        verb, amount = "changed", f"the {metric.label} by {metric.change(delta)}"
     return (
-        f"Distillation {verb} {figures.points(delta).lstrip(figures.MINUS)} over the same student trained on labels "
-        f"(95 % interval {figures.points_interval(interval)}{counted}): {shown}."
+        f"Distillation {verb} {amount} over the same student trained on labels "
+        f"(95 % interval {metric.write_change_interval(interval)}{counted}): {shown}."
     )
 
 
@@ -46,20 +52,22 @@ def _distillation(joined: Joined) -> Iterable[str]:
         return
     delta, interval = joined.score_delta(student.name, plain)
     if delta is not None:
-        yield gain_in_words(delta, interval, student.evaluation.samples if student.evaluation else None)
+        samples = student.evaluation.samples if student.evaluation else None
+        yield gain_in_words(delta, interval, samples, joined.metric)
 
 
-def _accuracy_lost(joined: Joined) -> Iterable[str]:
+def _score_lost(joined: Joined) -> Iterable[str]:
     student, baseline = joined.model_by_name.get(STUDENT), joined.model_by_name[joined.baseline]
     if student is None or student is baseline:
         return
     delta, interval = joined.score_delta(student.name, baseline.name)
     if delta is None:
         return
-    said = "" if interval is None else f" (95 % interval {figures.points_interval(interval)})"
+    metric = joined.metric
+    said = "" if interval is None else f" (95 % interval {metric.write_change_interval(interval)})"
     if interval is not None and interval[0] <= 0 <= interval[1]:
         said += ": no difference is shown"
-    yield f"The student's accuracy is {figures.points(delta)} against {baseline.name}'s{said}."
+    yield f"The student's {metric.label} is {metric.change(delta)} against {baseline.name}'s{said}."
 
 
 def _quantization(joined: Joined, conditions: list[Condition]) -> Iterable[str]:
@@ -132,6 +140,6 @@ def _not_measured(joined: Joined) -> Iterable[str]:
                 f"No speed-up on {condition.device} of {condition.machine} at batch {condition.batch_size}: "
                 f"{joined.baseline} was not measured there."
             )
-    missing = [model.name for model in joined.models if model.accuracy is None]
+    missing = [model.name for model in joined.models if model.score is None]
     if missing:
-        yield f"Accuracy was not measured for {', '.join(missing)}."
+        yield f"{joined.metric.title} was not measured for {', '.join(missing)}."

@@ -19,6 +19,7 @@ from kdexport import results
 from kdexport.errors import KDExportError
 from kdexport.recipe import Require
 from kdexport.report.schema import upgraded
+from kdexport.report.scores import Metric, metric_of
 from kdexport.results import (
     SCHEMA,
     Agreement,
@@ -82,11 +83,16 @@ class Joined:
         return {}
 
     def score_delta(self, model: str, against: str) -> tuple[float | None, Interval | None]:
-        """Return one model's accuracy minus another's with its 95 % interval, worked out once."""
+        """Return one model's score minus another's with its 95 % interval, worked out once."""
         if (model, against) not in self._deltas:
             pair = self.model_by_name[model], self.model_by_name[against]
             self._deltas[model, against] = score_delta(*pair)
         return self._deltas[model, against]
+
+    @cached_property
+    def metric(self) -> Metric:
+        """What the scores measure."""
+        return metric_of(self.models, self.baseline)
 
     @property
     def plain_student(self) -> str | None:
@@ -169,7 +175,7 @@ def _models(benches: Sequence[BenchResult]) -> dict[str, ModelFile]:
 
 
 def _fuller(known: ModelFile, other: ModelFile) -> ModelFile:
-    """Fill what one machine did not find out (accuracy, say) with what another did."""
+    """Fill what one machine did not find out (the score, say) with what another did."""
     if known == other:
         return known
     missing = {

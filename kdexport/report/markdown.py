@@ -92,7 +92,8 @@ def device_table(view: ConditionView, level: int = 2) -> list[str]:
     lines = [
         f"{'#' * level} {escape(view.title)}",
         "",
-        f"| model | accuracy | change, points (95 %) | median, {unit} | speed-up (95 %) | size | peak memory | |",
+        f"| model | {view.metric.label} | change{view.metric.change_unit} (95 %) | median, {unit} | speed-up (95 %) | "
+        "size | peak memory | |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     return lines + [f"| {' | '.join(cells)} |" for cells in _rows(view)]
@@ -122,7 +123,7 @@ def _rows(view: ConditionView) -> list[list[str]]:
         rows.append(
             [
                 f"**{escape(row.name)}**" if row.picked else escape(row.name),
-                figures.percent(row.model.accuracy),
+                row.score,
                 change,
                 view.unit.write(row.measurement.latency_ms.p50),
                 speed,

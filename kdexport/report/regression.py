@@ -10,6 +10,7 @@ from dataclasses import replace
 from kdexport.errors import KDExportError
 from kdexport.report.join import condition_of
 from kdexport.report.requirements import passes, verdict
+from kdexport.report.scores import of
 from kdexport.report.tradeoffs import memory_ratio
 from kdexport.results import Gate, Interval, Latency, Measurement, ModelFile, Report
 from kdexport.statistics import score_delta
@@ -32,7 +33,7 @@ def against_earlier(
         report: The new one.
         earlier: The old one.
         tolerance: By what share latency, size and memory may grow.
-        accuracy_tolerance: By how much accuracy may fall, as a share of 1.
+        accuracy_tolerance: By how much the score may fall (an error rise), as a share of 1 or in the score's unit.
         undecided: ``pass`` or ``fail``: what an interval that straddles the limit counts as.
 
     Raises:
@@ -77,9 +78,13 @@ def _of_the_file(
 ) -> list[Gate]:
     gates = []
     delta, interval = score_delta(model, old)
-    if delta is not None:
-        turned = None if interval is None or delta == 0 else (-interval[1], -interval[0])
-        gates.append(_gate("baseline_accuracy_drop", accuracy_tolerance, -delta + 0.0, turned, model.name, undecided))
+    if delta is not None and model.score is not None:
+        metric = of(model.score)
+        gains = metric.gains(interval)
+        turned = None if gains is None or delta == 0 else (-gains[1], -gains[0])
+        drop = -metric.gain(delta) + 0.0
+        gate = _gate("baseline_accuracy_drop", accuracy_tolerance, drop, turned, model.name, undecided)
+        gates.append(replace(gate, metric=metric.name, higher_is_better=metric.higher_is_better))
     if old.size_bytes:
         ratio = model.size_bytes / old.size_bytes
         gates.append(_gate("baseline_size_ratio", 1 + tolerance, ratio, None, model.name, undecided))

@@ -10,14 +10,17 @@ from dataclasses import replace
 from typing import Literal
 
 from kdexport.recipe import Require
-from kdexport.report import figures
+from kdexport.report import figures, scores
 from kdexport.report.join import Condition, Joined
+from kdexport.report.scores import Metric
 from kdexport.report.tradeoffs import memory
 from kdexport.results import Evaluation, Gate, Interval, Measurement, ModelFile
 from kdexport.statistics import disturbed, median_ratio, percentile_interval
 
 MIB = 2**20
 ABOVE_CHANCE = "above_chance"
+SCORES = ("min_score", ABOVE_CHANCE)  # requirements whose figure is a score
+DROPS = ("max_drop", "baseline_accuracy_drop")  # and those whose figure is a loss of it
 Verdict = Literal["pass", "fail", "undecided", "not measured"]
 
 
@@ -57,8 +60,10 @@ def verdict(
 
 
 def chance(evaluation: Evaluation | None) -> float | None:
-    """Return what a constant answer scores, the share of the largest class; None where a sample has several labels."""
-    if evaluation is None or not evaluation.per_class:
+    """Return what the best constant answer scores, of one class a sample the share of the largest; None: not known."""
+    if evaluation is None or evaluation.chance is not None:
+        return None if evaluation is None else evaluation.chance
+    if evaluation.score.metric != "accuracy" or not evaluation.per_class:
         return None
     counts = [score.samples for score in evaluation.per_class]
     return max(counts) / evaluation.samples if sum(counts) == evaluation.samples > 0 else None
@@ -79,12 +84,19 @@ def miss(gate: Gate) -> float:
 
 def is_lower_limit(gate: Gate) -> bool:
     """Return whether a gate's figure has to be above its limit."""
-    return gate.requirement.startswith("min_") or gate.requirement == ABOVE_CHANCE
+    if gate.requirement in SCORES:
+        return gate.higher_is_better
+    return gate.requirement.startswith("min_")
+
+
+def metric(gate: Gate) -> Metric:
+    """Return what the score measures that a gate is about."""
+    return scores.named(gate.metric or "accuracy", higher_is_better=gate.higher_is_better)
 
 
 def describe_value(gate: Gate) -> str:
     """Write a gate's figure with its unit."""
-    return _with_unit(gate.requirement, gate.value)
+    return _with_unit(gate, gate.value)
 
 
 def describe_limit(gate: Gate) -> str:
@@ -92,53 +104,61 @@ def describe_limit(gate: Gate) -> str:
     if gate.requirement == "measured":
         return "at least one"
     if gate.requirement == ABOVE_CHANCE:
-        return f"above {figures.percent(gate.limit)}, which always answering the largest class scores"
+        if metric(gate).name == "accuracy":
+            return f"above {figures.percent(gate.limit)}, which always answering the largest class scores"
+        side = "above" if gate.higher_is_better else "below"
+        return f"{side} {metric(gate).write(gate.limit)}, which the best constant answer scores"
     word = "at least" if is_lower_limit(gate) else "at most"
-    return f"{word} {_with_unit(gate.requirement, gate.limit)}"
+    return f"{word} {_with_unit(gate, gate.limit)}"
 
 
 def describe_interval(gate: Gate) -> str:
     """Write a gate's 95 % interval, or nothing where it has none."""
     if gate.ci95 is None:
         return ""
-    if "accuracy_drop" in gate.requirement:
-        return figures.points_interval(gate.ci95)
-    if "accuracy" in gate.requirement or gate.requirement == ABOVE_CHANCE:
-        return figures.percent_interval(gate.ci95)
+    if gate.requirement in DROPS:
+        return metric(gate).write_change_interval(gate.ci95)
+    if gate.requirement in SCORES:
+        return metric(gate).write_interval(gate.ci95)
     if "latency" in gate.requirement and not gate.requirement.endswith("_ratio"):
         return figures.ms_interval(gate.ci95)
     return figures.times_interval(gate.ci95)
 
 
-def title(requirement: str) -> str:
+def title(gate: Gate) -> str:
     """Name a requirement for people."""
+    label = metric(gate).label
+    drop = f"{label} drop" if gate.higher_is_better else f"rise of the {label}"
     known = {
-        "max_drop": "accuracy drop",
-        "min_score": "accuracy",
+        "max_drop": drop,
+        "min_score": label,
         "min_speedup": "speed-up",
         "max_size_mib": "file size",
         "max_latency_ms": "latency",
         "max_memory_mib": "memory",
         "parity": "parity with PyTorch",
         "measured": "a measurement",
-        ABOVE_CHANCE: "accuracy above chance",
-        "baseline_accuracy_drop": "accuracy drop since the baseline",
+        ABOVE_CHANCE: f"{label} better than chance" if metric(gate).name != "accuracy" else "accuracy above chance",
+        "baseline_accuracy_drop": f"{drop} since the baseline",
         "baseline_size_ratio": "growth of the file",
         "baseline_latency_ratio": "growth of the median latency",
         "baseline_memory_ratio": "growth of peak memory",
     }
-    return known.get(requirement, requirement.replace("_", " "))
+    return known.get(gate.requirement, gate.requirement.replace("_", " "))
 
 
 def _above_chance(joined: Joined, model: ModelFile) -> Iterable[Gate]:
     for judged in dict.fromkeys((joined.baseline, model.name)):
         found = joined.model_by_name[judged]
         guess = chance(found.evaluation)
-        if guess is None or found.accuracy is None or not guess < 1:
+        if guess is None or found.score is None:
             continue
-        low, _ = interval = found.accuracy_ci95 or (found.accuracy, found.accuracy)
-        if low <= guess:
-            yield Gate(ABOVE_CHANCE, guess, found.accuracy, passed=False, ci95=interval, verdict="fail", model=judged)
+        of = scores.of(found.score)
+        low, high = interval = found.score.ci95 or (found.score.value, found.score.value)
+        nothing_better = of.share and of.higher_is_better and guess >= 1  # all samples are of one class
+        if not nothing_better and (low <= guess if of.higher_is_better else high >= guess):
+            gate = Gate(ABOVE_CHANCE, guess, found.score.value, passed=False, ci95=interval, verdict="fail")
+            yield replace(gate, model=judged, metric=of.name, higher_is_better=of.higher_is_better)
 
 
 def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable[Gate]:
@@ -146,11 +166,15 @@ def _of_the_file(joined: Joined, require: Require, model: ModelFile) -> Iterable
         delta, interval = joined.score_delta(model.name, joined.baseline)
         if model.name == joined.baseline:
             interval = None  # against itself there is nothing to doubt
-        drop = None if delta is None else -delta
-        turned = None if interval is None else (-interval[1], -interval[0])
-        yield _gate(require, "max_drop", require.max_drop, drop, turned, model)
+        drop = None if delta is None else -joined.metric.gain(delta) + 0.0
+        gains = joined.metric.gains(interval)
+        turned = None if gains is None else (-gains[1], -gains[0])
+        yield _of_score(_gate(require, "max_drop", require.max_drop, drop, turned, model), joined.metric)
     if require.min_score is not None:
-        yield _gate(require, "min_score", require.min_score, model.accuracy, model.accuracy_ci95, model)
+        lower = joined.metric.higher_is_better
+        value, interval = scores.value(model), scores.interval(model)
+        gate = _gate(require, "min_score", require.min_score, value, interval, model, lower=lower)
+        yield _of_score(gate, joined.metric)
     if require.max_size_mib is not None:
         yield _gate(require, "max_size_mib", require.max_size_mib, model.size_bytes / MIB, None, model)
     if require.parity:
@@ -203,6 +227,10 @@ def _undecided(gate: Gate, disturbed: str | None, require: Require) -> Gate:
     return replace(gate, verdict="undecided", passed=passes("undecided", require.undecided), setting=setting)
 
 
+def _of_score(gate: Gate, metric: Metric) -> Gate:
+    return replace(gate, metric=metric.name, higher_is_better=metric.higher_is_better)
+
+
 def _gate(
     require: Require,
     requirement: str,
@@ -211,8 +239,10 @@ def _gate(
     interval: Interval | None,
     model: ModelFile,
     condition: Condition | None = None,
+    *,
+    lower: bool | None = None,
 ) -> Gate:
-    lower = requirement.startswith("min_")
+    lower = requirement.startswith("min_") if lower is None else lower
     judged = verdict(value, interval, at_least=limit if lower else None, at_most=None if lower else limit)
     return Gate(
         requirement,
@@ -227,13 +257,14 @@ def _gate(
     )
 
 
-def _with_unit(requirement: str, value: float | None) -> str:
+def _with_unit(gate: Gate, value: float | None) -> str:
+    requirement = gate.requirement
     if value is None:
         return "not measured"
-    if "accuracy_drop" in requirement:
-        return f"{round(100 * value, 2) + 0.0:.2f} points".replace("-", figures.MINUS)
-    if "accuracy" in requirement or requirement == ABOVE_CHANCE:
-        return figures.percent(value)
+    if requirement in DROPS:
+        return metric(gate).size(value)
+    if requirement in SCORES:
+        return metric(gate).write(value)
     if requirement.endswith("_ms"):
         return figures.ms(value)
     if requirement == "max_size_mib":

@@ -18,14 +18,16 @@ from kdexport.report.requirements import (
     describe_limit,
     describe_value,
     hold,
+    metric,
     miss,
     title,
 )
+from kdexport.report.scores import goodness
 from kdexport.report.tradeoffs import SAME_SIZE
 from kdexport.results import DevicePick, Gate, Measurement, ModelFile, Pick
 from kdexport.statistics import median_ratio
 
-SAME_SPEED = 0.05  # nobody gives up accuracy for less; two runs on one machine differ by about as much
+SAME_SPEED = 0.05  # nobody gives up score for less; two runs on one machine differ by about as much
 LIMITS = ("max_drop", "min_score", "min_speedup", "max_size_mib", "max_latency_ms", "max_memory_mib")
 
 
@@ -122,14 +124,14 @@ def _candidates(joined: Joined, require: Require, condition: Condition) -> list[
 def _pick(joined: Joined, require: Require, condition: Condition, candidates: Sequence[Candidate]) -> DevicePick:
     fitting = [item for item in candidates if item.fits]
     if not has_requirements(require):
-        if joined.model_by_name[joined.baseline].accuracy is None:
+        if joined.model_by_name[joined.baseline].score is None:
             return _compare_speed(joined, condition, candidates)
-        fitting = [item for item in fitting if _keeps_accuracy(joined, item.model)]
+        fitting = [item for item in fitting if _keeps_score(joined, item.model)]
     if not fitting:
         # To hear that the baseline is not faster than itself helps nobody.
         nearest = min([item for item in candidates if item.model.name != joined.baseline] or candidates, key=_distance)
         misses = tuple(_miss_in_words(gate) for gate in nearest.gates if not gate.passed)
-        of_what = "meets every requirement" if has_requirements(require) else f"is as accurate as {joined.baseline}"
+        of_what = "meets every requirement" if has_requirements(require) else f"is as good as {joined.baseline}"
         if any(gate.requirement == ABOVE_CHANCE for gate in nearest.gates):
             of_what = "is shown to do better than a guess"
         why = f"No model {of_what}."
@@ -153,22 +155,22 @@ def _compare_speed(joined: Joined, condition: Condition, candidates: Sequence[Ca
             words += f" (95 % interval {figures.times_interval(interval)})"
         if interval is None or interval[0] <= 1:
             words = f"no model is shown to be faster than {joined.baseline}; {words}"
-    scored = any(item.model.accuracy is not None for item in candidates)
-    what = f"The accuracy of {joined.baseline}" if scored else "Accuracy"
+    scored = any(item.model.score is not None for item in candidates)
+    what = f"The {joined.metric.label} of {joined.baseline}" if scored else "Accuracy"
     why = f"{what} was not measured, so speed alone is compared: {words}."
     return DevicePick(*condition, model=None, why=why, fastest=name)
 
 
 def _best(joined: Joined, fitting: Sequence[Candidate], require: Require) -> Candidate:
-    """Narrow by speed, accuracy and size in turn, each time keeping what is practically as good as the best."""
-    steps = {"latency": (_fastest, _most_accurate, _smallest), "size": (_smallest, _fastest, _most_accurate)}
+    """Narrow by speed, score and size in turn, each time keeping what is practically as good as the best."""
+    steps = {"latency": (_fastest, _best_scored, _smallest), "size": (_smallest, _fastest, _best_scored)}
     left = list(fitting)
-    for step in steps.get(require.prefer, (_most_accurate, _fastest, _smallest)):
+    for step in steps.get(require.prefer, (_best_scored, _fastest, _smallest)):
         left = step(joined, left)
     names = {item.model.name for item in left}
     # Within the noise of one another: the distilled student goes before the one without distillation.
     left = [item for item in left if _distilled(item.model.name) not in names - {item.model.name}] or left
-    return max(left, key=lambda item: item.model.accuracy or 0.0)  # the first of equals
+    return max(left, key=lambda item: goodness(item.model))  # the first of equals
 
 
 def _distilled(name: str) -> str:
@@ -191,12 +193,13 @@ def _slower(item: Candidate, best: Candidate) -> bool:
     return (interval[0] if interval else ratio) > 1 + SAME_SPEED
 
 
-def _most_accurate(joined: Joined, candidates: list[Candidate]) -> list[Candidate]:
-    best = max(candidates, key=lambda item: item.model.accuracy or 0.0)
+def _best_scored(joined: Joined, candidates: list[Candidate]) -> list[Candidate]:
+    best = max(candidates, key=lambda item: goodness(item.model))
     kept = []
     for item in candidates:
         delta, interval = joined.score_delta(item.model.name, best.model.name)
-        if item is best or (interval is not None and interval[1] >= 0) or delta == 0:
+        gains = joined.metric.gains(interval)
+        if item is best or (gains is not None and gains[1] >= 0) or delta == 0:
             kept.append(item)
     return kept
 
@@ -206,13 +209,14 @@ def _smallest(_: Joined, candidates: list[Candidate]) -> list[Candidate]:
     return [item for item in candidates if item.model.size_bytes <= least * (1 + SAME_SIZE)]
 
 
-def _keeps_accuracy(joined: Joined, model: ModelFile) -> bool:
-    """Return whether a model is not shown to be less accurate than the baseline."""
+def _keeps_score(joined: Joined, model: ModelFile) -> bool:
+    """Return whether a model is not shown to be worse than the baseline."""
     baseline = joined.model_by_name[joined.baseline]
     if model.name == baseline.name:
-        return model.accuracy is not None
+        return model.score is not None
     delta, interval = joined.score_delta(model.name, baseline.name)
-    return delta is not None and (interval[1] >= 0 if interval else delta >= 0)
+    gains = joined.metric.gains(interval)
+    return delta is not None and (gains[1] >= 0 if gains else joined.metric.gain(delta) >= 0)
 
 
 def _distance(candidate: Candidate) -> tuple[float, float]:
@@ -222,21 +226,22 @@ def _distance(candidate: Candidate) -> tuple[float, float]:
 
 
 def _miss_in_words(gate: Gate) -> str:
-    name, figure, asked = title(gate.requirement), describe_value(gate), describe_limit(gate)
+    name, figure, asked = title(gate), describe_value(gate), describe_limit(gate)
     if gate.value is None:
         return f"{name} was not measured"
     if gate.verdict == "undecided":
         return f"{name} is {figure}, and its 95 % interval reaches beyond the limit ({asked})"
     if gate.requirement == ABOVE_CHANCE:
         interval = f" ({describe_interval(gate)})" if describe_interval(gate) else ""
-        return f"accuracy of {gate.model} is {figure}{interval}, not shown to be {asked}"
+        return f"{metric(gate).label} of {gate.model} is {figure}{interval}, not shown to be {asked}"
     if gate.requirement == "parity":
         return f"parity with PyTorch failed ({figure} where {asked} is asked)"
     return f"{name} is {figure} where {asked} is asked (misses by {100 * miss(gate):.0f} %)"
 
 
 def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Candidate], measured: int) -> str:
-    superlative = {"latency": "the fastest", "size": "the smallest", "accuracy": "the most accurate"}[require.prefer]
+    most = "the most accurate" if joined.metric.name == "accuracy" else f"the best in {joined.metric.label}"
+    superlative = {"latency": "the fastest", "size": "the smallest"}.get(require.prefer, most)
     least = min((item.measurement.latency_ms.p50 for item in fitting if item.measurement), default=0.0)
     if require.prefer == "latency" and best.measurement and best.measurement.latency_ms.p50 > least:
         superlative = f"within {100 * SAME_SPEED:.0f} % of the fastest, and the best of those,"
@@ -247,7 +252,7 @@ def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Ca
         if not best.firm:
             of_what += ", though not firmly: a limit lies within a 95 % interval"
     else:
-        of_what = f"{superlative} among the {len(fitting)} models not shown to be less accurate than {joined.baseline}"
+        of_what = f"{superlative} among the {len(fitting)} models not shown to be worse than {joined.baseline}"
     return f"{of_what[0].upper()}{of_what[1:]}{_against_baseline(joined, best)}{_tie(joined, best, fitting)}."
 
 
@@ -257,7 +262,8 @@ def _tie(joined: Joined, best: Candidate, fitting: Sequence[Candidate]) -> str:
         if item is not best and _distilled(item.model.name) == best.model.name:
             _, interval = joined.score_delta(best.model.name, item.model.name)
             if interval is not None and interval[0] <= 0 <= interval[1]:
-                return f"; a tie in accuracy with {item.model.name} ({figures.points_interval(interval)} points)"
+                spread = joined.metric.size_interval(interval)
+                return f"; a tie in {joined.metric.label} with {item.model.name} ({spread})"
     return ""
 
 
@@ -276,9 +282,9 @@ def _against_baseline(joined: Joined, best: Candidate) -> str:
     parts.append(f"{figures.times(baseline.size_bytes / best.model.size_bytes)} smaller")
     delta, interval = joined.score_delta(best.model.name, baseline.name)
     if interval is not None and interval[0] <= 0 <= interval[1]:
-        parts.append(f"accuracy indistinguishable ({figures.points_interval(interval)} points)")
+        parts.append(f"{joined.metric.label} indistinguishable ({joined.metric.size_interval(interval)})")
     elif delta is not None:
-        parts.append(f"{figures.points(delta)} of accuracy")
+        parts.append(f"{joined.metric.change(delta)} of {joined.metric.label}")
     return ": " + ", ".join(parts)
 
 

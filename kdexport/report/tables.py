@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kdexport.report import figures, noise
+from kdexport.report import figures, noise, scores
 from kdexport.report.charts.marks import Mark, swatch
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.tradeoffs import speedup_at
@@ -32,7 +32,8 @@ def model_table(report: Report, view: ConditionView, look: Mapping[str, Mark]) -
     """Return every model under one condition: what to ship first, what is dominated last, the faster before."""
     time, size = view.unit, figures.SizeUnit.of([row.model.size_bytes for row in view.rows])
     energy = any(row.measurement.energy_mj is not None for row in view.rows)
-    headings = ["Model", "Accuracy, %", f"Median, {time.name}", "Speed-up, ×", f"Size, {size.name}", "Change, points"]
+    score, change = f"{view.metric.title}{view.metric.unit}", f"Change{view.metric.change_unit}"
+    headings = ["Model", score, f"Median, {time.name}", "Speed-up, ×", f"Size, {size.name}", change]
     headings += [f"p99, {time.name}", "Memory, MiB", "Load, ms", *(["Energy, mJ"] if energy else [])]
     medians = [row.measurement.latency_ms.p50 for row in view.rows]
     sizes = [float(row.model.size_bytes) for row in view.rows]
@@ -65,14 +66,13 @@ def _cells(
     energy: bool,
 ) -> list[Cell]:
     latency, speedup = row.measurement.latency_ms, row.speedup
-    delta = row.tradeoff.accuracy_delta if row.tradeoff else None
+    delta = row.tradeoff.score_delta if row.tradeoff else None
     bytes_ = row.model.size_bytes
-    accuracy = "" if row.model.accuracy_ci95 is None else figures.percent_interval(row.model.accuracy_ci95)
     speed = "" if speedup is None else figures.times_interval(speedup.ci95)
     if speedup is not None and speedup.disturbed:
         speed = "undecided: busy machine"
     cells = [
-        Cell(_bare(figures.percent(row.model.accuracy)), row.model.accuracy, _bare(accuracy)),
+        Cell(_bare(row.score), scores.value(row.model), _bare(row.score_interval)),
         Cell(time.write(latency.p50), latency.p50, time.write_interval(latency.p50_ci95), _log(latency.p50, medians)),
         Cell(_bare(figures.times(speedup.ratio)), speedup.ratio, _bare(speed)) if speedup else Cell("", None),
         Cell(size.write(bytes_), bytes_, "", _log(bytes_, sizes)),
@@ -180,8 +180,8 @@ def _against_plain(report: Report, view: ConditionView) -> list[dict[str, str]]:
             rows.append(
                 {
                     "name": tradeoff.model,
-                    "change": "" if tradeoff.accuracy_delta is None else figures.signed(100 * tradeoff.accuracy_delta),
-                    "change_interval": figures.points_interval(tradeoff.accuracy_delta_ci95),
+                    "change": view.metric.write_change(tradeoff.score_delta),
+                    "change_interval": view.metric.write_change_interval(tradeoff.score_delta_ci95),
                     "speed": figures.times(speedup.ratio if speedup else None),
                     "speed_interval": figures.times_interval(speedup.ci95 if speedup else None),
                     "size": figures.times(tradeoff.size_ratio),

@@ -34,7 +34,7 @@ def terminal(report: Report) -> "Group":
             Text(""),
         ]
     if not judged:
-        parts.append(Text("Nothing was timed: only files and accuracy are reported.", style="yellow"))
+        parts.append(Text("Nothing was timed: only files and scores are reported.", style="yellow"))
     if report.gates:
         parts += [_gates(report.gates), Text("")]
     parts += [Text.assemble(("· ", "dim"), line(sentence)) for sentence in report.findings[:FINDINGS_SHOWN]]
@@ -70,7 +70,7 @@ def _table(name: str, view: ConditionView) -> "Table":
         show_edge=False,
     )
     table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
-    for heading in ("accuracy", "change", f"p50, {view.unit.name}", "speed"):
+    for heading in (view.metric.label, "change", f"p50, {view.unit.name}", "speed"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
@@ -81,7 +81,7 @@ def _table(name: str, view: ConditionView) -> "Table":
         median = row.measurement.latency_ms.p50
         table.add_row(
             Text(("▶ " if row.picked else "  ") + line(row.name)),
-            figures.percent(row.model.accuracy),
+            row.score,
             row.change,
             view.unit.write(median),
             figures.times(row.speedup.ratio) if row.speedup else "",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from kdexport.report.join import Condition, Joined
+from kdexport.report.scores import goodness
 from kdexport.results import Dominated, Measurement, ModelFile, Saving, Speedup, Tradeoff
 from kdexport.statistics import disturbed, median_ratio
 
@@ -76,10 +77,10 @@ def memory_ratio(baseline: Measurement, model: Measurement) -> float | None:
 
 
 def dominated(joined: Joined) -> tuple[Dominated, ...]:
-    """Mark the models that another equals or beats in accuracy, median latency and size, and beats in at least one.
+    """Mark the models that another equals or beats in score, median latency and size, and beats in at least one.
 
     Figures are compared as measured; ``shown`` says whether a difference is beyond its interval. Of several that
-    dominate, the fastest that is itself not dominated is named. Without accuracy, latency and size decide.
+    dominate, the fastest that is itself not dominated is named. Without a score, latency and size decide.
     """
     found: list[Dominated] = []
     for condition, measured in joined.by_condition.items():
@@ -102,17 +103,17 @@ def dominated(joined: Joined) -> tuple[Dominated, ...]:
 
 
 def front(points: Iterable[tuple[str, float, float]]) -> list[str]:
-    """Return the names on the accuracy-latency front, fastest first.
+    """Return the names on the score-latency front, fastest first.
 
     Args:
-        points: Name, latency (lower is better) and accuracy (higher is better) of each model.
+        points: Name, latency (lower is better) and goodness (higher is better) of each model.
     """
     names: list[str] = []
     best = float("-inf")
-    for name, _, accuracy in sorted(points, key=lambda point: (point[1], -point[2])):
-        if accuracy > best:
+    for name, _, good in sorted(points, key=lambda point: (point[1], -point[2])):
+        if good > best:
             names.append(name)
-            best = accuracy
+            best = good
     return names
 
 
@@ -128,11 +129,11 @@ def speedup_at(tradeoff: Tradeoff | None, condition: Condition) -> Speedup | Non
 
 
 def _dominates(other: ModelFile, other_figures: Measurement, model: ModelFile, figures: Measurement) -> bool:
-    if (other.accuracy is None) != (model.accuracy is None):
+    if (other.score is None) != (model.score is None):
         return False
     differences = [figures.latency_ms.p50 - other_figures.latency_ms.p50, model.size_bytes - other.size_bytes]
-    if other.accuracy is not None and model.accuracy is not None:
-        differences.append(other.accuracy - model.accuracy)
+    if other.score is not None and model.score is not None:
+        differences.append(goodness(other) - goodness(model))
     return all(difference >= 0 for difference in differences) and any(difference > 0 for difference in differences)
 
 
@@ -145,7 +146,8 @@ def _shown(
     if ratio is not None and ratio[0] > 1 and disturbed(figures, other_figures) is None:
         return True
     _, delta = joined.score_delta(other.name, model.name)
-    return delta is not None and delta[0] > 0
+    gains = joined.metric.gains(delta)
+    return gains is not None and gains[0] > 0
 
 
 def _ratio(baseline: float | None, model: float | None) -> float | None:

@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
-from kdexport.report import figures, noise
+from kdexport.report import figures, noise, scores
 from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, condition_of
 from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
+from kdexport.report.scores import Metric
 from kdexport.report.tradeoffs import front, memory
 from kdexport.results import DevicePick, Dominated, Gate, Measurement, ModelFile, Report, Saving, Speedup, Tradeoff
 
@@ -29,6 +30,7 @@ class Row:
     saving: Saving | None
     dominated: Dominated | None
     picked: bool
+    metric: Metric
 
     @property
     def name(self) -> str:
@@ -42,15 +44,23 @@ class Row:
 
     @property
     def change(self) -> str:
-        """Accuracy against the baseline, in points."""
-        if self.tradeoff is None or self.tradeoff.accuracy_delta is None:
-            return ""
-        return figures.signed(100 * self.tradeoff.accuracy_delta)
+        """The score against the baseline's, without its unit."""
+        return "" if self.tradeoff is None else self.metric.write_change(self.tradeoff.score_delta)
 
     @property
     def change_interval(self) -> str:
         """Its 95 % interval."""
-        return "" if self.tradeoff is None else figures.points_interval(self.tradeoff.accuracy_delta_ci95)
+        return "" if self.tradeoff is None else self.metric.write_change_interval(self.tradeoff.score_delta_ci95)
+
+    @property
+    def score(self) -> str:
+        """The score with its unit."""
+        return self.metric.write(scores.value(self.model))
+
+    @property
+    def score_interval(self) -> str:
+        """Its 95 % interval."""
+        return self.metric.write_interval(scores.interval(self.model))
 
     @property
     def status(self) -> str:
@@ -70,6 +80,7 @@ class ConditionView:
     rows: tuple[Row, ...]
     pick: DevicePick | None  # of this device; it may have been judged at another batch size
     baseline: str
+    metric: Metric
 
     @property
     def title(self) -> str:
@@ -122,11 +133,11 @@ class ConditionView:
 
     @property
     def front(self) -> list[str]:
-        """Names on the accuracy-latency front, fastest first."""
+        """Names on the score-latency front, fastest first."""
         return front(
-            (row.name, row.measurement.latency_ms.p50, row.model.accuracy)
+            (row.name, row.measurement.latency_ms.p50, scores.goodness(row.model))
             for row in self.rows
-            if row.model.accuracy is not None
+            if row.model.score is not None
         )
 
 
@@ -143,14 +154,15 @@ class Cost:
     baseline: str  # the baseline's own figure
     share: float | None  # of the longer of the two bars
     baseline_share: float | None
+    of_score: bool = False
 
     @property
     def in_words(self) -> str:
         """The change with its interval, where that says that none is shown."""
-        if self.title != "Accuracy":
+        if not self.of_score:
             return self.against
         interval = f" ({self.against_interval})" if self.better is None and self.against_interval else ""
-        return f"accuracy {self.against}{interval}"
+        return f"{self.title[0].lower()}{self.title[1:]} {self.against}{interval}"
 
 
 def condition_views(report: Report) -> tuple[ConditionView, ...]:
@@ -167,6 +179,7 @@ def condition_views(report: Report) -> tuple[ConditionView, ...]:
         for name, tradeoff in against_baseline.items()
         for item in tradeoff.speedup
     }
+    metric = scores.metric_of(report.models, report.baseline)
     measured: dict[Condition, list[Measurement]] = {}
     for measurement in report.measurements:
         measured.setdefault(condition_of(measurement), []).append(measurement)
@@ -182,11 +195,12 @@ def condition_views(report: Report) -> tuple[ConditionView, ...]:
                 saving=savings.get((item.model, condition)),
                 dominated=dominated.get((item.model, condition)),
                 picked=pick is not None and pick.model == item.model,
+                metric=metric,
             )
             for item in measurements
             if item.model in models
         )
-        views.append(ConditionView(condition, rows, pick, report.baseline))
+        views.append(ConditionView(condition, rows, pick, report.baseline, metric))
     return tuple(sorted(views, key=lambda view: not view.judged))
 
 
@@ -208,7 +222,7 @@ def costs_of(view: ConditionView) -> tuple[Cost, ...]:
     less_memory, less_energy = (row.saving.memory_ratio, row.saving.energy_ratio) if row.saving else (None, None)
     base_memory = base.memory if base else None
     costs = [
-        _accuracy(row, base),
+        _score(row, base),
         _latency(row, base, view.unit),
         _amount("File size", figures.size, size, base_size, smaller, ("smaller", "larger")),
         _amount("Peak memory", figures.mib, row.memory, base_memory, less_memory),
@@ -225,7 +239,7 @@ def gate_words(gate: Gate) -> dict[str, str]:
     device = f"{gate.device} of {gate.machine}" if gate.machine else gate.device
     counted = "" if gate.verdict != "undecided" else ", passes" if gate.passed else ", fails"
     return {
-        "title": title(gate.requirement),
+        "title": title(gate),
         "where": ", ".join(part for part in (device, gate.setting) if part),
         "asked": describe_limit(gate),
         "measured": describe_value(gate),
@@ -247,18 +261,21 @@ def plain_comparison(report: Report) -> Tradeoff | None:
     return pairs.get((STUDENT, PLAIN_STUDENT))
 
 
-def _accuracy(row: Row, base: Row | None) -> Cost:
-    interval = row.tradeoff.accuracy_delta_ci95 if row.tradeoff else None
-    same = interval is not None and interval[0] <= 0 <= interval[1]
+def _score(row: Row, base: Row | None) -> Cost:
+    gains = row.metric.gains(row.tradeoff.score_delta_ci95) if row.tradeoff else None
+    same = gains is not None and gains[0] <= 0 <= gains[1]
+    change = row.metric.change(row.tradeoff.score_delta) if row.change and row.tradeoff else ""
+    shares = _shares(scores.value(row.model), scores.value(base.model) if base else None)
     return Cost(
-        "Accuracy",
-        figures.percent(row.model.accuracy),
-        figures.percent_interval(row.model.accuracy_ci95),
-        f"indistinguishable from {base.name}'s" if same and base else f"{row.change} points" * bool(row.change),
+        row.metric.title,
+        row.score,
+        row.score_interval,
+        f"indistinguishable from {base.name}'s" if same and base else change,
         row.change_interval,
-        None if interval is None or same else interval[0] > 0,
-        figures.percent(base.model.accuracy) if base else "",
-        *_shares(row.model.accuracy, base.model.accuracy if base else None),
+        None if gains is None or same else gains[0] > 0,
+        base.score if base else "",
+        *(shares if min(filter(None, shares), default=0) >= 0 else (None, None)),
+        of_score=True,
     )
 
 
@@ -343,8 +360,9 @@ def split_table(report: Report) -> SplitTable | None:
     columns: dict[str, list[str]] = {"network": [phase for phase, _, _ in found], "split": [s for _, s, _ in found]}
     for name in names:
         columns[name] = [_number(_mapping(line.get(TERMS[split])).get(name), 3) for _, split, line in found]
-    columns["accuracy"] = [_percent(line.get(f"{split}_accuracy")) for _, split, line in found]
-    columns["teacher"] = [_percent(line.get(f"{split}_teacher_accuracy")) for _, split, line in found]
+    metric = scores.metric_of(report.models, report.baseline)
+    columns[metric.label] = [_score_in(line, split, metric) for _, split, line in found]
+    columns["teacher"] = [_score_in(line, f"{split}_teacher", metric) for _, split, line in found]
     columns["agreement"] = [_percent(line.get(AGREEMENT[split])) for _, split, line in found]
     columns["KL"] = [_number(line.get(f"{split}_kl"), 3) for _, split, line in found]
     columns["correlation"] = [_number(line.get(f"{split}_logit_correlation"), 3) for _, split, line in found]
@@ -363,6 +381,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _number(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else figures.DASH
+
+
+def _score_in(line: Mapping[str, Any], split: str, metric: Metric) -> str:
+    value = line.get(f"{split}_accuracy", line.get(f"{split}_score"))
+    return metric.write(value) if isinstance(value, int | float) else figures.DASH
 
 
 def _percent(value: Any) -> str:

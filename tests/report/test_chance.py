@@ -21,8 +21,9 @@ GUESSING = (0.11, 10.0, 0.006, 1)  # of ten even classes: 170 times as fast, and
 def test_chance_is_the_share_of_the_largest_class(build) -> None:
     assert chance(build.evaluation(0.5, 1, samples=365)) == pytest.approx(37 / 365)
     assert chance(None) is None
-    several = dataclasses.replace(build.evaluation(0.5, 1), samples=100)  # more positives than samples: several labels
-    assert chance(several) is None
+    earlier = dataclasses.replace(build.evaluation(0.5, 1, samples=365), chance=None)  # schema 1 says only how many
+    assert chance(earlier) == pytest.approx(37 / 365)
+    assert chance(dataclasses.replace(earlier, samples=100)) is None  # more than one label a sample
 
 
 def test_a_pick_at_chance_is_not_shipped(build) -> None:
@@ -67,10 +68,10 @@ def test_a_majority_is_no_skill(build) -> None:
     uneven = [dataclasses.replace(score, samples=8) for score in build.evaluation(0.8, 1).per_class]
     uneven[0] = dataclasses.replace(uneven[0], samples=360 - 72)
     bench = build.bench(models={"teacher": GOOD, "student": (0.82, 10.0, 0.1, 1)})
-    scored = [
-        dataclasses.replace(model, evaluation=dataclasses.replace(model.evaluation, per_class=tuple(uneven)))
-        for model in bench.models
-    ]
+    counted = {"per_class": tuple(uneven), "chance": None}
+    evaluations = [dataclasses.replace(model.evaluation, **counted) for model in bench.models]
+    pairs = zip(bench.models, evaluations, strict=True)
+    scored = [dataclasses.replace(model, evaluation=evaluation) for model, evaluation in pairs]
     made = report([dataclasses.replace(bench, models=tuple(scored))], Require(min_speedup=2.0))
     assert made.pick is None
     assert [gate.model for gate in made.gates if not gate.passed] == ["student"]

@@ -1,4 +1,4 @@
-"""Accuracy against latency, file size as area, the front of what nothing dominates, the limits that were asked."""
+"""Score against latency, file size as area, the front of what nothing dominates, the limits that were asked."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +11,15 @@ from kdexport.report import figures
 from kdexport.report.charts.marks import Mark, glyph
 from kdexport.report.charts.picture import WIDE, Drawing, Picture
 from kdexport.report.charts.svg import Labels, Scale, picture, short, tag, text
+from kdexport.report.scores import Metric
 from kdexport.report.view import ConditionView, Row, condition_views
 from kdexport.results import Interval, Report
 
 CAPTION = (
-    "Area is file size; hollow means dominated: another model is at least as accurate, as fast and as small. Nothing "
+    "Area is file size; hollow means dominated: another model is at least as good, as fast and as small. Nothing "
     "measured lies above the line. Whiskers are 95 % intervals."
 )
+ACCURACY = Metric()
 LARGEST, SMALLEST = 30.0, 3.0  # radii of the halos, pixels
 
 
@@ -27,8 +29,8 @@ class Point:
 
     mark: Mark
     latency_ms: float
-    accuracy: float
-    accuracy_ci95: Interval | None
+    score: float
+    score_ci95: Interval | None
     size_bytes: int
     dominated: bool
     picked: bool
@@ -44,6 +46,7 @@ def scatter(
     height: int = 440,
     max_latency_ms: float | None = None,
     min_score: float | None = None,
+    metric: Metric = ACCURACY,
 ) -> Markup:
     """Draw the picture.
 
@@ -55,15 +58,16 @@ def scatter(
         height: In pixels.
         max_latency_ms: A limit to show, where it lies within reach of the points.
         min_score: A limit to show.
+        metric: What the scores measure.
     """
     left, right, top, bottom = 52.0, width - 14.0, 26.0, height - 44.0
     across = _across(points, max_latency_ms, left, right)
-    up = _up(points, min_score, bottom, top)
+    up = _up(points, min_score, bottom, top, metric)
     unit = figures.Unit.of([across.low, across.high])
     drawn: list[Markup] = []
     for tick in up.ticks(5):
         drawn.append(tag("line", x1=left, x2=right, y1=up(tick), y2=up(tick), class_="grid"))
-        drawn.append(text(left - 8, up(tick) + 4, f"{100 * tick:g} %", "end", class_="tick"))
+        drawn.append(text(left - 8, up(tick) + 4, metric.tick(tick), "end", class_="tick"))
     for tick in across.ticks(6 if width > 500 else 4):
         drawn.append(tag("line", x1=across(tick), x2=across(tick), y1=bottom, y2=bottom + 5, class_="axis"))
         drawn.append(text(across(tick), bottom + 19, f"{tick * unit.scale:g}", "middle", class_="tick"))
@@ -78,7 +82,8 @@ def scatter(
         )
     )
     drawn.append(text(left, height - 6, "← faster", class_="title"))
-    drawn.append(text(left - 46, 12, "accuracy on the test split ↑", class_="title"))
+    better = "↑" if metric.higher_is_better else "↑ (lower is better)"
+    drawn.append(text(left - 46, 12, f"{metric.label} on the test split {better}", class_="title"))
     drawn += _limits(across, up, max_latency_ms, min_score, (left, right, top, bottom))
     drawn += _front(points, front, across, up, right, bottom)
     drawn += _points(points, across, up, Labels(width, bottom, left), top, bottom)
@@ -97,13 +102,17 @@ def _across(points: Sequence[Point], limit: float | None, left: float, right: fl
     return Scale(max(0.0, low - pad), high + pad, left, right)
 
 
-def _up(points: Sequence[Point], limit: float | None, bottom: float, top: float) -> Scale:
-    values = [point.accuracy for point in points]
+def _up(points: Sequence[Point], limit: float | None, bottom: float, top: float, metric: Metric) -> Scale:
+    values = [point.score for point in points]
     low, high = min(values), max(values)
-    if limit is not None and low - 0.03 < limit <= high:
-        low = min(low, limit)
-    pad = max((high - low) * 0.25, 0.006)
-    return Scale(max(0.0, low - pad), min(1.0, high + pad), bottom, top)
+    reach = 0.03 if metric.share else (high - low) / 2 or abs(high) * 0.1
+    if limit is not None and low - reach < limit < high + reach:
+        low, high = min(low, limit), max(high, limit)
+    pad = max((high - low) * 0.25, 0.006 if metric.share else abs(high) * 0.02) or 1.0
+    low, high = low - pad, high + pad
+    if metric.share:
+        low, high = max(0.0, low), min(1.0, high)
+    return Scale(low, high, bottom, top) if metric.higher_is_better else Scale(low, high, top, bottom)
 
 
 def _limits(
@@ -132,9 +141,9 @@ def _limits(
 def _front(
     points: Sequence[Point], front: Sequence[str], across: Scale, up: Scale, right: float, bottom: float
 ) -> list[Markup]:
-    """Draw what accuracy can be had within each latency: steps, since nothing lies between two models."""
+    """Draw what score can be had within each latency: steps, since nothing lies between two models."""
     by_name = {point.mark.name: point for point in points}
-    steps = [(across(by_name[name].latency_ms), up(by_name[name].accuracy)) for name in front if name in by_name]
+    steps = [(across(by_name[name].latency_ms), up(by_name[name].score)) for name in front if name in by_name]
     if not steps:
         return []
     path = f"M{steps[0][0]:.1f} {bottom:.1f}V{steps[0][1]:.1f}"
@@ -146,7 +155,7 @@ def _points(
     points: Sequence[Point], across: Scale, up: Scale, labels: Labels, top: float, bottom: float
 ) -> list[Markup]:
     largest = max(point.size_bytes for point in points)
-    placed = [(point, across(point.latency_ms), up(point.accuracy)) for point in points]
+    placed = [(point, across(point.latency_ms), up(point.score)) for point in points]
     radii = {point.mark.name: max(SMALLEST, LARGEST * math.sqrt(point.size_bytes / largest)) for point in points}
     for _, x, y in placed:
         labels.occupy(x, y, 8)
@@ -158,15 +167,15 @@ def _points(
     fastest_first = sorted(placed, key=lambda item: item[0].latency_ms)
     for index, (point, x, y) in enumerate(fastest_first):
         parts = [tag("circle", cx=x, cy=y, r=radii[point.mark.name], class_=f"halo c{point.mark.color}")]
-        if point.accuracy_ci95 is not None:
-            low, high = point.accuracy_ci95
+        if point.score_ci95 is not None:
+            low, high = sorted(map(up, point.score_ci95))  # upwards is better, whichever that is
             parts.append(
                 tag(
                     "line",
                     x1=x,
                     x2=x,
-                    y1=max(up(high), top),
-                    y2=min(up(low), bottom),
+                    y1=max(low, top),
+                    y2=min(high, bottom),
                     class_=f"whisker c{point.mark.color}",
                 )
             )
@@ -195,9 +204,9 @@ def _points(
 
 
 def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawing]:
-    """Draw each condition that an accuracy is known for."""
+    """Draw each condition that a score is known for."""
     for view in condition_views(report):
-        if any(row.model.accuracy is not None for row in view.rows):
+        if any(row.model.score is not None for row in view.rows):
             yield Drawing(_drawn(report, view, look, width), f"{CAPTION} {view.title}.", (view.condition,))
 
 
@@ -206,23 +215,24 @@ def _drawn(report: Report, view: ConditionView, look: Mapping[str, Mark], width:
         Point(
             look[row.name],
             row.measurement.latency_ms.p50,
-            row.model.accuracy,
-            row.model.accuracy_ci95,
+            row.model.score.value,
+            row.model.score.ci95,
             row.model.size_bytes,
             row.dominated is not None,
             row.picked,
             point_tip(row),
         )
         for row in view.rows
-        if row.model.accuracy is not None
+        if row.model.score is not None
     ]
     require = limits(report)
     base = view.base
     floor = require.min_score
-    if require.max_drop is not None and base is not None and base.model.accuracy is not None:
-        floor = max(floor or 0.0, base.model.accuracy - require.max_drop)
+    if require.max_drop is not None and base is not None and base.model.score is not None:
+        least = base.model.score.value - view.metric.gain(require.max_drop)
+        floor = least if floor is None else max(floor, least, key=view.metric.gain)
     label = (
-        f"Accuracy against median latency of {len(points)} models on {view.title}. "
+        f"{view.metric.title} against median latency of {len(points)} models on {view.title}. "
         f"Not dominated, fastest first: {', '.join(view.front)}."
     )
     return scatter(
@@ -233,6 +243,7 @@ def _drawn(report: Report, view: ConditionView, look: Mapping[str, Mark], width:
         height=450 if width >= WIDE else 380,
         max_latency_ms=require.max_latency_ms if require.latency_percentile == 50 else None,
         min_score=floor,
+        metric=view.metric,
     )
 
 
@@ -241,7 +252,7 @@ def point_tip(row: Row) -> str:
     latency = row.measurement.latency_ms
     lines = [
         row.name,
-        f"accuracy {figures.percent(row.model.accuracy)} ({figures.percent_interval(row.model.accuracy_ci95)})",
+        f"{row.metric.label} {row.score} ({row.score_interval})",
         f"median {figures.ms(latency.p50)} ({figures.ms_interval(latency.p50_ci95)})",
         f"{figures.plain(row.measurement.throughput_per_s)} samples a second",
         f"file {figures.size(row.model.size_bytes)}, peak memory {figures.mib(row.memory)}",
@@ -250,7 +261,7 @@ def point_tip(row: Row) -> str:
 
 
 def limits(report: Report) -> Require:
-    """Return the limits on accuracy and latency that the report's gates were held against."""
+    """Return the limits on score and latency that the report's gates were held against."""
     limits = {gate.requirement: gate.limit for gate in report.gates}
     asked = ((report.recipe or {}).get("require") or {}).get("latency_percentile", 50)
     return Require(
@@ -261,4 +272,4 @@ def limits(report: Report) -> Require:
     )
 
 
-PICTURE = Picture("tradeoff", "Accuracy against latency", draw, wide=WIDE, where="answer")
+PICTURE = Picture("tradeoff", "Score against latency", draw, wide=WIDE, where="answer")

@@ -1,0 +1,127 @@
+"""A task's score for people: how it is called and written, and which of two is better.
+
+An accuracy is written in percent and its differences in points; an error in its own unit, and a lower one is better.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kdexport.report import figures
+from kdexport.results import Interval, ModelFile, Score
+from kdexport.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score measures."""
+
+    name: str = "accuracy"  # as in JSON
+    label: str = "accuracy"
+    share: bool = True  # of 1, written in percent; else a value in its own unit
+    higher_is_better: bool = True
+
+    @property
+    def title(self) -> str:
+        """The label as a heading begins with it."""
+        return self.label[0].upper() + self.label[1:]
+
+    @property
+    def unit(self) -> str:
+        """What stands behind a heading: the values below go without it."""
+        return ", %" if self.share else ""
+
+    @property
+    def change_unit(self) -> str:
+        """The same of a change."""
+        return ", points" if self.share else ""
+
+    def write(self, value: float | None) -> str:
+        """Write a score: ``98.3 %``, or ``0.0312``."""
+        return figures.percent(value) if self.share else figures.plain(value)
+
+    def write_interval(self, interval: Interval | None) -> str:
+        """Write a score's interval."""
+        if interval is None:
+            return ""
+        if self.share:
+            return figures.percent_interval(interval)
+        return f"{figures.plain(interval[0])}{figures.DASH}{figures.plain(interval[1])}"
+
+    def write_change(self, delta: float | None) -> str:
+        """Write a difference with its sign, without its unit."""
+        if delta is None:
+            return ""
+        return figures.signed(100 * delta) if self.share else figures.signed_plain(delta)
+
+    def write_change_interval(self, interval: Interval | None) -> str:
+        """Write a difference's interval: ``-0.3 to +1.1``."""
+        if interval is None:
+            return ""
+        if self.share:
+            return figures.points_interval(interval)
+        return " to ".join(map(figures.signed_plain, interval))
+
+    def change(self, delta: float | None) -> str:
+        """Write a difference with its unit: ``+0.4 points``."""
+        return figures.UNKNOWN if delta is None else self.write_change(delta) + self.change_unit.replace(",", "")
+
+    def size(self, difference: float | None) -> str:
+        """Write how large a loss or gain is, without a plus: ``2.78 points``."""
+        if difference is None:
+            return figures.UNKNOWN
+        if self.share:
+            return f"{round(100 * difference, 2) + 0.0:.2f} points".replace("-", figures.MINUS)
+        return figures.plain(difference).replace("-", figures.MINUS)
+
+    def size_interval(self, interval: Interval | None) -> str:
+        """Write the interval of a loss, with its unit."""
+        return "" if interval is None else self.write_change_interval(interval) + self.change_unit.replace(",", "")
+
+    def tick(self, value: float) -> str:
+        """Write a round value on an axis."""
+        return f"{100 * value:g} %" if self.share else f"{value:g}"
+
+    def gain(self, delta: float) -> float:
+        """Return a difference so that more is better."""
+        return delta if self.higher_is_better else -delta
+
+    def gains(self, interval: Interval | None) -> Interval | None:
+        """Return the interval of a difference so that more is better."""
+        if interval is None or self.higher_is_better:
+            return interval
+        return (-interval[1], -interval[0])
+
+
+def named(name: str, *, higher_is_better: bool = True) -> Metric:
+    """Return a metric by its name in JSON; one that no task has is written as it stands."""
+    task = next((task for task in TASKS.values() if task.metric == name), None)
+    if task is None:
+        return Metric(name, name.replace("_", " "), share=False, higher_is_better=higher_is_better)
+    return Metric(name, task.label, task.unit == "share", task.higher_is_better)
+
+
+def metric_of(models: Iterable[ModelFile], baseline: str = "") -> Metric:
+    """Return what the models' scores measure: the baseline's, else the first that is known, else an accuracy."""
+    scores = {model.name: model.score for model in models if model.score is not None}
+    score = scores.get(baseline) or next(iter(scores.values()), None)
+    return Metric() if score is None else of(score)
+
+
+def of(score: Score) -> Metric:
+    """Return what a score measures."""
+    return named(score.metric, higher_is_better=score.higher_is_better)
+
+
+def value(model: ModelFile) -> float | None:
+    """Return a model's score."""
+    return None if model.score is None else model.score.value
+
+
+def interval(model: ModelFile) -> Interval | None:
+    """Return its 95 % interval."""
+    return None if model.score is None else model.score.ci95
+
+
+def goodness(model: ModelFile) -> float:
+    """Return a model's score so that more is better: negative infinity where it is not known."""
+    return float("-inf") if model.score is None else of(model.score).gain(model.score.value)
