@@ -278,6 +278,9 @@ class BenchResult:
     failures: tuple[Failure, ...] = ()
     recipe: dict[str, Any] | None = None
     training: tuple[dict[str, Any], ...] = ()  # metrics.jsonl, for the training curves
+    tested_on: str = ""  # how the test split came about: "source", or what it was cut from; empty without data
+    data_warnings: tuple[str, ...] = ()  # what makes a score on these data worth less than it looks
+    left_out: dict[str, str] = field(default_factory=dict)  # file that could not be exported -> why
 
 
 @dataclass(frozen=True)
@@ -405,6 +408,9 @@ class Report:
     dominated: tuple[Dominated, ...] = ()
     created: str = ""  # when the latest of the measurements was made; ISO 8601, UTC
     baseline: str = ""  # the model that the others are held against
+    tested_on: str = ""  # as in ``BenchResult``
+    data_warnings: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 T = TypeVar("T")

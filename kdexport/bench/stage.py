@@ -80,6 +80,9 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
             machine=machine,
             progress=progress,
         )
+    # What export left out is told here: the report reads no other stage's result.
+    left_out = {failure.model: failure.reason for failure in getattr(exported, "failures", ())}
+    result = dataclasses.replace(result, left_out=left_out)
     if result != earlier:
         # What failed is tried again next time.
         mark_done(directory.stage("bench"), "" if result.failures else key, result)
@@ -131,6 +134,7 @@ def bench(
     if samples_file is not None:
         write_samples(samples_file, outcome)
     scored = tuple(models) if dataset is None else score(models, folder, dataset, outcome, found, progress)
+    made_by = {} if dataset is None else dataset.splits_made_by
     return BenchResult(
         name=name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -140,6 +144,8 @@ def bench(
         failures=outcome.failures,
         recipe=recipe,
         training=tuple(training),
+        tested_on=made_by.get("test", ""),
+        data_warnings=() if dataset is None else dataset.warnings,
     )
 
 

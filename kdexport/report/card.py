@@ -12,6 +12,7 @@ from typing import Any
 from kdexport import __version__
 from kdexport.report import figures, scores
 from kdexport.report.markdown import answer, device_table, escape
+from kdexport.report.tables import quantized
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison
 from kdexport.results import ModelFile, Report
 
@@ -40,7 +41,7 @@ def card(report: Report) -> str | None:
         "## Evaluation",
         *_evaluation(report, view),
         "## Limits",
-        *_limits(model, view),
+        *_limits(report, model, view),
     ]
     return f"---\n{_front_matter(report, model, view)}---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -114,6 +115,8 @@ def _facts(model: ModelFile) -> list[str]:
         facts.append(f"{figures.count(model.parameters)} parameters")
     if model.macs is not None:
         facts.append(f"{figures.count(model.macs)} multiply-accumulates a sample")
+    if quantized(model):
+        facts.append(f"{quantized(model)} operators quantized")
     if model.opset is not None:
         facts.append(f"opset {model.opset}")
     return [f"{', '.join(facts)}; sha256 `{model.sha256}`."]
@@ -159,7 +162,9 @@ def _training_data(report: Report, model: ModelFile) -> list[str]:
         return ["Not recorded with these measurements: the author must say what it was trained on."]
     tested = ""
     if model.evaluation:
-        tested = f" Tested on {model.evaluation.samples:,} samples of its {escape(model.evaluation.split)} split."
+        tested = f" Tested on {model.evaluation.samples:,} samples of its {escape(model.evaluation.split)} split"
+        cut = report.tested_on if report.tested_on != "source" else ""
+        tested += f" ({escape(cut.removeprefix('source: '))})." if cut else "."
     return [f"`{_code(_data_name(str(source)))}`.{tested}"]
 
 
@@ -201,8 +206,8 @@ def _evaluation(report: Report, view: ConditionView | None) -> list[str]:
     return [line for line in lines if line]
 
 
-def _limits(model: ModelFile, view: ConditionView | None) -> list[str]:
-    limits = []
+def _limits(report: Report, model: ModelFile, view: ConditionView | None) -> list[str]:
+    limits = [*report.data_warnings, *(f"{name} was left out: {why}" for name, why in report.left_out.items())]
     if model.evaluation is not None and model.evaluation.per_class:
         scored = [score for score in model.evaluation.per_class if score.samples]
         worst = min(scored, key=lambda score: score.accuracy, default=None)

@@ -16,6 +16,8 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
     """Return the sentences, the most important first."""
     conditions = [Condition(item.machine, item.device, item.batch_size, item.threads) for item in devices]
     return (
+        *_left_out(joined),
+        *_tested_on(joined),
         *_distillation(joined),
         *_score_lost(joined),
         *_quantization(joined, conditions),
@@ -24,6 +26,20 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
         *_not_measured(joined),
         *joined.notes,
     )
+
+
+def _left_out(joined: Joined) -> Iterable[str]:
+    for name, why in joined.left_out.items():
+        yield f"{name} was left out: {why.removesuffix('.')}."
+
+
+def _tested_on(joined: Joined) -> Iterable[str]:
+    """Say where the test samples come from, where they are not the data's own test split."""
+    told = any(joined.tested_on.partition(";")[0] in warning for warning in joined.data_warnings)
+    if joined.tested_on and joined.tested_on != "source" and not told:
+        yield f"Tested on {joined.tested_on.removeprefix('source: ')}."
+    for warning in joined.data_warnings:
+        yield f"{warning[0].upper()}{warning[1:].removesuffix('.')}."
 
 
 def gain_in_words(delta: float, interval: Interval | None, samples: int | None, metric: Metric = ACCURACY) -> str:

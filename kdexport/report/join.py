@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -64,6 +64,9 @@ class Joined:
     training: tuple[dict[str, Any], ...]
     baseline: str  # the model that the others are held against
     notes: tuple[str, ...]  # what joining has left out, in words
+    tested_on: str = ""
+    data_warnings: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def by_condition(self) -> dict[Condition, dict[str, Measurement]]:
@@ -155,6 +158,9 @@ def join(benches: Sequence[BenchResult], name: str | None = None) -> Joined:
         training=next((bench.training for bench in benches if bench.training), ()),
         baseline=TEACHER if TEACHER in models else next(iter(models)),
         notes=tuple(notes),
+        tested_on=next((bench.tested_on for bench in benches if bench.tested_on), ""),
+        data_warnings=tuple(dict.fromkeys(warning for bench in benches for warning in bench.data_warnings)),
+        left_out={name: why for bench in benches for name, why in bench.left_out.items()},
     )
 
 
@@ -304,6 +310,9 @@ def benches_of(report: Report) -> tuple[BenchResult, ...]:
             failures=report.failures if index == 0 else (),
             recipe=report.recipe,
             training=report.training if index == 0 else (),
+            tested_on=report.tested_on,
+            data_warnings=report.data_warnings,
+            left_out=report.left_out,
         )
         for index, machine in enumerate(report.machines)
     )

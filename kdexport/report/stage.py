@@ -54,6 +54,9 @@ def report(benches: Sequence[BenchResult], require: Require | None = None, *, na
         dominated=dominated(joined),
         created=joined.created,
         baseline=joined.baseline,
+        tested_on=joined.tested_on,
+        data_warnings=joined.data_warnings,
+        left_out=joined.left_out,
     )
 
 

@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from kdexport.report.card import card
 from kdexport.report.findings import gain_in_words
+from kdexport.report.html import html
 from kdexport.report.stage import report
 
 
@@ -67,3 +69,27 @@ def test_a_model_that_ran_only_partly_on_its_device(build) -> None:
 def test_what_has_no_accuracy_is_named(build) -> None:
     models = {"a": (0.9, 100.0, 1.0, 1), "b": (None, 50.0, 0.5, 1)}
     assert "Accuracy was not measured for b." in report([build.bench(models=models)]).findings
+
+
+def test_what_was_left_out_and_what_it_was_tested_on_are_told(build) -> None:
+    bench = build.bench()
+    cut = "stratified 0.2 of all, seed 3; the given nets.pt may have been trained on these samples"
+    warning = f"the test samples are cut from the data ({cut.partition(';')[0]}): a score is then too high"
+    made = report(
+        [
+            dataclasses.replace(
+                bench, tested_on=cut, data_warnings=(warning,), left_out={"student.fp16": "too many bins"}
+            )
+        ]
+    )
+    assert made.findings[:2] == (
+        "student.fp16 was left out: too many bins.",
+        "The test samples are cut from the data (stratified 0.2 of all, seed 3): a score is then too high.",
+    )
+    text = card(made)
+    assert "split (stratified 0.2 of all, seed 3; the given nets.pt may have been" in text
+    assert "\n- student.fp16 was left out: too many bins\n" in text
+    assert "too many bins" in html(made)
+    quiet = report([dataclasses.replace(bench, tested_on="source: its validation split")])
+    assert "Tested on its validation split." in quiet.findings
+    assert not any("Tested on" in line for line in report([dataclasses.replace(bench, tested_on="source")]).findings)
