@@ -13,9 +13,7 @@ Anything else that escapes is a fault of kdexport and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
-EXIT_DONE = 0
 EXIT_USER_ERROR = 1
-EXIT_USAGE = 2
 EXIT_REQUIREMENT = 3
 EXIT_INTERRUPTED = 130
 

@@ -315,6 +315,7 @@ class EvaluationRequest(Section):
     """What ``evaluate`` is asked without a recipe: the data and the model."""
 
     seed: int = Field(default=0, ge=0)
+    task: str | None = None
     data: Data
     student: Student  # the model: under this name in a recipe too
 

@@ -1,8 +1,8 @@
 """The one cache rule: a result is reused if it was made from the same content, and its files are still whole.
 
 ``cache_key`` stands for all that a result depends on and nothing else: settings by value, files by their bytes,
-never by where they lie. ``mark_done`` writes the key and the files' digests beside the result; ``is_done`` compares both. Every
-stage, phase and cache of a run goes by these three.
+never by where they lie. ``mark_done`` writes the key and the files' digests beside the result; ``is_done`` compares
+both. Every stage, phase and cache of a run goes by these three.
 """
 
 import hashlib

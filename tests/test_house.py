@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "kdexport"
-STAGES = ("distill", "export", "bench", "report", "search")
+STAGES = ("distill", "export", "bench", "report")
 # Each layer may import itself and what stands below it.
 LAYERS = (
     ("cli", "__main__", "__init__"),

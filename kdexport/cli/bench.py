@@ -346,7 +346,8 @@ def _dataset(recipe: "Recipe | None", data: str | None, console: Console) -> Any
     with progress.task("data"):
         from kdexport.data.datasets import cache_folder, load_data
 
-        return load_data(chosen, recipe.seed if recipe else 0, cache_folder(chosen), progress)
+        seed, task = (0, None) if recipe is None else (recipe.seed, recipe.task)
+        return load_data(chosen, seed, cache_folder(chosen), progress, task=task)
 
 
 def _failed(result: "BenchResult") -> Exception:

@@ -71,7 +71,7 @@ def evaluate(
         from kdexport.tasks.doubts import doubt_of
 
         spec, cache = request.student, cache_folder(request.data)
-        dataset = load_fitted_data(request.data, (spec,), request.seed, cache, console.progress)
+        dataset = load_fitted_data(request.data, (spec,), request.seed, cache, console.progress, task=request.task)
         predictor = load_predictor(spec, dataset)
         for note in (*dataset.notes, *predictor.notes):
             console.progress.say(note)

@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ from kdexport.models.preprocessing import Preprocessing, of_images
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Data
 from kdexport.references import Reference, parse
+from kdexport.tasks import task_named, task_of
 
 SHOWN = 12
 
@@ -57,7 +58,12 @@ SOURCES: dict[str, DataSource] = {
 
 
 def load_data(
-    data: Data, seed: int, cache: Path, progress: Progress | None = None, needed: PicturesNeeded | None = None
+    data: Data,
+    seed: int,
+    cache: Path,
+    progress: Progress | None = None,
+    needed: PicturesNeeded | None = None,
+    task: str | None = None,
 ) -> Dataset:
     """Load the data of a recipe.
 
@@ -67,6 +73,7 @@ def load_data(
         cache: Folder for decoded samples.
         progress: Where long reading shows.
         needed: How large the networks need pictures.
+        task: What the data are for; None: read off the targets.
 
     Raises:
         SourceError: There is no such data, or it cannot be learned from: one class only, labels out of range, NaN.
@@ -74,7 +81,7 @@ def load_data(
     """
     kind, reading = _kind(data.source), Reading(cache, progress or SILENT, needed or PicturesNeeded())
     _check_keys(data, kind)
-    source = SOURCES[kind].load(data, reading)
+    source = _for_task(SOURCES[kind].load(data, reading), task, data.source)
     _check(source, data.source)
     unlabelled, notes = source.unlabelled, source.notes
     if data.unlabelled is not None:
@@ -155,17 +162,32 @@ def _unlabelled(data: Data, source: Source, reading: Reading) -> tuple[Split, st
     return Split((stored.images,)), stored.note
 
 
+def _for_task(source: Source, task: str | None, name: str) -> Source:
+    """Return the source with its splits marked as a task's: the one that is asked for, else the one that fits."""
+    if source.train.labels is None:
+        raise SourceError(f"{name}: the train samples have no labels", hint="give a label for each sample")
+    targets = np.asarray(source.train.labels)
+    found = task_of(targets) if task is None else task_named(task)
+    if not found.fits(targets):
+        raise SourceError(
+            f"{name}: targets of shape {list(targets.shape)} and type {targets.dtype} are not those of {found.name}",
+            hint=f"take task out of the recipe, or set it to {task_of(targets).name}",
+        )
+
+    def of_task(split: Split | None) -> Split | None:
+        return None if split is None else replace(split, given_task=found)
+
+    train = replace(source.train, given_task=found)
+    return replace(source, train=train, val=of_task(source.val), test=of_task(source.test))
+
+
 def _check(source: Source, name: str) -> None:
     for split_name, split in _splits(source):
         if split.labels is None:
             raise SourceError(f"{name}: the {split_name} samples have no labels", hint="give a label for each sample")
         _check_inputs(split, f"{name}: {split_name}")
         split.task.check_targets(np.asarray(split.labels), source.class_names, f"{name}: {split_name}")
-    labels = np.asarray(source.train.labels)
-    if labels.ndim == 1 and len(np.unique(labels)) < 2:
-        raise SourceError(
-            f"{name}: the training samples are all of one class", hint="give samples of at least two classes"
-        )
+    source.train.task.check_training(np.asarray(source.train.labels), name)
 
 
 def _splits(source: Source) -> Iterator[tuple[str, Split]]:

@@ -123,8 +123,10 @@ class Dataset:
             )
         unknown = np.full(len(self.unlabelled), UNLABELLED, dtype=np.int64)
         inputs = zip(self.train.inputs, self.unlabelled.inputs, strict=True)
-        return Split(
-            tuple(joined(own, more) for own, more in inputs), np.concatenate([np.asarray(self.train.labels), unknown])
+        return replace(
+            self.train,
+            inputs=tuple(joined(own, more) for own, more in inputs),
+            labels=np.concatenate([np.asarray(self.train.labels), unknown]),
         )
 
 

@@ -72,18 +72,17 @@ def split_folders(names: Sequence[str], where: str) -> dict[str, str]:
     return found
 
 
-def stratified(labels: NDArray[Any], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide sample indices into two, each class in the same share.
+def stratified(groups: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide sample indices into two, each group in the same share.
 
     Args:
-        labels: int ``[samples]``, or ``[samples, classes]``: then equal rows count as one class.
+        groups: ``[samples]``, as ``Task.groups`` gives them: the class of each sample.
         fraction: Share that is taken.
         seed: Of the choice.
 
     Returns:
-        Indices of the rest and of what was taken, each ascending. Of a class with two samples or more, both get some.
+        Indices of the rest and of what was taken, each ascending. Of a group with two samples or more, both get some.
     """
-    groups = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     generator = np.random.default_rng(seed)
     taken = np.zeros(len(groups), dtype=bool)
     for group in np.unique(groups):
@@ -125,7 +124,7 @@ def balanced_order(labels: NDArray[Any], generator: np.random.Generator) -> NDAr
 
 
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    rest, taken = stratified(np.asarray(split.labels), fraction, seed)
+    rest, taken = stratified(split.task.groups(np.asarray(split.labels)), fraction, seed)
     if len(taken) < LEAST and len(rest) > LEAST:  # of classes with a sample each
         more = np.random.default_rng(seed).permutation(rest)[: LEAST - len(taken)]
         rest, taken = np.setdiff1d(rest, more), np.union1d(taken, more)

@@ -34,7 +34,7 @@ def load_run_data(
         class_names: The classes in the order that the run has settled on; None asks the networks for theirs.
     """
     networks: tuple[Spec, ...] = (recipe.teacher, *recipe.teacher.also, recipe.student)
-    return load_fitted_data(recipe.data, networks, recipe.seed, cache, progress, class_names)
+    return load_fitted_data(recipe.data, networks, recipe.seed, cache, progress, class_names, recipe.task)
 
 
 def load_fitted_data(
@@ -44,13 +44,14 @@ def load_fitted_data(
     cache: Path,
     progress: Progress | None = None,
     class_names: Sequence[str] | None = None,
+    task: str | None = None,
 ) -> Dataset:
     """Load data for some networks; the first that carries class names gives their order.
 
     Raises:
         SourceError: As ``load_data``; or a network's classes are others than the data's.
     """
-    dataset = load_data(data, seed, cache, progress, _pictures_needed(networks))
+    dataset = load_data(data, seed, cache, progress, _pictures_needed(networks), task)
     if class_names is not None:
         dataset = in_order(dataset, order_of(class_names, dataset.class_names, "the run").outputs)
     else:

@@ -55,6 +55,14 @@ class Task(ABC):
             SourceError: They are not, with what to change.
         """
 
+    @abstractmethod
+    def check_training(self, targets: Array, name: str) -> None:
+        """Hold that a network can learn something from the training split's targets, all of them legal.
+
+        Raises:
+            SourceError: It cannot: one class only, one value only.
+        """
+
     def check_outputs(self, shape: Sequence[int], samples: int, names: Sequence[str], who: str) -> None:
         """Hold that a network's output has the shape that the targets ask for: ``[batch, len(names)]``.
 

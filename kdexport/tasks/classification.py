@@ -42,6 +42,13 @@ class Classification(Task):
                 hint=f"labels count from 0 to {len(names) - 1}",
             )
 
+    def check_training(self, targets: Array, name: str) -> None:
+        """Hold that there are two classes or more."""
+        if len(np.unique(targets)) < 2:
+            raise SourceError(
+                f"{name}: the training samples are all of one class", hint="give samples of at least two classes"
+            )
+
     def label_loss(
         self, outputs: "Tensor", targets: "Tensor", *, smoothing: float = 0.0, labelled: "Tensor | None" = None
     ) -> "Tensor":

@@ -42,6 +42,11 @@ class MultiLabel(Task):
                 hint="several labels a sample are a table of 0 and 1, a column per class",
             )
 
+    def check_training(self, targets: Array, name: str) -> None:
+        """Hold that some sample has a label."""
+        if not targets.any():
+            raise SourceError(f"{name}: no training sample has a label", hint="give samples of at least one class")
+
     def label_loss(
         self,
         outputs: "Tensor",
