@@ -12,6 +12,7 @@ from typing import Any
 from kdexport import __version__
 from kdexport.report import figures, scores
 from kdexport.report.markdown import answer, device_table, escape
+from kdexport.report.next_steps import snippet
 from kdexport.report.tables import quantized
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison
 from kdexport.results import ModelFile, Report
@@ -33,7 +34,7 @@ def card(report: Report) -> str | None:
         "## Intended use",
         *_intended_use(model),
         "## How to use",
-        *_snippet(report, model),
+        *_snippet(model),
         "## Training data",
         *_training_data(report, model),
         "## How it was made",
@@ -133,27 +134,8 @@ def _intended_use(model: ModelFile) -> list[str]:
     ]
 
 
-def _snippet(report: Report, model: ModelFile) -> list[str]:
-    if not model.inputs:
-        return ["With ONNX Runtime; what its inputs are called is not recorded with these measurements."]
-    lines = ["```python", "import numpy as np", "import onnxruntime", ""]
-    lines.append(f"session = onnxruntime.InferenceSession({json.dumps(PurePosixPath(model.file).name)})")
-    feeds = []
-    baked = _recipe(report, "export").get("bake_preprocessing", True)
-    for index, (name, shape) in enumerate(model.inputs.items()):
-        sizes = [axis if isinstance(axis, int) else 1 for axis in shape]
-        image = len(shape) == 4 and baked
-        kind = "np.uint8" if image else "np.float32"
-        comment = "  # raw pixels, 0 to 255" if image else ""
-        lines.append(f"x{index} = np.zeros({sizes}, {kind}){comment}")
-        feeds.append(f"{json.dumps(name)}: x{index}")
-    lines.append(f"(logits,) = session.run(None, {{{', '.join(feeds)}}})")
-    names = [score.name for score in model.evaluation.per_class] if model.evaluation else []
-    if 0 < len(names) <= MOST_NAMED:
-        lines += [f"classes = {json.dumps(names)}", "print(classes[logits[0].argmax()])"]
-    else:
-        lines.append("print(logits[0].argmax())")
-    return ["\n".join([*lines, "```"])]
+def _snippet(model: ModelFile) -> list[str]:
+    return [f"With ONNX Runtime, beside `{_code(PurePosixPath(model.file).name)}`:", f"```python\n{snippet(model)}```"]
 
 
 def _training_data(report: Report, model: ModelFile) -> list[str]:

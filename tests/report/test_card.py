@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -36,12 +37,44 @@ def test_its_words(build) -> None:
     assert "Weakest on the class" in text
 
 
-def test_its_snippet_is_python(build) -> None:
-    text = card(report([build.bench()]))
+def tiny_file(path: Path, inputs: dict[str, tuple[int, list]], outputs: int = 1) -> None:
+    """Write a file with inputs of any type and shape, each output the first input's values as float."""
+    from onnx import TensorProto, helper, save
+
+    given = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
+    first, (_, shape) = next(iter(inputs.items()))
+    names = [f"out{index}" for index in range(outputs)]
+    nodes = [helper.make_node("Cast", [first], [name], to=TensorProto.FLOAT) for name in names]
+    # Every input takes part: one of a wrong type or shape is refused by the runtime.
+    nodes += [helper.make_node("Shape", [name], [f"{name}_shape"]) for name in inputs]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+    results += [helper.make_tensor_value_info(f"{name}_shape", TensorProto.INT64, [None]) for name in inputs]
+    graph = helper.make_graph(nodes, "tiny", given, results)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ({"input": (2, ["batch", 8, 8, 1])}, 1),  # uint8 pictures
+        ({"input": (1, ["batch", 3, 8, 8])}, 1),  # float pictures
+        ({"input": (10, [1, 3, 8, 8])}, 1),  # half
+        ({"input_ids": (7, ["batch", "length"]), "attention_mask": (7, ["batch", "length"])}, 1),
+        ({"flags": (9, ["batch", 4]), "dose": (11, ["batch"])}, 3),  # bool and double, as with top_k several outputs
+    ],
+    ids=["uint8", "float", "half", "ids", "others"],
+)
+def test_its_code_runs_as_printed(build, tmp_path, monkeypatch, capsys, inputs, outputs: int) -> None:
+    pytest.importorskip("onnxruntime")
+    bench = build.bench()
+    text = card(report([bench]))
     snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    compile(snippet, "snippet", "exec")
-    assert 'session.run(None, {"input": x0})' in snippet
-    assert "np.zeros([1, 8, 8, 1], np.uint8)" in snippet
+    tiny_file(tmp_path / "student.onnx", inputs, outputs)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "card.md", "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == outputs + len(inputs)
+    assert printed[0].startswith("out0 float32 (1, ")
 
 
 def test_no_card_where_nothing_is_to_ship(build) -> None:

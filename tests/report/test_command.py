@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -235,3 +237,17 @@ def test_no_file_given_is_a_usage_error() -> None:
 def test_a_folder_that_cannot_be_written_to(bench_json, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where the folder would be")
     assert "could not be written" in refused(bench_json(), "--out", tmp_path / "taken")
+
+
+def test_a_finished_run_is_reported_without_the_heavy_libraries(bench_json) -> None:
+    code = """
+import sys
+from kdexport.cli import app
+app(["report", sys.argv[1], "-q"], standalone_mode=False)
+heavy = {"torch", "torchvision", "sklearn", "onnxruntime", "transformers"}
+print("loaded:", sorted({name.partition(".")[0] for name in sys.modules} & heavy))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bench_json().parent)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded: []"
