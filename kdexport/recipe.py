@@ -311,6 +311,23 @@ class Recipe(Section):
         )
 
 
+class StandaloneExport(Section):
+    """What ``export`` is asked without a recipe: the form of the file, and the data where there are some."""
+
+    data: Data | None = None
+    preprocessing: PreprocessingSpec = PreprocessingSpec()
+    export: Export = Export()
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any]) -> Self:
+        """Validate settings as ``Recipe.parse`` does.
+
+        Raises:
+            RecipeError: Not valid; every fault is listed.
+        """
+        return _validated(cls, document, Path(), (), "what the flags say")
+
+
 class EvaluationRequest(Section):
     """What ``evaluate`` is asked without a recipe: the data and the model."""
 

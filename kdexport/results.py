@@ -139,7 +139,7 @@ class Parity:
     """PyTorch (fp32, eval) against ONNX Runtime on the CPU."""
 
     max_abs: float
-    max_rel: float  # max |onnx - torch| / max |torch|, over each output as a whole
+    max_rel: float  # max |onnx - torch| / max |torch|, over each output; a channel of small values by its own
     samples: int
     tolerance: float  # on max_rel
     passed: bool
@@ -147,6 +147,9 @@ class Parity:
     argmax_agreement: float | None = None
     batch_sizes: tuple[int, ...] = ()
     reference: str = "torch"  # or "fp32-onnx" for a quantized file
+    hard_samples: int = 0  # all zero, all equal, the extremes of the value range, beside ``samples``
+    other_sizes: int = 0  # batches in which a dynamic axis has another size than in the data
+    constant_outputs: tuple[int, ...] = ()  # that are the same for every sample, of several
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Any
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.references import Reference
 
+OWN = Path(__file__).parent  # the package: what fails in it is not the user's line
+
 
 def load_object(reference: Reference) -> Any:
     """Return what a ``file`` or ``module`` reference names.
@@ -42,10 +44,10 @@ def call(reference: Reference, function: Callable[..., Any], arguments: Mapping[
             return function(**arguments)
     except SourceError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise SourceError(
-            f"{reference}({shown}) raises {type(error).__name__}: {error}{_place(error)}",
+            f"{reference}({shown}) raises {type(error).__name__}: {error}{place(error)}",
             hint="fix the code, or the args in the recipe; --verbose shows the traceback",
         ) from error
 
@@ -98,10 +100,10 @@ def _from_file(path: Path) -> ModuleType:
             specification.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception | SystemExit):
             raise
         raise SourceError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}{_place(error)}",
+            f"{path} cannot be imported: {type(error).__name__}: {error}{place(error)}",
             hint="fix the file, or install what it imports; --verbose shows the traceback",
         ) from error
     return module
@@ -111,28 +113,35 @@ def _from_package(reference: Reference) -> ModuleType:
     try:
         with _importable(reference):
             return importlib.import_module(reference.target)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SourceError(
-            f"the module {reference.target} cannot be imported: {type(error).__name__}: {error}{_place(error)}",
+            f"the module {reference.target} cannot be imported: {type(error).__name__}: {error}{place(error)}",
             hint="install its package into this environment, or give a file as path/to/file.py:Name",
         ) from error
 
 
 @contextmanager
 def _importable(reference: Reference) -> Iterator[None]:
-    """Let the user's code import its neighbours: a file's own folder, or the working directory for a module."""
+    """Let the user's code import its neighbours: a file's own folder, or the working directory for a module.
+
+    Code that parses arguments gets none: the command line is kdexport's.
+    """
     folder = str(Path(reference.target).resolve().parent) if reference.kind == "file" else str(Path.cwd())
     sys.path.insert(0, folder)
+    arguments, sys.argv = sys.argv, [reference.target]
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.argv = arguments
+        if folder in sys.path:  # the code may have changed it
+            sys.path.remove(folder)
 
 
-def _place(error: BaseException) -> str:
-    """Return where the error came from, outside of kdexport."""
+def place(error: BaseException) -> str:
+    """Return where an error came from: the user's own line where there is one, else a library's."""
     if isinstance(error, SyntaxError):
         return ""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) != Path(__file__)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if OWN not in Path(frame.filename).parents]
     frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,13 @@ def export(
     input_shape: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SHAPE", rich_help_panel=SOURCE, help="Without the batch: 3,224,224 or ids:128:int64; repeatable."
+            metavar="SHAPE",
+            rich_help_panel=SOURCE,
+            help="[NAME:]SIZES[:TYPE[<LIMIT]], one for each input of forward. Sizes leave the batch out: 3,224,224; "
+            "none for one number a sample: timestep::int64; the word batch where it is not first: h:2,batch,64. NAME "
+            "is a parameter of forward, which the input is passed to; without names they are passed in order. TYPE is "
+            "float32 by default, or float16, float64, int64, int32, int8, uint8, bool; ids are drawn below LIMIT: "
+            "ids:128:int64<30000.",
         ),
     ] = None,
     data: Annotated[
@@ -60,13 +67,22 @@ def export(
     ] = None,
     dynamic: Annotated[
         list[str] | None,
-        typer.Option(metavar="INPUT:AXIS=NAME", rich_help_panel=FORM, help="More dynamic axes; repeatable."),
+        typer.Option(
+            metavar="INPUT:AXIS=NAME",
+            rich_help_panel=FORM,
+            help="More dynamic axes, counted from 0, the batch: input:2=height. Each is proved at two other sizes.",
+        ),
     ] = None,
     static: Annotated[
         bool, typer.Option("--static", rich_help_panel=FORM, help="No dynamic axis: batches of 1.")
     ] = False,
     output_name: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", rich_help_panel=FORM, help="In their order; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=FORM,
+            help="Names of the outputs, in their order; of a network that returns a dict, the entries to export.",
+        ),
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option(metavar="X", rich_help_panel=FORM, help="Relative, of the parity proof.")
@@ -119,7 +135,7 @@ def export(
     A run's own files are brought up to date in its directory; a bare
     reference gives a file of its own.
     """
-    settings = {
+    settings: dict[str, object] = {
         "opset": opset,
         "quantize": tuple(quantize) if quantize else None,
         "bake_preprocessing": bake_preprocessing,
@@ -134,23 +150,22 @@ def export(
         "max_accuracy_drop": max_accuracy_drop,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    bare = {
-        "out": out,
-        "weights": weights,
-        "arg": arg,
-        "input-shape": input_shape,
-        "data": data,
-        "seed": seed,
-        "dynamic": dynamic,
-        "static": static or None,
-        "output-name": output_name,
-        "size": size,
-        "resize": resize,
-        "mean": mean,
-        "std": std,
-        "force": force or None,
-    }
-    bare = {name: value for name, value in bare.items() if value is not None}
+    own = _OfAReference(
+        out=out,
+        weights=weights,
+        arg=tuple(arg or ()),
+        input_shape=tuple(input_shape or ()),
+        data=data,
+        seed=seed,
+        dynamic=tuple(dynamic or ()),
+        static=static,
+        output_name=tuple(output_name or ()),
+        size=size,
+        resize=resize,
+        mean=mean,
+        std=std,
+        force=force,
+    )
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         if describe is not None:
             _describe(console, describe)
@@ -170,21 +185,48 @@ def export(
                 )
             settings.setdefault("opset", wanted.opset)
         if Path(model).is_dir():
-            _run(console, Path(model), settings, bare, ort=ort)
+            _run(console, Path(model), settings, own, ort=ort)
         else:
-            _bare(console, model, settings, bare, ort=ort)
+            _bare(console, model, settings, own, ort=ort)
 
 
-def _run(console: Console, root: Path, settings: dict[str, Any], bare: dict[str, Any], *, ort: bool) -> None:
+@dataclass(frozen=True)
+class _OfAReference:
+    """The flags that are for a bare model reference alone, as they were typed."""
+
+    out: Path | None
+    weights: str | None
+    arg: tuple[str, ...]
+    input_shape: tuple[str, ...]
+    data: str | None
+    seed: int | None
+    dynamic: tuple[str, ...]
+    static: bool
+    output_name: tuple[str, ...]
+    size: str | None
+    resize: str | None
+    mean: str | None
+    std: str | None
+    force: bool
+
+    @property
+    def given(self) -> list[str]:
+        """The names of those that were typed."""
+        return [
+            item.name.replace("_", "-") for item in fields(self) if getattr(self, item.name) not in (None, (), False)
+        ]
+
+
+def _run(console: Console, root: Path, settings: dict[str, object], own: _OfAReference, *, ort: bool) -> None:
     """Bring a run's files up to date with the settings."""
     from kdexport import artifacts
     from kdexport.artifacts import RunDirectory
     from kdexport.recipe import Recipe
     from kdexport.results import DistillResult, from_json
 
-    if bare:
+    if own.given:
         raise KDExportError(
-            f"--{next(iter(bare))} is for a bare model reference; {root} is a run, whose recipe says that",
+            f"--{own.given[0]} is for a bare model reference; {root} is a run, whose recipe says that",
             hint="leave it out, or change the recipe and run it",
         )
     directory = RunDirectory(root)
@@ -196,8 +238,9 @@ def _run(console: Console, root: Path, settings: dict[str, Any], bare: dict[str,
         )
     document.pop("key", None)
     asked = Recipe.load(directory.recipe)
-    if "quantize" in settings:  # more variants, beside those that the run has
-        settings["quantize"] = tuple(dict.fromkeys([*asked.export.quantize, *settings["quantize"]]))
+    quantize = settings.get("quantize")
+    if isinstance(quantize, tuple):  # more variants, beside those that the run has
+        settings["quantize"] = tuple(dict.fromkeys([*asked.export.quantize, *quantize]))
     recipe = Recipe.load(directory.recipe, [f"export.{name}={_toml(value)}" for name, value in settings.items()])
     with directory.lock():
         from kdexport.export.stage import export as run_export
@@ -207,75 +250,68 @@ def _run(console: Console, root: Path, settings: dict[str, Any], bare: dict[str,
         _finish(console, result, root, ort=ort, again=f"kdexport bench {root}")
 
 
-def _bare(console: Console, reference: str, settings: dict[str, Any], given: dict[str, Any], *, ort: bool) -> None:
+def _bare(console: Console, reference: str, settings: dict[str, object], own: _OfAReference, *, ort: bool) -> None:
     """Export a model by reference."""
     from kdexport import references
-    from kdexport.recipe import PRETRAINED, Recipe
+    from kdexport.recipe import PRETRAINED, StandaloneExport
 
-    spoken = references.parse(reference)
+    parsed = references.parse(reference)
     if reference.endswith(".onnx"):
         raise KDExportError(
             f"{reference} is ONNX already",
             hint=f"kdexport export --describe {reference}, or kdexport bench {reference}",
         )
     pixels = {
-        "size": _pair(given.get("size")),
-        "resize": given.get("resize"),
-        "mean": _numbers("mean", given.get("mean")),
-        "std": _numbers("std", given.get("std")),
+        "size": _pair(own.size),
+        "resize": own.resize,
+        "mean": _numbers("mean", own.mean),
+        "std": _numbers("std", own.std),
     }
     pixels = {name: value for name, value in pixels.items() if value is not None}
-    # A recipe of what was said, so that the flags are held to the recipe's rules and faults are told in its words.
-    said = Recipe.parse(
-        {
-            "name": "export",
-            "data": {"source": given.get("data", "digits")},
-            "teacher": {"model": reference},
-            "student": {"model": reference, "preprocessing": pixels},
-            "export": {"quantize": (), **settings},
-        },
-        base=Path.cwd(),
-        origin="what the flags say",
-    )
-    asked = said.export
+    data = {} if own.data is None else {"data": {"source": own.data}}
+    checked = StandaloneExport.parse({**data, "preprocessing": pixels, "export": {"quantize": (), **settings}})
+    asked = checked.export
 
     from kdexport.export import standalone
+    from kdexport.export.input_shape import parse_shape
     from kdexport.export.target import Form
     from kdexport.onnx import versions
 
-    wants_images = bool(pixels) or asked.any_image_size or "data" in given
-    static, weights = given.get("static", False), given.get("weights")
+    wants_images = bool(pixels) or asked.any_image_size or own.data is not None
+    bake = settings.get("bake_preprocessing", wants_images)
     form = Form(
         asked.opset,
         versions.ir_for(asked.opset),
         asked.parity_tolerance,
-        bake=settings.get("bake_preprocessing", wants_images),
+        bake=bool(bake),
         any_image_size=asked.any_image_size,
         softmax=asked.softmax,
         top_k=asked.top_k,
-        output_names=tuple(given["output-name"]) if "output-name" in given else None,
-        static=static,
+        output_names=own.output_name or None,
+        static=own.static,
     )
-    if static and given.get("dynamic"):
+    if own.static and own.dynamic:
         raise KDExportError("--static and --dynamic ask for opposite things", hint="leave one of them out")
     if form.any_image_size and not form.bake:
         raise KDExportError("--any-image-size needs the preprocessing in the graph", hint="add --bake-preprocessing")
+    weights = own.weights
     request = standalone.Request(
-        said.student.model,
-        given.get("out", Path(f"{spoken.name or Path(spoken.target).stem}.onnx")),
-        args=dict(_argument(text) for text in given.get("arg", ())),
+        references.absolute(reference, Path.cwd()),
+        own.out or Path(f"{parsed.name or Path(parsed.target).stem}.onnx"),
+        args=dict(_argument(text) for text in own.arg),
         weights=weights if weights in (None, PRETRAINED) else str(Path(weights).expanduser().resolve()),
-        inputs=tuple(standalone.parse_shape(text, number) for number, text in enumerate(given.get("input-shape", ()))),
-        data=said.data.source if "data" in given else None,
-        preprocessing=said.student.preprocessing,
+        inputs=tuple(parse_shape(text, number) for number, text in enumerate(own.input_shape)),
+        data=checked.data,
+        preprocessing=checked.preprocessing,
         quantize=asked.quantize,
         calibration=asked.calibration,
         calibration_samples=asked.calibration_samples,
         weight_bits=asked.weight_bits,
         max_accuracy_drop=asked.max_accuracy_drop,
-        dynamic=tuple(given.get("dynamic", ())),
-        force=given.get("force", False),
-        seed=given.get("seed", 0),
+        dynamic=own.dynamic,
+        ort=ort,
+        force=own.force,
+        seed=own.seed or 0,
         license=asked.license,
     )
     result = standalone.export(request, form, console.progress)
@@ -289,13 +325,10 @@ def _finish(console: Console, result: "ExportResult", folder: Path, *, ort: bool
         from kdexport.onnx import files
 
         result = dataclasses.replace(result, models=tuple(files.noted(model, folder) for model in result.models))
-    pass
-
     console.result(result, table(result, again))
 
 
 def _describe(console: Console, path: Path) -> None:
-    pass
     from kdexport.onnx.describe import describe
 
     found = describe(path)

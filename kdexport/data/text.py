@@ -234,6 +234,6 @@ def _tokenizer(text: str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(reference.target)
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(
-            f"the tokenizer {text} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"the tokenizer {text} cannot be loaded: {(str(error).strip().splitlines() or [type(error).__name__])[0]}",
             hint="check the name; offline, give hf:DIR with its tokenizer.json",
         ) from error

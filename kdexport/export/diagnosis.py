@@ -22,7 +22,7 @@ def first_difference(exported: Exported, example: tuple[Tensor, ...], fed: Array
 
     Args:
         exported: The network as translated; its graph may have grown a front and a back since.
-        example: Inputs as the network takes them.
+        example: Inputs as the network takes them, in the order of the graph's.
         fed: The same as the graph takes them.
         tolerance: On max |onnx - torch| / max |torch| of a layer's output.
     """

@@ -13,13 +13,16 @@ OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 NODE = re.compile(r"Error when translating node %(\w+)")
 
 
-def explain(error: BaseException, network: nn.Module, example: tuple[Tensor, ...], heard: str) -> KDExportError:
+def explain(
+    error: BaseException, network: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], heard: str
+) -> KDExportError:
     """Return what to tell the user of an error of ``torch.onnx.export``.
 
     Args:
         error: What it raised, with its causes.
         network: What was to be exported.
-        example: Its inputs.
+        args: Its inputs, by position.
+        kwargs: The same, by name.
         heard: What was printed and logged meanwhile.
     """
     name = type(network).__name__
@@ -27,7 +30,7 @@ def explain(error: BaseException, network: nn.Module, example: tuple[Tensor, ...
     operator = OPERATOR.search(text)
     if operator:
         node = NODE.search(text)
-        where = _module_of(node[1], network, example) if node else None
+        where = _module_of(node[1], network, args, kwargs) if node else None
         return KDExportError(
             f"{name} cannot be exported: ONNX has no {operator[1]}" + (f", which {where} uses" if where else ""),
             hint="write that part of its forward with other operators, or try a higher --opset",
@@ -42,11 +45,9 @@ def explain(error: BaseException, network: nn.Module, example: tuple[Tensor, ...
             f"{name} cannot be exported with dynamic axes: {_violated(text)}",
             hint="take the fixed size out of its forward, or export with --static",
         )
-    lines = [line for line in text.splitlines() if line.strip()]
-    shown = next((line for line in reversed(list(_messages(error))) if line.strip()), lines[0] if lines else "")
+    shown = next((line for line in reversed(_messages(error)) if line.strip()), type(error).__name__)
     return KDExportError(
-        f"{name} cannot be exported to ONNX: {shown.strip().splitlines()[0] if shown else type(error).__name__}"
-        f"{_place(text)}",
+        f"{name} cannot be exported to ONNX: {shown.strip().splitlines()[0]}{_place(text)}",
         hint="--verbose shows torch's whole account" + (f"; it said: {heard}" if heard else ""),
     )
 
@@ -75,9 +76,9 @@ def _violated(text: str) -> str:
     return max(told, key=lambda line: "specialized" in line) if told else "a size is fixed in its forward"
 
 
-def _module_of(node_name: str, network: nn.Module, example: tuple[Tensor, ...]) -> str | None:
+def _module_of(node_name: str, network: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> str | None:
     """Return the module that an operator belongs to, as ``blocks.1 (SelfAttention)``."""
-    program = torch.export.export(network, example, strict=False).run_decompositions()
+    program = torch.export.export(network, args, kwargs, strict=False).run_decompositions()
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack")
         if node.name == node_name and stack:

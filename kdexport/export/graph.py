@@ -55,6 +55,11 @@ def prepend(model: ir.Model, preprocessing: Preprocessing, *, channels: int, siz
     graph.place()
 
 
+# Before the names of nodes and constants that are kdexport's own. No module's can begin so: each name on the path to a
+# module has a character at least, and none of them a dot.
+OWN = ".kdexport/"
+
+
 class _Front:
     """Nodes that will stand before all others."""
 
@@ -63,7 +68,7 @@ class _Front:
         self._nodes: list[ir.Node] = []
 
     def add(self, operator: str, *inputs: ir.Value | None, **attributes: str | int | float | Sequence[int]) -> ir.Value:
-        name = f"preprocessing/{operator}"
+        name = f"{OWN}preprocessing/{operator}"
         same = sum(node.op_type == operator for node in self._nodes)
         node = ir.node(operator, list(inputs), attributes, name=name if not same else f"{name}_{same + 1}")
         node.outputs[0].name = f"{node.name}_output"
@@ -71,7 +76,9 @@ class _Front:
         return node.outputs[0]
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        value = ir.Value(name=f"preprocessing.{name}", const_value=ir.tensor(array, name=f"preprocessing.{name}"))
+        value = ir.Value(
+            name=f"{OWN}preprocessing/{name}", const_value=ir.tensor(array, name=f"{OWN}preprocessing/{name}")
+        )
         self._graph.register_initializer(value)
         return value
 
@@ -186,7 +193,7 @@ def reference(logits: np.ndarray, *, softmax: bool, top_k: int, labels: tuple[st
 def _node(
     model: ir.Model, operator: str, inputs: list[ir.Value], outputs: int = 1, **attributes: str | int | Sequence[int]
 ) -> list[ir.Value]:
-    node = ir.node(operator, inputs, attributes, num_outputs=outputs, name=f"output/{operator}")
+    node = ir.node(operator, inputs, attributes, num_outputs=outputs, name=f"{OWN}output/{operator}")
     for number, value in enumerate(node.outputs):
         value.name = f"{node.name}_{number}"
     model.graph.append(node)
@@ -194,7 +201,7 @@ def _node(
 
 
 def _constant(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(name=f"output.{name}", const_value=tensor)
+    value = ir.Value(name=f"{OWN}output/{name}", const_value=tensor)
     tensor.name = value.name
     model.graph.register_initializer(value)
     return value

@@ -1,20 +1,27 @@
 """One network becomes one fp32 file: exported, dressed, written under a temporary name, proved, renamed."""
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdexport.errors import KDExportError
-from kdexport.export import graph, parity
+from kdexport.export import consistency, graph, hard_samples, parity
+from kdexport.export.arguments import keys_of, parameters_of, unwrapped
 from kdexport.export.diagnosis import first_difference
-from kdexport.export.target import ExportTarget, Form
+from kdexport.export.target import HALF, ExportTarget, Form, tensors_of
 from kdexport.export.to_onnx import Exported, to_onnx
 from kdexport.onnx import files, metadata
-from kdexport.onnx.sessions import Arrays, OnnxSession
+from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
 from kdexport.results import ModelFile, Parity
+from kdexport.user_code import place
+
+ROUNDINGS = 4  # of a half-precision network's own type: what its proof allows
+OTHER_SIZES = 2  # at which each dynamic axis is proved, besides the one in the data
 
 
 def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = None) -> ModelFile:
@@ -28,10 +35,16 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
 
     Raises:
         ParityError: The file differs from the network; nothing is left under ``path``.
-        KDExportError: The network does not take the inputs, or cannot be exported.
+        KDExportError: The network does not take the inputs, is random or depends on the batch, or cannot be exported.
     """
+    subject = dataclasses.replace(subject, network=unwrapped(subject.network))
+    form = dataclasses.replace(form, tolerance=max(form.tolerance, ROUNDINGS * _epsilon(subject)))
     example = _example(subject, form)
+    names = form.output_names or ()
+    names = _checked_names(subject, names, _run(subject, example))
+    form = dataclasses.replace(form, output_names=names)
     exported = _export(subject, form, example)
+    consistency.check(subject, static=form.static)
     baked = form.bake and subject.preprocessing.kind == "image"
     if baked:
         raw = subject.samples[0]
@@ -43,7 +56,7 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
         metadata.entries(
             key=key,
             precision="fp32",
-            opset=form.opset,
+            opset=exported.model.opset_imports[""],
             labels=subject.class_names,
             preprocessing=subject.preprocessing,
             baked=baked,
@@ -70,7 +83,7 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
                 macs=subject.macs,
                 parity=proof,
                 operators_before=exported.operators_before,
-                notes=() if subject.samples_are == "real" else ("proved on random inputs: no data were given",),
+                notes=_notes(subject, form, proof),
             )
         )
 
@@ -78,22 +91,56 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
     return proofs[0]
 
 
+def _epsilon(subject: ExportTarget) -> float:
+    """Return the rounding error of the network's own type, where that is coarser than float32; else 0."""
+    kind = subject.lowest_precision
+    return torch.finfo(kind).eps if kind in HALF else 0.0
+
+
+def _notes(subject: ExportTarget, form: Form, proof: Parity) -> tuple[str, ...]:
+    notes = [*subject.notes]
+    if subject.samples_are != "real":
+        notes.append("proved on random inputs: no data were given")
+    if subject.lowest_precision in HALF:
+        kind = str(subject.lowest_precision).removeprefix("torch.")
+        notes.append(f"the network computes in {kind}: proved to {form.tolerance:.1g}, some roundings of that type")
+    for number in proof.constant_outputs:
+        name = (
+            form.output_names[number] if form.output_names and number < len(form.output_names) else f"output {number}"
+        )
+        notes.append(f"{name} is the same for every sample")
+    return tuple(notes)
+
+
 def _example(subject: ExportTarget, form: Form) -> tuple[Tensor, ...]:
     """Return two samples (one where nothing is dynamic) as the network takes them."""
     count = 1 if form.static else 2
-    return subject.preprocessing.apply(tuple(np.ascontiguousarray(array[:count]) for array in subject.samples))
+    return subject.tensors(tuple(array[:count] for array in subject.samples))
+
+
+def _axes(subject: ExportTarget, form: Form, example: tuple[Tensor, ...]) -> tuple[dict[int, str], ...]:
+    """Return the dynamic axes of each input, as the network takes it."""
+    if form.static:
+        return tuple({} for _ in example)
+    if form.dynamic is not None:
+        return form.dynamic
+    text = subject.preprocessing.kind == "tokens"
+    first = subject.batch_axes or (0,) * len(example)
+    return tuple(
+        {axis: "batch", 1: "length"} if text and item.ndim > 1 else {axis: "batch"}
+        for item, axis in zip(example, first, strict=True)
+    )
 
 
 def _export(subject: ExportTarget, form: Form, example: tuple[Tensor, ...]) -> Exported:
-    names = form.output_names or _output_names(_run(subject, example))
-    dynamic = form.dynamic
-    if form.static:
-        dynamic = tuple({} for _ in example)
-    elif dynamic is None:
-        text = subject.preprocessing.kind == "tokens"
-        dynamic = tuple({0: "batch", 1: "length"} if text and item.ndim > 1 else {0: "batch"} for item in example)
     return to_onnx(
-        subject.network, example, input_names=subject.input_names, output_names=names, opset=form.opset, dynamic=dynamic
+        subject.network,
+        example,
+        input_names=subject.input_names,
+        output_names=form.output_names or (),
+        opset=form.opset,
+        dynamic=_axes(subject, form, example),
+        parameter_names=subject.parameter_names,
     )
 
 
@@ -102,55 +149,150 @@ def _run(subject: ExportTarget, example: tuple[Tensor, ...]) -> Any:
     name = type(subject.network).__name__
     try:
         with torch.no_grad():
-            return subject.network(*example)
+            return subject.call(example)
+    except KDExportError:
+        raise
     except Exception as error:  # the user's own code may raise anything
         shapes = ", ".join(f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}" for item in example)
-        said = str(error).strip().splitlines() or [type(error).__name__]
         raise KDExportError(
-            f"{name} does not take inputs of shape {shapes}: {said[0]}",
-            hint="give the shape of one sample, without the batch, e.g. --input-shape 3,224,224",
+            f"{name} does not take inputs of shape {shapes}: {first_line(error)}{place(error)}",
+            hint="give the shape of one sample, without the batch: --input-shape 3,224,224, t::int64 for one number a "
+            "sample, h:2,batch,64 where the batch is not the first axis"
+            + (f"; its forward takes {', '.join(takes)}" if (takes := parameters_of(subject.network)) else ""),
         ) from error
 
 
-def _output_names(output: Any) -> tuple[str, ...]:
-    if isinstance(output, Tensor):
-        return ("logits",)
-    if isinstance(output, tuple | list) and all(isinstance(item, Tensor) for item in output):
-        return tuple(f"output_{number}" for number in range(len(output)))
-    kind = type(output).__name__
-    keys = f" with {', '.join(map(str, output))}" if isinstance(output, dict) else ""
-    raise KDExportError(
-        f"the network returns a {kind}{keys}; ONNX outputs are tensors in a fixed order",
-        hint="wrap it in a class whose forward returns the tensor (or a tuple of tensors) to export, "
-        "and give that as file.py:Name",
-    )
+def _checked_names(subject: ExportTarget, requested: tuple[str, ...], output: Any) -> tuple[str, ...]:
+    """Return a name for each output.
+
+    Raises:
+        KDExportError: The network gives no tensors, or the names requested are too few, too many or not unique.
+    """
+    tensors = tensors_of(output)
+    if not tensors:
+        kind = type(output).__name__
+        fields = keys_of(output)
+        keys = f" with {', '.join(fields)}" if fields else ""
+        raise KDExportError(
+            f"the network returns a {kind}{keys}; ONNX outputs are tensors in a fixed order",
+            hint=(f"choose among them with --output-name, e.g. --output-name {fields[0]}, or " if fields else "")
+            + "wrap it in a class whose forward returns the tensor (or a tuple of tensors) to export, "
+            "and give that as file.py:Name",
+        )
+    default = ("logits",) if isinstance(output, Tensor) else tuple(f"output_{k}" for k in range(len(tensors)))
+    names = requested or default
+    if len(names) != len(tensors):
+        raise KDExportError(
+            f"{len(names)} output names ({', '.join(names)}) are given, and the network has {len(tensors)} outputs",
+            hint="give --output-name once for each output, in their order, or leave it out",
+        )
+    both = [*subject.input_names, *names]
+    twice = sorted({name for name in both if both.count(name) > 1})
+    if twice:
+        raise KDExportError(
+            f"two inputs or outputs are called {', '.join(twice)}; each needs a name of its own",
+            hint="give other names with --output-name, or NAME:SHAPE in --input-shape",
+        )
+    return names
 
 
 def _prove(subject: ExportTarget, form: Form, file: Path, shown_as: str, *, baked: bool) -> Parity:
     session = OnnxSession(file)
     dressed = form.softmax or form.top_k
 
-    def torch_model(inputs: Arrays) -> Arrays:
+    def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
         with torch.no_grad():
-            output = subject.network(*subject.preprocessing.apply(inputs))
-        arrays = tuple(item.numpy() for item in (output if isinstance(output, tuple | list) else (output,)))
+            arrays = tuple(as_numpy(item) for item in tensors_of(subject.call(inputs, network)) or ())
         if not dressed:
             return arrays
         first = graph.reference(arrays[0], softmax=form.softmax, top_k=form.top_k, labels=subject.class_names)
         return (first[0], *arrays[1:], *first[1:])
 
+    def torch_model(inputs: Arrays) -> Arrays:
+        return outputs(subject.network, subject.tensors(inputs))
+
+    doubled: list[nn.Module] = []
+
+    def precise(inputs: Arrays) -> Arrays:
+        if not doubled:
+            doubled.append(copy.deepcopy(subject.network).double())
+        tensors = subject.tensors(inputs)
+        return outputs(doubled[0], tuple(item.double() if item.is_floating_point() else item for item in tensors))
+
     def onnx_model(inputs: Arrays) -> Arrays:
         return session(inputs if baked else numpy_inputs(subject, inputs))
 
-    sizes = (1,) if form.static else parity.BATCH_SIZES
     return parity.compare(
-        torch_model, onnx_model, subject.samples, tolerance=form.tolerance, batch_sizes=sizes, subject=shown_as
+        torch_model,
+        onnx_model,
+        subject.samples,
+        tolerance=form.tolerance,
+        batch_sizes=(1,) if form.static else parity.BATCH_SIZES,
+        subject=shown_as,
+        hard=hard_samples.hard(subject.samples, subject.input_names),
+        resized=_resized(subject, form, torch_model),
+        precise=precise,
     )
+
+
+def _resized(subject: ExportTarget, form: Form, run: parity.Predict) -> list[Arrays]:
+    """Return batches of two samples in which each dynamic axis but the batch has two other sizes.
+
+    Raises:
+        KDExportError: The network itself takes no other size.
+    """
+    samples = tuple(np.ascontiguousarray(array[:2]) for array in subject.samples)
+    found: list[Arrays] = []
+    for name, places in _other_axes(subject, form).items():
+        size = samples[places[0][0]].shape[places[0][1]]
+        taken, refused = 0, ""
+        for other in hard_samples.other_sizes(size):
+            batch = list(samples)
+            for number, axis in places:
+                batch[number] = hard_samples.with_size(batch[number], axis, other)
+            try:
+                run(tuple(batch))
+            except Exception as error:  # noqa: BLE001 the user's own code may raise anything at a size it does not take
+                refused = first_line(error)
+                continue
+            found.append(tuple(batch))
+            taken += 1
+            if taken == OTHER_SIZES:
+                break
+        if not taken:
+            raise KDExportError(
+                f"{name} is to be dynamic, and the network takes no size of it but {size}: {refused}",
+                hint="leave that axis fixed, or fix the size in its forward",
+            )
+    return found
+
+
+def _other_axes(subject: ExportTarget, form: Form) -> dict[str, list[tuple[int, int]]]:
+    """Return the dynamic axes other than the batch by name: which input's, and which axis of its raw samples."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    if form.bake and subject.preprocessing.kind == "image":
+        if form.any_image_size:
+            places = {"height": [(0, 1)], "width": [(0, 2)]}
+        return places
+    if form.static or form.dynamic is None:  # text is cut at its longest sample: its batches have many lengths
+        return places
+    for number, axes in enumerate(form.dynamic):
+        batch = subject.batch_axes[number] if subject.batch_axes else 0
+        for axis, name in axes.items():
+            if axis != batch:
+                places.setdefault(name, []).append((number, axis if axis > batch else axis + 1))
+    return places
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as an array; bfloat16, which numpy lacks, as float32."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def numpy_inputs(subject: ExportTarget, inputs: Arrays) -> Arrays:
     """Return raw inputs as a file without preprocessing takes them."""
-    return tuple(tensor.numpy() for tensor in subject.preprocessing.apply(inputs))
+    return tuple(tensor.numpy() for tensor in subject.tensors(inputs))
 
 
 def _where(exported: Exported, subject: ExportTarget, form: Form, *, baked: bool) -> str | None:
@@ -158,6 +300,6 @@ def _where(exported: Exported, subject: ExportTarget, form: Form, *, baked: bool
     if files.weight_bytes(exported.model) > files.SINGLE_FILE_BYTES:
         return None
     example = _example(subject, form)
-    raw = tuple(np.ascontiguousarray(array[: len(example[0])]) for array in subject.samples)
+    raw = tuple(np.ascontiguousarray(array[: 1 if form.static else 2]) for array in subject.samples)
     fed = raw if baked else tuple(item.numpy() for item in example)
     return first_difference(exported, example, fed, form.tolerance)

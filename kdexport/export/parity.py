@@ -1,10 +1,15 @@
-"""The proof: an ONNX file computes what its reference computes, on real samples, at several batch sizes.
+"""The proof: an ONNX file computes what its reference computes, on real samples and hard ones, at several sizes.
 
 A comparison proves something only if it could have failed. Where a model answers every sample alike, a file that
 ignored its input would pass too: such a comparison is vacuous and fails.
+
+An output is judged as a whole, and each channel whose values are far smaller by its own size: class scores beside
+boxes in pixels. Where PyTorch's own rounding is as large as a difference, found by running it in float64, the
+difference says nothing of the file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,8 @@ from kdexport.results import Parity
 BATCH_SIZES = (1, 2, 7, 64)  # the last one for the bulk of the samples
 SAMPLES = 256
 
-# Share of samples whose best class may have another name: ties that rounding decides.
+# Share of samples whose best class may have another name, and of elements of an integer output that may differ: ties
+# that rounding decides.
 MISNAMED = 0.01
 
 # Outputs must vary by this many tolerances from sample to sample, or a constant answer would nearly pass. The wide
@@ -25,7 +31,22 @@ MISNAMED = 0.01
 VACUOUS_TOLERANCES = 10.0
 WIDEST_TOLERANCE = 1e-3
 
+SMALLER = 10.0  # a channel whose values are smaller than the output's by this factor is judged by its own
+SMALLEST = 1e-5  # of the output's largest value: what a channel's values count as at least
+CHANNELS = 4096  # an axis that is longer holds no channels
+
+ROUNDING = 10.0  # times PyTorch's own rounding error: what another order of summation may add
+
+FIXED_BATCH = "the network's forward, or a .pt2's capture, fixes the batch size; fix that, or export with --static"
+OTHER_SIZE = "inputs of shape"  # begins what is said of a batch at another size of a dynamic axis
+FIXED_SIZE = (
+    "forward takes the size in the data for a constant (adaptive pooling, int(x.shape[2]), a table of fixed length): "
+    "leave that axis fixed, or compute it from x.shape with operators that take any size"
+)
+LARGEST_HINT = 1e-2  # a tolerance beyond this would hide a wrong file: it is never suggested
+
 Predict = Callable[[Arrays], Arrays]
+Values = NDArray[np.float64]
 
 
 def compare(
@@ -37,6 +58,9 @@ def compare(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     against: str = "torch",
     subject: str = "the exported file",
+    hard: Arrays = (),
+    resized: Sequence[Arrays] = (),
+    precise: Predict | None = None,
 ) -> Parity:
     """Compare every output of two models over all samples.
 
@@ -46,47 +70,57 @@ def compare(
         reference: Maps a batch of every input to every output.
         candidate: The same, by ONNX Runtime.
         inputs: One array per input, first axis samples.
-        tolerance: On max |candidate - reference| / max |reference|, over each output as a whole.
+        tolerance: On max |candidate - reference| / max |reference|, over each output as a whole, and over each channel
+            whose largest value is less than a tenth of the output's.
         batch_sizes: Each is used once, then the last one until the samples are used up.
         against: What the reference is: ``"torch"`` or ``"fp32-onnx"``.
         subject: Names the candidate in an error.
+        hard: More samples, as ``inputs``: all zero, all equal, the extremes of the value range.
+        resized: Batches in which a dynamic axis has another size.
+        precise: The reference in float64; asked where the file differs, for how much is rounding of the reference's
+            own. On real samples that excuses single channels alone, never an output as a whole.
 
     Raises:
-        ParityError: The outputs differ in number or shape, are not finite, or the comparison is vacuous. A difference
-            beyond the tolerance raises nothing: it is in the result.
+        ParityError: The outputs differ in number or shape, or in what is finite, or the comparison is vacuous. A
+            difference beyond the tolerance raises nothing: it is in the result.
     """
     other = "the PyTorch model" if against == "torch" else "the fp32 file"
-    expected, actual = [], []
-    for batch in batches(inputs, batch_sizes):
-        expected.append(_run(reference, batch, other))
-        actual.append(_run(candidate, batch, subject))
-        _check_shapes(expected[-1], actual[-1], subject)
-    joined = [
-        (np.concatenate(e), np.concatenate(a))
-        for e, a in zip(zip(*expected, strict=True), zip(*actual, strict=True), strict=True)
+    both = _Both(reference, candidate, precise, subject, other)
+    real = both.run(batches(inputs, batch_sizes), "real samples")
+    _check_names(real, subject)
+    constant = _check_meaning(real, tolerance, subject, other)
+    groups = [(real, False)]
+    if hard:
+        groups.append(
+            (both.run(batches(hard, batch_sizes[-1:]), "hard samples: all zero, all equal, the extremes"), True)
+        )
+    groups += [
+        (both.run([batch], f"{OTHER_SIZE} {_shapes([array.shape for array in batch])}"), True) for batch in resized
     ]
-    pairs = [(e.astype(np.float64), a.astype(np.float64)) for e, a in joined if e.dtype != object]
-    _check_names([pair for pair in joined if pair[0].dtype == object], subject)
-    _check_meaning(pairs, tolerance, subject, other)
-    differences = [float(np.abs(e - a).max()) for e, a in pairs]
-    relative = [d / float(np.abs(e).max()) for d, (e, _) in zip(differences, pairs, strict=True)]
+    found = [both.difference(pairs, tolerance, excuse=excuse) for pairs, excuse in groups]
+    joined = [_joined(real, k) for k in real[0].numeric]
+    floats = [arrays for arrays in joined if arrays[0].dtype.kind == "f" and arrays[0].ndim > 1]
+    max_rel = max(relative for _, relative in found)
     return Parity(
-        max_abs=max(differences),
-        max_rel=max(relative),
+        max_abs=max(absolute for absolute, _ in found),
+        max_rel=max_rel,
         samples=len(inputs[0]),
         tolerance=tolerance,
-        passed=max(relative) <= tolerance,
-        cosine=min(_cosine(e, a) for e, a in pairs),
-        argmax_agreement=_argmax_agreement(*pairs[0]),
-        batch_sizes=tuple(sorted({len(batch[0]) for batch in expected})),
+        passed=max_rel <= tolerance,
+        cosine=min((_cosine(e, a) for e, a in joined), default=None),
+        argmax_agreement=_argmax_agreement(*floats[0]) if floats else None,
+        batch_sizes=tuple(sorted({pair.size for pair in real})),
         reference=against,
+        hard_samples=len(hard[0]) if hard else 0,
+        other_sizes=len(resized),
+        constant_outputs=constant,
     )
 
 
 def batches(inputs: Arrays, sizes: Sequence[int]) -> Iterator[Arrays]:
     """Cut samples into batches of each size in turn, then of the last size."""
     start, position = 0, 0
-    while start < len(inputs[0]):
+    while inputs and start < len(inputs[0]):
         size = sizes[min(position, len(sizes) - 1)]
         yield tuple(array[start : start + size] for array in inputs)
         start, position = start + size, position + 1
@@ -130,7 +164,10 @@ def demand(parity: Parity, subject: str, where: str | None = None) -> None:
             f"{subject} differs from the PyTorch model by {parity.max_rel:.2g} relative ({parity.max_abs:.2g} "
             f"absolute) over {parity.samples} samples; {parity.tolerance:g} is allowed"
             + (f"; {where}" if where else ""),
-            hint=f"export.parity_tolerance = {_next_power(parity.max_rel):g} would pass, if that much is harmless",
+            hint=f"export.parity_tolerance = {_next_power(parity.max_rel):g} would pass, if that much is harmless"
+            if parity.max_rel <= LARGEST_HINT
+            else "no tolerance should hide that much: write the part of forward that differs in another way, or try "
+            "another --opset",
         )
 
 
@@ -140,28 +177,220 @@ def _next_power(value: float) -> float:
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= value))
 
 
-def _run(model: Predict, batch: Arrays, subject: str) -> Arrays:
+@dataclass(frozen=True)
+class _Pair:
+    """Both models' outputs for one batch."""
+
+    inputs: Arrays
+    expected: Arrays
+    actual: Arrays
+
+    @property
+    def size(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def numeric(self) -> list[int]:
+        """Which outputs hold numbers; the others hold names."""
+        return [k for k, array in enumerate(self.expected) if array.dtype != object]
+
+
+@dataclass(frozen=True)
+class _Both:
+    """Two models, run side by side."""
+
+    reference: Predict
+    candidate: Predict
+    precise: Predict | None
+    subject: str
+    other: str
+
+    def run(self, several: Iterable[Arrays], what: str) -> list[_Pair]:
+        pairs = []
+        for batch in several:
+            expected = tuple(np.asarray(array) for array in _run(self.reference, batch, self.other, what))
+            actual = tuple(np.asarray(array) for array in _run(self.candidate, batch, self.subject, what))
+            _check_shapes(expected, actual, self.subject, what)
+            pairs.append(_Pair(batch, expected, actual))
+        self._check_finite(pairs, what)
+        return pairs
+
+    def difference(self, pairs: list[_Pair], tolerance: float, *, excuse: bool) -> tuple[float, float]:
+        """Return the largest absolute and the largest relative difference.
+
+        Args:
+            pairs: Batches; values are judged by the largest among them.
+            tolerance: Beyond it, the reference's own rounding is looked at.
+            excuse: Whether that excuses an output as a whole, too.
+        """
+        absolute, relative = 0.0, 0.0
+        for k in pairs[0].numeric:
+            expected, differences = (
+                [_finite(pair.expected[k]) for pair in pairs],
+                [_difference(pair, k) for pair in pairs],
+            )
+            if pairs[0].expected[k].dtype.kind != "f":
+                share = float(np.mean([(item != 0).mean() for item in differences]))
+                relative = max(relative, share if share > MISNAMED else 0.0)
+                continue
+            absolute = max(absolute, *(float(item.max(initial=0.0)) for item in differences))
+            found = _relative(expected, differences)
+            if found > tolerance:
+                rounding = self._rounding(pairs, k)
+                if rounding is not None:
+                    excused = (
+                        [_less(d, r) for d, r in zip(differences, rounding, strict=True)] if excuse else differences
+                    )
+                    found = _relative(expected, excused, rounding)
+            relative = max(relative, found)
+        return absolute, relative
+
+    def _rounding(self, pairs: list[_Pair], k: int) -> list[Values] | None:
+        """Return how far the reference is from its own result in float64; None where it cannot be run so."""
+        if self.precise is None:
+            return None
+        try:
+            exact = [np.asarray(self.precise(pair.inputs)[k]) for pair in pairs]
+            return [np.abs(_finite(pair.expected[k]) - _finite(item)) for pair, item in zip(pairs, exact, strict=True)]
+        except Exception:  # noqa: BLE001 user code that names float32 fails in float64, each in a way of its own
+            return None
+
+    def _check_finite(self, pairs: list[_Pair], what: str) -> None:
+        """Hold that both models give NaN and infinity in the same places, if at all."""
+        for k in pairs[0].numeric if pairs else ():
+            for pair in pairs:
+                expected, actual = pair.expected[k].astype(np.float64), pair.actual[k].astype(np.float64)
+                here, there = np.isfinite(expected), np.isfinite(actual)
+                if (here & ~there).any():
+                    raise ParityError(
+                        f"{self.subject} gives values that are not finite on {what}, where {self.other} gives numbers",
+                        hint="leave this form of the file out; its arithmetic overflows where the original's does not"
+                        if self.other != "the PyTorch model"
+                        else "a division, a logarithm or a root loses its guard there: clamp its argument in forward, "
+                        "e.g. x / norm.clamp(min=1e-8)",
+                    )
+                if (there & ~here).any() or not np.array_equal(expected[~here], actual[~here], equal_nan=True):
+                    raise ParityError(
+                        f"{self.other} gives values that are not finite on {what}, and {self.subject} gives others",
+                        hint="keep forward's values finite there, e.g. clamp what is divided by; both must agree",
+                    )
+            if what == "real samples" and not any(
+                np.isfinite(pair.expected[k].astype(np.float64)).any() for pair in pairs
+            ):
+                raise ParityError(
+                    f"{self.other} gives values that are not finite on real samples: nothing can be proved",
+                    hint="look at the weights: a training that diverged leaves NaN behind",
+                )
+
+
+def _finite(array: np.ndarray) -> Values:
+    """Return an array in float64, its NaN and infinities as 0: they are compared by place."""
+    return np.nan_to_num(array.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _difference(pair: _Pair, k: int) -> Values:
+    return np.abs(_finite(pair.expected[k]) - _finite(pair.actual[k]))
+
+
+def _less(difference: Values, rounding: Values) -> Values:
+    """Return what of a difference rounding does not account for, sample by sample."""
+    per_sample = rounding
+    if rounding.ndim:
+        per_sample = rounding.max(axis=tuple(range(1, rounding.ndim)), keepdims=True, initial=0.0)
+    return np.maximum(difference - ROUNDING * per_sample, 0.0)
+
+
+def _relative(expected: list[Values], differences: list[Values], rounding: list[Values] | None = None) -> float:
+    """Return the largest difference of one output, relative to its largest value, or to a small channel's own.
+
+    Args:
+        expected: The reference's values, a batch each.
+        differences: Beside them, absolute.
+        rounding: The reference's own error, which excuses single channels.
+    """
+    largest = max(float(np.abs(item).max(initial=0.0)) for item in expected)
+    worst = max(float(item.max(initial=0.0)) for item in differences)
+    if largest == 0:
+        return worst
+    found = [worst / largest]
+    shapes = {item.shape for item in expected}
+    ndim = expected[0].ndim
+    for axis in {1, ndim - 1} - {0} if ndim > 1 else ():
+        sizes = {shape[axis] for shape in shapes}
+        if len(sizes) != 1 or not 2 <= min(sizes) <= CHANNELS:
+            continue
+        size = _per_channel([np.abs(item) for item in expected], axis)
+        off = _per_channel(differences, axis)
+        if rounding is not None:
+            off = np.maximum(off - ROUNDING * _per_channel(rounding, axis), 0.0)
+        small = size < largest / SMALLER
+        if small.any():
+            found.append(float((off[small] / np.maximum(size[small], SMALLEST * largest)).max()))
+    return max(found)
+
+
+def _per_channel(arrays: list[Values], axis: int) -> Values:
+    """Return the largest value of each channel over some batches."""
+    largest: Values = np.stack(
+        [np.moveaxis(item, axis, 0).reshape(item.shape[axis], -1).max(axis=1, initial=0.0) for item in arrays]
+    ).max(0)
+    return largest
+
+
+def _sample_axis(pairs: list[_Pair], k: int) -> int | None:
+    """Return the one axis of an output that is as long as each batch; None for none, or several."""
+    first = pairs[0].expected[k].ndim
+    axes = [axis for axis in range(first) if all(pair.expected[k].shape[axis] == pair.size for pair in pairs)]
+    if len({pair.size for pair in pairs}) == 1:  # any axis of that length would do
+        return axes[0] if axes else None
+    return axes[0] if len(axes) == 1 else None
+
+
+def _joined(pairs: list[_Pair], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an output's values over all batches, samples first; flat where no axis is the samples'."""
+    axis = _sample_axis(pairs, k)
+    sides = [pair.expected[k] for pair in pairs], [pair.actual[k] for pair in pairs]
+    if axis is None:
+        expected, actual = (np.concatenate([array.ravel() for array in side]) for side in sides)
+    else:
+        expected, actual = (np.concatenate([np.moveaxis(array, axis, 0) for array in side]) for side in sides)
+    return expected, actual
+
+
+def _run(model: Predict, batch: Arrays, subject: str, what: str) -> Arrays:
     try:
         return model(batch)
     except Exception as error:  # ONNX Runtime's errors have no common class, and the user's code may raise anything
-        raise ParityError(
-            f"{subject} cannot be run with a batch of {len(batch[0])}: {first_line(error)}",
-            hint="the network's forward, or a .pt2's capture, fixes the batch size; fix that, or export with --static",
-        ) from error
+        if what.startswith(OTHER_SIZE):
+            raise ParityError(f"{subject} cannot be run with {what}: {first_line(error)}", hint=FIXED_SIZE) from error
+        raise cannot_run(subject, len(batch[0]), error) from error
 
 
-def _check_shapes(expected: Arrays, actual: Arrays, subject: str) -> None:
+def cannot_run(subject: str, batch: int, error: Exception) -> ParityError:
+    """Return what to tell of a model that does not take a batch of some size."""
+    return ParityError(
+        f"{subject} cannot be run with a batch of {batch}: {first_line(error)}",
+        hint=f"{FIXED_BATCH}; where the batch is not the first axis of an input, say so: --input-shape h:2,batch,64",
+    )
+
+
+def _check_shapes(expected: Arrays, actual: Arrays, subject: str, what: str) -> None:
     here, there = [e.shape for e in expected], [a.shape for a in actual]
     if here != there:
+        other_size = what.startswith(OTHER_SIZE)
         raise ParityError(
-            f"{subject} gives outputs of shape {_shapes(there)} where the PyTorch model gives {_shapes(here)}",
-            hint="the network's shapes depend on the batch size; fix that in its forward, or export with --static",
+            f"{subject} gives outputs of shape {_shapes(there)} where the PyTorch model gives {_shapes(here)}"
+            + (f", for {what}" if other_size else ""),
+            hint=FIXED_SIZE
+            if other_size
+            else "the network's shapes depend on the batch size; fix that in its forward, or export with --static",
         )
 
 
-def _check_names(pairs: Sequence[tuple[np.ndarray, np.ndarray]], subject: str) -> None:
+def _check_names(pairs: list[_Pair], subject: str) -> None:
     """Hold that the best class has the same name; further down the list near ties may change places."""
-    for expected, actual in pairs:
+    for k in set(range(len(pairs[0].expected))) - set(pairs[0].numeric):
+        expected, actual = _joined(pairs, k)
         wrong = int((expected[:, 0] != actual[:, 0]).sum())
         if wrong > MISNAMED * len(expected):
             raise ParityError(
@@ -174,35 +403,46 @@ def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes)
 
 
-def _check_meaning(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tolerance: float, subject: str, other: str) -> None:
-    for expected, actual in pairs:
-        for values, which in ((expected, other), (actual, subject)):
-            if not np.isfinite(values).all():
-                raise ParityError(
-                    f"{which} gives values that are not finite on real samples: nothing can be proved",
-                    hint="look at the weights: a training that diverged leaves NaN behind"
-                    if which == other
-                    else "leave this form of the file out; its arithmetic overflows where the original's does not",
-                )
-        largest = float(np.abs(expected).max())
-        spread = float(np.ptp(expected, axis=0).max())
-        if len(expected) < 2 or spread <= VACUOUS_TOLERANCES * min(tolerance, WIDEST_TOLERANCE) * largest:
-            raise ParityError(
-                f"parity of {subject} would prove nothing: {other} answers all {len(expected)} samples "
-                f"alike (outputs vary by {spread:.2g}, the largest is {largest:.2g})",
-                hint="give it trained weights; networks fresh from initialization often answer all zeros",
-            )
+def _check_meaning(pairs: list[_Pair], tolerance: float, subject: str, other: str) -> tuple[int, ...]:
+    """Hold that the outputs vary from sample to sample, and return which of several do not."""
+    constant, spreads, largest = [], [0.0], [0.0]
+    samples = sum(pair.size for pair in pairs)
+    for k in pairs[0].numeric:
+        axis = _sample_axis(pairs, k)
+        if (
+            axis is None
+            and len(pairs[0].expected[k].shape)
+            and pairs[0].expected[k].shape == pairs[-1].expected[k].shape
+        ):
+            by_sample = np.stack([_finite(pair.expected[k]) for pair in pairs])  # alike in shape whatever the batch
+        elif axis is None and pairs[0].expected[k].ndim:  # [batch, batch]: within the largest batch
+            by_sample = _finite(max(pairs, key=lambda pair: pair.size).expected[k])
+        elif axis is None:
+            by_sample = np.stack([_finite(pair.expected[k]) for pair in pairs])
+        else:
+            by_sample = _finite(_joined(pairs, k)[0])
+        large = float(np.abs(by_sample).max(initial=0.0))
+        spread = float(np.ptp(by_sample, axis=0).max(initial=0.0)) if len(by_sample) else 0.0
+        spreads.append(spread)
+        largest.append(large)
+        if len(by_sample) < 2 or spread <= VACUOUS_TOLERANCES * min(tolerance, WIDEST_TOLERANCE) * large:
+            constant.append(k)
+    if len(constant) == len(pairs[0].numeric):
+        raise ParityError(
+            f"parity of {subject} would prove nothing: {other} answers all {samples} samples alike "
+            f"(outputs vary by {max(spreads):.2g}, the largest is {max(largest):.2g})",
+            hint="give it trained weights; networks fresh from initialization often answer all zeros",
+        )
+    return tuple(constant)
 
 
 def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
     """Return the smallest cosine between a sample's outputs; samples of all zeros are left out."""
-    e, a = expected.reshape(len(expected), -1), actual.reshape(len(actual), -1)
+    e, a = _finite(expected).reshape(len(expected), -1), _finite(actual).reshape(len(actual), -1)
     norms = np.linalg.norm(e, axis=1) * np.linalg.norm(a, axis=1)
     nonzero = norms > 0
     return float(((e * a).sum(axis=1)[nonzero] / norms[nonzero]).min()) if nonzero.any() else 0.0
 
 
-def _argmax_agreement(expected: np.ndarray, actual: np.ndarray) -> float | None:
-    if expected.ndim < 2:
-        return None
+def _argmax_agreement(expected: np.ndarray, actual: np.ndarray) -> float:
     return float((expected.argmax(axis=-1) == actual.argmax(axis=-1)).mean())

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from kdexport.errors import KDExportError
 from kdexport.export.diagnosis import intermediate_outputs, value_names
+from kdexport.export.graph import OWN
 from kdexport.export.quiet import quiet, tail
 from kdexport.onnx.sessions import Arrays, first_line
 
@@ -216,7 +217,7 @@ def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def dressing(model: onnx.ModelProto) -> list[str]:
     """Return the nodes that are not the network's: preprocessing before it, softmax and top-k behind it."""
-    return [node.name for node in model.graph.node if node.name.startswith(("preprocessing/", "output/"))]
+    return [node.name for node in model.graph.node if node.name.startswith(OWN)]
 
 
 def layers(model: onnx.ModelProto, operators: tuple[str, ...] = LAYERS) -> list[str]:

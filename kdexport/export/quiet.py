@@ -12,7 +12,12 @@ from typing import TextIO
 # Of no use to the user: they speak of torch's and onnxscript's own code.
 KNOWN_WARNINGS = (DeprecationWarning, FutureWarning)
 # Two inputs share their batch axis: that is what was asked for.
-KNOWN_MESSAGES = (r"# The axis name: \w+ will not be used",)
+KNOWN_MESSAGES = (
+    r"# The axis name: \w+ will not be used",
+    # torch's own recurrent layers, while they are captured
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor",
+    r"The tensor attributes? .*_flat_weights",
+)
 
 
 @contextlib.contextmanager

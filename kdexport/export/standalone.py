@@ -19,38 +19,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
-from kdexport.export import example, network_export, parity, variants
+from kdexport.export import arguments, example, network_export, parity, random_inputs, variants
+from kdexport.export.input_shape import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_fitted_data
 from kdexport.models.loading import inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
+from kdexport.onnx import files
 from kdexport.onnx.sessions import Arrays
 from kdexport.progress import Progress
 from kdexport.recipe import PRETRAINED, Data, PreprocessingSpec, Student
 from kdexport.references import parse
 from kdexport.results import ExportResult
-
-RANDOM_SAMPLES = 10  # batches of 1, 2 and 7
-SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<dims>\d+(?:[,x]\d+)*)(?::(?P<type>\w+))?")
-TYPES: dict[str, Any] = {
-    "float32": np.float32,
-    "int64": np.int64,
-    "int32": np.int32,
-    "uint8": np.uint8,
-    "bool": np.bool_,
-}
-LARGEST_TOKEN = 100  # of random integer inputs: any vocabulary has that many
-
-
-@dataclass(frozen=True)
-class InputShape:
-    """One input of a network, without the batch: ``[NAME:]3,224,224[:TYPE]``."""
-
-    name: str
-    dims: tuple[int, ...]
-    type: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -62,7 +44,7 @@ class Request:
     args: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None  # a path, or "pretrained"
     inputs: tuple[InputShape, ...] = ()
-    data: str | None = None
+    data: Data | None = None
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
     quantize: tuple[str, ...] = ()
     calibration: str = "auto"
@@ -70,31 +52,10 @@ class Request:
     weight_bits: int = 7
     max_accuracy_drop: float | None = None
     dynamic: tuple[str, ...] = ()  # NAME:AXIS=LABEL
+    ort: bool = False  # the ORT format is written, too
     force: bool = False
     seed: int = 0
     license: str | None = None
-
-
-def parse_shape(text: str, number: int) -> InputShape:
-    """Parse one ``--input-shape``.
-
-    Args:
-        text: ``3,224,224``, ``pixels:3x224x224`` or ``ids:128:int64``; the batch is left out.
-        number: Which input it is, counted from 0: names an input that has no name.
-
-    Raises:
-        KDExportError: It has another form.
-    """
-    match = SHAPE.fullmatch(text.strip())
-    if match is None or (match["type"] or "float32") not in TYPES:
-        raise KDExportError(
-            f"--input-shape {text!r} is no shape",
-            hint=f"e.g. 3,224,224 or ids:128:int64, without the batch; types: {', '.join(TYPES)}",
-        )
-    dims = tuple(int(part) for part in re.split("[,x]", match["dims"]))
-    return InputShape(
-        match["name"] or ("input" if number == 0 else f"input_{number}"), dims, match["type"] or "float32"
-    )
 
 
 def export(request: Request, form: Form, progress: Progress) -> ExportResult:
@@ -104,12 +65,16 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         ParityError: A file differs from its PyTorch model.
         KDExportError: A file is there already, the network cannot be had or exported, or int8 has no data.
     """
+    if request.out.is_dir():
+        raise KDExportError(
+            f"{request.out} is a folder", hint=f"give a file's name, e.g. --out {request.out / 'net.onnx'}"
+        )
     paths = {precision: _variant_path(request.out, precision) for precision in request.quantize}
-    _check(request, [request.out, *paths.values()])
+    _check(request, [made for path in (request.out, *paths.values()) for made in _made_with(path, ort=request.ort)])
     with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
         dataset = None
         if request.data is not None:
-            dataset = load_fitted_data(Data(source=request.data), (_spec(request),), request.seed, Path(cache))
+            dataset = load_fitted_data(request.data, (_spec(request),), request.seed, Path(cache))
         subject = _subject(request, form, dataset, progress)
         form = _with_axes(form, request, subject)
         progress.say(f"{request.reference} -> {request.out}")
@@ -121,15 +86,12 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
             )
             path = paths[precision]
             models.append(variants.write(request.out, models[0], wanted, path, material, progress, key=None))
-    example.write(request.out)
+    if example.write(request.out, force=request.force) is None:
+        progress.warn("there is an infer.py that kdexport did not write: it is left as it is; --force replaces it")
     return ExportResult(request.out.stem, tuple(models))
 
 
 def _check(request: Request, paths: list[Path]) -> None:
-    if request.out.is_dir():
-        raise KDExportError(
-            f"{request.out} is a folder", hint=f"give a file's name, e.g. --out {request.out / 'net.onnx'}"
-        )
     there = [str(path) for path in paths if path.exists()]
     if there and not request.force:
         raise KDExportError(f"there is a file already: {', '.join(there)}", hint="give --force to replace it, or --out")
@@ -151,6 +113,11 @@ def _variant_path(out: Path, precision: str) -> Path:
     return out.with_name(f"{out.stem}.{precision}{out.suffix}")
 
 
+def _made_with(path: Path, *, ort: bool) -> list[Path]:
+    """Return every file that writing a model puts in place, or removes."""
+    return [path, files.data_of(path), *(files.ort_files(path) if ort else ())]
+
+
 def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Progress) -> ExportTarget:
     if dataset is not None:
         spec = _spec(request)
@@ -162,25 +129,43 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
             progress.say(line)
         for line in model.warnings:
             progress.warn(line)
-        samples, kind = parity.samples_of(dataset.val.inputs, dataset.train.inputs), "real"
-        network, preprocessing, names = model.network, model.preprocessing, dataset.input_names
-        labels = dataset.class_names
+        names = dataset.input_names
+        by_name = len(names) > 1 and set(names) <= set(arguments.parameters_of(model.network))
+        target = ExportTarget(
+            request.out.stem,
+            model.network,
+            model.preprocessing,
+            names,
+            parity.samples_of(dataset.val.inputs, dataset.train.inputs),
+            class_names=dataset.class_names,
+            license=request.license,
+            parameter_names=names if by_name else None,
+        )
     else:
-        network = _network(request, progress)
-        preprocessing, samples = _random(request, form)
-        names, labels, kind = tuple(item.name for item in request.inputs), (), "random"
-    return ExportTarget(
+        target = _random_target(request, form, progress)
+    return dataclasses.replace(
+        target, parameters=sum(parameter.numel() for parameter in target.network.parameters()), macs=_macs(target)
+    )
+
+
+def _random_target(request: Request, form: Form, progress: Progress) -> ExportTarget:
+    network = _network(request, progress)
+    if form.output_names:
+        arguments.select_outputs(network, form.output_names)
+    names = tuple(item.name for item in request.inputs)
+    parameters = arguments.bind(network, names, named=any(item.named for item in request.inputs))
+    target = ExportTarget(
         request.out.stem,
         network,
-        preprocessing,
+        _preprocessing(request, form),
         names,
-        samples,
-        samples_are=kind,
-        class_names=labels,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        macs=_macs(network, preprocessing, samples),
+        (),
+        samples_are="random",
         license=request.license,
+        parameter_names=parameters,
+        batch_axes=tuple(item.batch_axis for item in request.inputs),
     )
+    return random_inputs.drawn(target, request.inputs, seed=request.seed, pixels=form.bake)
 
 
 def _spec(request: Request) -> Student:
@@ -202,55 +187,50 @@ def _network(request: Request, progress: Progress) -> nn.Module:
         fit_weights(network, pretrained_weights(request.reference, request.args), "the pretrained weights")
     elif request.weights is not None:
         load_weights(network, Path(request.weights))
-    return network.eval()
+    return arguments.unwrapped(network).eval()
 
 
-def _random(request: Request, form: Form) -> tuple[Preprocessing, Arrays]:
-    """Return the preprocessing, and random inputs of the given shapes; pixels where the file is to take images."""
-    generator = np.random.default_rng(request.seed)
-    first, *others = request.inputs
-    arrays = [_draw(generator, item) for item in others]
+def _preprocessing(request: Request, form: Form) -> Preprocessing:
+    """Return the preprocessing of a network that no data are given for."""
     if not form.bake:
         if request.preprocessing != PreprocessingSpec():
             raise KDExportError(
                 "mean, std, size and resize go into the graph, and the graph is to have no preprocessing",
                 hint="leave --no-bake-preprocessing out",
             )
-        return Preprocessing("none"), (_draw(generator, first), *arrays)
+        return Preprocessing("none")
+    first = request.inputs[0]
     if len(first.dims) != 3:
         raise KDExportError(
             f"preprocessing is for images, and {first.name} has the shape {list(first.dims)}",
             hint="leave --bake-preprocessing out, or give channels,height,width as --input-shape",
         )
-    channels, height, width = first.dims
-    pixels = generator.integers(0, 256, (RANDOM_SAMPLES, height, width, channels), dtype=np.uint8)
-    plain = Preprocessing("image", (height, width))
+    plain = Preprocessing("image", (first.dims[1], first.dims[2]))
     own = inferred_preprocessing(request.reference, request.args, request.weights, plain)
-    return with_spec(own or plain, request.preprocessing), (pixels, *arrays)
-
-
-def _draw(generator: np.random.Generator, item: InputShape) -> NDArray[Any]:
-    shape = (RANDOM_SAMPLES, *item.dims)
-    if item.type == "float32":
-        return generator.standard_normal(shape, dtype=np.float32)
-    high = {"uint8": 256, "bool": 2}.get(item.type, LARGEST_TOKEN)
-    return generator.integers(0, high, shape).astype(TYPES[item.type])
+    return with_spec(own or plain, request.preprocessing)
 
 
 def _with_axes(form: Form, request: Request, subject: ExportTarget) -> Form:
     """Return the form with the axes that ``--dynamic NAME:AXIS[=LABEL]`` adds to the batch."""
     if not request.dynamic:
         return form
-    axes = {name: {0: "batch"} for name in subject.input_names}
+    batch_axes = subject.batch_axes or (0,) * len(subject.input_names)
+    axes = {name: {axis: BATCH} for name, axis in zip(subject.input_names, batch_axes, strict=True)}
+    ranks = {name: array.ndim for name, array in zip(subject.input_names, subject.samples, strict=True)}
     for text in request.dynamic:
         match = re.fullmatch(r"(\w+):(\d+)(?:=([A-Za-z_]\w*))?", text)
-        if match is None or match[1] not in axes:
+        if match is None or match[1] not in axes or int(match[2]) >= ranks[match[1]]:
             raise KDExportError(
                 f"--dynamic {text!r} names no axis of an input",
                 hint=f"e.g. {subject.input_names[0]}:2=height, axes counted from 0, the batch; "
-                f"inputs: {', '.join(subject.input_names)}",
+                f"inputs: {', '.join(f'{name} with {rank} axes' for name, rank in ranks.items())}",
             )
-        axes[match[1]][int(match[2])] = match[3] or f"{match[1]}_{match[2]}"
+        label = match[3] or f"{match[1]}_{match[2]}"
+        if axes[match[1]].get(int(match[2])) == BATCH:  # one batch, whatever it is called
+            axes = {
+                name: {axis: label if old == BATCH else old for axis, old in of.items()} for name, of in axes.items()
+            }
+        axes[match[1]][int(match[2])] = label
     return dataclasses.replace(form, dynamic=tuple(axes[name] for name in subject.input_names))
 
 
@@ -276,12 +256,12 @@ def _material(request: Request, form: Form, subject: ExportTarget, dataset: Data
     return variants.CalibrationData(lambda: ready(subject.samples), calibration, validation)
 
 
-def _macs(network: nn.Module, preprocessing: Preprocessing, samples: Arrays) -> int | None:
+def _macs(target: ExportTarget) -> int | None:
     """Return the multiply-accumulates of one sample; None where the network cannot be run, which export will say."""
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            network(*preprocessing.apply(tuple(np.ascontiguousarray(array[:1]) for array in samples)))
+            target.call(target.tensors(tuple(array[:1] for array in target.samples)))
     except Exception:  # noqa: BLE001 the user's own code may raise anything, and is run again, with a message
         return None
     return counter.get_total_flops() // 2 or None

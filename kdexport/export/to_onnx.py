@@ -14,11 +14,15 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript import rewriter
+from onnxscript.rewriter import _pattern_ir as pattern_ir
 from torch import Tensor, nn
 
 from kdexport.errors import KDExportError
 from kdexport.export.faults import explain
+from kdexport.export.parity import FIXED_BATCH
 from kdexport.export.quiet import quiet, tail
+from kdexport.onnx import versions
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -40,44 +44,52 @@ def to_onnx(
     output_names: Sequence[str] = ("logits",),
     opset: int = 18,
     dynamic: Sequence[dict[int, str]] | None = None,
+    parameter_names: Sequence[str] | None = None,
 ) -> Exported:
     """Export a network, in eval mode, with the dynamo exporter.
 
     Args:
-        network: Called as ``network(*example)``.
-        example: One tensor per input, first axis the batch; the batch must not be 1, which torch.export would take
-            for a constant.
+        network: Called as ``network(*example)``, or by the names of ``forward``'s parameters.
+        example: One tensor per input; the batch must not be 1, which torch.export would take for a constant.
         input_names: A name for each input.
         output_names: A name for each output.
         opset: ONNX operator set version.
-        dynamic: For each input, the axes that may vary and their names; None makes the first axis of each ``batch``.
+        dynamic: For each input, the axes that may vary and their names, the batch first; None makes the first axis of
+            each ``batch``.
+        parameter_names: Of ``forward``, one per input; None passes the inputs by position.
 
     Raises:
-        KDExportError: The network cannot be captured or has an operator that ONNX lacks.
+        KDExportError: The network cannot be captured, has an operator that ONNX lacks, fixes an axis that is to be
+            dynamic, or cannot be written in this opset.
     """
     axes = [{0: "batch"} for _ in example] if dynamic is None else list(dynamic)
     names = sorted({name for spec in axes for name in spec.values()})
     dims = {name: torch.export.Dim(name) for name in names}
     shapes = tuple({axis: dims[name] for axis, name in spec.items()} or None for spec in axes)
+    args, kwargs = (example, {}) if parameter_names is None else ((), dict(zip(parameter_names, example, strict=True)))
     with quiet() as heard:
         try:
             program = torch.onnx.export(
                 network.eval(),
-                example,
+                args,
+                kwargs=kwargs,
                 dynamo=True,
                 verbose=False,
                 optimize=False,
                 opset_version=opset,
                 input_names=list(input_names),
                 output_names=list(output_names),
-                dynamic_shapes=_by_parameter(network, shapes),
+                dynamic_shapes=_by_parameter(network, shapes, parameter_names),
             )
         except Exception as error:
-            raise explain(error, network, example, tail(heard)) from error
+            raise explain(error, network, args, kwargs, tail(heard)) from error
         if program is None or program.exported_program is None:  # the types allow it; the dynamo exporter does not
             raise KDExportError("torch.onnx.export returned nothing", hint="update torch")
         before = operators(program.model)
+        _match_exactly()
         program.optimize()
+    _check_axes(program.model, axes, type(network).__name__)
+    _check_opset(program.model, opset)
     _tidy(program.model)
     return Exported(program.model, before, program.exported_program)
 
@@ -87,9 +99,51 @@ def operators(model: ir.Model) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common())
 
 
-def _by_parameter(network: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the shapes by the names of ``forward``'s parameters; ``*inputs`` gets a tuple."""
-    return dict(inspect.signature(network.forward).bind(*shapes).arguments)
+def _by_parameter(network: nn.Module, shapes: tuple[Any, ...], names: Sequence[str] | None) -> dict[str, Any]:
+    """Return the shapes by the names of ``forward``'s parameters; ``*inputs`` gets a tuple, ``**inputs`` a dict."""
+    signature = inspect.signature(network.forward)
+    bound = signature.bind(*shapes) if names is None else signature.bind(**dict(zip(names, shapes, strict=True)))
+    return dict(bound.arguments)
+
+
+def _match_exactly() -> None:
+    """Let the optimizer's rules take for 0 or 1 what is 0 or 1, and nothing near it.
+
+    onnxscript matches the constants of its patterns within 1e-8 absolute and 1e-5 relative: ``x + 0`` takes the
+    epsilon out of ``h / (norm + 1e-8)``, and a blank sample gives NaN; ``x * 1`` takes out a factor of 1.000001.
+    """
+    for rule in rewriter._DEFAULT_REWRITE_RULES:  # the library has no other way to its rules
+        for node in rule._target_pattern:
+            for value in node.inputs:
+                if isinstance(value, pattern_ir.Constant):
+                    value._rel_tol = value._abs_tol = 0.0
+
+
+def _check_axes(model: ir.Model, axes: list[dict[int, str]], network: str) -> None:
+    """Refuse a graph in which an axis that is to be dynamic has become a number."""
+    for value, wanted in zip(model.graph.inputs, axes, strict=True):
+        batch_axis = next(iter(wanted), None)
+        for axis, name in wanted.items():
+            size = value.shape[axis] if value.shape is not None else None
+            if isinstance(size, int):
+                raise KDExportError(
+                    f"axis {axis} of {value.name} is to be dynamic ({name}), and {network} fixes it at {size}",
+                    hint=FIXED_BATCH
+                    if axis == batch_axis
+                    else "its forward takes that size for a Python number, e.g. "
+                    "by int(x.shape[2]) or a table of fixed length: compute it from x.shape, or leave that axis fixed",
+                )
+
+
+def _check_opset(model: ir.Model, wanted: int) -> None:
+    """Refuse a graph that could not be converted to the opset asked for."""
+    version = model.opset_imports.get("")
+    if version != wanted:
+        raise KDExportError(
+            f"the network cannot be written in opset {wanted}: one of its operators ({', '.join(operators(model))}) "
+            f"has no conversion, and the file would be of opset {version}",
+            hint=f"give --opset {version}, for onnxruntime {versions.oldest_runtime(version or 0, 0, {})} and later",
+        )
 
 
 def _tidy(model: ir.Model) -> None:

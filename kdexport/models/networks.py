@@ -156,7 +156,7 @@ def check_output(network: nn.Module, inputs: tuple[Tensor, ...], num_classes: in
     except Exception as error:
         shapes = ", ".join(f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}" for item in inputs)
         raise SourceError(
-            f"the {role} does not take the data ({shapes}): {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"the {role} does not take the data ({shapes}): {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             hint="give its args or its preprocessing (size, mean, std) in the recipe, so that it fits the data",
         ) from error
     finally:

@@ -30,6 +30,7 @@ class Program(nn.Module):
             ) from error
         self.program = program.module()
         self._batch = _fixed_batch(program)
+        self.input_names = tuple(str(name) for name in program.graph_signature.user_inputs)
 
     def train(self, mode: bool = True) -> Self:
         """Change nothing: the graph has its mode built in."""

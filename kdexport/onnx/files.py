@@ -10,7 +10,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from kdexport import artifacts
 from kdexport.errors import KDExportError
@@ -73,13 +72,18 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(constant.nbytes for constant in constants if constant is not None)
 
 
+def ort_files(model: Path) -> tuple[Path, Path]:
+    """Return where the ORT form of a file and the list of its operators go."""
+    return model.with_suffix(".ort"), model.with_name(f"{model.stem}.required_operators.config")
+
+
 def write_ort(model: Path) -> tuple[Path, Path]:
     """Write ``NAME.ort`` and ``NAME.required_operators.config`` beside an ONNX file.
 
     Only optimizations that hold on every processor are baked in. The list has the form of onnxruntime's reduced
     builds: ``domain;opset;operators``.
     """
-    target, listed = model.with_suffix(".ort"), model.with_name(f"{model.stem}.required_operators.config")
+    target, listed = ort_files(model)
     artifacts.write_atomically(target, lambda temporary: _convert(model, temporary))
     with tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
         optimized = Path(folder) / "optimized.onnx"
@@ -96,6 +100,8 @@ def noted(model: ModelFile, folder: Path) -> ModelFile:
 
 
 def _convert(model: Path, target: Path) -> None:
+    import onnxruntime  # here: who only reads files does not wait for it
+
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(target)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -4,14 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
-import torch
 
 from kdexport import __version__, artifacts, results
-from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import files, versions
+
+if TYPE_CHECKING:
+    from kdexport.models.preprocessing import Preprocessing
 
 PREFIX = "kdexport."
 
@@ -22,7 +23,7 @@ def entries(
     precision: str,
     opset: int,
     labels: tuple[str, ...] = (),
-    preprocessing: Preprocessing | None = None,
+    preprocessing: "Preprocessing | None" = None,
     baked: bool = False,
     recipe: str | None = None,
     parameters: int | None = None,
@@ -45,6 +46,8 @@ def entries(
         license: Of the weights.
         val_accuracy: Of the network on the validation split.
     """
+    import torch  # here: who only reads files does not wait for it
+
     known: dict[str, Any] = {
         "version": __version__,
         "torch": torch.__version__,

@@ -1,0 +1,97 @@
+"""PyTorch against itself: a forward that is random, keeps state, or depends on the rest of the batch has no file.
+
+Found before anything is exported, and named as what it is: the comparison with a file would call it a difference of
+the file's.
+"""
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdexport.errors import KDExportError
+from kdexport.export import parity
+from kdexport.export.target import ExportTarget, tensors_of
+
+SAMPLES = 7  # looked at, all together and one by one
+ALIKE = 1e-3  # relative: batches of another size are summed in another order, by far less than this
+
+
+def check(subject: ExportTarget, *, static: bool) -> None:
+    """Hold that a network gives a sample the same output each time, whatever else is in the batch.
+
+    Args:
+        subject: The network and its samples.
+        static: Whether its batch is to be 1: then nothing else is in it.
+
+    Raises:
+        KDExportError: It does not.
+    """
+    name = type(subject.network).__name__
+    count = 1 if static else min(SAMPLES, len(subject.samples[0]))
+    before = _state(subject)
+    first = _outputs(subject, slice(0, count))
+    changed = [key for key, value in _state(subject).items() if not torch.equal(value, before[key])]
+    second = _outputs(subject, slice(0, count))
+    _restore(subject, before)
+    if any(_differ(a, b) for a, b in zip(first, second, strict=True)):
+        if changed:
+            raise KDExportError(
+                f"{name} keeps state from one call to the next ({', '.join(changed)}): an ONNX file keeps none",
+                hint="make the state an input and an output of forward, or leave it out in eval mode",
+            )
+        raise KDExportError(
+            f"{name} gives another output each time for the same input: its forward is random, or in training mode",
+            hint="F.dropout needs training=self.training, and a .pt2 is captured from network.eval(); "
+            "noise can be made an input",
+        )
+    if static or count < 2:
+        return
+    single = [_outputs(subject, slice(index, index + 1)) for index in (0, count - 1)]
+    _restore(subject, before)
+    for number, whole in enumerate(first):
+        axes = [axis for axis, size in enumerate(whole.shape) if size == count and single[0][number].shape[axis] == 1]
+        if len(axes) != 1:  # of none or of several no sample can be told from the others
+            continue
+        for alone, index in zip(single, (0, count - 1), strict=True):
+            if alone[number].ndim == whole.ndim and _differ(
+                whole.narrow(axes[0], index, 1), alone[number], float(whole.abs().max())
+            ):
+                raise KDExportError(
+                    f"{name} gives a sample another output alone than in a batch of {count}: it depends on the batch",
+                    hint="batch statistics come from training mode (a .pt2 is captured from network.eval()) or from "
+                    "x.mean(0) in forward; fix that, or export with --static, for batches of 1",
+                )
+
+
+def _outputs(subject: ExportTarget, which: slice) -> list[Tensor]:
+    samples = tuple(array[which] for array in subject.samples)
+    try:
+        with torch.no_grad():
+            output = tensors_of(subject.call(subject.tensors(samples)))
+    except Exception as error:  # the user's own code may raise anything
+        raise parity.cannot_run("the PyTorch model", len(samples[0]), error) from error
+    return [item.detach().clone().to(torch.float64) for item in output or ()]
+
+
+def _differ(one: Tensor, other: Tensor, largest: float = 0.0) -> bool:
+    if one.shape != other.shape:
+        return True
+    a, b = one.numpy(), other.numpy()
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return True
+    largest = max(largest, float(np.abs(a[finite]).max(initial=0.0)))
+    return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) > ALIKE * largest
+
+
+def _state(subject: ExportTarget) -> dict[str, Tensor]:
+    return {name: copy.deepcopy(value.detach()) for name, value in subject.network.named_buffers()}
+
+
+def _restore(subject: ExportTarget, state: dict[str, Tensor]) -> None:
+    """Put the buffers back: what is exported is the network as it came."""
+    with torch.no_grad():
+        for name, value in subject.network.named_buffers():
+            value.copy_(state[name])

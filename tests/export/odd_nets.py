@@ -1,0 +1,193 @@
+"""Networks as people bring them: guards of 1e-8, states, scalars, anchors, names, sizes taken for constants."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Guarded(nn.Module):
+    """Divisions, a logarithm, a factor and a difference whose constants are nearly nothing."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "norm":
+            x = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+        elif self.kind == "log":
+            x = torch.log(x * x + 1e-9)
+        elif self.kind == "factor":
+            x = x * 1.000001
+        elif self.kind == "quotient":
+            x = x / 0.999999
+        elif self.kind == "minus":
+            x = torch.rsqrt(x * x - -1e-9)
+        return self.head(x)
+
+
+class Lstm(nn.Module):
+    """Scores and the state to go on with; with a state it goes on from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 8, num_layers=2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, h: Tensor | None = None, c: Tensor | None = None):
+        y, state = self.rnn(x, None if h is None or c is None else (h, c))
+        return self.head(y[:, -1]), state
+
+
+class Words(nn.Module):
+    """28 symbols, two segments, a mask; the mask is the third parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.segments, self.head = nn.Embedding(28, 16), nn.Embedding(2, 16), nn.Linear(16, 5)
+
+    def forward(self, ids: Tensor, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        x = self.embedding(ids) if segments is None else self.embedding(ids) + self.segments(segments)
+        if mask is None:
+            return self.head(x.mean(1))
+        m = mask.to(x.dtype).unsqueeze(-1)
+        return self.head((x * m).sum(1) / m.sum(1).clamp(min=1))
+
+
+class Denoiser(nn.Module):
+    """An image and one timestep a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.time = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(2, 3)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        angle = timestep[:, None].float()
+        return self.conv(sample) + self.time(torch.cat([angle.sin(), angle.cos()], 1))[:, :, None, None]
+
+
+class Clip(nn.Module):
+    """Two towers; what else it gives is no sample's."""
+
+    def __init__(self, gives: str) -> None:
+        super().__init__()
+        self.gives, self.image, self.text = gives, nn.Linear(12, 8), nn.Linear(10, 8)
+        self.scale = nn.Parameter(torch.tensor(2.6))
+        self.register_buffer("anchors", torch.rand(16, 4))
+
+    def forward(self, image: Tensor, text: Tensor):
+        a, b = F.normalize(self.image(image), dim=-1), F.normalize(self.text(text), dim=-1)
+        if self.gives == "matrix":
+            logits = self.scale * a @ b.t()
+            return logits, logits.t()
+        if self.gives == "anchors":
+            return a + b, self.anchors
+        return (a, b, self.scale) if self.gives == "parameter" else (a, b, self.scale.exp())
+
+
+class Named(nn.Module):
+    """Its layers are called as kdexport calls what is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.preprocessing, self.output = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.logits = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.preprocessing(x).relu()).softmax(-1) + self.logits
+
+
+class Sized(nn.Module):
+    """Takes images of other sizes, or only seems to."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv = kind, nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        if self.kind == "up":
+            return F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)
+        if self.kind == "pool":
+            return F.adaptive_avg_pool2d(y, 3)
+        if self.kind == "number":
+            return y + torch.linspace(0, 1, int(y.shape[3])).view(1, 1, 1, -1)
+        return y.flatten(1)[:, : 4 * 8 * 8].reshape(-1, 4, 8, 8)
+
+
+class Fickle(nn.Module):
+    """Gives a sample one output now and another then."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(6, 3)
+        self.register_buffer("last", torch.zeros(3))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "random":
+            return self.head(F.dropout(x, 0.5))
+        if self.kind == "batch":
+            return self.head((x - x.mean(0)) / (x.std(0, correction=0) + 1e-5))
+        if self.kind == "state":
+            y = self.head(x) + 0.5 * self.last
+            self.last.copy_(y.mean(0))
+            return y
+        if self.kind == "assertion":
+            assert x.shape[1] == 5
+        self.calls += 1
+        return self.head(x)
+
+
+@dataclass
+class Found:
+    """What Answers gives."""
+
+    logits: Tensor
+    hidden: Tensor
+    loss: Tensor | None = None
+
+
+class Answers(nn.Module):
+    """A dataclass comes out, as of Hugging Face's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, *, x: Tensor) -> Found:
+        hidden = self.body(x).relu()
+        return Found(self.head(hidden), hidden)
+
+
+def half() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).half()
+
+
+def bfloat16() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).bfloat16()
+
+
+def double() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+class Mean(nn.Module):
+    """A mean over axes: its operator has no conversion below opset 18."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def parallel() -> nn.Module:
+    return nn.DataParallel(torch.compile(mlp()))
