@@ -101,12 +101,12 @@ def train(document: dict[str, Any], place: Path) -> dict[str, Any]:
     start = time.perf_counter()
     result = distill(recipe, directory)
     seconds = time.perf_counter() - start
-    form = next(network.form for network in result.networks if network.name == "student")
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     return {
         "seconds": seconds,
         "epochs": [line for line in lines if line["phase"] == "student"],
-        "form": None if form is None else {"layout": form.layout, "compiled": form.compiled, "step_ms": form.step_ms},
+        "memory_format": recipe.distill.channels_last,
+        "compile": recipe.distill.compile,
         "weights": {network.name: str((place / network.weights).resolve()) for network in result.networks},
     }
 

@@ -15,7 +15,14 @@ from torch import nn
 
 from kdexport.statistics import ratio_interval
 
-KEPT = ("filling_epoch_seconds", "steady_epoch_seconds", "seconds", "call_seconds", "form")  # of kdexport's runs
+KEPT = (
+    "filling_epoch_seconds",
+    "steady_epoch_seconds",
+    "seconds",
+    "call_seconds",
+    "memory_format",
+    "compile",
+)  # of kdexport's runs
 
 
 def kdexport_run(pair: Pair, data: Path, teacher_weights: str, seed: int, place: Path) -> dict[str, Any]:
@@ -30,7 +37,8 @@ def kdexport_run(pair: Pair, data: Path, teacher_weights: str, seed: int, place:
         "filling_epoch_seconds": of["online"],
         "seconds": sum(epoch["seconds"] for epoch in made["epochs"]),
         "call_seconds": made["seconds"],  # with loading, hashing, and each epoch's scoring and checkpoint
-        "form": made["form"],
+        "memory_format": made["memory_format"],
+        "compile": made["compile"],
         "weights": made["weights"]["student"],
     }
 

@@ -14,24 +14,36 @@ if TYPE_CHECKING:
     from kdexport.artifacts import RunDirectory
     from kdexport.progress import Progress
     from kdexport.recipe import Bench, Recipe, Require
-    from kdexport.results import BenchResult, DistillResult, Evaluation, ExportResult, ModelFile, Report
+    from kdexport.results import BenchResult, DistillResult, Evaluation, ExportResult, ModelFile, OnChange, Report
     from kdexport.scoring import Predict, Samples
 
 
-def run(recipe: "Recipe", out: "Path | None" = None, progress: "Progress | None" = None) -> "Report":
+def run(
+    recipe: "Recipe",
+    out: "Path | None" = None,
+    progress: "Progress | None" = None,
+    *,
+    on_change: "OnChange | None" = None,
+) -> "Report":
     """Distill, export, benchmark and report; see ``kdexport.pipeline.run``."""
     from kdexport import pipeline
     from kdexport.progress import SILENT
 
-    return pipeline.run(recipe, out, progress or SILENT)
+    return pipeline.run(recipe, out, progress or SILENT, on_change=on_change)
 
 
-def distill(recipe: "Recipe", directory: "RunDirectory", progress: "Progress | None" = None) -> "DistillResult":
+def distill(
+    recipe: "Recipe",
+    directory: "RunDirectory",
+    progress: "Progress | None" = None,
+    *,
+    on_change: "OnChange | None" = None,
+) -> "DistillResult":
     """Train what the recipe asks for; see ``kdexport.distill.stage.distill``."""
     from kdexport.distill import stage
     from kdexport.progress import SILENT
 
-    return stage.distill(recipe, directory, progress or SILENT)
+    return stage.distill(recipe, directory, progress or SILENT, on_change=on_change)
 
 
 def export(

@@ -106,6 +106,22 @@ class RunDirectory:
                 ) from None
             yield
 
+    @contextlib.contextmanager
+    def holding(self, recipe: str) -> Iterator[None]:
+        """Hold the text of the resolved recipe while it is carried out; what was refused leaves the former one.
+
+        Args:
+            recipe: TOML with paths relative to this directory.
+        """
+        former = self.recipe.read_text(encoding="utf-8") if self.recipe.is_file() else None
+        write_text(self.recipe, recipe)
+        try:
+            yield
+        except KDExportError:
+            if former is not None:
+                write_text(self.recipe, former)
+            raise
+
     def finished(self, stage: str, kind: type[T], key: str) -> T | None:
         """Return a stage's earlier result if it was made from what ``key`` stands for, else None."""
         document = read_json(self.stage(stage))

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 EXIT_USER_ERROR = 1
 EXIT_REQUIREMENT = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class KDExportError(Exception):
@@ -54,6 +55,10 @@ class RequirementError(KDExportError):
     """A requirement of the recipe is not met."""
 
     exit_code = EXIT_REQUIREMENT
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it, where a training has saved its state: as Ctrl-C, with the shell's exit code."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

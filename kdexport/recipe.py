@@ -5,6 +5,7 @@ directory can be moved together with what it refers to.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kdexport import references
 from kdexport.artifacts import write_text
 from kdexport.errors import RecipeError, did_you_mean
-from kdexport.terms import DIST, METHODS, Term
+from kdexport.terms import DIST, METHODS, OWN, Term
 
 MAX_FAULTS_SHOWN = 20
 DAY = 86_400.0  # seconds
@@ -91,8 +92,8 @@ class Training(Section):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: Literal["auto"] | bool = "auto"  # memory layout; auto: a trial of steps, where they are many
-    compile: Literal["auto"] | bool = "auto"  # torch.compile; the same
+    channels_last: Literal["auto"] | bool = "auto"  # memory format; auto: true on a GPU, as it is stored on a CPU
+    compile: bool = False  # torch.compile, which pays where a training takes hours
     checkpoint_minutes: float = Field(10.0, gt=0)  # beside the one at each epoch's end
     augment: tuple[str, ...] = ()
     balanced: bool = False  # every class as often in an epoch, however many samples it has
@@ -119,6 +120,10 @@ class Teacher(TeacherSpec):
 
     also: tuple[TeacherSpec, ...] = ()
     combine: Literal["average", "confidence"] = "average"  # the surer of a sample a teacher is, the more it counts
+
+    def named(self) -> tuple[tuple[str, TeacherSpec], ...]:
+        """Return all teachers by the names of their files: teacher, teacher-2, ..."""
+        return ("teacher", self), *((f"teacher-{number}", also) for number, also in enumerate(self.also, 2))
 
 
 class Student(Section):
@@ -171,7 +176,7 @@ class Distill(Training):
 
     @model_validator(mode="after")
     def _made_samples_have_no_labels(self) -> Self:
-        if self.data_free is not None and (self.label_weight > 0 or any(term.method == "dkd" for term in self.terms)):
+        if self.data_free is not None and (self.label_weight > 0 or any("labels" in term.needs for term in self.terms)):
             raise ValueError("samples made by data_free have no labels: set label_weight = 0 and leave out dkd")
         return self
 
@@ -300,7 +305,11 @@ class Recipe(Section):
 
     def write(self, path: Path) -> None:
         """Write the resolved recipe, every default spelled out, with paths relative to its folder."""
-        write_text(path, tomli_w.dumps(self.to_dict(relative_to=path.parent)))
+        write_text(path, self.to_toml(relative_to=path.parent))
+
+    def to_toml(self, *, relative_to: Path) -> str:
+        """Return the resolved recipe, every default spelled out, with paths relative to a folder."""
+        return tomli_w.dumps(self.to_dict(relative_to=relative_to))
 
     def to_dict(self, *, relative_to: Path) -> dict[str, Any]:
         """Return the recipe as TOML values with paths relative to a folder."""
@@ -396,6 +405,11 @@ def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict
         for table in (head, *(also if isinstance(also, list) else ())):
             if isinstance(table, dict) and isinstance(table.get(key), str) and table[key] != PRETRAINED:
                 table[key] = function(table[key])
+    distill = document.get("distill")
+    terms = distill.get("terms") if isinstance(distill, dict) else None
+    for term in terms if isinstance(terms, list) else ():
+        if isinstance(term, dict) and isinstance(term.get("method"), str) and ":" in term["method"]:
+            term["method"] = reference(term["method"])
     return document
 
 
@@ -405,7 +419,9 @@ PRETRAINED = "pretrained"  # as weights: the library's own (torchvision, timm)
 def _apply(document: dict[str, Any], override: str) -> None:
     """Set one ``a.b.c=value``; the value is read as TOML, else taken as text."""
     key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
+    parts = re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(
+        "."
+    )  # terms[0].weight, as faults name it, is terms.0.weight
     if not equals or not all(parts):
         raise RecipeError(f"--set {override!r} is not of the form key=value", hint="e.g. --set distill.epochs=10")
     try:
@@ -461,7 +477,7 @@ def _describe(error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors():
         location = list(fault["loc"])
-        if len(location) > 3 and location[1] == "terms" and location[3] in METHODS:
+        if len(location) > 3 and location[1] == "terms" and location[3] in (*METHODS, OWN):
             del location[3]  # the union's tag is not a key of the recipe
         where = _dotted(location)
         kind = fault["type"]

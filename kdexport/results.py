@@ -81,16 +81,9 @@ class Evaluation(_Scored):
     chance: float | None = None  # what the best constant output scores on the same samples
 
 
-Layout = Literal["as_it_comes", "channels_last", "contiguous"]
-
-
-@dataclass(frozen=True)
-class TrainingForm:
-    """How a network was run while it was trained."""
-
-    layout: Layout = "as_it_comes"  # of images and kernels: images come channels last, kernels channels first
-    compiled: bool = False
-    step_ms: dict[str, float] = field(default_factory=dict)  # forward and backward in a trial; empty without one
+# What becomes of training that a changed recipe would throw away: an error, another training, or one that goes on.
+# None is an error where it took more than ten minutes, else another training.
+OnChange = Literal["ask", "restart", "extend"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,6 @@ class TrainedNetwork:
     val_accuracy: float | None
     # Learnt with the weights by distill.quantize_aware, for int8: "conv1.weight:input" -> smallest, largest value
     activation_ranges: dict[str, Interval] = field(default_factory=dict)
-    form: TrainingForm | None = None  # None: not trained in this run
 
 
 @dataclass(frozen=True)

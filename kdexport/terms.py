@@ -1,18 +1,41 @@
-"""The distillation terms that a recipe may sum: one class per method, its fields the method's options.
+"""The distillation methods: one class each, which says all that the rest of the package asks about it.
 
-No tensors here: the functions live in ``kdexport.distill.losses`` and are matched by name in
-``kdexport.distill.objective``. A test holds that each field is an argument of its function.
+A class holds the method's options as fields, the function that computes the loss and what that function is fed. To
+add a method: a module with its function, tested against numbers worked out another way, and a class in ``BUILT_IN``.
+No tensors here: functions and adapters are named as ``package.module:name`` and imported when a training begins. A
+loss of the user's own needs no class: ``method = "file.py:name"``.
 """
 
-from typing import Annotated, Any, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+Need = Literal["logits", "labels", "features"]
+# A module's path, a glob over paths (of several the last to run), or the number of a stage: -2 is the last but one.
+Layer = str | int
+LOSSES = "kdexport.distill.losses"
 
 
 class BaseTerm(BaseModel):
-    """What every term has: a weight and how it moves over the training."""
+    """What every term has: a weight and how it moves over the training.
+
+    Of the class: ``function`` is the loss, ``needs`` what it takes, in its order: ``logits`` (student's and
+    teacher's), ``labels``, ``features`` (what the adapter makes of the networks' layers). ``multi_label`` says whether
+    it makes sense where a sample has any number of classes, ``any_samples`` whether it can be told of samples that are
+    not trained on, ``compares_samples`` whether it needs more than one at a time, ``raw_logits`` whether it compares
+    logits as they are: a squared error, or a decision for each class.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    function: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ("logits",)
+    multi_label: ClassVar[bool] = True
+    any_samples: ClassVar[bool] = True
+    compares_samples: ClassVar[bool] = False
+    raw_logits: ClassVar[bool] = False
+    loss_options: ClassVar[tuple[str, ...]] = ()  # the fields that the function takes
 
     method: str
     weight: float = Field(1.0, ge=0)
@@ -29,28 +52,22 @@ class BaseTerm(BaseModel):
         share = {"constant": 1.0, "warmup": ramp, "decay": 1.0 - ramp}[self.schedule]
         return self.weight * share
 
-    @property
-    def names_teacher(self) -> bool:
-        """Whether the recipe says which of the teacher's layers are compared."""
-        return getattr(self, "teacher_layer", None) is not None or bool(getattr(self, "teacher_layers", ()))
-
     def options(self) -> dict[str, Any]:
         """Return the arguments for the loss function."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name not in NOT_OPTIONS}
+        return {name: getattr(self, name) for name in self.loss_options}
 
-
-# Handled here, or by what stands between a network's layers and the function.
-NOT_OPTIONS = frozenset(
-    {
-        *("method", "weight", "schedule", "schedule_share"),
-        *("student_layer", "teacher_layer", "student_layers", "teacher_layers"),
-        *("width", "negatives", "momentum"),
-    }
-)
+    @property
+    def cache_temperature(self) -> float:
+        """The temperature that compressed logits are kept right for; infinity where the logits count as they are."""
+        return math.inf if self.raw_logits else float(getattr(self, "temperature", 1.0))
 
 
 class SoftTargets(BaseTerm):
     """KL divergence of the softened outputs, times T² (Hinton 2015)."""
+
+    function = f"{LOSSES}.logits:soft_targets"
+    multi_label = False
+    loss_options = ("temperature", "standardize")
 
     method: Literal["soft_targets"]
     temperature: float = Field(4.0, gt=0)
@@ -60,17 +77,28 @@ class SoftTargets(BaseTerm):
 class HardTargets(BaseTerm):
     """Cross-entropy with the teacher's argmax (DeiT 2021)."""
 
+    function = f"{LOSSES}.logits:hard_targets"
+    multi_label = False
+
     method: Literal["hard_targets"]
 
 
 class LogitMSE(BaseTerm):
     """Mean squared error of the logits (Kim 2021)."""
 
+    function = f"{LOSSES}.logits:logit_mse"
+    raw_logits = True
+
     method: Literal["logit_mse"]
 
 
 class DKD(BaseTerm):
     """Decoupled distillation (Zhao 2022)."""
+
+    function = f"{LOSSES}.logits:dkd"
+    needs = ("logits", "labels")
+    multi_label = False
+    loss_options = ("alpha", "beta", "temperature")
 
     method: Literal["dkd"]
     alpha: float = Field(1.0, ge=0)
@@ -81,6 +109,11 @@ class DKD(BaseTerm):
 class DIST(BaseTerm):
     """Inter- and intra-class correlation (Huang 2022)."""
 
+    function = f"{LOSSES}.logits:dist"
+    multi_label = False
+    compares_samples = True
+    loss_options = ("beta", "gamma", "temperature")
+
     method: Literal["dist"]
     beta: float = Field(1.0, ge=0)
     gamma: float = Field(1.0, ge=0)
@@ -90,55 +123,99 @@ class DIST(BaseTerm):
 class BinarySoftTargets(BaseTerm):
     """Soft targets of a sigmoid per class, for multi-label data."""
 
+    function = f"{LOSSES}.logits:binary_soft_targets"
+    raw_logits = True
+    loss_options = ("temperature",)
+
     method: Literal["binary_soft_targets"]
     temperature: float = Field(4.0, gt=0)
 
 
-# A module's path, a glob over paths (of several the last to run), or the number of a stage: -2 is the last but one.
-Layer = str | int
-
-
 class FeatureTerm(BaseTerm):
-    """A term on what one layer of each network gives; without a name, the layer that the method is meant for."""
+    """A term on what layers of both networks give; without a name, the layer that the method is meant for.
+
+    Of the class: ``adapter`` brings the student's feature to the teacher's shape, ``adapter_options`` are the fields
+    that it takes, ``several_layers`` whether it takes tuples, ``default_layers`` what is compared where none is named.
+    """
+
+    needs = ("features",)
+    adapter: ClassVar[str] = "kdexport.distill.projections:Unchanged"
+    adapter_options: ClassVar[tuple[str, ...]] = ()
+    several_layers: ClassVar[bool] = False
+    default_layers: ClassVar[Literal["last_map", "embedding", "stage_ends"]] = "last_map"
+
+    def layers(self, whose: Literal["student", "teacher"]) -> tuple[Layer, ...]:
+        """Return the layers that the recipe names."""
+        name = getattr(self, f"{whose}_layer")
+        return () if name is None else (name,)
+
+
+class OneLayerTerm(FeatureTerm):
+    """A term on one layer of each network."""
 
     student_layer: Layer | None = None
     teacher_layer: Layer | None = None
 
 
-class Hint(FeatureTerm):
+class Hint(OneLayerTerm):
     """Mean squared error of two features, projected where shapes differ (Romero 2015)."""
+
+    function = f"{LOSSES}.features:hint"
+    adapter = "kdexport.distill.projections:Projection"
 
     method: Literal["hint"]
 
 
-class Attention(FeatureTerm):
+class Attention(OneLayerTerm):
     """Distance of normalized attention maps (Zagoruyko 2017)."""
+
+    function = f"{LOSSES}.features:attention"
 
     method: Literal["attention"]
 
 
-class Similarity(FeatureTerm):
+class Similarity(OneLayerTerm):
     """Distance of the batch's similarity matrices (Tung 2019)."""
+
+    function = f"{LOSSES}.features:similarity"
+    compares_samples = True
 
     method: Literal["similarity"]
 
 
-class Relational(FeatureTerm):
+class Relational(OneLayerTerm):
     """Distances and angles between samples (Park 2019)."""
+
+    function = f"{LOSSES}.features:relational"
+    adapter = "kdexport.distill.projections:Pooled"
+    default_layers = "embedding"
+    compares_samples = True
+    loss_options = ("distance_weight", "angle_weight")
 
     method: Literal["relational"]
     distance_weight: float = Field(25.0, ge=0)
     angle_weight: float = Field(50.0, ge=0)
 
 
-class Cosine(FeatureTerm):
+class Cosine(OneLayerTerm):
     """Angle between embeddings."""
+
+    function = f"{LOSSES}.features:cosine"
+    adapter = "kdexport.distill.projections:VectorProjection"
+    default_layers = "embedding"
 
     method: Literal["cosine"]
 
 
-class CRD(FeatureTerm):
+class CRD(OneLayerTerm):
     """Contrast with a memory of all samples (Tian 2020)."""
+
+    function = f"{LOSSES}.contrast:crd"
+    adapter = "kdexport.distill.contrast_memory:ContrastMemory"
+    adapter_options = ("temperature", "width", "negatives", "momentum")
+    default_layers = "embedding"
+    any_samples = False
+    loss_options = ("temperature",)
 
     method: Literal["crd"]
     temperature: float = Field(0.07, gt=0)
@@ -147,43 +224,59 @@ class CRD(FeatureTerm):
     momentum: float = Field(0.5, ge=0, lt=1)  # of a remembered embedding, when its sample is seen again
 
 
-class Review(BaseTerm):
+class Review(FeatureTerm):
     """Features fused across stages (Chen 2021); without names, the last map of each resolution."""
+
+    function = f"{LOSSES}.features:review"
+    adapter = "kdexport.distill.projections:Fusion"
+    several_layers = True
+    default_layers = "stage_ends"
 
     method: Literal["review"]
     student_layers: tuple[Layer, ...] = ()
     teacher_layers: tuple[Layer, ...] = ()
 
+    def layers(self, whose: Literal["student", "teacher"]) -> tuple[Layer, ...]:
+        """Return the layers that the recipe names."""
+        return self.student_layers if whose == "student" else self.teacher_layers
 
-Term = Annotated[
-    SoftTargets
-    | HardTargets
-    | LogitMSE
-    | DKD
-    | DIST
-    | BinarySoftTargets
-    | Hint
-    | Attention
-    | Similarity
-    | Relational
-    | Cosine
-    | CRD
-    | Review,
-    Field(discriminator="method"),
-]
 
+class OwnLoss(OneLayerTerm):
+    """``method = "file.py:name"``: a loss of the user's own, whose other keys are its keyword arguments.
+
+    It is fed what its positional parameters are called: ``student_logits, teacher_logits``, ``labels``,
+    ``student_feature, teacher_feature``. See ``kdexport.distill.objective.loss_of``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    method: str
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments for the loss function."""
+        return dict(self.model_extra or {})
+
+
+BUILT_IN: tuple[type[BaseTerm], ...] = (
+    *(SoftTargets, HardTargets, LogitMSE, DKD, DIST, BinarySoftTargets),
+    *(Hint, Attention, Similarity, Relational, Cosine, CRD, Review),
+)
 METHODS: dict[str, type[BaseTerm]] = {
-    "soft_targets": SoftTargets,
-    "hard_targets": HardTargets,
-    "logit_mse": LogitMSE,
-    "dkd": DKD,
-    "dist": DIST,
-    "binary_soft_targets": BinarySoftTargets,
-    "hint": Hint,
-    "attention": Attention,
-    "similarity": Similarity,
-    "relational": Relational,
-    "cosine": Cosine,
-    "crd": CRD,
-    "review": Review,
+    cls.model_fields["method"].annotation.__args__[0]: cls  # type: ignore[union-attr]
+    for cls in BUILT_IN
 }
+OWN = "own"  # the tag of OwnLoss within the union
+
+
+def _tag(term: Any) -> str | None:
+    method = term.get("method") if isinstance(term, dict) else getattr(term, "method", None)
+    return OWN if isinstance(method, str) and ":" in method else method
+
+
+if TYPE_CHECKING:
+    Term = BaseTerm
+else:
+    Term = Annotated[
+        Union[*(Annotated[cls, Tag(name)] for name, cls in METHODS.items()), Annotated[OwnLoss, Tag(OWN)]],
+        Discriminator(_tag),
+    ]

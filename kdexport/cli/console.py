@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdexport import artifacts
-from kdexport.errors import EXIT_INTERRUPTED, KDExportError
+from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, KDExportError, Terminated
 
 if TYPE_CHECKING:
     from kdexport.progress import Progress
@@ -69,12 +69,12 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
             traceback.print_exc()
         _complain(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if verbose:
             traceback.print_exc()
         if artifacts.is_main():  # of several, one says it
             _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED) from None
 
 
 def _given() -> str:

@@ -1,17 +1,18 @@
 """`kdexport distill`: train a student, from a recipe or from flags."""
 
 import json as jsonlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
-from kdexport.cli.run import Out, Set, Track, tracked
+from kdexport.cli.run import Extend, Out, Restart, Set, Track, on_change, tracked
 from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
-    from kdexport.distill.layers import ShownLayers
+    from kdexport.distill.show_layers import ShownLayers
 
 DISTILL_WEIGHT = 0.9  # what --method terms share; the labels have the rest by default
 TEACHER, STUDENT, TRAINING = "Teacher", "Student", "Training"
@@ -84,6 +85,8 @@ def distill(
     ] = False,
     track: Track = None,
     set_: Set = None,
+    restart: Restart = False,
+    extend: Extend = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -137,8 +140,7 @@ def distill(
         directory = RunDirectory(out or default_directory(whole))
         progress = console.progress
         if show_layers:
-            pass
-            from kdexport.distill.layers import show_layers as listed
+            from kdexport.distill.show_layers import show_layers as listed
 
             layers = listed(whole, directory.cache, progress)
             console.result(layers, shown(layers))
@@ -147,9 +149,10 @@ def distill(
         with directory.lock():
             from kdexport.distill.stage import distill as stage
 
-            if artifacts.is_main():
-                whole.write(directory.recipe)
-            result = stage(whole, directory, progress)
+            text = whole.to_toml(relative_to=directory.root)
+            with directory.holding(text) if artifacts.is_main() else nullcontext():
+                what = on_change(restart=restart, extend=extend)
+                result = stage(whole, directory, progress, on_change=what)
         if artifacts.is_main():
             console.result(result, _shown(result, directory.root))
 

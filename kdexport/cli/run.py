@@ -1,11 +1,15 @@
 """`kdexport run RECIPE`: distill, export, bench and report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
+from kdexport.errors import KDExportError
+
+if TYPE_CHECKING:
+    from kdexport.results import OnChange
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML; `kdexport init --list` has some.")
@@ -18,12 +22,21 @@ Track = Annotated[
     list[str] | None, typer.Option("--track", metavar="NAME", help="Show the epochs in tensorboard or wandb.")
 ]
 
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Train again what a changed recipe touches, though training would be lost.")
+]
+Extend = Annotated[
+    bool, typer.Option("--extend", help="Go on from the last weights where epochs, lr or the schedule have changed.")
+]
+
 
 def run(
     recipe: RecipePath,
     out: Out = None,
     track: Track = None,
     set_: Set = None,
+    restart: Restart = False,
+    extend: Extend = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -38,11 +51,11 @@ def run(
         from kdexport.report.stage import enforce
         from kdexport.report.terminal import terminal
 
-        asked = Recipe.load(recipe, [*tracked(track), *(set_ or ())])
+        settings = Recipe.load(recipe, [*tracked(track), *(set_ or ())])
         if not artifacts.is_main():
-            pipeline.join_training(asked, out)
+            pipeline.join_training(settings, out, on_change=on_change(restart=restart, extend=extend))
             return
-        report = pipeline.run(asked, out, console.progress)
+        report = pipeline.run(settings, out, console.progress, on_change=on_change(restart=restart, extend=extend))
         console.result(report, terminal(report))
         enforce(report)
 
@@ -50,3 +63,14 @@ def run(
 def tracked(names: list[str] | None) -> list[str]:
     """Return the recipe override that --track stands for, or none."""
     return [] if names is None else [f"distill.track={names!r}"]  # Python's quotes are TOML's literal strings
+
+
+def on_change(*, restart: bool, extend: bool) -> "OnChange":
+    """Return what --restart and --extend stand for.
+
+    Raises:
+        KDExportError: Both were given.
+    """
+    if restart and extend:
+        raise KDExportError("--restart and --extend exclude each other", hint="give one of them")
+    return "restart" if restart else "extend" if extend else "ask"

@@ -34,7 +34,8 @@ class Batches:
 
     Args:
         split: The samples.
-        batch_size: Samples over all processes; the last batches of an epoch are evened out, never a rest of one.
+        batch_size: Samples over all processes; an epoch's batches are even, and none holds one sample unless all
+            are to.
         seed: Draws the order.
         augmentation: Applied to the first input, or None.
         views: Number of distinct augmented views; epoch ``e`` shows view ``e % views``.
@@ -66,7 +67,10 @@ class Batches:
         self.device = device
         self._seed, self._rank, self._world = seed, rank, world
         self._balanced = balanced
-        self.per_epoch = max(1, -(-len(split) // batch_size))
+        count = -(-len(split) // batch_size)
+        if batch_size > 1:  # rather one sample more in a batch than one alone: it has no statistics
+            count = min(count, len(split) // (2 * world))
+        self.per_epoch = max(1, count)
         if len(split) // self.per_epoch < world:
             raise KDExportError(
                 f"{world} processes cannot share batches of {len(split) // self.per_epoch} samples",

@@ -1,11 +1,13 @@
 """What the phases of one distillation share: the recipe, the data, and how a network is built for them."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from kdexport import artifacts
-from kdexport.artifacts import RunDirectory
+from kdexport import __version__, artifacts
+from kdexport.artifacts import RunDirectory, key_of
 from kdexport.data.augment import MIXES
 from kdexport.data.samples import Dataset
 from kdexport.distill.logging import MetricsLog, Trackers
@@ -13,7 +15,7 @@ from kdexport.distill.objective import LabelKind, Objective
 from kdexport.models.loading import Model, load_model
 from kdexport.progress import Progress
 from kdexport.recipe import Recipe, Student, TeacherSpec, Training
-from kdexport.results import TrainedNetwork
+from kdexport.results import OnChange, TrainedNetwork
 from kdexport.stage_cache import data_fingerprint, fingerprint, weights_fingerprint
 
 Spec = TeacherSpec | Student
@@ -29,6 +31,15 @@ class DistillContext:
     dataset: Dataset
     progress: Progress
     trackers: Trackers
+    on_change: OnChange | None = None
+    check: Callable[["DistillContext"], None] = lambda _: None  # is called once, before the first training
+    checked: list[bool] = field(default_factory=list)
+
+    def check_once(self) -> None:
+        """Try what is going to be trained, the first time that something is."""
+        if not self.checked:
+            self.checked.append(True)
+            self.check(self)
 
     @property
     def log(self) -> MetricsLog:
@@ -64,7 +75,7 @@ class DistillContext:
         torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
         return load_model(role, spec, self.dataset)
 
-    def say_what_is_special(self) -> None:
+    def announce_data(self) -> None:
         """Say how the data were read, and what was left out of them."""
         for note in self.dataset.notes:
             self.progress.say(note)
@@ -82,3 +93,43 @@ def network_key(spec: Spec) -> list[object]:
     """Return what stands for a network as it starts: its code, arguments, weights and preprocessing."""
     made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict, spec.weights_key]
     return [*made_from, spec.preprocessing.model_dump()]
+
+
+@dataclass(frozen=True)
+class Depends:
+    """What a phase depends on, in three parts: so that a change can be told, and what it would cost."""
+
+    key: str  # of all of it
+    identity: str  # of all but the settings: network, data, teachers, objective
+    settings: dict[str, Any]  # how it is trained: epochs, lr, schedule, ...
+
+    def changed(self, earlier: "Depends | None") -> tuple[str, ...]:
+        """Return the settings that differ from an earlier training's, each as ``lr 0.002 -> 0.004``."""
+        before = {} if earlier is None else earlier.settings
+        return tuple(
+            f"{name} {before[name]} -> {value}"
+            for name, value in self.settings.items()
+            if name in before and before[name] != value
+        )
+
+
+# Settings of a training that its weights do not depend on.
+WITHOUT_EFFECT = {"checkpoint_minutes", "teacher_cache", "track"}
+
+
+def depends_on(identity: list[object], training: Training, exclude: Set[str] = frozenset()) -> Depends:
+    """Return what a training depends on.
+
+    Args:
+        identity: Network, data and teachers.
+        training: Its settings; a loss of the user's own counts by its code, not by its place.
+        exclude: The settings that this phase does not depend on.
+    """
+    settings = training.model_dump(mode="json", exclude={*exclude, *WITHOUT_EFFECT})
+    for term in settings.get("terms", ()):
+        if ":" in term["method"]:
+            term["method"] = fingerprint(term["method"])
+    how = {name: value for name, value in settings.items() if name in Training.model_fields}
+    objective = {name: value for name, value in settings.items() if name not in how}
+    whole = key_of(identity, objective, __version__)
+    return Depends(key_of(whole, how), whole, how)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdexport.distill.losses.contrast import Keys
-from kdexport.distill.projections import as_vectors
+from kdexport.distill.projections import Adapter, Shape, as_vectors, channels_of
 
 
-class ContrastMemory(nn.Module):
+class ContrastMemory(Adapter):
     """Two learned projections and, for each, one remembered row per training sample.
 
     As in the authors' code of Tian 2020: rows start at random, follow their samples with momentum, and the constant Z
@@ -19,8 +19,8 @@ class ContrastMemory(nn.Module):
     Processes that share a batch remember each other's part of it.
 
     Args:
-        student: Channels of the student's feature.
-        teacher: Channels of the teacher's.
+        student: Shape of the student's feature.
+        teacher: Shape of the teacher's.
         samples: How many training samples there are.
         width: Of the common space.
         negatives: How many samples a batch is set against; at most all.
@@ -34,17 +34,18 @@ class ContrastMemory(nn.Module):
 
     def __init__(
         self,
-        student: int,
-        teacher: int,
-        samples: int,
+        student: Shape,
+        teacher: Shape,
         *,
+        samples: int,
         width: int,
         negatives: int,
         momentum: float,
         temperature: float,
     ) -> None:
-        super().__init__()
-        self.student_head, self.teacher_head = nn.Linear(student, width), nn.Linear(teacher, width)
+        super().__init__(student, teacher, samples=samples)
+        self.student_head = nn.Linear(channels_of(student), width)
+        self.teacher_head = nn.Linear(channels_of(teacher), width)
         self._samples, self._negatives = samples, min(negatives, samples)
         self._momentum, self._temperature = momentum, temperature
         for name in ("student_bank", "teacher_bank"):

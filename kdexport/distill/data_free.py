@@ -133,13 +133,13 @@ def synthesize(
         optimizer = torch.optim.Adam(generator.parameters(), lr=settings.lr)
         with (
             progress.task("make samples", total=settings.steps) as task,
-            _embedding(teacher, (height, width, channels), device) as heard,
+            _embedding(teacher, (height, width, channels), device) as captured,
         ):
             for step in range(settings.steps):
                 images = generator(torch.randn(BATCH, settings.latent).to(device)) * std + mean
                 # No pixel is darker than black; the gradient passes as if there were, or it would stay there.
                 images = images + (images.clamp(0, 1) - images).detach()
-                loss, parts = _loss(teacher, (images - mean) / std, settings, heard)
+                loss, parts = _loss(teacher, (images - mean) / std, settings, captured)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -156,7 +156,7 @@ def synthesize(
 
 
 def _loss(
-    teacher: nn.Module, inputs: Tensor, settings: DataFree, heard: dict[str, Tensor]
+    teacher: nn.Module, inputs: Tensor, settings: DataFree, captured: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return DAFL's three terms and DeepInversion's, weighted, and each alone."""
     with _batch_statistics(teacher) as differences:
@@ -164,7 +164,7 @@ def _loss(
     mean = F.softmax(logits, dim=1).mean(dim=0)
     parts = {
         "one-hot": F.cross_entropy(logits, logits.argmax(dim=1)),
-        "activation": -heard["embedding"].abs().mean(),
+        "activation": -captured["embedding"].abs().mean(),
         "entropy": (mean * (mean + 1e-8).log()).sum(),
         "statistics": torch.stack(differences).sum() if differences else logits.new_zeros(()),
     }
@@ -178,9 +178,9 @@ def _embedding(teacher: nn.Module, image: tuple[int, int, int], device: torch.de
     """Keep what the teacher's last stage before the head gives."""
     height, width, channels = image
     known = layers.trace(teacher, (torch.zeros(2, channels, height, width, device=device),))
-    heard: dict[str, Tensor] = {}
-    with layers.listening(teacher, {"embedding": layers.embedding(known, "teacher").path}, heard.__setitem__):
-        yield heard
+    captured: dict[str, Tensor] = {}
+    with layers.capture_outputs(teacher, {"embedding": layers.embedding(known, "teacher").path}, captured.__setitem__):
+        yield captured
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdexport.data.samples import Split
-from kdexport.distill.inference import at_once, predict_all
+from kdexport.distill.inference import at_once, even_parts, predict_all
 from kdexport.distill.objective import LabelKind, Objective
 from kdexport.distill.teacher import OnlineTeacher
+from kdexport.models.loading import evaluating
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.tasks.classification import UNLABELLED
 
@@ -25,8 +26,8 @@ class Validation:
         teacher_logits: The teacher's on the same samples [samples, classes], or None without a teacher.
         objective: What the network minimizes: its terms are told; None tells none.
         name: What the split is called in the log.
-        listened: Whose layers the objective compares with the network's, and the taps on both; None where it compares
-            none.
+        online: The teacher whose layers the objective compares with the network's, with the hooks on both; None where
+            it compares none.
     """
 
     def __init__(
@@ -37,14 +38,24 @@ class Validation:
         teacher_logits: np.ndarray | None = None,
         objective: Objective | None = None,
         name: str = "val",
-        listened: OnlineTeacher | None = None,
+        online: OnlineTeacher | None = None,
     ) -> None:
-        self._split, self._name = split, name
+        self._split, self.name = split, name
         self._preprocessing, self._device = preprocessing, device
         self._teacher_logits = teacher_logits
         kind: LabelKind = "multi_label" if split.multi_label else "class"
-        self._listened = listened
-        self._objective = None if objective is None else objective.elsewhere(kind, features=listened is not None)
+        self._online = online
+        self._objective = objective and objective.for_validation(kind, samples=len(split), features=online is not None)
+
+    @property
+    def split(self) -> Split:
+        """The samples."""
+        return self._split
+
+    @property
+    def teacher_logits(self) -> np.ndarray | None:
+        """The teacher's, float32 [samples, classes]; None without a teacher."""
+        return self._teacher_logits
 
     def logits(self, network: nn.Module) -> np.ndarray:
         """Return float32 logits [samples, classes]; the network is left in the mode it was in."""
@@ -58,17 +69,18 @@ class Validation:
         """
         logits = self.logits(network)
         near = None if self._teacher_logits is None else self._split.task.agreement(self._teacher_logits, logits)
-        name = self._name
+        name = self.name
         return {
             f"{name}_terms": self._terms(network, logits),
-            f"{name}_accuracy": self._accuracy(logits),
-            f"{name}_teacher_accuracy": None if self._teacher_logits is None else self._accuracy(self._teacher_logits),
+            f"{name}_accuracy": self.accuracy(logits),
+            f"{name}_teacher_accuracy": None if self._teacher_logits is None else self.accuracy(self._teacher_logits),
             "top1_agreement" if name == "val" else f"{name}_top1_agreement": None if near is None else near.top1,
             f"{name}_kl": None if near is None else near.kl,
             f"{name}_logit_correlation": None if near is None else near.logit_correlation,
         }
 
-    def _accuracy(self, logits: np.ndarray) -> float | None:
+    def accuracy(self, logits: np.ndarray) -> float | None:
+        """Return the share of right decisions; None without labels."""
         if self._split.labels is None:
             return None
         if self._split.multi_label:  # each class is a decision of its own, as in evaluate
@@ -81,9 +93,8 @@ class Validation:
         if objective is None or (objective.needs_labels and labels is None):
             return {}
         sums: dict[str, float] = {}
-        size = at_once(self._split, self._device)
-        for start in range(0, len(logits), size):
-            rows = slice(start, start + size)
+        for part in even_parts(np.arange(len(logits)), max(2, at_once(self._split, self._device))):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
             _, parts = objective(
                 torch.from_numpy(logits[rows]).to(self._device),
                 None if labels is None else torch.from_numpy(np.asarray(labels)[rows]).to(self._device),
@@ -91,24 +102,21 @@ class Validation:
                 progress_of_training=1.0,
                 features=self._features(network, rows) if objective.needs_features else None,
             )
-            for part, value in parts.items():
-                sums[part] = sums.get(part, 0.0) + float(value) * len(logits[rows])
-        return {part: value / len(logits) for part, value in sums.items()}
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(part)
+        return {name: value / len(logits) for name, value in sums.items()}
 
     @torch.no_grad()
     def _features(self, network: nn.Module, rows: slice) -> dict[str, tuple[Any, ...]] | None:
         """Return what the objective's terms compare, for some of the samples; both networks run again for it."""
-        if self._listened is None:
+        if self._online is None:
             return None
         raw = self._split.take(rows).inputs
         inputs = tuple(as_tensor(array).to(self._device) for array in raw)
-        mode = network.training
-        network.eval()
-        with self._listened.taps.student(network):
+        with evaluating(network), self._online.hooks.student(network):
             network(*self._preprocessing.apply(inputs))
-        network.train(mode)
-        self._listened.listen(inputs)
-        return self._listened.taps.features_elsewhere()
+        self._online.capture(inputs)
+        return self._online.hooks.features_elsewhere()
 
 
 BATCHES_LOOKED_AT = 64  # of an epoch, at least (where it has as many), evenly spread

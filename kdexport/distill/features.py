@@ -1,31 +1,31 @@
-"""Features of both networks, tapped while they run and brought into the form that each term's loss takes.
+"""Features of both networks, captured by forward hooks and brought into the form that each term's loss takes.
 
-The networks stay as they are: hooks exist only while a pass is listened to, and what has to be learned to make two
+The networks stay as they are: hooks exist only while a pass is captured, and what has to be learned to make two
 layers comparable lives here, outside the student, its state dict and its file.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdexport import terms
 from kdexport.distill import layers
-from kdexport.distill.contrast_memory import ContrastMemory
 from kdexport.distill.layers import Layer
-from kdexport.distill.projections import Fusion, Pooled, Projection, Unchanged, channels_of
-from kdexport.errors import KDExportError
+from kdexport.distill.projections import Adapter
+from kdexport.references import parse
+from kdexport.terms import FeatureTerm
+from kdexport.user_code import load_object
 
 DRY_RUN_SAMPLES = 2  # of which only the shapes are wanted
 
 
 class FeatureHooks:
-    """The taps of all feature terms of one objective.
+    """The hooks of all feature terms of one objective.
 
     Args:
-        wanted: ``Objective.feature_terms``: name -> term.
+        terms: ``Objective.feature_terms``: name -> term.
         student: The student.
         teacher: The teacher.
         student_inputs: What the student takes, a batch of at least one.
@@ -39,7 +39,7 @@ class FeatureHooks:
 
     def __init__(
         self,
-        wanted: Mapping[str, terms.BaseTerm],
+        terms: Mapping[str, FeatureTerm],
         student: nn.Module,
         teacher: nn.Module,
         student_inputs: tuple[Tensor, ...],
@@ -50,16 +50,17 @@ class FeatureHooks:
     ) -> None:
         self._student, self._teacher = student, teacher
         self._paths: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-        self._heard: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
+        self._captured: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
         self.adapters = nn.ModuleDict()
         ours = layers.trace(student, tuple(part[:DRY_RUN_SAMPLES] for part in student_inputs))
         theirs = layers.trace(teacher, tuple(part[:DRY_RUN_SAMPLES] for part in teacher_inputs))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            for name, term in wanted.items():
+            for name, term in terms.items():
                 pair = _pair(term, ours, theirs)
                 self._paths[name] = _paths_of(pair[0]), _paths_of(pair[1])
                 self.adapters[_key(name)] = _adapter(term, pair[0], pair[1], samples)
+        self._terms = dict(terms)
         self.adapters.to(student_inputs[0].device)
 
     @property
@@ -68,12 +69,12 @@ class FeatureHooks:
         return dict(self._paths)
 
     def student(self, network: nn.Module | None = None) -> Any:
-        """Return a context in which the student's pass is listened to, or that of a copy of it."""
-        return self._listening("student", self._student if network is None else network, 0)
+        """Return a context in which the student's pass is captured, or that of a copy of it."""
+        return self._capturing("student", self._student if network is None else network, 0)
 
     def teacher(self) -> Any:
-        """Return a context in which the teacher's pass is listened to."""
-        return self._listening("teacher", self._teacher, 1)
+        """Return a context in which the teacher's pass is captured."""
+        return self._capturing("teacher", self._teacher, 1)
 
     def features(self, indices: Tensor) -> dict[str, tuple[Any, ...]]:
         """Return for each term the first arguments of its loss, from the last pass of both networks.
@@ -86,11 +87,7 @@ class FeatureHooks:
     @torch.no_grad()
     def features_elsewhere(self) -> dict[str, tuple[Any, ...]]:
         """Return the same for samples that are not trained on; without the terms that remember their samples."""
-        paths = {
-            name: pair
-            for name, pair in self._paths.items()
-            if not isinstance(self.adapters[_key(name)], ContrastMemory)
-        }
+        paths = {name: pair for name, pair in self._paths.items() if self._terms[name].any_samples}
         self.adapters.eval()
         try:
             return self._ready(paths, torch.empty(0, dtype=torch.int64))
@@ -102,16 +99,15 @@ class FeatureHooks:
     ) -> dict[str, tuple[Any, ...]]:
         ready: dict[str, tuple[Any, ...]] = {}
         for name, (ours, theirs) in paths.items():
-            student = tuple(self._heard["student"][path] for path in ours)
-            teacher = tuple(self._heard["teacher"][path].detach() for path in theirs)
+            student = tuple(self._captured["student"][path] for path in ours)
+            teacher = tuple(self._captured["teacher"][path].detach() for path in theirs)
             adapter = self.adapters[_key(name)]
             with torch.autocast(student[0].device.type, enabled=False):
-                if isinstance(adapter, Fusion):
-                    ready[name] = adapter(student, teacher, indices)
-                else:
-                    ready[name] = adapter(student[0], teacher[0], indices)
-        for heard in self._heard.values():
-            heard.clear()  # or the graph of this step would live until the next
+                several = self._terms[name].several_layers
+                pair = (student, teacher) if several else (student[0], teacher[0])
+                ready[name] = adapter(*pair, indices)
+        for captured in self._captured.values():
+            captured.clear()  # or the graph of this step would live until the next
         return ready
 
     def parameters(self) -> list[nn.Parameter]:
@@ -127,60 +123,41 @@ class FeatureHooks:
         self.adapters.load_state_dict(state)
 
     @contextmanager
-    def _listening(self, whose: str, network: nn.Module, side: int) -> Iterator[None]:
-        heard = self._heard[whose]
-        heard.clear()
+    def _capturing(self, whose: str, network: nn.Module, side: int) -> Iterator[None]:
+        captured = self._captured[whose]
+        captured.clear()
         paths = {path for pair in self._paths.values() for path in pair[side]}
-        with layers.listening(network, {path: path for path in paths}, heard.__setitem__):
+        with layers.capture_outputs(network, {path: path for path in paths}, captured.__setitem__):
             yield
 
 
 def _pair(
-    term: terms.BaseTerm, student: tuple[Layer, ...], teacher: tuple[Layer, ...]
+    term: FeatureTerm, student: tuple[Layer, ...], teacher: tuple[Layer, ...]
 ) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
     ours, theirs = _chosen(term, student, "student"), _chosen(term, teacher, "teacher")
-    if isinstance(term, terms.Review) and not term.student_layers and not term.teacher_layers:
+    if term.several_layers and not term.layers("student") and not term.layers("teacher"):
         count = min(len(ours), len(theirs))  # unasked, as many of the last as both have
         return ours[len(ours) - count :], theirs[len(theirs) - count :]
     return ours, theirs
 
 
-def _chosen(term: terms.BaseTerm, known: tuple[Layer, ...], whose: str) -> tuple[Layer, ...]:
+def _chosen(term: FeatureTerm, known: tuple[Layer, ...], whose: Literal["student", "teacher"]) -> tuple[Layer, ...]:
     """Return the layers that a term names, or those that its method is meant for."""
-    if isinstance(term, terms.Review):
-        named = term.student_layers if whose == "student" else term.teacher_layers
-        return tuple(layer for name in named for layer in layers.find(known, name, whose)) or layers.stage_ends(known)
-    if not isinstance(term, terms.FeatureTerm):
-        raise KDExportError(f"{term.method} compares no layers", hint="this is a fault of kdexport; please report it")
-    name = term.student_layer if whose == "student" else term.teacher_layer
-    if name is not None:
-        return (layers.find(known, name, whose)[-1],)
-    if isinstance(term, terms.Hint | terms.Attention | terms.Similarity):
-        return (layers.last_map(known, whose),)
-    return (layers.embedding(known, whose),)
+    named = [layers.find(known, name, whose) for name in term.layers(whose)]
+    if named:
+        return tuple(layer for found in named for layer in (found if term.several_layers else found[-1:]))
+    if term.default_layers == "stage_ends":
+        return layers.fusible_stages(known, whose)
+    find = layers.embedding if term.default_layers == "embedding" else layers.last_map
+    return (find(known, whose),)
 
 
-def _adapter(term: terms.BaseTerm, student: tuple[Layer, ...], teacher: tuple[Layer, ...], samples: int) -> nn.Module:
-    if isinstance(term, terms.Review):
-        return Fusion(tuple(layer.shape for layer in student), tuple(layer.shape for layer in teacher))
-    ours, theirs = student[0].shape, teacher[0].shape
-    if isinstance(term, terms.CRD):
-        return ContrastMemory(
-            channels_of(ours),
-            channels_of(theirs),
-            samples,
-            width=term.width,
-            negatives=term.negatives,
-            momentum=term.momentum,
-            temperature=term.temperature,
-        )
-    if isinstance(term, terms.Hint):
-        return Projection(ours, theirs)
-    if isinstance(term, terms.Cosine):
-        return Projection(ours, theirs, vectors=True)
-    if isinstance(term, terms.Relational):
-        return Pooled()
-    return Unchanged()
+def _adapter(term: FeatureTerm, student: tuple[Layer, ...], teacher: tuple[Layer, ...], samples: int) -> Adapter:
+    shapes = [tuple(layer.shape for layer in side) for side in (student, teacher)]
+    options = {name: getattr(term, name) for name in term.adapter_options}
+    build = load_object(parse(term.adapter))
+    adapter: Adapter = build(*(side if term.several_layers else side[0] for side in shapes), samples=samples, **options)
+    return adapter
 
 
 def _paths_of(found: tuple[Layer, ...]) -> tuple[str, ...]:

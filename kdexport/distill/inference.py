@@ -1,7 +1,7 @@
-"""A network asked about many samples, without gradients: as many at a time as are sure to be little, fewer if need be.
+"""A network run on many samples, without gradients: as many at a time as are sure to be little, fewer if need be.
 
-How many go through together changes a result in its last bits alone, so what runs out of memory is asked again in
-halves, and the training need not hear of it.
+How many go through together changes a result in its last bits alone, so what runs out of memory is run again in
+halves, and the training goes on.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import nn
 
 from kdexport.data.samples import Split
 from kdexport.errors import KDExportError
+from kdexport.models.loading import evaluating
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 
 # Samples at a time, and bytes of float32 inputs: what the layers make of them is several times as large. A CPU is
@@ -28,6 +29,15 @@ def at_once(split: Split, device: torch.device) -> int:
     most, size = (CPU_MOST, CPU_BYTES) if device.type == "cpu" else (GPU_MOST, GPU_BYTES)
     sample = 4 * sum(math.prod(array.shape[1:]) for array in split.inputs)
     return max(1, min(most, size // max(sample, 1)))
+
+
+def even_parts(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return indices in even parts of ``size`` at most; of ``size + 1``, where a part would else hold one alone.
+
+    What compares the samples of a batch, or normalizes over them, cannot do so with one.
+    """
+    count = -(-len(indices) // size)
+    return np.array_split(indices, min(count, max(1, len(indices) // 2)) if size > 1 else count)
 
 
 def lay_out_for_inference(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -56,13 +66,13 @@ def in_parts(compute: Callable[[np.ndarray], np.ndarray], indices: np.ndarray, s
     Args:
         compute: Indices [n] -> results [n, ...].
         indices: Of the samples, at least one.
-        size: How many to ask for at a time.
+        size: How many to compute at a time.
 
     Raises:
         KDExportError: The memory does not hold one sample.
     """
     try:
-        parts = [compute(part) for part in np.array_split(indices, -(-len(indices) // size))]
+        parts = [compute(part) for part in even_parts(indices, size)]
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -97,15 +107,11 @@ def predict_all(
     def logits(indices: np.ndarray) -> np.ndarray:
         batch = split.take(slice(indices[0], indices[-1] + 1))
         inputs = preprocessing.apply([as_tensor(array).to(device) for array in batch.inputs])  # small until it is there
-        answer: np.ndarray = network(*inputs).float().cpu().numpy()
-        return answer
+        found: np.ndarray = network(*inputs).float().cpu().numpy()
+        return found
 
-    mode = network.training
-    network.eval()
-    with torch.no_grad():
-        found = in_parts(logits, np.arange(len(split))[rows], at_once(split, device))
-    network.train(mode)
-    return found
+    with evaluating(network):
+        return in_parts(logits, np.arange(len(split))[rows], max(2, at_once(split, device)))
 
 
 def out_of_memory(error: BaseException) -> bool:

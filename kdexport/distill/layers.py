@@ -5,18 +5,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError, did_you_mean
-from kdexport.models.fitted_data import load_run_data
-from kdexport.models.loading import load_model
-from kdexport.progress import SILENT, Progress
-from kdexport.recipe import Recipe
+from kdexport.models.loading import evaluating
 
 SHOWN = 40  # layers in an error message
 
@@ -52,15 +46,9 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
         calls[path] += 1
         shapes.setdefault(path, tuple(output.shape[1:]))
 
-    was_training = {name: module.training for name, module in network.named_modules()}
-    network.eval()
-    try:
-        paths = [name for name, _ in network.named_modules() if name]
-        with torch.no_grad(), listening(network, {path: path for path in paths}, note):
-            network(*inputs)
-    finally:
-        for name, module in network.named_modules():
-            module.training = was_training[name]
+    paths = [name for name, _ in network.named_modules() if name]
+    with evaluating(network), capture_outputs(network, {path: path for path in paths}, note):
+        network(*inputs)
     if not shapes:
         raise KDExportError(
             f"a {type(network).__name__} shows no layers when it runs",
@@ -75,7 +63,7 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
 
 
 @contextmanager
-def listening(network: nn.Module, paths: Mapping[str, str], note: Any) -> Iterator[None]:
+def capture_outputs(network: nn.Module, paths: Mapping[str, str], note: Any) -> Iterator[None]:
     """Call ``note(name, output)`` whenever one of the modules has run; no hook is left behind.
 
     Args:
@@ -85,12 +73,12 @@ def listening(network: nn.Module, paths: Mapping[str, str], note: Any) -> Iterat
     """
 
     def hook(name: str) -> Any:
-        def heard(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+        def captured(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
             tensor = first_tensor(output)
             if tensor is not None:
                 note(name, tensor)
 
-        return heard
+        return captured
 
     handles = [network.get_submodule(path).register_forward_hook(hook(name)) for name, path in paths.items()]
     try:
@@ -171,9 +159,28 @@ def embedding(layers: Sequence[Layer], whose: str) -> Layer:
 
 
 def last_map(layers: Sequence[Layer], whose: str) -> Layer:
-    """Return the last layer that still has positions: a map, else tokens; an embedding where there is neither."""
+    """Return the last layer to run that still has positions: a map or tokens; an embedding where there is neither.
+
+    Of a transformer on patches these are its last tokens: its only map is the patch embedding, before any block.
+    """
     tokens = [layer for layer in layers if layer.calls == 1 and len(layer.shape) == 2 and layer.shape[0] > 1]
-    return [*tokens[-1:], *stage_ends(layers)][-1] if tokens or stage_ends(layers) else embedding(layers, whose)
+    positions = [*tokens[-1:], *stage_ends(layers)[-1:]]
+    return max(positions, key=layers.index) if positions else embedding(layers, whose)
+
+
+def fusible_stages(layers: Sequence[Layer], whose: str) -> tuple[Layer, ...]:
+    """Return ``stage_ends`` of a network that computes with maps to its end.
+
+    Raises:
+        KDExportError: Tokens follow its maps, as in a transformer whose only map is the patch embedding.
+    """
+    ends = stage_ends(layers)
+    if ends and len(last_map(layers, whose).shape) == 2:
+        raise KDExportError(
+            f"the {whose} computes with tokens after {ends[-1].path}: it has no stages of maps to fuse",
+            hint=f"name its {whose}_layers, or use hint or similarity, which take tokens",
+        )
+    return ends
 
 
 def _stages(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> list[str]:
@@ -204,54 +211,3 @@ def _matches(path: str, pattern: str) -> bool:
 def _listed(layers: Sequence[Layer]) -> str:
     names = [f"{layer.path} {list(layer.shape)}" for layer in layers]
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer that a term can name."""
-
-    path: str
-    kind: str  # its class
-    shape: tuple[int, ...]  # of what it gives, without the batch
-    stage: int | None  # its number, by which it can be named as well
-    usable: bool  # False where it runs several times in one pass
-
-
-@dataclass(frozen=True)
-class ShownLayers:
-    """Both networks' layers in the order in which they run."""
-
-    student: tuple[LayerRow, ...]
-    teacher: tuple[LayerRow, ...]
-    suggested: tuple[tuple[str, str], ...]  # (student's path, teacher's path), first stage first
-
-
-def show_layers(recipe: Recipe, cache: Path, progress: Progress = SILENT) -> ShownLayers:
-    """Return the layers of a recipe's networks, from one pass of two samples; nothing is trained.
-
-    Args:
-        recipe: Whose networks and data.
-        cache: Folder for decoded samples.
-        progress: Where long reading shows.
-
-    Raises:
-        KDExportError: A network or the data cannot be had.
-    """
-    dataset = load_run_data(recipe, cache, progress)
-    student = _trace(recipe, "student", dataset)
-    teacher = _trace(recipe, "teacher", dataset)
-    return ShownLayers(
-        tuple(map(_row, student)),
-        tuple(map(_row, teacher)),
-        tuple((ours.path, theirs.path) for ours, theirs in suggested_pairs(student, teacher)),
-    )
-
-
-def _trace(recipe: Recipe, role: str, dataset: Dataset) -> tuple[Layer, ...]:
-    spec = recipe.student if role == "student" else recipe.teacher
-    model = load_model(role, spec, dataset)
-    return trace(model.network, model.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs))
-
-
-def _row(layer: Layer) -> LayerRow:
-    return LayerRow(layer.path, layer.kind, layer.shape, layer.stage, usable=layer.calls == 1)

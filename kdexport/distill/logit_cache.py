@@ -1,6 +1,6 @@
 """The teacher's logits, computed once per (sample, view) and read from then on.
 
-One memory-mapped fp16 file ``[views, samples, classes]`` (of many classes the largest: see ``packing``) with an index
+One memory-mapped fp16 file ``[views, samples, classes]`` (of many classes the largest: see ``TopK``) with an index
 of checksums beside it. A view is filled before the epoch that first shows it, in the samples' own order and in batches
 of the cache's choosing: the same work as a teacher that runs within the step, in larger batches and without gradients,
 and the numbers do not depend on how the student draws its batches. So a killed, a resumed and an undisturbed run read
@@ -31,22 +31,22 @@ ROWS_AT_ONCE = 256  # what is worked on beside them: some MiB
 FP16_MAX = 65504.0
 
 
-class Packing(Protocol):
+class Compression(Protocol):
     """From logits to what lies in the file, and back."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """One sample in the file."""
 
-    def pack(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def compress(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Return ``[samples]`` records of logits ``[samples, classes]``."""
 
-    def unpack(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:
+    def decompress(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:
         """Return logits ``[samples, classes]`` for a loss of this temperature, above 0 (infinity: squared errors)."""
 
 
 @dataclass(frozen=True)
-class Whole:
+class AllLogits:
     """Every logit, in half precision unless otherwise asked."""
 
     classes: int
@@ -57,13 +57,13 @@ class Whole:
         """One sample in the file."""
         return np.dtype((self.number, (self.classes,)))
 
-    def pack(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def compress(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Return ``[samples, classes]``, values beyond the number's range at its ends."""
         largest = np.finfo(self.number).max
-        packed: NDArray[Any] = np.clip(logits, -largest, largest).astype(self.number)
-        return packed
+        compressed: NDArray[Any] = np.clip(logits, -largest, largest).astype(self.number)
+        return compressed
 
-    def unpack(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:  # noqa: ARG002
+    def decompress(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:  # noqa: ARG002
         """Return them as they were."""
         return np.asarray(records, dtype=np.float32)
 
@@ -83,7 +83,7 @@ class TopK:
             [("values", np.float16, (self.k,)), ("classes", index, (self.k,)), ("levels", np.float32, (2,))]
         )
 
-    def pack(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def compress(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Return ``[samples]`` records; ``levels`` holds the mean and the log-sum-exp's level of the others."""
         records = np.zeros(len(logits), dtype=self.dtype)
         for start in range(0, len(logits), ROWS_AT_ONCE):
@@ -103,7 +103,7 @@ class TopK:
             records["levels"][rows, 1] = top[:, 0] + np.log(weight) - np.log(count)
         return records
 
-    def unpack(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:
+    def decompress(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:
         """Return ``[samples, classes]``: the largest where they were, the others at one level."""
         mean, level = records["levels"][:, 0], records["levels"][:, 1]
         logits = np.empty((len(records), self.classes), dtype=np.float32)
@@ -112,7 +112,7 @@ class TopK:
         return logits
 
 
-def packing_for(classes: int, top_k: int | None) -> Whole | TopK:
+def compression_for(classes: int, top_k: int | None) -> AllLogits | TopK:
     """Return how logits of so many classes are kept.
 
     Args:
@@ -120,7 +120,7 @@ def packing_for(classes: int, top_k: int | None) -> Whole | TopK:
         top_k: ``distill.teacher_top_k``; None: whole up to 1,000 classes, above that the 128 largest.
     """
     wanted = top_k if top_k is not None else classes if classes <= WHOLE_UP_TO else TOP_K
-    return Whole(classes) if wanted >= classes else TopK(classes, wanted)
+    return AllLogits(classes) if wanted >= classes else TopK(classes, wanted)
 
 
 CHUNK = 2048  # samples under one checksum: what a kill can cost
@@ -134,25 +134,37 @@ class TeacherCache:
         key: Hash of all that the logits depend on: weights, preprocessing, data, augmentation.
         views: Number of augmented views.
         samples: Number of samples in the split.
-        packing: How a sample's logits lie in the file.
+        compression: How a sample's logits lie in the file.
         rank: Which process this is: each fills its own share of the chunks, under an index of its own.
         world: How many processes fill the cache together.
     """
 
     def __init__(
-        self, folder: Path, key: str, *, views: int, samples: int, packing: Packing, rank: int = 0, world: int = 1
+        self,
+        folder: Path,
+        key: str,
+        *,
+        views: int,
+        samples: int,
+        compression: Compression,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"teacher-{key}.logits"
         self._index_path = folder / f"teacher-{key}.{rank}.json"
-        self._packing = packing
-        self._shape = (views, samples, packing.dtype.itemsize // 2)  # in units of 2 bytes: whole, these are the classes
+        self._compression = compression
+        self._shape = (
+            views,
+            samples,
+            compression.dtype.itemsize // 2,
+        )  # in units of 2 bytes: whole, these are the classes
         self._mine = range(rank, -(-samples // CHUNK), world)
         self._complete: set[int] = set()
         with self._growing(), self.path.open("ab") as handle:
             handle.truncate(self.size_bytes)  # sparse: no space is taken before it is filled
         self._sums: dict[str, int] = {}
-        self._records = np.memmap(self.path, packing.dtype, "r+", shape=(views, samples))
+        self._records = np.memmap(self.path, compression.dtype, "r+", shape=(views, samples))
 
     @property
     def size_bytes(self) -> int:
@@ -201,20 +213,20 @@ class TeacherCache:
 
     def read(self, view: int, indices: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Return float32 logits [len(indices), classes] of a filled view, for a loss of this temperature."""
-        return self._packing.unpack(self._records[view, indices], temperature)
+        return self._compression.decompress(self._records[view, indices], temperature)
 
     def _fill(self, view: int, chunk: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
         rows = self._rows(chunk)
         logits = compute(np.arange(rows.start, rows.stop))
         self._take_space(view, rows)
-        self._records[view, rows] = self._packing.pack(logits)
+        self._records[view, rows] = self._compression.compress(logits)
         self._records.flush()
         self._sums[f"{view}/{chunk}"] = self._checksum(view, chunk)
         write_text(self._index_path, json.dumps({"shape": self._shape, "chunk": CHUNK, "crc32": self._sums}))
 
     def _take_space(self, view: int, rows: slice) -> None:
         """Take the space of some rows on the disk: a mapped file that finds none ends the process without a word."""
-        row_bytes = self._packing.dtype.itemsize
+        row_bytes = self._compression.dtype.itemsize
         offset = (view * self._shape[1] + rows.start) * row_bytes
         if hasattr(os, "posix_fallocate"):
             with self._growing(), self.path.open("r+b") as handle:

@@ -1,9 +1,10 @@
 """What the student minimizes: the labels' loss plus every term of the recipe, weighted.
 
-``METHODS`` is the one table that says which function serves which recipe term and what it is fed. No state and no
+Which function serves a term and what it is fed stands in the term's class, ``kdexport.terms``. No state and no
 parameters here: an ``Objective`` may be called from anywhere, in any order.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -11,49 +12,68 @@ from typing import Any, Literal, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdexport.distill import losses
 from kdexport.distill.losses.checks import at_least_fp32, class_labels
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, did_you_mean
+from kdexport.references import parse
 from kdexport.tasks.classification import UNLABELLED
-from kdexport.terms import BaseTerm
+from kdexport.terms import METHODS, BaseTerm, FeatureTerm, Need, OwnLoss
+from kdexport.user_code import load_object
 
 T = TypeVar("T")
 LabelKind = Literal["class", "soft", "multi_label"]
-Need = Literal["logits", "labels", "features"]
 Features = Mapping[str, tuple[Any, ...]]
+
+# What a loss of the user's own is fed, by the names of its positional parameters.
+FED: dict[tuple[str, ...], Need] = {
+    ("student_logits", "teacher_logits"): "logits",
+    ("labels",): "labels",
+    ("student_feature", "teacher_feature"): "features",
+}
 
 
 @dataclass(frozen=True)
-class Method:
-    """One distillation method.
-
-    ``needs`` is what the function takes, in its order: ``logits`` (student's and teacher's), ``labels``, ``features``
-    (what ``kdexport.distill.features`` makes of the networks' layers for this term).
-    ``multi_label`` says whether it makes sense where a sample has any number of classes, ``elsewhere`` whether it can
-    be told of samples that are not trained on.
-    """
+class Loss:
+    """A term's function, what it is fed, in its order, and its keyword arguments."""
 
     function: Callable[..., Tensor]
     needs: tuple[Need, ...]
-    multi_label: bool = True
-    elsewhere: bool = True
+    options: dict[str, Any]
 
 
-METHODS: dict[str, Method] = {
-    "soft_targets": Method(losses.soft_targets, ("logits",), multi_label=False),
-    "hard_targets": Method(losses.hard_targets, ("logits",), multi_label=False),
-    "logit_mse": Method(losses.logit_mse, ("logits",)),
-    "dkd": Method(losses.dkd, ("logits", "labels"), multi_label=False),
-    "dist": Method(losses.dist, ("logits",), multi_label=False),
-    "binary_soft_targets": Method(losses.binary_soft_targets, ("logits",)),
-    "hint": Method(losses.hint, ("features",)),
-    "attention": Method(losses.attention, ("features",)),
-    "similarity": Method(losses.similarity, ("features",)),
-    "relational": Method(losses.relational, ("features",)),
-    "cosine": Method(losses.cosine, ("features",)),
-    "crd": Method(losses.crd, ("features",), elsewhere=False),
-    "review": Method(losses.review, ("features",)),
-}
+def loss_of(term: BaseTerm) -> Loss:
+    """Return what computes a term.
+
+    Raises:
+        KDExportError: A loss of the user's own that is not there, cannot be fed, or does not take the term's keys.
+    """
+    if not isinstance(term, OwnLoss):
+        return Loss(load_object(parse(term.function)), term.needs, term.options())
+    function = load_object(parse(term.method))
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise KDExportError(f"{term.method} is no function", hint="name a function of tensors that gives one") from None
+    options = term.options()
+    names = [name for name in parameters if name not in options and parameters[name].default is inspect.Parameter.empty]
+    names = [name for name in names if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD]
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for unknown in [name for name in options if name not in parameters]:
+            known = [name for name in parameters if not any(name in fed for fed in FED)]
+            near = did_you_mean(unknown, known) or f"it takes: {', '.join(known) or 'none'}"
+            raise KDExportError(f"{term.method} takes no '{unknown}'", hint=near.strip())
+    needs: list[Need] = []
+    while names:
+        fed = next((fed for fed in FED if tuple(names[: len(fed)]) == fed), None)
+        if fed is None:
+            unknown = next((name for name in names if not any(name in group for group in FED)), names[0])
+            raise KDExportError(
+                f"{term.method} takes '{unknown}', and nothing gives it that",
+                hint="set it as a key of the term, or call the parameters student_logits, teacher_logits; labels;"
+                " student_feature, teacher_feature",
+            )
+        needs.append(FED[fed])
+        names = names[len(fed) :]
+    return Loss(function, tuple(needs), options)
 
 
 @dataclass(frozen=True)
@@ -62,8 +82,7 @@ class _Part:
 
     name: str  # unique within the objective
     term: BaseTerm
-    method: Method
-    options: dict[str, Any]
+    loss: Loss
 
 
 class Objective:
@@ -102,17 +121,19 @@ class Objective:
         for part in self._parts:
             _check_label_kind(part, label_kind)
 
-    def elsewhere(self, label_kind: LabelKind, *, features: bool) -> "Objective | None":
+    def for_validation(self, label_kind: LabelKind, *, samples: int, features: bool) -> "Objective | None":
         """Return what of it can be told of samples that are not trained on; None where nothing can.
 
         Args:
             label_kind: Of their labels.
+            samples: How many there are; a method that compares samples needs two.
             features: Whether there are features of them.
         """
         terms = [
             part.term
             for part in self._parts
-            if "features" not in part.method.needs or (features and part.method.elsewhere)
+            if ("features" not in part.loss.needs or (features and part.term.any_samples))
+            and (samples > 1 or not part.term.compares_samples)
         ]
         if not terms and self.label_weight == 0:
             return None
@@ -126,22 +147,32 @@ class Objective:
     @property
     def needs_labels(self) -> bool:
         """Whether a call needs labels."""
-        return self.label_weight > 0 or any("labels" in part.method.needs for part in self._parts)
+        return self.label_weight > 0 or any("labels" in part.loss.needs for part in self._parts)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a call needs anything of a teacher."""
-        return any({"logits", "features"} & set(part.method.needs) for part in self._parts)
+        return any({"logits", "features"} & set(part.loss.needs) for part in self._parts)
 
     @property
     def uses_logits(self) -> bool:
         """Whether the student's own logits enter the sum, so that every layer before them has a gradient."""
-        return self.label_weight > 0 or any("logits" in part.method.needs for part in self._parts)
+        return self.label_weight > 0 or any("logits" in part.loss.needs for part in self._parts)
 
     @property
-    def feature_terms(self) -> dict[str, BaseTerm]:
+    def feature_terms(self) -> dict[str, FeatureTerm]:
         """The terms that need features, by the names under which a call expects them."""
-        return {part.name: part.term for part in self._parts if "features" in part.method.needs}
+        return {
+            part.name: part.term
+            for part in self._parts
+            if "features" in part.loss.needs and isinstance(part.term, FeatureTerm)
+        }
+
+    @property
+    def cache_temperature(self) -> float:
+        """The temperature that compressed logits are kept right for: that of the weightiest term on logits."""
+        on_logits = [part.term for part in self._parts if "logits" in part.loss.needs]
+        return max(on_logits, key=lambda term: term.weight).cache_temperature if on_logits else 1.0
 
     @property
     def needs_features(self) -> bool:
@@ -184,14 +215,14 @@ class Objective:
             total = self.label_weight * value
         for part in self._parts:
             arguments: list[Any] = []
-            for need in part.method.needs:
+            for need in part.loss.needs:
                 if need == "logits":
                     arguments += [student_logits, _given(teacher_logits, part.name, "the teacher's logits")]
                 elif need == "labels":
                     arguments.append(_given(labels, part.name, "labels"))
                 else:
                     arguments += _given((features or {}).get(part.name), part.name, "features")
-            value = part.method.function(*arguments, **part.options)
+            value = _called(part, arguments)
             parts[part.name] = value.detach()
             weighted = part.term.weight_at(progress_of_training) * value
             total = weighted if total is None else total + weighted
@@ -227,18 +258,27 @@ def _parts(terms: Sequence[BaseTerm]) -> tuple[_Part, ...]:
     for term in terms:
         name = term.method
         count = 1 + sum(part.name.partition(".")[0] == name for part in parts)
-        parts.append(_Part(f"{name}.{count}" if count > 1 else name, term, METHODS[name], term.options()))
+        parts.append(_Part(f"{name}.{count}" if count > 1 else name, term, loss_of(term)))
     return tuple(parts)
 
 
+def _called(part: _Part, arguments: list[Any]) -> Tensor:
+    """Return a loss, held to be one number; built-in ones are tested for that."""
+    value = part.loss.function(*arguments, **part.loss.options)
+    if isinstance(part.term, OwnLoss) and not (isinstance(value, Tensor) and value.ndim == 0):
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise KDExportError(f"{part.name} gives {shape}, not one number", hint="let it return the mean over the batch")
+    return value
+
+
 def _check_label_kind(part: _Part, label_kind: LabelKind) -> None:
-    if label_kind == "multi_label" and not part.method.multi_label:
+    if label_kind == "multi_label" and not part.term.multi_label:
         fitting = ", ".join(name for name, method in METHODS.items() if method.multi_label)
         raise KDExportError(
             f"{part.name} expects one class per sample, and these targets are multi-label",
             hint=f"use one of {fitting}",
         )
-    if label_kind == "soft" and "labels" in part.method.needs:
+    if label_kind == "soft" and "labels" in part.loss.needs:
         raise KDExportError(
             f"{part.name} needs one class per sample, and mixing samples leaves none",
             hint="take mixup and cutmix out of distill.augment, or use soft_targets or dist",

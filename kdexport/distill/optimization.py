@@ -11,6 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kdexport.errors import KDExportError
 from kdexport.recipe import Training
 
 
@@ -25,6 +26,10 @@ def make_optimizer(
         beside: More to learn that is no part of the network: projections between layers.
     """
     learned = [parameter for parameter in (*network.parameters(), *beside) if parameter.requires_grad]
+    if not learned:
+        raise KDExportError(
+            "the network has no parameter that can be trained", hint="leave requires_grad on where it is to learn"
+        )
     decayed = [parameter for parameter in learned if parameter.ndim > 1]
     others = [parameter for parameter in learned if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -74,6 +79,11 @@ def accelerator_for(precision: str) -> Accelerator:
     Accelerate keeps one precision per process; a run trains a teacher and a student that may differ, one after the
     other, so what the last one set is put back first. Processes and devices stay as they are.
     """
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise KDExportError(
+            'precision = "fp16" needs a GPU, and there is none: a CPU has no half-precision training',
+            hint='set precision = "fp32", or "bf16", for this training',
+        )
     AcceleratorState._reset_state(reset_partial_state=False)
     # Asked for by name: on a machine without a GPU, Accelerate joins torchrun's processes only then.
     cpu = not torch.accelerator.is_available()

@@ -4,6 +4,8 @@ Each module here takes (student feature, teacher feature, sample indices) and re
 function. Their parameters learn with the student and are thrown away afterwards.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,14 @@ from kdexport.errors import KDExportError
 Shape = tuple[int, ...]  # without the batch: (channels, height, width), (tokens, channels) or (channels,)
 
 
-class Unchanged(nn.Module):
+class Adapter(nn.Module):
+    """What ``FeatureHooks`` builds for a term: from the features' shapes and the number of training samples."""
+
+    def __init__(self, student: Any = (), teacher: Any = (), *, samples: int = 0) -> None:  # noqa: ARG002
+        super().__init__()
+
+
+class Unchanged(Adapter):
     """For methods that compare features of any shape."""
 
     def forward(self, student: Tensor, teacher: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -22,7 +31,7 @@ class Unchanged(nn.Module):
         return student, teacher
 
 
-class Pooled(nn.Module):
+class Pooled(Adapter):
     """For methods that compare embeddings: maps and tokens are averaged over their positions."""
 
     def forward(self, student: Tensor, teacher: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -30,7 +39,7 @@ class Pooled(nn.Module):
         return as_vectors(student), as_vectors(teacher)
 
 
-class Projection(nn.Module):
+class Projection(Adapter):
     """Brings the student's feature to the shape of the teacher's.
 
     A map becomes tokens or a vector where the other side is one; then heights and widths are average-pooled or
@@ -40,12 +49,14 @@ class Projection(nn.Module):
     Args:
         student: Shape of the student's feature.
         teacher: Shape of the teacher's.
-        vectors: Compare averages over the positions.
+        samples: Of no account here.
     """
 
-    def __init__(self, student: Shape, teacher: Shape, *, vectors: bool = False) -> None:
-        super().__init__()
-        self._dimensions = 1 if vectors else min(len(student), len(teacher))
+    vectors = False  # whether averages over the positions are compared
+
+    def __init__(self, student: Shape, teacher: Shape, *, samples: int = 0) -> None:
+        super().__init__(student, teacher, samples=samples)
+        self._dimensions = 1 if self.vectors else min(len(student), len(teacher))
         ours, theirs = channels_of(student), channels_of(teacher)
         self.channels: nn.Module = nn.Identity()
         if ours != theirs:
@@ -61,7 +72,13 @@ class Projection(nn.Module):
         return self.channels(student), teacher
 
 
-class Fusion(nn.Module):
+class VectorProjection(Projection):
+    """A projection of averages over the positions."""
+
+    vectors = True
+
+
+class Fusion(Adapter):
     """Attention-based fusion: each stage of the student sees what the later ones made of it.
 
     Chen et al. 2021, "Distilling Knowledge via Knowledge Review", figure 3: from the last stage to the first, the
@@ -71,13 +88,14 @@ class Fusion(nn.Module):
     Args:
         student: Shapes of the student's maps, first stage first.
         teacher: Shapes of as many maps of the teacher.
+        samples: Of no account here.
 
     Raises:
         KDExportError: Counts differ, or a feature is no map.
     """
 
-    def __init__(self, student: tuple[Shape, ...], teacher: tuple[Shape, ...]) -> None:
-        super().__init__()
+    def __init__(self, student: tuple[Shape, ...], teacher: tuple[Shape, ...], *, samples: int = 0) -> None:
+        super().__init__(student, teacher, samples=samples)
         if len(student) != len(teacher) or not student:
             raise KDExportError(
                 f"review compares stage with stage: {len(student)} of the student, {len(teacher)} of the teacher",

@@ -17,7 +17,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 
 from kdexport.distill.batches import Batches
 from kdexport.distill.context import DistillContext
-from kdexport.distill.objective import METHODS, Objective
+from kdexport.distill.objective import Objective, loss_of
 from kdexport.distill.qat_graph import Points, find_points, rounded_activation, rounded_weight
 from kdexport.errors import KDExportError
 from kdexport.models.loading import Model
@@ -168,7 +168,7 @@ START_BATCHES = 8  # that the ranges start from
 
 def settings_of(distill: Distill) -> Distill:
     """Return how the stretch is trained: short, at a small learning rate, in fp32, on the terms that compare logits."""
-    terms = tuple(term for term in distill.terms if "features" not in METHODS[term.method].needs)
+    terms = tuple(term for term in distill.terms if "features" not in loss_of(term).needs)
     return distill.model_copy(
         update={
             "epochs": distill.quantize_aware_epochs or max(1, distill.epochs // 4),
@@ -184,17 +184,17 @@ def settings_of(distill: Distill) -> Distill:
     )
 
 
-def objective_of(run: DistillContext, settings: Distill) -> Objective:
+def objective_of(context: DistillContext, settings: Distill) -> Objective:
     """Return what the stretch minimizes."""
     return Objective(
         settings.label_weight,
         settings.terms,
         label_smoothing=settings.label_smoothing,
-        label_kind=run.label_kind(settings),
+        label_kind=context.label_kind(settings),
     )
 
 
-def rounded(run: DistillContext, model: Model, batches: Batches, device: torch.device) -> FakeQuantized:
+def rounded(context: DistillContext, model: Model, batches: Batches, device: torch.device) -> FakeQuantized:
     """Return the student with int8's rounding in place, its ranges started from some training batches.
 
     Raises:
@@ -204,6 +204,6 @@ def rounded(run: DistillContext, model: Model, batches: Batches, device: torch.d
     return FakeQuantized(
         model.network.to(device),
         (model.preprocessing.apply(batch.inputs) for batch in first),
-        weight_bits=run.recipe.export.weight_bits,
+        weight_bits=context.recipe.export.weight_bits,
         length_varies=model.preprocessing.kind == "tokens",
     )

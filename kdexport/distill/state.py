@@ -1,9 +1,11 @@
 """What changes from step to step and must survive a kill."""
 
 import contextlib
-import pickle
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from kdexport.artifacts import read_json, write_atomically, write_json
+from kdexport.artifacts import write_atomically
+from kdexport.distill.context import Depends
 from kdexport.distill.evaluation import BatchAgreement, Seen, sums_dtype
 from kdexport.distill.features import FeatureHooks
 from kdexport.distill.objective import LabelKind
@@ -30,14 +33,14 @@ class LoopState:
     """
 
     def __init__(self, device: torch.device, epochs: int, per_epoch: int, label_kind: LabelKind) -> None:
-        self.total_steps = epochs * per_epoch
+        self.total_steps, self._per_epoch = epochs * per_epoch, per_epoch
         self.step = 0
         self.best_epoch = 0
         self.best_accuracy: float | None = None
         self.last_accuracy: float | None = None
         self.best_weights: dict[str, Tensor] = {}
         self._device = device
-        self._closeness = BatchAgreement(device, per_epoch, label_kind)
+        self._agreement = BatchAgreement(device, per_epoch, label_kind)
         self._seconds_before, self._started = 0.0, time.monotonic()
         self.clear_sums()
 
@@ -47,13 +50,13 @@ class LoopState:
         self._names: tuple[str, ...] = ()
         self._sums = torch.zeros(1, dtype=sums_dtype(self._device), device=self._device)  # the loss, then its terms
         self._waiting: list[Tensor] = []  # of the steps since they were last added up
-        self._closeness.clear()
+        self._agreement.clear()
 
     def count(self, loss: Tensor, parts: dict[str, Tensor], seen: list[Seen], samples: int) -> None:
         """Add up one step without waiting for the device."""
-        if self._closeness.looks_at(self.step):
+        if self._agreement.looks_at(self.step):
             for part in seen:
-                self._closeness.count(part)
+                self._agreement.count(part)
         self.step += 1
         self.seen += samples
         self._batches += 1
@@ -76,9 +79,9 @@ class LoopState:
         mean, *terms = accelerator.reduce(self._sums / max(1, self._batches), "mean").tolist()
         return mean, dict(zip(self._names, terms, strict=True))
 
-    def closeness(self, accelerator: Accelerator) -> dict[str, float | None]:
+    def agreement(self, accelerator: Accelerator) -> dict[str, float | None]:
         """Return how the network did on the epoch's batches, and how near the teacher it was, over all processes."""
-        return self._closeness.means(accelerator)
+        return self._agreement.means(accelerator)
 
     def judge(self, epoch: int, accuracy: float | None, network: nn.Module) -> None:
         """Keep the weights if no earlier epoch was better; of equals the later, trained longer, is kept."""
@@ -97,16 +100,23 @@ class LoopState:
         """Return the time in training, earlier sittings included."""
         return self._seconds_before + time.monotonic() - self._started
 
+    def begin_after(self, trained: "Extended") -> None:
+        """Stand where a training with other settings ended: its epochs, its best weights, its seconds."""
+        self.step = trained.epochs * self._per_epoch
+        self.best_epoch, self.best_accuracy, self.best_weights = trained.best
+        self.last_accuracy, self._seconds_before = trained.best[1], trained.seconds
+
     def state(self) -> dict[str, Any]:
         """Return it all in a form that a checkpoint may hold."""
         self._add_up()
         return {
             "step": self.step,
+            "per_epoch": self._per_epoch,
             "best": (self.best_epoch, self.best_accuracy, self.best_weights),
             "last": self.last_accuracy,
             "seconds": self.seconds_spent(),
             "sums": (self.seen, self._batches, self._names, self._sums),
-            "closeness": self._closeness.state(),
+            "agreement": self._agreement.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -117,7 +127,17 @@ class LoopState:
         self._seconds_before = state["seconds"]
         self.seen, self._batches, self._names, sums = state["sums"]
         self._sums, self._waiting = sums.to(self._device), []
-        self._closeness.load(state["closeness"])
+        self._agreement.load(state["agreement"])
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What is gone on from with ``--extend``: the last weights of a training with other settings."""
+
+    epochs: int  # whole ones
+    weights: dict[str, Tensor]
+    best: tuple[int, float | None, dict[str, Tensor]]  # epoch, accuracy, weights
+    seconds: float
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
@@ -132,14 +152,14 @@ def snapshot(
     average: AveragedModel | None,
     loop: LoopState,
     accelerator: Accelerator,
-    taps: FeatureHooks | None = None,
+    hooks: FeatureHooks | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint holds."""
     return {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
-        "taps": None if taps is None else taps.state_dict(),
+        "hooks": None if hooks is None else hooks.state_dict(),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         "loop": loop.state(),
         "random": torch.get_rng_state(),
@@ -154,15 +174,15 @@ def restore(
     average: AveragedModel | None,
     loop: LoopState,
     accelerator: Accelerator,
-    taps: FeatureHooks | None = None,
+    hooks: FeatureHooks | None = None,
 ) -> None:
     """Put everything back as a checkpoint found it."""
     network.load_state_dict(saved["network"])
     optimizer.load_state_dict(saved["optimizer"])
     if average is not None:
         average.load_state_dict(saved["average"])
-    if taps is not None:
-        taps.load_state_dict(saved["taps"])
+    if hooks is not None:
+        hooks.load_state_dict(saved["hooks"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     loop.load(saved["loop"])
@@ -189,53 +209,57 @@ class Checkpoints:
 
     Args:
         folder: Their place; made when the first is written.
-        key: Hash of all that the phase depends on; a checkpoint with another key is not this training's.
+        key: Hash of all that the phase depends on; a checkpoint with another key is not this training's. It stays
+            until this training has written its own.
+        identity: See ``Depends``.
+        settings: See ``Depends``.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self._folder, self._key = folder, key
+    def __init__(
+        self, folder: Path, key: str, identity: str = "", settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self._folder, self._depends = folder, Depends(key, identity, dict(settings))
+        self.extended: Extended | None = None  # what the training begins with, where there is no state of its own
+        self._own: list[Path] = []  # newest last
         self.written_at = time.monotonic()
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after so many optimizer steps, then drop all but the last two."""
+        """Write the state after so many optimizer steps, then drop all but the last two of this training."""
         path = self._folder / f"step-{step:09d}.pt"
-        write_atomically(path, lambda temporary: _write({"key": self._key, "state": state}, temporary))
-        for old in self._paths()[KEPT:]:
+        write_atomically(path, lambda temporary: _write({**asdict(self._depends), "state": state}, temporary))
+        self._own = [*(own for own in self._own if own != path), path][-KEPT:]
+        for old in set(self._folder.glob("step-*.pt")) - set(self._own):
             old.unlink(missing_ok=True)
         self.written_at = time.monotonic()
         return path
 
     def latest(self) -> dict[str, Any] | None:
         """Return the newest whole state of this training, or None."""
-        for path in self._paths():
-            with contextlib.suppress(OSError, EOFError, RuntimeError, pickle.UnpicklingError):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-                if checkpoint["key"] == self._key:
-                    state: dict[str, Any] = checkpoint["state"]
-                    return state
-        return None
+        own = [(path, found[1]) for path, found in self._whole() if found[0].key == self._depends.key]
+        self._own = [path for path, _ in reversed(own)]
+        return own[0][1] if own else None
 
-    def note(self, name: str, document: dict[str, Any]) -> None:
-        """Write down a choice that the whole training keeps to."""
-        write_json(self._folder / f"{name}.json", {"key": self._key, name: document})
-
-    def noted(self, name: str) -> dict[str, Any] | None:
-        """Return the choice that this training has made before, or None."""
-        document = read_json(self._folder / f"{name}.json") or {}
-        return document.get(name) if document.get("key") == self._key else None
+    def earlier(self) -> tuple[Depends, dict[str, Any]] | None:
+        """Return the newest whole state of a training with other settings, and what that depended on."""
+        return next((found for _, found in self._whole() if found[0].key != self._depends.key), None)
 
     @property
     def newest(self) -> Path | None:
-        """The newest file, for messages."""
-        return next(iter(self._paths()), None)
+        """The newest file of this training, for messages."""
+        return self._own[-1] if self._own else None
 
     def clear(self) -> None:
         """Remove them: the phase is done, its weights are written."""
-        for path in self._paths():
+        for path in self._folder.glob("step-*.pt"):
             path.unlink(missing_ok=True)
 
-    def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*.pt"), reverse=True)
+    def _whole(self) -> Iterator[tuple[Path, tuple[Depends, dict[str, Any]]]]:
+        for path in sorted(self._folder.glob("step-*.pt"), reverse=True):
+            with contextlib.suppress(Exception):  # a damaged file may make the reader raise anything
+                found = torch.load(path, map_location="cpu", weights_only=True)
+                depends = Depends(found["key"], found.get("identity", ""), found.get("settings", {}))
+                state: dict[str, Any] = found["state"]
+                yield path, (depends, state)
 
 
 def _write(document: dict[str, Any], path: Path) -> None:

@@ -1,7 +1,6 @@
-"""The teacher as the student's training sees it: frozen, in evaluation mode, asked once per sample and view."""
+"""The teacher as the student's training sees it: frozen, in evaluation mode, run once per sample and view."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,13 +16,11 @@ from kdexport.data.samples import Split
 from kdexport.distill.batches import Batch, Batches
 from kdexport.distill.context import DistillContext
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.inference import at_once, in_parts, predict_all
-from kdexport.distill.logit_cache import TeacherCache, TopK, Whole, packing_for
-from kdexport.distill.objective import METHODS
+from kdexport.distill.inference import at_once, even_parts, in_parts, predict_all
+from kdexport.distill.logit_cache import AllLogits, TeacherCache, TopK, compression_for
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.progress import SILENT, Progress
 from kdexport.results import TeacherScore
-from kdexport.terms import BaseTerm
 
 
 def _never() -> bool:
@@ -54,52 +51,52 @@ class Teacher:
 
 
 class OnlineTeacher:
-    """A teacher whose layers are listened to: it runs on every batch, for features are too large to keep.
+    """A teacher whose layers are captured: it runs on every batch, for features are too large to keep.
 
-    Its logits are kept all the same, for trainings that need them alone: where a whole epoch of them was heard.
+    Its logits are kept all the same, for trainings that need them alone: where a whole epoch of them was captured.
 
     Args:
-        teacher: Who is asked.
-        taps: Where its features go.
+        teacher: Whose logits they are.
+        hooks: Where its features go.
         cache: Where its logits are kept; None keeps none.
         samples: Of the training split.
     """
 
     def __init__(
-        self, teacher: Teacher, taps: FeatureHooks, cache: TeacherCache | None = None, samples: int = 0
+        self, teacher: Teacher, hooks: FeatureHooks, cache: TeacherCache | None = None, samples: int = 0
     ) -> None:
         self.teacher = teacher
-        self.taps = taps
+        self.hooks = hooks
         self._cache, self._samples = cache, samples
-        self._heard: Tensor | None = None  # [samples, classes]
+        self._captured: Tensor | None = None  # [samples, classes]
         self._known = np.zeros(samples, dtype=bool)
         self._view = 0
 
     def prepare(self, view: int, interrupted: Callable[[], bool] = _never) -> Literal["online"]:  # noqa: ARG002
         """Say that the teacher runs with the student."""
-        self._heard, self._view = None, view
+        self._captured, self._view = None, view
         self._known[:] = False
         return "online"
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return float32 logits [batch, classes]; the features lie in the taps."""
-        logits = self.listen(batch.inputs)
+        """Return float32 logits [batch, classes]; the hooks hold the features."""
+        logits = self.capture(batch.inputs)
         if self._cache is not None:
-            if self._heard is None:
-                self._heard = logits.new_zeros(self._samples, logits.shape[1])
-            self._heard[torch.from_numpy(batch.indices).to(logits.device)] = logits
+            if self._captured is None:
+                self._captured = logits.new_zeros(self._samples, logits.shape[1])
+            self._captured[torch.from_numpy(batch.indices).to(logits.device)] = logits
             self._known[batch.indices] = True
         return logits
 
     def finish(self) -> None:
-        """Keep what was heard in an epoch that showed every sample."""
-        if self._cache is not None and self._heard is not None and self._known.all():
-            heard = self._heard.cpu().numpy()
-            self._cache.ensure(self._view, heard.__getitem__, SILENT)
+        """Keep what was captured in an epoch that showed every sample."""
+        if self._cache is not None and self._captured is not None and self._known.all():
+            captured = self._captured.cpu().numpy()
+            self._cache.ensure(self._view, captured.__getitem__, SILENT)
 
-    def listen(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def capture(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the same for raw inputs."""
-        with self.taps.teacher():
+        with self.hooks.teacher():
             return self.teacher.logits(inputs)
 
 
@@ -107,7 +104,7 @@ class CachedTeacher:
     """A teacher with its logits on the training split kept.
 
     Args:
-        teacher: Who is asked where the cache has no answer.
+        teacher: Runs where the cache has no logits.
         cache: The logits of every view.
         batches: The training split, augmented as the student sees it.
         progress: Shows the filling.
@@ -130,16 +127,16 @@ class CachedTeacher:
         def compute(indices: np.ndarray) -> np.ndarray:
             if interrupted():
                 raise KeyboardInterrupt
-            return in_parts(answer, indices, at_once(self._batches.split, self._batches.device))
+            return in_parts(logits, indices, max(2, at_once(self._batches.split, self._batches.device)))
 
-        def answer(indices: np.ndarray) -> np.ndarray:
-            logits: np.ndarray = self.teacher.logits(self._batches.gather(indices, view).inputs).cpu().numpy()
-            return logits
+        def logits(indices: np.ndarray) -> np.ndarray:
+            found: np.ndarray = self.teacher.logits(self._batches.gather(indices, view).inputs).cpu().numpy()
+            return found
 
         return "online" if self._cache.ensure(view, compute, self._progress) else "cache"
 
     def finish(self) -> None:
-        """Do nothing: what the teacher says is kept before the epoch."""
+        """Do nothing: the logits are kept before the epoch."""
 
     def logits(self, batch: Batch) -> Tensor:
         """Return float32 logits [batch, classes] for a batch of a prepared view."""
@@ -152,8 +149,8 @@ class Ensemble(nn.Module):
 
     Each row of logits is first brought to mean 0, for a softmax does not see the constants that members differ by. With
     ``"average"`` the shares are the weights. With ``"confidence"`` they are the weights times exp(-entropy) of the
-    member's own prediction, sample by sample, so that a member which is lost on a sample says little of it: Kwon et al.
-    2020, "Adaptive Knowledge Distillation Based on Entropy", with the entropy in place of labels.
+    member's own prediction, sample by sample, so that a member which is unsure of a sample counts little there: Kwon
+    et al. 2020, "Adaptive Knowledge Distillation Based on Entropy", with the entropy in place of labels.
 
     Args:
         members: Networks with their preprocessing.
@@ -192,11 +189,12 @@ class Ensemble(nn.Module):
         """Return the combined logits [batch, classes] for raw inputs."""
         return self.together(self.each(*inputs))
 
-    def votes(self, split: Split, device: torch.device) -> tuple[TeacherScore, ...]:
-        """Return how good each member is on a split, and how near to what all say together."""
+    def scores(self, split: Split, device: torch.device) -> tuple[TeacherScore, ...]:
+        """Return how good each member is on a split, and how near to all together."""
         parts = []
         with torch.no_grad():
-            for batch in split.batches(at_once(split, device)):
+            for part in even_parts(np.arange(len(split)), max(2, at_once(split, device))):
+                batch = split.take(slice(int(part[0]), int(part[-1]) + 1))
                 logits = self.each(*(as_tensor(array).to(device) for array in batch.inputs))
                 parts.append([rows.cpu().numpy() for rows in (*logits, self.together(logits))])
         *members, together = (np.concatenate(rows) for rows in zip(*parts, strict=True))
@@ -218,64 +216,59 @@ def _accuracy(logits: np.ndarray, split: Split) -> float | None:
     return float(np.mean(right))
 
 
-def cached(run: DistillContext, teacher: Teacher, cache: TeacherCache, batches: Batches) -> CachedTeacher:
-    """Return a teacher that is asked once per sample and view; arguments as ``cache_of``."""
-    return CachedTeacher(teacher, cache, batches, run.progress, temperature_of(run.recipe.distill.terms))
-
-
 def cache_of(
-    run: DistillContext, teacher: Teacher, identity: list[object], batches: Batches, accelerator: Accelerator
+    context: DistillContext, teacher: Teacher, teacher_key: list[object], batches: Batches, accelerator: Accelerator
 ) -> TeacherCache:
     """Return where a teacher's logits on the training split are kept.
 
     Args:
-        run: What the phases share.
-        teacher: Who is asked.
-        identity: What stands for the teacher's weights.
+        context: What the phases share.
+        teacher: Whose logits they are.
+        teacher_key: What stands for the teacher's weights.
         batches: The training split, augmented as the student sees it.
         accelerator: Which process this is.
     """
-    settings = run.recipe.distill
-    packing = packing_for(run.dataset.num_classes, settings.teacher_top_k)
-    made_from = [*_who_and_what(run, teacher, identity), [settings.augment, batches.views]]
-    if isinstance(packing, TopK):
-        made_from.append([packing.k])
+    settings = context.recipe.distill
+    compression = compression_for(context.dataset.num_classes, settings.teacher_top_k)
+    made_from = [*_made_from(context, teacher, teacher_key), [settings.augment, batches.views]]
+    if isinstance(compression, TopK):
+        made_from.append([compression.k])
     cache = TeacherCache(
-        _folder(run),
+        _folder(context),
         artifacts.key_of(*made_from),
         views=batches.views,
         samples=len(batches.split),
-        packing=packing,
+        compression=compression,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    if isinstance(packing, TopK):
-        whole = cache.size_bytes / packing.dtype.itemsize * Whole(packing.classes).dtype.itemsize
-        run.progress.say(
-            f"teacher cache: the {packing.k} largest of {packing.classes:,} logits and the weight of the rest,"
+    if isinstance(compression, TopK):
+        whole = cache.size_bytes / compression.dtype.itemsize * AllLogits(compression.classes).dtype.itemsize
+        context.progress.say(
+            f"teacher cache: the {compression.k} largest of {compression.classes:,} logits and the weight of the rest,"
             f" {_mib(cache.size_bytes)} in place of {_mib(whole)} (distill.teacher_top_k)"
         )
     return cache
 
 
-def kept_answers(
-    run: DistillContext,
+def kept_logits(
+    context: DistillContext,
     teacher: Teacher,
-    identity: list[object],
+    teacher_key: list[object],
     name: Literal["val", "test"],
     accelerator: Accelerator,
 ) -> np.ndarray:
-    """Return the teacher's float32 logits [samples, classes] on a split that nobody learns from, asked once.
+    """Return the teacher's float32 logits [samples, classes] on a split that nobody learns from, computed once.
 
-    They are not rounded: the teacher's accuracy is told from them. Arguments as ``cached``.
+    They are not rounded: the teacher's accuracy is told from them. Arguments as ``cache_of``.
     """
-    split = getattr(run.dataset, name)
+    split = getattr(context.dataset, name)
     cache = TeacherCache(
-        _folder(run),
-        artifacts.key_of(*_who_and_what(run, teacher, identity), name),
+        _folder(context),
+        artifacts.key_of(*_made_from(context, teacher, teacher_key), name),
         views=1,
         samples=len(split),
-        packing=Whole(run.dataset.num_classes, np.float32),
+        compression=AllLogits(context.dataset.num_classes, np.float32),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
@@ -285,35 +278,21 @@ def kept_answers(
         rows = slice(int(indices[0]), int(indices[-1]) + 1)  # they follow each other
         return predict_all(teacher.network, teacher.preprocessing, split, device, rows)
 
-    cache.ensure(0, compute, run.progress)
+    cache.ensure(0, compute, context.progress)
     accelerator.wait_for_everyone()
     return cache.read(0, np.arange(len(split)))
 
 
-def _folder(run: DistillContext) -> Path:
-    shared = run.recipe.distill.teacher_cache
-    return run.directory.cache if shared is None else Path(shared)
+def _folder(context: DistillContext) -> Path:
+    shared = context.recipe.distill.teacher_cache
+    return context.directory.cache if shared is None else Path(shared)
 
 
-def _who_and_what(run: DistillContext, teacher: Teacher, identity: list[object]) -> list[object]:
-    """Return what stands for a teacher and the samples that it speaks of; made ones are not the same everywhere."""
-    made = run.recipe.distill.data_free
-    pixels = None if made is None else hashlib.sha256(run.dataset.train.inputs[0].tobytes()).hexdigest()
-    return [identity, teacher.preprocessing.to_json(), [run.data_key, pixels]]
-
-
-def temperature_of(terms: Sequence[BaseTerm]) -> float:
-    """Return the temperature that the rest of the logits is kept right for: that of the weightiest term on logits.
-
-    A squared error, and a decision for each class, are infinity: they compare the logits as they are.
-    """
-    on_logits = [term for term in terms if term.weight > 0 and "logits" in METHODS[term.method].needs]
-    if not on_logits:
-        return 1.0
-    weightiest = max(on_logits, key=lambda term: term.weight)
-    if weightiest.method in ("logit_mse", "binary_soft_targets"):
-        return math.inf
-    return float(getattr(weightiest, "temperature", 1.0))
+def _made_from(context: DistillContext, teacher: Teacher, teacher_key: list[object]) -> list[object]:
+    """Return what a teacher's logits depend on, beside the views; made samples are not the same everywhere."""
+    made = context.recipe.distill.data_free
+    pixels = None if made is None else hashlib.sha256(context.dataset.train.inputs[0].tobytes()).hexdigest()
+    return [teacher_key, teacher.preprocessing.to_json(), [context.data_key, pixels]]
 
 
 def _mib(size: float) -> str:

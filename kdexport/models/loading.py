@@ -2,7 +2,8 @@
 from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,22 @@ def count_macs(model: Model, dataset: Dataset) -> int | None:
     """
     inputs = model.preprocessing.apply(dataset.train.take(slice(0, 1)).inputs)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with evaluating(model.network), counter:  # as it is used: a batch of one has no statistics to normalize by
         model.network(*inputs)
     return counter.get_total_flops() // 2 or None
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Bring a network into evaluation mode, without gradients; every module of it then gets its own mode back."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def inferred_preprocessing(

@@ -1,5 +1,6 @@
 """Networks by reference. Whatever one comes from, it takes its inputs as tensors and returns logits."""
 
+import copy
 import inspect
 import re
 from collections.abc import Mapping
@@ -237,7 +238,7 @@ def _python(reference: Reference, args: dict[str, Any], num_classes: int | None)
     if isinstance(found, nn.Module):
         if args:
             raise SourceError(f"{reference} is a network already and takes no args", hint="take the args out")
-        return found
+        return _own_copy(found, reference)
     if not callable(found):
         raise SourceError(
             f"{reference} is a {type(found).__name__}, not a class or function",
@@ -245,7 +246,22 @@ def _python(reference: Reference, args: dict[str, Any], num_classes: int | None)
         )
     if num_classes is not None and "num_classes" not in args and _takes(found, "num_classes"):
         args["num_classes"] = num_classes
-    return call(reference, found, args)
+    made = call(reference, found, args)
+    try:  # the function may hand out one network each time, or keep what it made
+        return copy.deepcopy(made)
+    except Exception:  # noqa: BLE001 - then it is its own to begin with, as a fresh one is
+        return made
+
+
+def _own_copy(network: nn.Module, reference: Reference) -> nn.Module:
+    """Return a copy: what one role trains, the other roles, and the next to begin with it, must not see."""
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise SourceError(
+            f"{reference} is a network that cannot be copied ({error}), and each role needs its own",
+            hint="name a function that makes it in place of the object itself",
+        ) from error
 
 
 def _takes(function: Any, argument: str) -> bool:

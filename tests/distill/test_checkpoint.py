@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdexport.distill.logit_cache import TeacherCache, Whole
+from kdexport.distill.logit_cache import AllLogits, TeacherCache
 from kdexport.distill.state import Checkpoints
 from kdexport.errors import KDExportError
 from kdexport.models.weights import save_weights
@@ -70,9 +70,9 @@ def test_a_teacher_cache_that_finds_no_room_says_how_much_it_takes(
 ) -> None:
     """A mapped file that finds none would end the process with SIGBUS."""
     with disk_that_takes(100_000), pytest.raises(KDExportError, match="could not grow") as caught:
-        TeacherCache(tmp_path, "key", views=10, samples=1000, packing=Whole(100))
+        TeacherCache(tmp_path, "key", views=10, samples=1000, compression=AllLogits(100))
     assert "1.9 MiB" in caught.value.hint
-    one = TeacherCache(tmp_path, "key", views=10, samples=1000, packing=Whole(100))
+    one = TeacherCache(tmp_path, "key", views=10, samples=1000, compression=AllLogits(100))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

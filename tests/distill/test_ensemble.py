@@ -67,11 +67,11 @@ def test_each_member_sees_its_own_preprocessing():
 
 def test_tells_how_far_its_members_agree():
     combined = ensemble([9.0, 0.0, 0.0], [0.0, 1.0, 0.0])
-    votes = combined.votes(Split((X,), np.zeros(20, dtype=np.int64)), torch.device("cpu"))
-    assert [vote.name for vote in votes] == ["teacher", "teacher-2"]
-    assert [vote.val_accuracy for vote in votes] == [1.0, 0.0]
-    assert [vote.agreement.top1 for vote in votes] == [1.0, 0.0]
-    assert [vote.weight for vote in votes] == [0.5, 0.5]
+    teacher_scores = combined.scores(Split((X,), np.zeros(20, dtype=np.int64)), torch.device("cpu"))
+    assert [score.name for score in teacher_scores] == ["teacher", "teacher-2"]
+    assert [score.val_accuracy for score in teacher_scores] == [1.0, 0.0]
+    assert [score.agreement.top1 for score in teacher_scores] == [1.0, 0.0]
+    assert [score.weight for score in teacher_scores] == [0.5, 0.5]
 
 
 def test_a_recipe_keeps_the_paths_of_all_its_teachers(tmp_path):

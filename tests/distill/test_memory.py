@@ -18,7 +18,7 @@ from kdexport.distill.contrast_memory import ContrastMemory
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
-memory = ContrastMemory(3, 5, 20, width=4, negatives=8, momentum=0.5, temperature=0.07)
+memory = ContrastMemory((3,), (5,), samples=20, width=4, negatives=8, momentum=0.5, temperature=0.07)
 student, teacher, indices = torch.randn(7, 3), torch.randn(7, 5), torch.randperm(20)[:7]
 torch.manual_seed(rank)  # each draws its own negatives
 mine = slice(rank, None, 2)  # 4 and 3
@@ -43,7 +43,7 @@ def test_processes_remember_what_all_of_them_saw(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     torch.manual_seed(0)
-    alone = ContrastMemory(3, 5, 20, width=4, negatives=8, momentum=0.5, temperature=0.07)
+    alone = ContrastMemory((3,), (5,), samples=20, width=4, negatives=8, momentum=0.5, temperature=0.07)
     student, teacher, indices = torch.randn(7, 3), torch.randn(7, 5), torch.randperm(20)[:7]
     alone(student, teacher, indices)
     for name in ("student_bank", "teacher_bank"):

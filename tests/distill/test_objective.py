@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from kdexport import terms
 from kdexport.distill.losses import soft_targets
-from kdexport.distill.objective import METHODS, Objective
+from kdexport.distill.objective import Objective, loss_of
 from kdexport.errors import KDExportError
+from kdexport.terms import METHODS
 
 TERM = pydantic.TypeAdapter(terms.Term)
 BATCH, CLASSES = 8, 5
@@ -24,13 +25,9 @@ def batch():
     return torch.randn(BATCH, CLASSES), torch.randint(CLASSES, (BATCH,)), torch.randn(BATCH, CLASSES)
 
 
-def test_every_term_has_a_method_and_every_method_a_term():
-    assert set(METHODS) == set(terms.METHODS)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_terms_fields_are_its_functions_options_with_the_same_defaults(name):
-    parameters = inspect.signature(METHODS[name].function).parameters.values()
+    parameters = inspect.signature(loss_of(term(name)).function).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     assert term(name).options() == options
 
@@ -161,3 +158,51 @@ def test_says_what_is_missing(labels, teacher, match, batch):
         Objective(1.0, [term("soft_targets")])(
             batch[0], labels and batch[1], teacher and batch[2], progress_of_training=0.0
         )
+
+
+OWN = """
+import torch
+def margin(student_logits, teacher_logits, labels, *, scale=1.0):
+    return scale * (student_logits - teacher_logits).gather(1, labels[:, None]).abs().mean()
+def maps(student_feature, teacher_feature):
+    return (student_feature.mean() - teacher_feature.mean()) ** 2
+def rows(student_logits, teacher_logits):
+    return (student_logits - teacher_logits).abs().mean(dim=1)
+def lost(student_logits, something):
+    return student_logits.mean()
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Return a function from a name to the method's reference: a loss is one file and its test."""
+    (tmp_path / "mine.py").write_text(OWN)
+    return lambda name: f"{tmp_path / 'mine.py'}:{name}"
+
+
+def test_a_loss_of_ones_own_is_fed_what_its_parameters_name(own, batch):
+    student, labels, teacher = batch
+    objective = Objective(0.0, [term(own("margin"), weight=2.0, scale=3.0)])
+    assert objective.needs_labels
+    total, _ = objective(student, labels, teacher, progress_of_training=0.0)
+    rows = torch.arange(BATCH)
+    assert total.item() == pytest.approx(6 * (student[rows, labels] - teacher[rows, labels]).abs().mean().item())
+    assert list(Objective(0.0, [term(own("maps"), student_layer=1)]).feature_terms) == [own("maps")]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("margin", {"skale": 2.0}, "takes no 'skale'"),
+        ("lost", {}, "takes 'something'"),
+        ("absent", {}, "has no 'absent'"),
+    ],
+)
+def test_a_loss_of_ones_own_that_cannot_be_fed_is_an_error(own, name, options, match):
+    with pytest.raises(KDExportError, match=match):
+        Objective(0.0, [term(own(name), **options)])
+
+
+def test_a_loss_of_ones_own_gives_one_number(own, batch):
+    with pytest.raises(KDExportError, match="not one number"):
+        Objective(0.0, [term(own("rows"))])(batch[0], None, batch[2], progress_of_training=0.0)

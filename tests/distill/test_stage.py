@@ -381,11 +381,11 @@ def test_several_teachers_speak_as_one(tmp_path: Path, tiny: Tiny) -> None:
     directory = RunDirectory(tmp_path / "run")
     result = distill(tiny("distill.baseline=false", "teacher.combine=confidence", also), directory)
     assert [network.name for network in result.networks] == ["teacher", "student"]
-    assert [(vote.name, round(vote.weight, 3)) for vote in result.teachers] == [
+    assert [(score.name, round(score.weight, 3)) for score in result.teachers] == [
         ("teacher", 0.333),
         ("teacher-2", 0.667),
     ]
-    assert all(0 < vote.agreement.top1 <= 1 for vote in result.teachers)
+    assert all(0 < score.agreement.top1 <= 1 for score in result.teachers)
     assert {phase for phase, _ in phases(directory)} == {"teacher", "teacher-2", "student"}
     with pytest.raises(KDExportError, match="several teachers") as caught:
         distill(tiny("distill.baseline=false", also, "distill.terms=[{ method = 'hint' }]"), directory)
@@ -426,7 +426,7 @@ def test_ctrl_c_ends_the_filling_of_the_cache(tmp_path: Path, tiny: Tiny, monkey
     def press(self: logit_cache.TeacherCache, view: int, chunk: int, compute: object) -> None:
         filled(self, view, chunk, compute)
         chunks.append(chunk)
-        if len(self._mine) == 8:  # 388 training samples; the splits that are watched are smaller
+        if len(self._mine) == 8:  # 388 training samples; the splits that are validation_on are smaller
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(logit_cache.TeacherCache, "_fill", press)

@@ -21,15 +21,15 @@ def gradients(micro_batch_size: int | None) -> tuple[list[torch.Tensor], float, 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     batch = Batch(np.arange(10), 0, (torch.randn(10, 5),), torch.arange(10) % 3)
-    job = SimpleNamespace(
+    setup = SimpleNamespace(
         training=Training(micro_batch_size=micro_batch_size),
         preprocessing=Preprocessing(),
         objective=Objective(1.0),
         teacher=None,
-        taps=None,
+        hooks=None,
         phase="student",
     )
-    loss, terms, _ = Step(network, job, Accelerator(cpu=True), SILENT)(batch, 0.0)
+    loss, terms, _ = Step(network, setup, Accelerator(cpu=True), SILENT)(batch, 0.0)
     return [parameter.grad for parameter in network.parameters()], float(loss), terms
 
 
@@ -48,16 +48,16 @@ def test_processes_can_average_gradients_of_layers_that_are_not_compared() -> No
     torch.manual_seed(0)
     first, head = nn.Linear(5, 7), nn.Linear(7, 3)
     network = nn.Sequential(first, head)
-    heard: list[torch.Tensor] = []
-    first.register_forward_hook(lambda *call: heard.append(call[2]))
+    captured: list[torch.Tensor] = []
+    first.register_forward_hook(lambda *call: captured.append(call[2]))
     target = torch.zeros(10, 7)
-    taps = SimpleNamespace(student=nullcontext, features=lambda _: {"hint": (heard[-1], target)}, parameters=list)
-    job = SimpleNamespace(
+    hooks = SimpleNamespace(student=nullcontext, features=lambda _: {"hint": (captured[-1], target)}, parameters=list)
+    setup = SimpleNamespace(
         training=Training(),
         preprocessing=Preprocessing(),
         objective=Objective(0.0, [Hint(method="hint")]),
         teacher=None,
-        taps=taps,
+        hooks=hooks,
         phase="student",
     )
     batch = Batch(np.arange(10), 0, (torch.randn(10, 5),), None)
@@ -71,7 +71,7 @@ def test_processes_can_average_gradients_of_layers_that_are_not_compared() -> No
             no_sync=lambda _: nullcontext(),
             backward=lambda loss: loss.backward(),
         )
-        Step(network, job, alike, SILENT)(batch, 0.0)
+        Step(network, setup, alike, SILENT)(batch, 0.0)
         assert float(first.weight.grad.abs().sum()) > 0
         assert (head.weight.grad is not None) is expected
         assert head.weight.grad is None or not head.weight.grad.any()
@@ -82,16 +82,16 @@ def test_parts_of_a_partly_labelled_batch_count_each_label_alike() -> None:
         torch.manual_seed(0)
         network = nn.Linear(5, 3)
         labels = torch.tensor([0, 1, 2, 1, -1, -1, -1, 2, -1, -1])  # 4, 1 and 0 in parts of 4, 3 and 3
-        job = SimpleNamespace(
+        setup = SimpleNamespace(
             training=Training(micro_batch_size=micro_batch_size),
             preprocessing=Preprocessing(),
             objective=Objective(1.0),
             teacher=None,
-            taps=None,
+            hooks=None,
             phase="student",
         )
         batch = Batch(np.arange(10), 0, (torch.randn(10, 5),), labels)
-        Step(network, job, Accelerator(cpu=True), SILENT)(batch, 0.0)
+        Step(network, setup, Accelerator(cpu=True), SILENT)(batch, 0.0)
         return network.weight.grad
 
     torch.testing.assert_close(gradient(4), gradient(None), rtol=1e-5, atol=1e-7)
@@ -102,12 +102,12 @@ def test_samples_count_alike_where_processes_have_unequal_shares() -> None:
     torch.manual_seed(0)
     network = nn.Linear(5, 3)
     inputs, labels = torch.randn(3, 5), torch.tensor([0, 1, 2])
-    job = SimpleNamespace(
+    setup = SimpleNamespace(
         training=Training(),
         preprocessing=Preprocessing(),
         objective=Objective(1.0),
         teacher=None,
-        taps=None,
+        hooks=None,
         phase="student",
     )
     alike = SimpleNamespace(
@@ -116,7 +116,7 @@ def test_samples_count_alike_where_processes_have_unequal_shares() -> None:
     gradients = []
     for rows in ([0, 2], [1]):
         network.zero_grad()
-        Step(network, job, alike, SILENT)(Batch(np.array(rows), 0, (inputs[rows],), labels[rows], whole=3), 0.0)
+        Step(network, setup, alike, SILENT)(Batch(np.array(rows), 0, (inputs[rows],), labels[rows], whole=3), 0.0)
         gradients.append(network.weight.grad.clone())
     network.zero_grad()
     nn.functional.cross_entropy(network(inputs), labels).backward()

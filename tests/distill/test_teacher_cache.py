@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdexport.distill import logit_cache
-from kdexport.distill.logit_cache import TeacherCache, TopK, Whole
+from kdexport.distill.logit_cache import AllLogits, TeacherCache, TopK
 from kdexport.progress import SILENT
 
 SAMPLES, CLASSES = 25, 3
@@ -30,7 +30,7 @@ class Oracle:
 
 
 def cache(folder: Path, **changes: Any) -> TeacherCache:
-    return TeacherCache(folder, "key", **{"views": 2, "samples": SAMPLES, "packing": Whole(CLASSES), **changes})
+    return TeacherCache(folder, "key", **{"views": 2, "samples": SAMPLES, "compression": AllLogits(CLASSES), **changes})
 
 
 def test_what_was_said_is_read_back_without_asking_again(tmp_path: Path) -> None:
@@ -102,18 +102,18 @@ def test_logits_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
 
 
 def test_the_largest_logits_are_kept_and_made_again_where_they_are_damaged(tmp_path: Path) -> None:
-    packing = TopK(CLASSES, 2)
-    first = cache(tmp_path, packing=packing)
+    compression = TopK(CLASSES, 2)
+    first = cache(tmp_path, compression=compression)
     first.ensure(0, Oracle(0), SILENT)
-    assert first.path.stat().st_size == first.size_bytes == 2 * SAMPLES * packing.dtype.itemsize
+    assert first.path.stat().st_size == first.size_bytes == 2 * SAMPLES * compression.dtype.itemsize
     # Two of three are kept: the third is its own level, at any temperature.
     given = Oracle(0)(np.arange(SAMPLES))
     np.testing.assert_allclose(first.read(0, np.arange(SAMPLES), 4.0), given, rtol=1e-3)
     with first.path.open("r+b") as handle:
-        handle.seek(12 * packing.dtype.itemsize)
+        handle.seek(12 * compression.dtype.itemsize)
         handle.write(b"\xff\x01")
     oracle = Oracle(0)
-    again = cache(tmp_path, packing=packing)
+    again = cache(tmp_path, compression=compression)
     assert again.ensure(0, oracle, SILENT) is True
     assert oracle.asked == 10
     np.testing.assert_allclose(again.read(0, np.arange(SAMPLES)), given, rtol=1e-3)

@@ -1,8 +1,7 @@
 """The distillation losses: plain functions of tensors, each returning a scalar.
 
-Which recipe term calls which is one table in ``kdexport.distill.objective``. To add a method: its function here, its
-term with the function's options as fields in ``kdexport.terms``, its row in that table. A test holds that the three
-agree; one beside the others should hold the function against float64 numpy, written from the paper.
+Which recipe term calls which stands in the term's class in ``kdexport.terms``; to add a method: its function here,
+held against float64 numpy written from the paper, and its class there.
 """
 
 from kdexport.distill.losses.contrast import crd

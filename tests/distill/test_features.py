@@ -8,8 +8,9 @@ from torch import nn
 from kdexport import terms
 from kdexport.distill import layers
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.objective import METHODS, Objective
+from kdexport.distill.objective import Objective
 from kdexport.errors import KDExportError
+from kdexport.terms import METHODS
 
 TERM = pydantic.TypeAdapter(terms.Term)
 SAMPLES, BATCH, CLASSES = 40, 6, 10
@@ -76,17 +77,17 @@ def term(method, **options):
     return TERM.validate_python({"method": method, **options})
 
 
-def tapped(objective, student, teacher, batch, **options):
+def hooked(objective, student, teacher, batch, **options):
     images, indices = batch
-    taps = FeatureHooks(objective.feature_terms, student, teacher, (images,), (images,), samples=SAMPLES, **options)
-    with taps.student():
+    hooks = FeatureHooks(objective.feature_terms, student, teacher, (images,), (images,), samples=SAMPLES, **options)
+    with hooks.student():
         student_logits = student(images)
-    with torch.no_grad(), taps.teacher():
+    with torch.no_grad(), hooks.teacher():
         teacher_logits = teacher(images)
     total, parts = objective(
-        student_logits, None, teacher_logits, progress_of_training=0.5, features=taps.features(indices)
+        student_logits, None, teacher_logits, progress_of_training=0.5, features=hooks.features(indices)
     )
-    return taps, total, parts
+    return hooks, total, parts
 
 
 FEATURE_METHODS = [name for name, method in METHODS.items() if "features" in method.needs]
@@ -101,36 +102,36 @@ FEATURE_METHODS = [name for name, method in METHODS.items() if "features" in met
 )
 def test_every_feature_method_teaches_an_unlike_student(name, make_teacher, batch):
     student, teacher = Conv(3), make_teacher()
-    taps, total, parts = tapped(Objective(0.0, [term(name)]), student, teacher, batch)
+    hooks, total, parts = hooked(Objective(0.0, [term(name)]), student, teacher, batch)
     total.backward()
     assert torch.isfinite(total)
     assert total > 0
     assert tuple(parts) == (name,)
     assert max(p.grad.abs().max() for p in student.parameters() if p.grad is not None) > 0
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(p.grad is not None for p in taps.parameters())
+    assert all(p.grad is not None for p in hooks.parameters())
 
 
 @pytest.mark.parametrize("name", FEATURE_METHODS)
 def test_the_student_and_the_random_state_are_left_as_they_were(name, batch):
     student, teacher = Conv(3), Conv(6)
     before, random = copy.deepcopy(student.state_dict()), torch.get_rng_state()
-    taps = FeatureHooks({name: term(name)}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
+    hooks = FeatureHooks({name: term(name)}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
     assert student.state_dict().keys() == before.keys()
     assert student.training
-    with taps.student():
+    with hooks.student():
         student(batch[0])
-    hooks = [module._forward_hooks for network in (student, teacher) for module in network.modules()]
-    assert not any(hooks)
+    left = [module._forward_hooks for network in (student, teacher) for module in network.modules()]
+    assert not any(left)
     ours = {id(p) for p in student.parameters()}
-    assert not ours & {id(p) for p in taps.parameters()}
+    assert not ours & {id(p) for p in hooks.parameters()}
 
 
 def test_the_gradient_is_that_of_the_loss_by_hand(batch):
     student, teacher = Conv(3), Conv(3)
-    _, total, _ = tapped(
+    _, total, _ = hooked(
         Objective(0.0, [term("hint", student_layer="stages.0", teacher_layer=2)]), student, teacher, batch
     )
     total.backward()
@@ -158,8 +159,8 @@ def test_the_gradient_is_that_of_the_loss_by_hand(batch):
 )
 def test_projections_have_what_the_shapes_ask_for(student, teacher, method, parameters, batch):
     objective = Objective(0.0, [term(method, student_layer=student, teacher_layer=teacher)])
-    taps, total, _ = tapped(objective, Conv(3), Conv(6), batch)
-    assert sum(p.numel() for p in taps.parameters()) == parameters
+    hooks, total, _ = hooked(objective, Conv(3), Conv(6), batch)
+    assert sum(p.numel() for p in hooks.parameters()) == parameters
     assert torch.isfinite(total)
 
 
@@ -167,14 +168,14 @@ def test_a_projection_learns_its_way_to_the_teacher(batch):
     torch.manual_seed(0)
     student, teacher = Conv(3).eval(), Conv(6).eval()
     objective = Objective(0.0, [term("hint")])
-    taps, first, _ = tapped(objective, student, teacher, batch)
-    optimizer = torch.optim.Adam(taps.parameters(), lr=0.05)
+    hooks, first, _ = hooked(objective, student, teacher, batch)
+    optimizer = torch.optim.Adam(hooks.parameters(), lr=0.05)
     for _ in range(60):
-        with taps.student(), torch.no_grad():
+        with hooks.student(), torch.no_grad():
             logits = student(batch[0])
-        with taps.teacher(), torch.no_grad():
+        with hooks.teacher(), torch.no_grad():
             teacher(batch[0])
-        total, _ = objective(logits, None, None, progress_of_training=0.0, features=taps.features(batch[1]))
+        total, _ = objective(logits, None, None, progress_of_training=0.0, features=hooks.features(batch[1]))
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -183,7 +184,7 @@ def test_a_projection_learns_its_way_to_the_teacher(batch):
 
 def test_equal_seeds_give_equal_projections_and_a_state_comes_back(batch):
     objective = Objective(0.0, [term("crd", negatives=8), term("hint"), term("hint", student_layer=0, teacher_layer=0)])
-    one, _, parts = tapped(objective, Conv(3), Conv(6), batch, seed=1)
+    one, _, parts = hooked(objective, Conv(3), Conv(6), batch, seed=1)
     assert tuple(parts) == ("crd", "hint", "hint.2")
     fresh = FeatureHooks(objective.feature_terms, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES, seed=1)
     state = one.state_dict()
@@ -199,7 +200,7 @@ def test_crd_remembers_the_samples_it_saw_and_no_others(batch):
         objective.feature_terms, Conv(3), Conv(6), (batch[0],), (batch[0],), samples=SAMPLES
     ).state_dict()
     fresh = {key: value.clone() for key, value in fresh.items()}
-    used, _, _ = tapped(objective, Conv(3), Conv(6), batch)
+    used, _, _ = hooked(objective, Conv(3), Conv(6), batch)
     moved = (used.state_dict()["crd.student_bank"] != fresh["crd.student_bank"]).any(dim=1).nonzero().flatten()
     assert moved.tolist() == batch[1].tolist()
     assert torch.allclose(used.state_dict()["crd.student_bank"].norm(dim=1), torch.ones(SAMPLES))
@@ -209,14 +210,14 @@ def test_crd_brings_matching_samples_together(batch):
     torch.manual_seed(0)
     student, teacher = Conv(3), Conv(6).eval()
     objective = Objective(0.0, [term("crd", negatives=30)])
-    taps, first, _ = tapped(objective, student, teacher, batch)
-    optimizer = torch.optim.Adam([*student.parameters(), *taps.parameters()], lr=0.01)
+    hooks, first, _ = hooked(objective, student, teacher, batch)
+    optimizer = torch.optim.Adam([*student.parameters(), *hooks.parameters()], lr=0.01)
     for _ in range(40):
-        with taps.student():
+        with hooks.student():
             logits = student(batch[0])
-        with taps.teacher(), torch.no_grad():
+        with hooks.teacher(), torch.no_grad():
             teacher(batch[0])
-        total, _ = objective(logits, None, None, progress_of_training=0.0, features=taps.features(batch[1]))
+        total, _ = objective(logits, None, None, progress_of_training=0.0, features=hooks.features(batch[1]))
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -228,13 +229,13 @@ def test_crd_brings_matching_samples_together(batch):
 def test_features_of_half_precision_passes_are_compared_in_fp32(name, dtype, batch):
     student, teacher = Conv(3), Conv(6)
     objective = Objective(0.0, [term(name)])
-    taps = FeatureHooks(objective.feature_terms, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
+    hooks = FeatureHooks(objective.feature_terms, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
     with torch.autocast("cpu", dtype=dtype):
-        with taps.student():
+        with hooks.student():
             logits = student(batch[0])
-        with torch.no_grad(), taps.teacher():
+        with torch.no_grad(), hooks.teacher():
             teacher(batch[0])
-        total, _ = objective(logits, None, None, progress_of_training=0.0, features=taps.features(batch[1]))
+        total, _ = objective(logits, None, None, progress_of_training=0.0, features=hooks.features(batch[1]))
     total.backward()
     assert total.dtype == torch.float32
     assert torch.isfinite(total)
@@ -312,20 +313,22 @@ def test_review_wants_as_many_layers_of_both(batch):
 
 def test_a_tap_is_closed_after_an_error(batch):
     student = Conv(3)
-    taps = FeatureHooks({"hint": term("hint")}, student, Conv(6), (batch[0],), (batch[0],), samples=SAMPLES)
-    with pytest.raises(RuntimeError), taps.student():
+    hooks = FeatureHooks({"hint": term("hint")}, student, Conv(6), (batch[0],), (batch[0],), samples=SAMPLES)
+    with pytest.raises(RuntimeError), hooks.student():
         student(torch.zeros(2, 5, 16, 16))
     assert not any(module._forward_hooks for module in student.modules())
 
 
 def test_a_teacher_in_inference_mode_is_named_as_the_cause(batch):
     student, teacher = Conv(3), Conv(6)
-    taps = FeatureHooks({"similarity": term("similarity")}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES)
-    with taps.student():
+    hooks = FeatureHooks(
+        {"similarity": term("similarity")}, student, teacher, (batch[0],), (batch[0],), samples=SAMPLES
+    )
+    with hooks.student():
         logits = student(batch[0])
-    with torch.inference_mode(), taps.teacher():
+    with torch.inference_mode(), hooks.teacher():
         teacher(batch[0])
     with pytest.raises(KDExportError, match="inference_mode"):
         Objective(0.0, [term("similarity")])(
-            logits, None, None, progress_of_training=0.0, features=taps.features(batch[1])
+            logits, None, None, progress_of_training=0.0, features=hooks.features(batch[1])
         )

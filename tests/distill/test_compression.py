@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from kdexport.distill.logit_cache import TopK, Whole, packing_for
-from kdexport.distill.teacher import temperature_of
+from kdexport.distill.logit_cache import AllLogits, TopK, compression_for
+from kdexport.distill.objective import Objective
 from kdexport.terms import METHODS
 
 SAMPLES, CLASSES = 300, 2000
@@ -34,21 +34,28 @@ def entropy_gap(teacher: np.ndarray, temperature: float) -> float:
 
 
 def kept(logits: np.ndarray, k: int, temperature: float) -> np.ndarray:
-    packing = TopK(CLASSES, k)
-    return packing.unpack(packing.pack(logits), temperature)
+    compression = TopK(CLASSES, k)
+    return compression.decompress(compression.compress(logits), temperature)
 
 
 def test_all_of_them_are_kept_whole(logits: np.ndarray) -> None:
-    for packing in (packing_for(CLASSES, CLASSES), packing_for(10, None), packing_for(1000, None), packing_for(5, 9)):
-        assert isinstance(packing, Whole)
-    whole = Whole(CLASSES)
-    np.testing.assert_array_equal(whole.unpack(whole.pack(logits), 4.0), logits.astype(np.float16).astype(np.float32))
+    for compression in (
+        compression_for(CLASSES, CLASSES),
+        compression_for(10, None),
+        compression_for(1000, None),
+        compression_for(5, 9),
+    ):
+        assert isinstance(compression, AllLogits)
+    whole = AllLogits(CLASSES)
+    np.testing.assert_array_equal(
+        whole.decompress(whole.compress(logits), 4.0), logits.astype(np.float16).astype(np.float32)
+    )
 
 
 def test_above_a_thousand_classes_the_largest_are_kept() -> None:
-    assert packing_for(1001, None) == TopK(1001, 128)
-    assert packing_for(10, 3) == TopK(10, 3)
-    assert TopK(10_000, 128).dtype.itemsize * 38 < Whole(10_000).dtype.itemsize
+    assert compression_for(1001, None) == TopK(1001, 128)
+    assert compression_for(10, 3) == TopK(10, 3)
+    assert TopK(10_000, 128).dtype.itemsize * 38 < AllLogits(10_000).dtype.itemsize
     assert TopK(70_000, 4).dtype["classes"].base == np.uint32
     assert TopK(65_536, 4).dtype["classes"].base == np.uint16
 
@@ -91,8 +98,8 @@ def test_the_level_goes_by_the_temperature(logits: np.ndarray, temperature: floa
 
 
 def test_values_beyond_half_precision_stay_finite() -> None:
-    packing = TopK(4, 2)
-    assert np.isfinite(packing.unpack(packing.pack(np.full((3, 4), 1e9)), 1.0)).all()
+    compression = TopK(4, 2)
+    assert np.isfinite(compression.decompress(compression.compress(np.full((3, 4), 1e9)), 1.0)).all()
 
 
 def test_the_weightiest_term_on_logits_says_the_temperature() -> None:
@@ -100,6 +107,6 @@ def test_the_weightiest_term_on_logits_says_the_temperature() -> None:
         return METHODS[method](method=method, weight=weight, **options)
 
     soft, mse, crd = term("soft_targets", 0.5, temperature=3.0), term("logit_mse", 0.9), term("crd", 1.0)
-    assert temperature_of([soft, crd]) == 3.0
-    assert temperature_of([soft, mse]) == math.inf
-    assert temperature_of([crd]) == 1.0
+    assert Objective(0.0, [soft, crd]).cache_temperature == 3.0
+    assert Objective(0.0, [soft, mse]).cache_temperature == math.inf
+    assert Objective(0.0, [crd]).cache_temperature == 1.0

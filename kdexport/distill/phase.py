@@ -1,0 +1,182 @@
+"""One phase of a distillation: its earlier result where that is still true, else a training and its weights.
+
+Training that was done is not thrown away unasked. On the command line a phase whose settings alone have changed
+(``lr``, ``epochs``, the schedule), and everywhere a phase of which more than ten minutes would be lost, is trained
+again with ``--restart``, or gone on from its last weights with ``--extend``; without either it is an error that says
+what would be lost.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from safetensors.torch import load_file
+
+from kdexport import artifacts, references, results
+from kdexport.distill.context import Depends, DistillContext, Spec
+from kdexport.distill.optimization import accelerator_for
+from kdexport.distill.state import Checkpoints, Extended
+from kdexport.distill.trainer import TrainingResult
+from kdexport.errors import KDExportError
+from kdexport.models.loading import Model, count_macs
+from kdexport.models.weights import save_weights
+from kdexport.results import TrainedNetwork
+
+ASK_SECONDS = 600.0  # of training that a change would throw away, whatever it is that has changed
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is to be trained.
+
+    Attributes:
+        name: In the epoch log and for its checkpoints: "teacher", "student", "student-plain".
+        spec: The recipe's table of its network.
+        depends: What it depends on.
+        train: Trains the network, from checkpoints where there are some; None where the network is taken as it is.
+        ships_as: The network's name, and its weights', where it is not the phase's.
+        start: Gives the network to begin with, where it isn't a fresh one.
+        extendable: Whether it can go on from weights that were trained with other settings.
+    """
+
+    name: str
+    spec: Spec
+    depends: Depends
+    train: Callable[[Model, Checkpoints], TrainingResult] | None = None
+    ships_as: str | None = None
+    start: Callable[[], Model] | None = None
+    extendable: bool = True
+
+
+def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
+    """Return a phase's earlier result where it is still true, else train and write the weights.
+
+    Raises:
+        KDExportError: Training would be lost, and neither ``--restart`` nor ``--extend`` was given.
+    """
+    folder = context.directory.checkpoints / phase.name
+    record = folder / "done.json"
+    done = artifacts.read_json(record) or {}
+    if done.get("key") == phase.depends.key:
+        unchanged = _unchanged(context, phase, results.from_json(TrainedNetwork, done["network"]))
+        if unchanged is not None:
+            if artifacts.is_main() and unchanged.weights != done["network"]["weights"]:
+                artifacts.write_json(record, {**done, "network": results.to_json(unchanged)})
+            return unchanged
+    checkpoints = Checkpoints(folder, **asdict(phase.depends))
+    if phase.train is not None:
+        checkpoints.extended = _extended(context, phase, checkpoints, done)
+        context.check_once()
+    model = phase.start() if phase.start else context.load(phase.name, phase.spec)
+    for line in model.left_out:
+        context.progress.warn(f"{phase.name} starts without weights for {line}")
+    for line in model.notes:
+        context.progress.say(line)
+    for line in model.warnings:
+        context.progress.warn(line)
+    trained = phase.train(model, checkpoints) if phase.train else None
+    network_name = phase.ships_as or phase.name
+    weights = context.directory.weights(network_name)
+    if artifacts.is_main():
+        save_weights(model.network, weights)
+    accelerator_for(context.recipe.distill.precision).wait_for_everyone()
+    made = TrainedNetwork(
+        name=network_name,
+        reference=references.relative(phase.spec.model, context.directory.root.resolve()),
+        weights=weights.name,
+        weights_sha256=artifacts.sha256(weights),
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        macs=count_macs(model, context.dataset),
+        epochs=trained.epochs if trained else 0,
+        seconds=trained.seconds if trained else None,
+        best_epoch=trained.best_epoch if trained else None,
+        val_accuracy=trained.val_accuracy if trained else None,
+        activation_ranges=trained.activation_ranges if trained else {},
+    )
+    if artifacts.is_main():
+        artifacts.write_json(record, {**asdict(phase.depends), "network": results.to_json(made)})
+        checkpoints.clear()  # the weights are written: hundreds of megabytes would be left
+    return made
+
+
+def _unchanged(context: DistillContext, phase: Phase, earlier: TrainedNetwork) -> TrainedNetwork | None:
+    """Return an earlier result under the name that it has now, if its weights are still there."""
+    name = phase.ships_as or phase.name
+    weights = context.directory.weights(name)
+    # They may lie under the name that they had when quantize_aware was set otherwise.
+    for place in (weights, context.directory.root / earlier.weights):
+        if not place.exists() or artifacts.sha256(place) != earlier.weights_sha256:
+            continue
+        context.progress.say(f"{phase.name}: unchanged, not trained again")
+        context.log.unchanged(phase.name)
+        if place == weights:
+            return earlier
+        if artifacts.is_main():
+            artifacts.write_atomically(weights, partial(shutil.copyfile, place))
+        return replace(earlier, name=name, weights=weights.name)
+    return None
+
+
+def _extended(
+    context: DistillContext, phase: Phase, checkpoints: Checkpoints, done: dict[str, object]
+) -> Extended | None:
+    """Return what a changed phase goes on from; None where it begins anew, or goes on from its own checkpoint.
+
+    Raises:
+        KDExportError: Training would be lost, and nothing says that it may be.
+    """
+    if context.on_change == "restart" or checkpoints.latest() is not None:
+        return None
+    earlier = _from_checkpoint(checkpoints) or _from_weights(context, done)
+    if earlier is None:
+        return None
+    before, work = earlier
+    same = before.identity == phase.depends.identity
+    changed = phase.depends.changed(before) if same else ()
+    if work.seconds < ASK_SECONDS and (not changed or context.on_change is None):
+        return None
+    if context.on_change == "extend" and not phase.extendable:
+        return None
+    epochs = int(phase.depends.settings["epochs"])
+    if context.on_change == "extend" and changed:
+        if work.epochs >= epochs:
+            raise KDExportError(
+                f"{phase.name} has trained {work.epochs} epochs, and the recipe asks for {epochs}: nothing is left",
+                hint=f"set its epochs above {work.epochs} to go on, or give --restart to train it from the start",
+            )
+        context.progress.warn(
+            f"{phase.name}: goes on after epoch {work.epochs} with {', '.join(changed)}; from the start it would end"
+            " with other weights"
+        )
+        return work
+    what = ", ".join(changed) if changed else "what it depends on has changed"
+    minutes = f"{work.seconds / 60:.0f} minutes" if work.seconds >= 90 else f"{work.seconds:.0f} s"
+    extend = ", or --extend to go on from its last weights" if changed and phase.extendable else ""
+    raise KDExportError(
+        f"{phase.name} would be trained again from the start ({what}): {work.epochs} epochs, {minutes}, would be lost",
+        hint=f"add --restart to train it again{extend}; or take the change back, or choose another --out",
+    )
+
+
+def _from_checkpoint(checkpoints: Checkpoints) -> tuple[Depends, Extended] | None:
+    found = checkpoints.earlier()
+    if found is None:
+        return None
+    depends, state = found
+    loop = state["loop"]
+    epochs = loop["step"] // max(1, loop.get("per_epoch", loop["step"] + 1))
+    return depends, Extended(epochs, state["network"], loop["best"], float(loop["seconds"]))
+
+
+def _from_weights(context: DistillContext, done: dict[str, object]) -> tuple[Depends, Extended] | None:
+    if "settings" not in done or "network" not in done:
+        return None
+    depends = Depends(str(done["key"]), str(done["identity"]), done["settings"])  # type: ignore[arg-type]
+    made = results.from_json(TrainedNetwork, done["network"])
+    weights = context.directory.root / made.weights
+    if not made.epochs or not weights.exists() or artifacts.sha256(weights) != made.weights_sha256:
+        return None
+    state = load_file(weights)
+    best = (made.best_epoch or 0, made.val_accuracy, state)
+    return depends, Extended(made.epochs, state, best, made.seconds or 0.0)

@@ -1,0 +1,156 @@
+"""What is tried before the first step: a fault of the recipe or of a network shows in seconds, not after a training.
+
+Each network that is to be trained makes one step of a copy in training mode, on samples that are the most likely to
+be refused (the longest text, the largest id), augmented and at the size of the smallest batch, with the terms and the
+layers of the recipe. A network that is given is run on the same samples. The networks, their statistics and the
+random state are left as they were.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from kdexport.data.samples import Dataset, Split
+from kdexport.distill.context import DistillContext, Spec
+from kdexport.distill.faults import check_logits, named
+from kdexport.distill.features import FeatureHooks
+from kdexport.distill.objective import Objective
+from kdexport.distill.optimization import accelerator_for
+from kdexport.distill.setup import batches_of, feature_hooks, label_objective, teacher_of
+from kdexport.distill.teacher import Teacher
+from kdexport.errors import KDExportError
+from kdexport.models.loading import Model, evaluating
+from kdexport.models.preprocessing import as_tensor
+from kdexport.recipe import Training
+
+MOST = 2  # samples of the trial: what one of a batch needs, two have
+
+Check = Callable[[str, Model, Dataset], None]
+
+
+def check(context: DistillContext, further: Check | None = None) -> None:
+    """Try every network of a recipe.
+
+    Args:
+        context: What the phases share.
+        further: Is called with each network's name, the network and the data: the pipeline's trial export.
+
+    Raises:
+        KDExportError: Something would fail later; the message says what and where.
+    """
+    recipe = context.recipe
+    teachers: list[tuple[Model, Spec]] = []
+    for name, spec in recipe.teacher.named():
+        model = context.load(name, spec)
+        _check_extremes(context, name, model)
+        if spec.train is not None:
+            accelerator = accelerator_for(spec.train.precision)
+            _try(context, name, model, spec.train, label_objective(context, spec.train), accelerator, None)
+        teachers.append((model, spec))
+    student = context.load("student", recipe.student)
+    _check_extremes(context, "student", student)
+    accelerator = accelerator_for(recipe.distill.precision)
+    if further is not None:
+        further("teacher", teachers[0][0], context.dataset)
+        further("student", student, context.dataset)
+    teacher = teacher_of(context, teachers, accelerator.device)
+    _try(context, "student", student, recipe.distill, context.objective, accelerator, teacher)
+
+
+def _try(
+    context: DistillContext,
+    name: str,
+    model: Model,
+    training: Training,
+    objective: Objective,
+    accelerator: Accelerator,
+    teacher: Teacher | None,
+) -> None:
+    """Make one step of a copy, but for the optimizer's."""
+    who, dataset = f"the {name}", context.dataset
+    if not any(parameter.requires_grad for parameter in model.network.parameters()):
+        raise KDExportError(
+            f"{who} has no parameter that can be trained",
+            hint="leave requires_grad on where it is to learn; a network from .onnx or .pt2 can be a teacher only",
+        )
+    try:
+        network = copy.deepcopy(model.network).to(accelerator.device)
+    except Exception:  # noqa: BLE001 - what cannot be copied is tried by the first step itself
+        return
+    split = dataset.train if teacher is None else dataset.with_unlabelled
+    batches = batches_of(context, split, training, accelerator)
+    size = max(1, len(split) // batches.per_epoch // accelerator.num_processes)
+    if training.micro_batch_size is not None:
+        size = min(size, training.micro_batch_size)
+    indices = _samples(split, min(size, MOST))
+    batch = batches.gather(indices, view=0)
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        hooks: FeatureHooks | None = None
+        if teacher is not None and objective.needs_features:
+            hooks = feature_hooks(context, objective, replace(model, network=network), teacher, batches)
+        network.train()
+        doing = f"in training mode, with a batch of {len(indices)}"
+        hint = "fix the code; --verbose shows the traceback"
+        if len(indices) == 1:
+            hint = "batches hold one sample: set batch_size (and micro_batch_size) to 2 or more"
+        with accelerator.autocast():
+            with named(who, doing, hint):
+                inputs = model.preprocessing.apply(batch.inputs)
+                if hooks is None:
+                    output = network(*inputs)
+                else:
+                    with hooks.student(network):
+                        output = network(*inputs)
+            logits = check_logits(output, len(indices), dataset.num_classes, who, training=True)
+            teacher_logits = None
+            if teacher is not None and objective.needs_teacher:
+                with named("the teacher", "in evaluation mode"):
+                    if hooks is None:
+                        teacher_logits = teacher.logits(batch.inputs)
+                    else:
+                        with hooks.teacher():
+                            teacher_logits = teacher.logits(batch.inputs)
+            features = hooks.features(torch.from_numpy(indices).to(logits.device)) if hooks else None
+            loss, _ = objective(logits, batch.labels, teacher_logits, progress_of_training=0.5, features=features)
+        if not loss.requires_grad:
+            raise KDExportError(
+                f"{who}'s output has no gradient: it would learn nothing",
+                hint="its forward runs under no_grad or detaches what it computes: let gradients pass",
+            )
+        with named(who, "in the backward pass"):
+            loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _check_extremes(context: DistillContext, name: str, model: Model) -> None:
+    """Run a network, in evaluation mode, on the samples of each split that are the most likely to be refused."""
+    dataset = context.dataset
+    with evaluating(model.network):
+        for split_name in ("train", "val", "test"):
+            split = getattr(dataset, split_name)
+            rows = _samples(split, 2)
+            inputs = [as_tensor(array) for array in split.take(rows).inputs]
+            shapes = ", ".join(str(list(item.shape)) for item in model.preprocessing.apply(inputs))
+            hint = "give its args or its preprocessing in the recipe so that it fits the data"
+            if model.preprocessing.kind == "tokens":
+                hint = (
+                    "texts are longer, or token ids larger, than the network takes: set data.text_length to its number"
+                    " of positions, and data.tokenizer to its own"
+                )
+            with named(f"the {name}", f"on inputs {shapes} of the {split_name} split, its longest and largest", hint):
+                output = model.network(*model.preprocessing.apply(inputs))
+            check_logits(output, len(rows), dataset.num_classes, f"the {name}", training=False)
+
+
+def _samples(split: Split, count: int) -> np.ndarray:
+    """Return the indices of samples to try: of integer inputs the largest id and the longest first."""
+    extremes: list[int] = []
+    for array in split.inputs:
+        if array.dtype.kind in "iu" and array.ndim == 2:
+            values = np.asarray(array)
+            extremes += [int(values.max(axis=1).argmax()), int((values != 0).sum(axis=1).argmax())]
+    order = dict.fromkeys([*extremes, *range(min(len(split), count + len(extremes)))])
+    return np.sort(np.array(list(order)[:count], dtype=np.int64))

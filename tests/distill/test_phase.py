@@ -1,0 +1,113 @@
+"""Training that was done is not thrown away unasked."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdexport.artifacts import RunDirectory
+from kdexport.distill import logging, phase
+from kdexport.distill.stage import distill
+from kdexport.distill.state import Checkpoints, LoopState
+from kdexport.errors import KDExportError, Terminated
+from kdexport.recipe import Recipe
+
+Tiny = Callable[..., Recipe]
+SHORT = ("distill.baseline=false", "teacher.train.epochs=1", "distill.epochs=2")
+
+
+def epochs(directory: RunDirectory) -> list[int]:
+    return [line["epoch"] for line in logging.read(directory.metrics) if line["phase"] == "student"]
+
+
+def test_changed_settings_ask_and_both_answers_do_what_they_say(tmp_path: Path, tiny: Tiny) -> None:
+    directory = RunDirectory(tmp_path)
+    distill(tiny(*SHORT), directory)
+    assert not list(tmp_path.glob("checkpoints/*/step-*.pt"))  # finished: they are gone
+    first = load_file(directory.weights("student"))
+    longer = tiny(*SHORT, "distill.epochs=3", "distill.lr=0.004")
+    with pytest.raises(KDExportError) as caught:
+        distill(longer, directory, on_change="ask")
+    assert caught.value.message.startswith("student would be trained again from the start (epochs 2 -> 3, lr 0.008 ->")
+    assert "--restart" in caught.value.hint
+    assert "--extend" in caught.value.hint
+    assert epochs(directory) == [0, 1]
+    assert all(torch.equal(value, first[name]) for name, value in load_file(directory.weights("student")).items())
+
+    extended = distill(longer, directory, on_change="extend")
+    assert extended.networks[1].epochs == 3
+    lines = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert lines[2]["loss"] < lines[0]["loss"]
+    again = distill(longer, directory)  # it is what the recipe asks for now
+    assert again == extended
+    with pytest.raises(KDExportError, match="has trained 3 epochs, and the recipe asks for 2"):
+        distill(tiny(*SHORT), directory, on_change="extend")
+
+    restarted = distill(longer, directory, on_change="restart")
+    assert restarted == extended  # nothing has changed since
+    fresh = distill(longer, RunDirectory(tmp_path / "fresh"))
+    assert fresh.networks[1].weights_sha256 != extended.networks[1].weights_sha256
+    distill(tiny(*SHORT), directory, on_change="restart")
+    assert all(torch.equal(value, first[name]) for name, value in load_file(directory.weights("student")).items())
+
+
+def test_hours_of_training_are_not_lost_to_any_change(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    distill(tiny(*SHORT), directory)
+    monkeypatch.setattr(phase, "ASK_SECONDS", 0.0)
+    with pytest.raises(KDExportError, match="student would be trained again") as caught:
+        distill(tiny(*SHORT, "distill.terms.0.temperature=2.0"), directory)
+    assert "--extend" not in caught.value.hint  # another loss is another training
+    distill(tiny(*SHORT, "distill.terms.0.temperature=2.0"), directory, on_change="restart")
+
+
+def test_sigterm_saves_and_a_changed_recipe_keeps_the_checkpoint_until_it_has_its_own(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    counted = LoopState.count
+
+    def press(self: LoopState, *args: object) -> None:
+        counted(self, *args)
+        if self.total_steps == 2 and self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LoopState, "count", press)
+    one_batch = (*SHORT, "distill.batch_size=1000", "teacher.train.batch_size=50")
+    with pytest.raises(Terminated):
+        distill(tiny(*one_batch), directory)
+    monkeypatch.undo()
+    (kept,) = (tmp_path / "checkpoints" / "student").glob("step-*.pt")
+    with pytest.raises(KDExportError, match=r"1 epochs, .* would be lost"):
+        distill(tiny(*one_batch, "distill.lr=0.001"), directory, on_change="ask")
+    assert kept.exists()
+    result = distill(tiny(*one_batch, "distill.lr=0.001"), directory, on_change="extend")
+    assert epochs(directory) == [0, 1]
+    assert result.networks[1].epochs == 2
+
+
+def test_a_checkpoint_of_another_training_stays_until_the_new_one_is_written(tmp_path: Path) -> None:
+    old, new = Checkpoints(tmp_path, "old"), Checkpoints(tmp_path, "new")
+    old.save(900, {"value": 1})
+    assert new.latest() is None
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000900.pt"]
+    new.save(10, {"value": 2})
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000010.pt"]
+    assert Checkpoints(tmp_path, "new").latest() == {"value": 2}
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut", b"\x80\x04not a pickle", b"text"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: bytes) -> None:
+    checkpoints = Checkpoints(tmp_path, "key")
+    checkpoints.save(1, {"step": 1})
+    (tmp_path / "step-000000002.pt").write_bytes(damage)
+    torch.save({"other": 1}, tmp_path / "step-000000003.pt")
+    torch.save([1], tmp_path / "step-000000004.pt")
+    assert Checkpoints(tmp_path, "key").latest() == {"step": 1}
