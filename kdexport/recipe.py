@@ -216,6 +216,7 @@ class Bench(Section):
     allow_fallback: bool = False
     streams: tuple[Count, ...] = (1,)  # concurrent callers of one session: throughput, beside the latency of one caller
     provider_options: dict[str, str] = {}  # of the execution provider, for every device but the CPU
+    batch_axis: str | None = None  # which axis holds the samples: its name, or its position; None: told by its name
     power_command: str | None = None  # prints watts; else RAPL and NVML are asked
     timeout_s: float = Field(300.0, gt=0, le=DAY)  # a process that is silent for longer is ended, its model has failed
 

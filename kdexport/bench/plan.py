@@ -18,6 +18,7 @@ class Settings:
     streams: tuple[int, ...] = (1,)  # concurrent callers of one session, for throughput
     power_command: str | None = None  # prints watts
     dims: Mapping[str, int] = field(default_factory=dict)  # dynamic axis -> size
+    batch_axis: str | None = None  # which axis holds the samples; None: as bench.inputs.batch_axes finds it
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Target:
     inputs: Mapping[str, list[str | int]]
     below: Mapping[str, int] = field(default_factory=dict)  # integer input -> the smallest value that is out of range
     file: str | None = None  # .npz with real inputs
+    warnings: tuple[str, ...] = ()  # of what is fed
 
 
 @dataclass(frozen=True)

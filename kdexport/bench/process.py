@@ -41,7 +41,7 @@ class Child:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._process = subprocess.Popen(
             # -P: a numpy.py in the working directory is not the numpy that is meant.
-            [sys.executable, "-P", "-m", "kdexport.bench.worker"],
+            [sys.executable, "-P", "-m", "kdexport.bench.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

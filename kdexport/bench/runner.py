@@ -117,7 +117,10 @@ class Group:
 
 def worker_task(target: Target, batch_size: int, condition: Condition, settings: Settings) -> dict[str, Any]:
     """Return all that a worker needs to load a model and to feed it."""
-    shapes = {} if target.file else resolve_shapes(target.inputs, batch_size, settings.dims, model=target.name)
+    shapes = {}
+    if not target.file:
+        axis = settings.batch_axis
+        shapes = resolve_shapes(target.inputs, batch_size, settings.dims, model=target.name, batch_axis=axis)
     return {
         "path": target.path,
         "provider": condition.device.provider,
@@ -128,6 +131,7 @@ def worker_task(target: Target, batch_size: int, condition: Condition, settings:
         "batch_size": batch_size,
         "below": dict(target.below),
         "file": target.file,
+        "batch_axis": settings.batch_axis,
     }
 
 
@@ -148,6 +152,7 @@ class Series:
     placement: dict[str, dict[str, int]] = field(default_factory=dict)
     settled: list[bool] = field(default_factory=list)
     bound_in: str | None = None
+    not_a_number: tuple[str, ...] = ()  # outputs that held nothing but NaN
     surroundings: list[Surroundings] = field(default_factory=list)  # one a round
     memory: Memory = field(default_factory=lambda: Memory(None, None, None))
     precision: float | None = None
@@ -292,6 +297,7 @@ class Runner:
         reply, _ = child.ask(do="prepare", **task)
         one.first_run_ms.append(reply["first_run_ms"])
         one.settled.append(reply["stable"])
+        one.not_a_number = tuple(reply["nan"])
         one.bound_in = reply["memory"]
 
     def _attempt(self, one: Series, group: Group, work: Any) -> bool:
@@ -312,6 +318,8 @@ class Runner:
             except ChildError as error:
                 self._fail(one, condition, error)
                 return Memory(None, None, None)
+            except KDExportError as error:
+                raise KDExportError(f"{one.target.name}: {error.message}", hint=error.hint) from None
         check_placement(one.target.name, condition.device, reply, self._settings.allow_fallback)
         return Memory(reply["peak_rss"], reply["model"], reply["device_peak"])
 
@@ -369,6 +377,7 @@ class Runner:
                 memory_mib=one.memory,
                 energy_mj=extra.energy_mj,
                 warnings=(
+                    *one.target.warnings,
                     *measurement_warnings(one, latency, self._settings, condition, extra.compute_share),
                     *extra.warnings,
                 ),

@@ -118,6 +118,23 @@ class Bound:
             if value.is_tensor() and value.device_name().lower() == self.memory[0]:
                 self._binding.bind_ortvalue_output(output.name, value)
 
+    def run_allocating(self) -> None:
+        """As ``run``, for outputs whose sizes change from run to run: the runtime allocates them anew each time."""
+        self._binding.clear_binding_outputs()  # what a run left there is a buffer for the next one
+        for output in self._session.get_outputs():
+            self._binding.bind_output(output.name, *self.memory)
+        self._session.run_with_iobinding(self._binding)
+
+    def not_a_number(self) -> list[str]:
+        """After a run: return the names of the float outputs that hold nothing but NaN."""
+        found = []
+        for output, value in zip(self._session.get_outputs(), self._binding.get_outputs(), strict=True):
+            if output.type in ("tensor(float)", "tensor(float16)", "tensor(double)"):
+                array = value.numpy()
+                if array.size and bool(np.isnan(array).all()):
+                    found.append(output.name)
+        return found
+
     def run(self) -> None:
         """Do one inference and wait until its outputs are there."""
         self._session.run_with_iobinding(self._binding)

@@ -174,7 +174,8 @@ def plan_for(
             hint="write it with numpy.savez(FILE, NAME=ARRAY, ...), an array per input",
         )
     dims = dict(dims or {})
-    check_dims([model.inputs for model in models], dims)
+    axis = settings.batch_axis
+    check_dims([model.inputs for model in models], dims, axis)
     source = None if inputs_file is None else str(inputs_file.absolute())
     targets = []
     for model in models:
@@ -182,10 +183,20 @@ def plan_for(
         describe_file(file)  # it is there, whole, and its weights with it
         for batch in settings.batch_sizes:
             if source is None:
-                resolve_shapes(model.inputs, batch, dims, model=model.name)
+                resolve_shapes(model.inputs, batch, dims, model=model.name, batch_axis=axis)
             else:
-                check_batch(model.inputs, batch, model=model.name)
-        targets.append(Target(model.name, str(file.absolute()), model.inputs, integer_limits(file), source))
+                check_batch(model.inputs, batch, model=model.name, batch_axis=axis)
+        limits = integer_limits(file)
+        targets.append(
+            Target(
+                model.name,
+                str(file.absolute()),
+                model.inputs,
+                {name: limit for name, limit in limits.items() if limit is not None},
+                source,
+                () if source else assumed_values(limits),
+            )
+        )
     return Plan(
         targets=tuple(targets),
         settings=Settings(
@@ -198,11 +209,25 @@ def plan_for(
             streams=settings.streams,
             power_command=settings.power_command,
             dims=dims,
+            batch_axis=axis,
         ),
         devices=settings.devices,
         batch_sizes=settings.batch_sizes,
         threads=settings.threads,
         provider_options=settings.provider_options,
+    )
+
+
+def assumed_values(limits: Mapping[str, int | None]) -> tuple[str, ...]:
+    """Return a warning on the integer inputs of which the graph does not tell what they may hold, if there are any."""
+    unknown = [name for name, limit in limits.items() if limit is None]
+    if not unknown:
+        return ()
+    names = ", ".join(f"'{name}'" for name in unknown)
+    who = f"integer inputs {names} hold" if len(unknown) > 1 else f"integer input {names} holds"
+    return (
+        f"{who} 1 everywhere: nothing in the graph bounds the values, and they may decide how long a loop runs; "
+        "give real ones with --input FILE.npz",
     )
 
 

@@ -28,6 +28,7 @@ class Recorded(Protocol):
     settled: list[bool]
     surroundings: list[Surroundings]
     left_out: LeftOut
+    not_a_number: tuple[str, ...]
 
 
 def measurement_warnings(
@@ -45,8 +46,9 @@ def measurement_warnings(
     provider = condition.device.provider
     disturbed = disturbance(one.left_out, one.surroundings, condition)
     found = [
-        f"{disturbed}: its speed-up is undecided, measure on a quiet machine" if disturbed else "",
+        f"{disturbed}: no speed-up is decided by this, measure on a quiet machine" if disturbed else "",
         _left_out(one, latency),
+        _not_a_number(one),
         _precision(one.precision, settings),
         _noise(latency),
         _spread(latency),
@@ -68,6 +70,13 @@ def _left_out(one: Recorded, latency: Latency) -> str:
     if one.left_out.share <= TOLD or not count:
         return ""
     return f"{count:,} of {count + latency.samples:,} calls ran beside other work and do not count"
+
+
+def _not_a_number(one: Recorded) -> str:
+    names = ", ".join(f"'{name}'" for name in one.not_a_number)
+    return (
+        f"every value of its output {names} was NaN: check its weights and inputs (--input FILE.npz)" if names else ""
+    )
 
 
 def _precision(precision: float | None, settings: Settings) -> str:
@@ -151,6 +160,7 @@ def _governor(condition: Condition) -> str:
 
 OPSET = re.compile(r"Opset (\d+) is under development.*?till opset (\d+)", re.DOTALL)
 IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
+CUSTOM = re.compile(r"(\S+?:\S+?)\(-?\d+\) is not a registered function/op")
 MEMORY = re.compile(
     r"MemoryError|bad_alloc|Failed to allocate memory|out of memory|BFCArena|Available memory of", re.IGNORECASE
 )
@@ -180,6 +190,10 @@ def in_words(text: str, batch_size: int | None) -> str:
         return (
             f"it needs ONNX IR version {found[1]}, and this ONNX Runtime knows versions up to {found[2]}: "
             "pip install -U onnxruntime, or save it with an older onnx"
+        )
+    if found := CUSTOM.search(text):
+        return (
+            f"it needs the operator {found[1]}, which this ONNX Runtime does not have: export it without that operator"
         )
     short = text
     for pattern in NOISE:

@@ -9,13 +9,18 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, TypeVar
 
 from kdexport.bench import host
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+QUIT_SECONDS = 2.0
+
+T = TypeVar("T")
 Reply = tuple[dict[str, Any], bytes]
 
 
@@ -25,6 +30,7 @@ class Worker:
     def __init__(self) -> None:
         self._session: Any = None
         self._bound: Any = None
+        self._run: Any = None
         self._inputs: dict[str, str] = {}  # name -> type
         self._shapes: dict[str, Any] = {}  # name -> shape, as the graph has it
         self._device: tuple[str, int] = ("", 0)
@@ -69,17 +75,26 @@ class Worker:
         before = time.perf_counter_ns()
         self._bound.run()
         first_ms = (time.perf_counter_ns() - before) / 1e6
+        not_a_number = self._bound.not_a_number()
         self._bound.keep_outputs()
-        warm = timing.warm_up(self._bound.run)
+        self._run = self._bound.run
+        warm = self._steady(lambda: timing.warm_up(self._run))
         self._waited_ns, self._watched_threads = host.wait_clock()  # the session's threads are there now
-        return {"first_run_ms": first_ms, "stable": warm.stable, "memory": self._bound.memory[0]}, b""
+        return {
+            "first_run_ms": first_ms,
+            "stable": warm.stable,
+            "memory": self._bound.memory[0],
+            "nan": not_a_number,
+        }, b""
 
     def turn(self, task: Mapping[str, Any]) -> Reply:
         """Time single calls for one turn; int64 nanoseconds follow, negative where other work had the core."""
         from kdexport.bench import timing
 
         block_ns = timing.BLOCK_NS * self._watched_threads
-        return {}, timing.measure_turn(self._bound.run, task["budget_ns"], self._waited_ns, block_ns).tobytes()
+        budget_ns = task["budget_ns"]
+        samples = self._steady(lambda: timing.measure_turn(self._run, budget_ns, self._waited_ns, block_ns))
+        return {}, samples.tobytes()
 
     def memory(self, task: Mapping[str, Any]) -> Reply:
         """Load and run the model in a process that has done nothing else, and read what the kernel says."""
@@ -95,8 +110,8 @@ class Worker:
         loaded, _ = self.load(task)
         after = host.resident_mib()
         self._bound = self._bind(task)
-        for _ in range(task["runs"]):
-            self._bound.run()
+        self._run = self._bound.run
+        self._steady(lambda: [self._run() for _ in range(task["runs"])])
         model = None if before is None or after is None else max(after - before, 0.0)
         peak = host.peak_mib()  # before NVML is imported
         device = host.device_mib(self._device[1]) if self._bound.memory[0] == "cuda" else None
@@ -117,7 +132,7 @@ class Worker:
         """Run without a pause for some seconds and count: for a power meter."""
         from kdexport.bench import timing
 
-        return {"runs": timing.together([self._bound.run], task["seconds"])[0]}, b""
+        return {"runs": self._steady(lambda: timing.together([self._run], task["seconds"]))[0]}, b""
 
     def transfers(self, task: Mapping[str, Any]) -> Reply:
         """Time the copies between host and device apart from the computing; medians in ms."""
@@ -143,6 +158,16 @@ class Worker:
                 bound.run()
             return {"shares": timing.shares_of_profile(profiled.end_profiling())}, b""
 
+    def _steady(self, work: Callable[[], T]) -> T:
+        """Run the model; once more without buffers for its outputs where their sizes turn out to change (NonZero)."""
+        try:
+            return work()
+        except Exception as error:
+            if "pre-allocated" not in str(error):
+                raise
+            self._run = self._bound.run_allocating
+            return work()
+
     def _register(self, task: Mapping[str, Any]) -> None:
         if task.get("libraries"):
             from kdexport.bench import devices
@@ -158,7 +183,8 @@ class Worker:
         from kdexport.bench import inputs
 
         if task["file"]:
-            return inputs.from_file(task["file"], self._inputs, self._shapes, task["batch_size"])
+            size, axis = task["batch_size"], task.get("batch_axis")
+            return inputs.from_file(task["file"], self._inputs, self._shapes, size, axis)
         inputs.check_fits(task["shapes"], self._inputs, host.available_mib())
         return {
             name: inputs.values(task["shapes"][name], kind, task["below"].get(name))
@@ -190,12 +216,41 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
+def _end_with_parent() -> None:
+    """See to it that this process ends when its parent does, however that ended and whatever a model is doing here.
+
+    Between commands the end of stdin tells; in a model that never returns only the kernel can (Linux), or else a thread
+    that sleeps until the pipe's other end is closed.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if len(sys.argv) > 1 and os.getppid() != int(sys.argv[1]):  # it died before
+                os._exit(1)
+            return
+    import select
+    import threading
+
+    if hasattr(select, "poll"):
+        threading.Thread(target=_watch_parent, args=(select.poll(),), daemon=True).start()
+
+
+def _watch_parent(poller: Any) -> None:
+    poller.register(0, 0)  # no event but that the other end is closed
+    poller.poll()
+    time.sleep(QUIT_SECONDS)  # the end of stdin ends the process by itself, unless a model runs
+    os._exit(1)
+
+
 def main() -> None:
     """Keep the pipe for answers alone: whatever a library prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:  # noqa: PTH123
         score.write("1000")  # where memory runs out, it is this process that ends, not its parent
+    _end_with_parent()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent is gone
         serve(sys.stdin.buffer, answers)
 

@@ -72,7 +72,20 @@ def bench(
     ] = None,
     dim: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=N", help="Size of a dynamic axis; the batch needs none.", rich_help_panel=INPUTS),
+        typer.Option(
+            metavar="NAME=N",
+            help="Size of a dynamic axis, by its name or as INPUT:POSITION; the batch needs none.",
+            rich_help_panel=INPUTS,
+        ),
+    ] = None,
+    batch_axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS",
+            help="The axis of the samples: its name, its position, or INPUT:POSITION. By default the dynamic one "
+            "that is called batch, batch_size, N, ..., else the first.",
+            rich_help_panel=INPUTS,
+        ),
     ] = None,
     input: Annotated[
         Path | None,
@@ -115,6 +128,7 @@ def bench(
         "max_seconds": max_seconds,
         "rounds": rounds,
         "timeout_s": timeout,
+        "batch_axis": batch_axis,
         "power_command": power_command,
         "allow_fallback": allow_fallback or None,
     }

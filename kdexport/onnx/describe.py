@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 
@@ -15,11 +15,14 @@ from kdexport.errors import KDExportError, SourceError
 from kdexport.onnx import files, metadata, versions
 from kdexport.results import ModelFile
 
+N = TypeVar("N", int, None)
 FLOAT16 = 10  # onnx.TensorProto.FLOAT16
 INT8_OPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "DequantizeLinear", "QLinearAdd")
 DYNAMIC_OPERATORS = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 
 INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13)  # onnx.TensorProto: uint8 int8 uint16 int16 int32 int64 uint32 uint64
+UINT8 = 2
+SAME_SHAPE = ("Cast", "Identity", "DequantizeLinear")
 KEEP_VALUES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Expand")
 
 
@@ -55,17 +58,27 @@ def describe_file(path: Path, name: str | None = None) -> ModelFile:
     )
 
 
-def integer_limits(path: Path) -> dict[str, int]:
+def integer_limits(path: Path) -> dict[str, int | None]:
     """Return, for each integer input that selects rows of a table (token ids), how many rows that table has.
 
-    Followed forward from the input through what keeps values as they are, up to the first Gather from a weight.
+    Followed forward from the input through what keeps values as they are, up to the first Gather from a weight. None
+    where nothing tells; pixels (uint8) and masks, which hold what they hold, are left out then.
     """
     graph = load_graph(path).graph
     sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    limits: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            sizes[node.output[0]] = list(node.attribute[0].t.dims)
+        elif node.op_type in SAME_SHAPE and node.input[0] in sizes:
+            sizes[node.output[0]] = sizes[node.input[0]]
+    weights = {tensor.name for tensor in graph.initializer}
+    limits: dict[str, int | None] = {}
     for value in graph.input:
-        if value.name in sizes or value.type.tensor_type.elem_type not in INTEGERS:
+        kind = value.type.tensor_type.elem_type
+        if value.name in weights or kind not in INTEGERS:
             continue
+        if kind != UINT8 and "mask" not in value.name.lower():
+            limits[value.name] = None
         same = {value.name}
         for node in graph.node:  # in topological order
             if node.op_type in KEEP_VALUES and node.input[0] in same:
@@ -73,7 +86,7 @@ def integer_limits(path: Path) -> dict[str, int]:
             elif node.op_type == "Gather" and node.input[1] in same and node.input[0] in sizes:
                 axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
                 rows = sizes[node.input[0]][axis]
-                limits[value.name] = min(rows, limits.get(value.name, rows))
+                limits[value.name] = min(rows, limits.get(value.name) or rows)
     return limits
 
 
@@ -88,9 +101,14 @@ def external_files(model: Any, path: Path) -> list[Path]:
     folder = path.absolute().parent
     # Where links may lead: what ONNX Runtime too opens (ValidateExternalDataPath).
     allowed = (folder.resolve(), path.resolve().parent)
-    locations = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    needed: dict[str, int] = {}  # location -> bytes that are read from it
+    for tensor in _tensors(model):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" in entries:
+            end = _integer(entries.get("offset"), 0) + _integer(entries.get("length"), 0)
+            needed[entries["location"]] = max(end, needed.get(entries["location"], 0))
     files = []
-    for location in sorted(locations):
+    for location in sorted(needed):
         inside = Path(os.path.normpath(location))  # by its words: the folder itself may be reached through links
         file = folder / inside
         linked_away = not any(file.resolve().is_relative_to(place) for place in allowed)
@@ -100,8 +118,16 @@ def external_files(model: Any, path: Path) -> list[Path]:
                 hint="a model that reads elsewhere is not opened; save it again with its data beside it",
             )
         if not file.is_file():
+            own = path.with_name(f"{path.name}.data")
+            hint = f"put {location} beside {path.name}"
+            if own.is_file():
+                hint = f"{own.name} is there: if those are its weights, rename that file to {location}"
+            raise KDExportError(f"{path} keeps its weights in {location}, which is not there", hint=hint)
+        if (size := file.stat().st_size) < needed[location]:
             raise KDExportError(
-                f"{path} keeps its weights in {location}, which is not there", hint=f"put {location} beside {path.name}"
+                f"{path} keeps its weights in {location}, which is cut off: "
+                f"it holds {size:,} of {needed[location]:,} bytes",
+                hint=f"copy {location} again",
             )
         files.append(file)
     return files
@@ -173,8 +199,9 @@ def _tensors_of(graph: Any) -> Iterator[Any]:
 
 
 def _shape(value: Any) -> list[str | int]:
+    """Return the axes; one without a size is ``"?"``, and so is one of 0 or -1, which some exporters write for that."""
     axes = value.type.tensor_type.shape.dim
-    return [axis.dim_param or "?" if not axis.HasField("dim_value") else axis.dim_value for axis in axes]
+    return [axis.dim_param or (axis.dim_value if axis.dim_value > 0 else "?") for axis in axes]
 
 
 def _elements(tensor: Any) -> int:
@@ -195,8 +222,8 @@ def _precision(operators: Counter[str], initializers: Any) -> str:
     return "fp16" if sizes[True] > sizes[False] else "fp32"
 
 
-def _integer(text: str | None, otherwise: int | None) -> int | None:
-    return int(text) if text and text.isdigit() else otherwise
+def _integer(text: str | None, otherwise: N) -> int | N:
+    return int(text) if text and text.isdecimal() and len(text) < 20 else otherwise
 
 
 @dataclass(frozen=True)

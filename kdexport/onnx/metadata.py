@@ -143,4 +143,4 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _shape(item: onnx.ValueInfoProto) -> list[str | int]:
-    return [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+    return [dim.dim_param or (dim.dim_value if dim.dim_value > 0 else "?") for dim in item.type.tensor_type.shape.dim]

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from kdexport.bench.process import Child, ChildError
 from kdexport.errors import KDExportError
+
+from .conftest import save, value
 
 HEAVY = ("torch", "onnx", "pydantic", "typer", "rich", "sklearn")
 
@@ -119,3 +122,79 @@ def test_the_worker_imports_nothing_heavy(models):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(HEAVY) & set(done.stdout.split())
+
+
+ENDLESS_PARENT = """
+import sys
+from kdexport.bench.process import Child
+child = Child("m", 600)
+task = {"path": sys.argv[1], "provider": "CPUExecutionProvider", "provider_options": {}, "threads": 1,
+        "shapes": {"x": [1]}, "batch_size": 1, "below": {}, "file": None}
+child.ask(do="load", **task)
+child.send(do="prepare", **task)
+print(child.pid, flush=True)
+child.answer()
+"""
+
+
+def endless(path):
+    """A loop of 10^18 turns."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["still"]), helper.make_node("Relu", ["x_in"], ["x_out"])],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("going", TensorProto.BOOL, []),
+            value("x_in", TensorProto.FLOAT, [1]),
+        ],
+        [value("still", TensorProto.BOOL, []), value("x_out", TensorProto.FLOAT, [1])],
+    )
+    turns = {"turns": np.array(10**18), "going_in": np.array(True)}
+    loop = helper.make_node("Loop", ["turns", "going_in", "x"], ["y"], body=body)
+    return save(path, [loop], [value("x", TensorProto.FLOAT, [1])], [value("y", TensorProto.FLOAT, [1])], turns)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_in_a_model_that_never_returns_ends_with_its_parent(tmp_path, how):
+    command = [sys.executable, "-c", ENDLESS_PARENT, str(endless(tmp_path / "endless.onnx"))]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    time.sleep(0.2)
+    parent.send_signal(how)
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("it lives on")
+
+
+def test_outputs_that_are_nothing_but_nan_are_named(tmp_path):
+    nodes = [
+        helper.make_node("Sub", ["x", "x"], ["zero"]),
+        helper.make_node("Div", ["zero", "zero"], ["lost"]),
+        helper.make_node("Relu", ["x"], ["kept"]),
+    ]
+    outputs = [value("lost", TensorProto.FLOAT, ["n", 64]), value("kept", TensorProto.FLOAT, ["n", 64])]
+    path = save(tmp_path / "m.onnx", nodes, [value("x", TensorProto.FLOAT, ["n", 64])], outputs)
+    with Child("m", 60) as child:
+        child.ask(do="load", **task(path))
+        assert child.ask(do="prepare", **task(path))[0]["nan"] == ["lost"]
+
+
+def test_outputs_whose_size_changes_from_run_to_run_are_measured(tmp_path):
+    nodes = [
+        helper.make_node("RandomUniformLike", ["x"], ["r"]),
+        helper.make_node("Greater", ["r", "half"], ["g"]),
+        helper.make_node("NonZero", ["g"], ["y"]),
+    ]
+    inputs, outputs = [value("x", TensorProto.FLOAT, ["n", 64])], [value("y", TensorProto.INT64, None)]
+    path = save(tmp_path / "m.onnx", nodes, inputs, outputs, {"half": np.float32(0.5)})
+    with Child("m", 60) as child:
+        child.ask(do="memory", runs=3, **task(path))
+        child.ask(do="prepare", **task(path))
+        _, payload = child.ask(do="turn", budget_ns=5_000_000)
+        assert len(payload) > 8

@@ -10,7 +10,7 @@ from kdexport.errors import KDExportError
 from kdexport.onnx.describe import describe_file, integer_limits
 from kdexport.recipe import Bench
 
-from .conftest import linear
+from .conftest import linear, save, value
 
 
 def test_a_bare_file_says_what_it_is(models):
@@ -147,3 +147,69 @@ def test_the_name_of_a_file_does_not_choose_how_it_is_read(tmp_path, suffix):
     path.write_text('{"models": []}')
     with pytest.raises(KDExportError, match=r"not ONNX|no ONNX graph"):
         describe_file(path)
+
+
+def test_external_weights_that_are_cut_off_or_renamed_are_told_with_what_helps(tmp_path):
+    path = external(tmp_path)
+    whole = (tmp_path / "m.data").read_bytes()
+    (tmp_path / "m.data").write_bytes(whole[:1000])
+    with pytest.raises(KDExportError, match=r"m\.data, which is cut off: it holds 1,000 of [\d,]+ bytes"):
+        describe_file(path)
+    (tmp_path / "m.data").write_bytes(whole)
+    path.rename(tmp_path / "net.onnx")
+    (tmp_path / "m.data").rename(tmp_path / "net.onnx.data")
+    with pytest.raises(KDExportError, match="which is not there") as caught:
+        describe_file(tmp_path / "net.onnx")
+    assert "rename that file to m.data" in caught.value.hint
+
+
+def whole_numbers(path, nodes, names, kind=TensorProto.INT64):
+    inputs = [value(name, kind, ["batch", 4]) for name in names]
+    table = {"table": np.ones((50, 4), np.float32)}
+    return save(path, nodes, inputs, [value("y", TensorProto.FLOAT, None)], table)
+
+
+def test_integer_inputs_that_nothing_bounds_are_named_with_the_way_to_give_them(tmp_path):
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Cast", ["steps"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["attention_mask"], ["float_mask"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["float", "float_mask"], ["sum"]),
+        helper.make_node("Add", ["rows", "sum"], ["y"]),
+    ]
+    path = whole_numbers(tmp_path / "m.onnx", nodes, ["ids", "steps", "attention_mask"])
+    assert integer_limits(path) == {"ids": 50, "steps": None}
+    (target,) = plan_for([describe_file(path)], Bench()).targets
+    assert target.below == {"ids": 50}
+    (warning,) = target.warnings
+    assert warning.startswith("integer input 'steps' holds 1 everywhere")
+    assert "--input FILE.npz" in warning
+    np.savez(tmp_path / "in.npz", ids=np.zeros((1, 4), np.int64))
+    assert plan_for([describe_file(path)], Bench(), inputs_file=tmp_path / "in.npz").targets[0].warnings == ()
+
+
+@pytest.mark.parametrize("how", ["Constant", "Cast", "DequantizeLinear"])
+def test_token_ids_are_bounded_by_tables_in_other_forms(tmp_path, how):
+    made = {
+        "Constant": [
+            helper.make_node("Constant", [], ["t"], value=onnx.numpy_helper.from_array(np.ones((30, 4), np.float32)))
+        ],
+        "Cast": [helper.make_node("Cast", ["table"], ["t"], to=TensorProto.FLOAT16)],
+        "DequantizeLinear": [
+            helper.make_node("QuantizeLinear", ["one", "one"], ["unused"]),
+            helper.make_node("DequantizeLinear", ["table", "one"], ["t"]),
+        ],
+    }[how]
+    path = whole_numbers(tmp_path / "m.onnx", [*made, helper.make_node("Gather", ["t", "ids"], ["y"])], ["ids"])
+    assert integer_limits(path) == {"ids": 30 if how == "Constant" else 50}
+
+
+def test_dimensions_below_one_are_dynamic(tmp_path):
+    path = linear(tmp_path / "m.onnx")
+    model = onnx.load(str(path))
+    for size in (0, -1):
+        model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+        path.write_bytes(model.SerializeToString())
+        assert describe_file(path).inputs == {"x": ["?", 64]}
+        plan_for([describe_file(path)], Bench(batch_sizes=(3,)))

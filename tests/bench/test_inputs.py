@@ -128,3 +128,75 @@ def test_the_batch_is_the_batch_wherever_it_stands():
     with pytest.raises(KDExportError, match="--dim batch: that axis is the batch"):
         inputs.check_dims([rnn], {"batch": 3})
     inputs.check_dims([rnn, {"x": ["steps", 8]}], {"steps": 3})  # the batch of one can be an axis of another
+
+
+LSTM = {"x": ["seq_len", "batch", 8]}
+
+
+@pytest.mark.parametrize(
+    ("given", "axis", "found"),
+    [
+        (LSTM, None, {"x": (1,)}),
+        ({"x": ["batch_size", "seq"]}, None, {"x": (0,)}),
+        ({"x": ["T", "N", 8]}, None, {"x": (1,)}),  # PyTorch's letters
+        ({"x": ["time", "dynamic_batch", 8], "h": [2, "dynamic_batch", 4]}, None, {"x": (1,), "h": (1,)}),
+        ({"h": [2, "batch", 4], "x": ["batch", 3]}, None, {"h": (1,), "x": (0,)}),
+        ({"x": [50, "batch", 8]}, None, {"x": (1,)}),  # a fixed axis leads
+        ({"x": ["seq_len", 8]}, None, {"x": ()}),  # one sample a call
+        ({"x": ["unk__1", "height x"]}, None, {"x": (0,)}),
+        ({"x": [-1, 8], "t": []}, None, {"x": (0,), "t": ()}),
+        ({"x": [0, 3, 0, 0]}, None, {"x": (0,)}),
+        ({"x": ["s0", "s1"], "mask": ["s0", "s1"]}, None, {"x": (0,), "mask": (0,)}),
+        ({"x": [1, 3, 8, 8], "scale": [4]}, None, {"x": (0,), "scale": ()}),
+        ({"n": ["num_nodes", 16], "e": [2, "num_edges"]}, "num_nodes", {"n": (0,), "e": ()}),
+        (LSTM, "seq_len", {"x": (0,)}),
+        ({"x": [50, 4, 8], "h": [2, 4, 16]}, "1", {"x": (1,), "h": (1,)}),
+        ({"x": [50, 4, 8], "len": [4], "in:0": [4, 3]}, "x:1, len:0,in:0:0", {"x": (1,), "len": (0,), "in:0": (0,)}),
+    ],
+)
+def test_the_batch_axis_is_the_one_that_its_name_or_the_user_says(given, axis, found):
+    assert inputs.batch_axes(given, axis) == found
+
+
+def test_sequence_first_is_sized_by_its_batch():
+    assert inputs.resolve_shapes(LSTM, 4, {"seq_len": 50}, model="m") == {"x": (50, 4, 8)}
+    with pytest.raises(KDExportError, match=r"axis 0 of input 'x' is dynamic \('seq_len'\)"):
+        inputs.resolve_shapes(LSTM, 4, {}, model="m")
+    fixed = {"x": [50, 4, 8]}
+    assert inputs.resolve_shapes(fixed, 4, {}, model="m", batch_axis="1") == {"x": (50, 4, 8)}
+    with pytest.raises(KDExportError, match="fixed to 4; batch size 50"):
+        inputs.resolve_shapes(fixed, 50, {}, model="m", batch_axis="1")
+
+
+def test_where_no_axis_is_the_batch_a_call_is_one_sample():
+    assert inputs.resolve_shapes({"x": ["frames", 8]}, 1, {"frames": 9}, model="m") == {"x": (9, 8)}
+    with pytest.raises(KDExportError, match=r"m has no axis for a batch \(its inputs are x \[frames, 8\]\)") as caught:
+        inputs.resolve_shapes({"x": ["frames", 8]}, 2, {"frames": 9}, model="m")
+    assert "--batch-axis" in caught.value.hint
+
+
+def test_axes_without_a_name_are_sized_by_their_place():
+    images = {"in:0": [0, 3, -1, "?"]}
+    sized = inputs.resolve_shapes(images, 2, {"in:0:2": 8, "in:0:3": 9}, model="m")
+    assert sized == {"in:0": (2, 3, 8, 9)}
+    inputs.check_dims([images], {"in:0:2": 8})
+    with pytest.raises(KDExportError, match="axis 2 of input 'in:0' is dynamic and has no value") as caught:
+        inputs.resolve_shapes(images, 2, {}, model="m")
+    assert "--dim in:0:2=64" in caught.value.hint
+    with pytest.raises(KDExportError, match="--dim in:0:0: that axis is the batch"):
+        inputs.check_dims([images], {"in:0:0": 8})
+
+
+@pytest.mark.parametrize("axis", ["batsch", "3", "y:0", "x:9", "x:one"])
+def test_a_batch_axis_that_is_not_there(axis):
+    with pytest.raises(KDExportError, match=f"--batch-axis {axis}: m has no such axis; its inputs are x") as caught:
+        inputs.batch_axes(LSTM, axis, model="m")
+    assert "batch, seq_len" in caught.value.hint
+
+
+def test_real_inputs_are_repeated_along_the_batch_that_is_asked_for(tmp_path):
+    np.savez(tmp_path / "in.npz", x=np.arange(6, dtype=np.float32).reshape(3, 2, 1))
+    kinds, path = {"x": "tensor(float)"}, str(tmp_path / "in.npz")
+    fed = inputs.from_file(path, kinds, {"x": ["seq_len", "batch", 1]}, 4)["x"]
+    assert fed[..., 0].tolist() == [[0, 1, 0, 1], [2, 3, 2, 3], [4, 5, 4, 5]]
+    assert inputs.from_file(path, kinds, {"x": ["a", "b", 1]}, 1, "b")["x"].shape == (3, 1, 1)

@@ -39,7 +39,7 @@ class Played:
         replies = {
             "memory": {**placed, "peak_rss": 1.0, "model": 1.0, "device_peak": None},
             "load": {**placed, "load_ms": 1.0},
-            "prepare": {"first_run_ms": 1.0, "stable": True, "memory": "cpu"},
+            "prepare": {"first_run_ms": 1.0, "stable": True, "memory": "cpu", "nan": []},
             "sustain": {"runs": 10},
             "streams": {"runs": 10, "seconds": 2.0},
         }
