@@ -52,7 +52,7 @@ def _case(gate: Gate) -> ET.Element:
     where = f" on {words['where']}" if words["where"] else ""
     name = f"{words['title']} of {gate.model}{where}" if gate.model else f"{words['title']}{where}"
     case = ET.Element("testcase", name=xml_text(name), classname=xml_text(f"kdexport.{gate.requirement}"))
-    measured = f"{words['measured']}, asked: {words['asked']}"
+    measured = f"{words['measured']}, required: {words['required']}"
     measured += f", 95 % interval {words['interval']}" if words["interval"] else ""
     if gate.passed:
         ET.SubElement(case, "system-out").text = xml_text(f"{measured} ({words['verdict']})")

@@ -183,7 +183,7 @@ def _urgency(gate: Gate) -> int:
 
 def _gate(gate: Gate) -> dict[str, Any]:
     words = gate_words(gate)
-    label = f"{words['title']}: {words['measured']}, asked {words['asked']}, {words['verdict']}"
+    label = f"{words['title']}: {words['measured']}, required {words['required']}, {words['verdict']}"
     kind = gate.verdict if gate.verdict in ("pass", "undecided") else "fail"
     return {"words": words, "kind": kind, "model": gate.model or gate.device, "picture": bullet(gate, label=label)}
 

@@ -101,13 +101,13 @@ def device_table(view: ConditionView, level: int = 2) -> list[str]:
 
 def gate_table(report: Report) -> list[str]:
     """Return the requirements as a table."""
-    lines = ["| requirement | model | asked | measured | 95 % | verdict |", "|---|---|---|---:|---|---|"]
+    lines = ["| requirement | model | required | measured | 95 % | verdict |", "|---|---|---|---:|---|---|"]
     for gate in report.gates:
         words = gate_words(gate)
         where = f" ({escape(words['where'])})" if words["where"] else ""
         verdict = words["verdict"] if gate.passed else f"**{words['verdict']}**"
         lines.append(
-            f"| {words['title']}{where} | {escape(gate.model)} | {words['asked']} | {words['measured']} | "
+            f"| {words['title']}{where} | {escape(gate.model)} | {words['required']} | {words['measured']} | "
             f"{words['interval']} | {verdict} |"
         )
     return lines

@@ -39,7 +39,7 @@ KINDS = (
     Kind(r"too few rounds", "too few rounds", "the median has no interval"),
     Kind(
         r"median is known to",
-        "the median is known less well than asked",
+        "the median is known less well than requested",
         "the median's interval says how well",
     ),
     Kind(r"did not settle", "the warm-up was too short", "the median may be a little too high"),

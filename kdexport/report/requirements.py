@@ -29,12 +29,12 @@ def hold(joined: Joined, require: Require, model: ModelFile, condition: Conditio
 
     Args:
         joined: All that was measured.
-        require: What is asked for; a line that is None asks for nothing.
+        require: What is required; a line that is None asks for nothing.
         model: The model to judge.
         condition: Where its speed and memory are judged; None where nothing was timed.
 
     Returns:
-        A gate per line of [require], those of the file first. One that nobody asked for comes before them where the
+        A gate per line of [require], those of the file first. One that nobody wrote comes before them where the
         model or the baseline is not shown to score above chance: what guesses is never shipped, however fast.
     """
     measured = joined.by_condition.get(condition, {}) if condition else {}

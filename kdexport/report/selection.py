@@ -103,7 +103,7 @@ def judged_conditions(joined: Joined, require: Require) -> list[Condition]:
 
 
 def _nothing_measured(device: str) -> Gate:
-    """Return the gate of a device that was asked for and on which every measurement failed: it never passes."""
+    """Return the gate of a device that was requested and on which every measurement failed: it never passes."""
     return Gate("measured", 1.0, None, passed=False, verdict="not measured", device=device)
 
 
@@ -226,17 +226,17 @@ def _distance(candidate: Candidate) -> tuple[float, float]:
 
 
 def _miss_in_words(gate: Gate) -> str:
-    name, figure, asked = title(gate), describe_value(gate), describe_limit(gate)
+    name, figure, required = title(gate), describe_value(gate), describe_limit(gate)
     if gate.value is None:
         return f"{name} was not measured"
     if gate.verdict == "undecided":
-        return f"{name} is {figure}, and its 95 % interval reaches beyond the limit ({asked})"
+        return f"{name} is {figure}, and its 95 % interval reaches beyond the limit ({required})"
     if gate.requirement == ABOVE_CHANCE:
         interval = f" ({describe_interval(gate)})" if describe_interval(gate) else ""
-        return f"{metric(gate).label} of {gate.model} is {figure}{interval}, not shown to be {asked}"
+        return f"{metric(gate).label} of {gate.model} is {figure}{interval}, not shown to be {required}"
     if gate.requirement == "parity":
-        return f"parity with PyTorch failed ({figure} where {asked} is asked)"
-    return f"{name} is {figure} where {asked} is asked (misses by {100 * miss(gate):.0f} %)"
+        return f"parity with PyTorch failed ({figure} where {required} is required)"
+    return f"{name} is {figure} where {required} is required (misses by {100 * miss(gate):.0f} %)"
 
 
 def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Candidate], measured: int) -> str:

@@ -152,4 +152,4 @@ def _in_words(gate: Gate) -> str:
     if gate.verdict == "not measured":
         return f"{what} was not measured{where}"
     undecided = " (undecided, and [require] counts that as failed)" if gate.verdict == "undecided" else ""
-    return f"{what} is {words['measured']}, not {words['asked']}{where}{undecided}"
+    return f"{what} is {words['measured']}, not {words['required']}{where}{undecided}"

@@ -235,13 +235,13 @@ def costs_of(view: ConditionView) -> tuple[Cost, ...]:
 
 
 def gate_words(gate: Gate) -> dict[str, str]:
-    """Return a requirement in words: title, where, asked, measured, interval, verdict."""
+    """Return a requirement in words: title, where, required, measured, interval, verdict."""
     device = f"{gate.device} of {gate.machine}" if gate.machine else gate.device
     counted = "" if gate.verdict != "undecided" else ", passes" if gate.passed else ", fails"
     return {
         "title": title(gate),
         "where": ", ".join(part for part in (device, gate.setting) if part),
-        "asked": describe_limit(gate),
+        "required": describe_limit(gate),
         "measured": describe_value(gate),
         "interval": describe_interval(gate),
         "verdict": gate.verdict + counted,

@@ -140,7 +140,7 @@ def test_junit(bench_json, build) -> None:
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     failures = [case for case in suite if case.find("failure") is not None]
     assert [case.get("classname") for case in failures] == ["kdexport.max_latency_ms"]
-    assert "asked: at most 10.0 µs" in failures[0].find("failure").get("message")
+    assert "required: at most 10.0 µs" in failures[0].find("failure").get("message")
 
 
 def test_github(bench_json) -> None:

@@ -62,7 +62,7 @@ def test_when_none_fits_the_nearest_is_named_with_what_it_misses(build) -> None:
     (device,) = made.devices
     assert device.model is None
     assert device.nearest == "student-plain"  # the fastest
-    assert device.misses == ("latency is 60.9 µs where at most 40.0 µs is asked (misses by 52 %)",)
+    assert device.misses == ("latency is 60.9 µs where at most 40.0 µs is required (misses by 52 %)",)
     assert device.misses[0] in device.why
     assert [gate.requirement for gate in made.gates if not gate.passed] == ["max_latency_ms"]
     with pytest.raises(RequirementError, match="1 of 2 requirements not met: latency of student") as error:

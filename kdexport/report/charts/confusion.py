@@ -54,7 +54,7 @@ def confusion_change(names: Sequence[str], change: Sequence[Sequence[int]], *, l
             good = value > 0 if true == predicted else value < 0
             style = "cell none" if value == 0 else "cell better" if good else "cell worse"
             strength = f"--w:{0.25 + 0.75 * abs(value) / largest:.2f}" if value else None
-            tip = f"true {names[true]}, predicted {names[predicted]}\n{_more(value)}"
+            tip = f"true {names[true]} -> predicted {names[predicted]}\n{_more(value)}"
             drawn.append(
                 tag(
                     "rect",

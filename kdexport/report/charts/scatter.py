@@ -1,4 +1,4 @@
-"""Score against latency, file size as area, the front of what nothing dominates, the limits that were asked."""
+"""Score against latency, file size as area, the front of what nothing dominates, the limits."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,13 +127,19 @@ def _limits(
     if min_score is not None and up.low < min_score < up.high:
         y = up(min_score)
         drawn.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="limit"))
-        drawn.append(text(right, y + 14, "asked: above this line", "end", class_="asked"))
+        drawn.append(text(right, y + 14, "required: above this line", "end", class_="required"))
     if max_latency_ms is not None and across.low < max_latency_ms < across.high:
         x = across(max_latency_ms)
         drawn.append(tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="limit"))
         fits = x - left > 140  # else the words would lie on the axis
         drawn.append(
-            text(x + (-6 if fits else 6), top + 10, "asked: left of this line", "end" if fits else None, class_="asked")
+            text(
+                x + (-6 if fits else 6),
+                top + 10,
+                "required: left of this line",
+                "end" if fits else None,
+                class_="required",
+            )
         )
     return drawn
 
@@ -263,12 +269,12 @@ def point_tip(row: Row) -> str:
 def limits(report: Report) -> Require:
     """Return the limits on score and latency that the report's gates were held against."""
     limits = {gate.requirement: gate.limit for gate in report.gates}
-    asked = ((report.recipe or {}).get("require") or {}).get("latency_percentile", 50)
+    required = ((report.recipe or {}).get("require") or {}).get("latency_percentile", 50)
     return Require(
         max_drop=limits.get("max_drop"),
         min_score=limits.get("min_score"),
         max_latency_ms=limits.get("max_latency_ms"),
-        latency_percentile=asked if asked in (90, 95, 99) else 50,
+        latency_percentile=required if required in (90, 95, 99) else 50,
     )
 
 
