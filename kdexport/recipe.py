@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdexport import references
 from kdexport.artifacts import write_text
 from kdexport.errors import RecipeError, did_you_mean
+from kdexport.precisions import checked
 from kdexport.terms import DIST, METHODS, OWN, Term
 
 MAX_FAULTS_SHOWN = 20
@@ -185,7 +186,7 @@ class Export(Section):
     """[export]: the ONNX files to write."""
 
     opset: int = Field(18, ge=17, le=26)
-    quantize: tuple[Literal["fp16", "int8", "int8-dynamic", "int4"], ...] = ()
+    quantize: Annotated[tuple[str, ...], AfterValidator(checked)] = ()  # keys of precisions.PRECISIONS
     bake_preprocessing: bool = True
     any_image_size: bool = False  # images of any size go in and are resized in the graph
     softmax: bool = False  # probabilities come out in place of logits
@@ -195,7 +196,8 @@ class Export(Section):
     calibration: Literal["auto", "minmax", "entropy", "percentile"] = "auto"  # auto: the best on the validation split
     calibration_samples: int = Field(256, ge=1)
     weight_bits: Literal[7, 8] = 7  # of int8 weights: 8 overflows on x86 without VNNI
-    max_accuracy_drop: float | None = Field(None, ge=0)  # of a variant, on validation: layers return to fp32 for it
+    max_accuracy_drop: float | None = Field(None, ge=0)  # of a variant, on validation: operators return to fp32 for it
+    max_output_error: float | None = Field(None, gt=0)  # the same, where there is no accuracy: RMS of the difference
 
 
 Count = Annotated[int, Field(ge=1)]

@@ -165,6 +165,16 @@ class ModelFile(_Scored):
     score: Score | None = None  # inside ONNX Runtime, on the test split
     teacher_agreement: Agreement | None = None
     evaluation: Evaluation | None = None
+    quantized: tuple[int, int] | None = None  # operators with weights in fewer bits, of how many; None for fp32
+
+
+@dataclass(frozen=True)
+class ExportFailure:
+    """A file that could not be written, and why."""
+
+    model: str  # "student.int8"
+    reason: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,7 @@ class ExportResult:
 
     name: str
     models: tuple[ModelFile, ...]
+    failures: tuple[ExportFailure, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ LAYERS = (
     ("stage_cache", "user_code", "machine"),
     ("scoring",),
     ("tasks",),
-    ("recipe", "terms", "references", "statistics"),
+    ("recipe", "terms", "precisions", "references", "statistics"),
     ("artifacts", "results", "progress", "errors"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

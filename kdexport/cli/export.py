@@ -124,7 +124,17 @@ def export(
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
-        typer.Option(metavar="X", rich_help_panel=SMALLER, help="Of a variant on validation: layers return to fp32."),
+        typer.Option(
+            metavar="X", rich_help_panel=SMALLER, help="Of a variant on validation: operators return to fp32 for it."
+        ),
+    ] = None,
+    max_output_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=SMALLER,
+            help="The same for what is no classifier: RMS of the difference from fp32, as a share of its output.",
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -148,6 +158,7 @@ def export(
         "calibration_samples": calibration_samples,
         "weight_bits": weight_bits,
         "max_accuracy_drop": max_accuracy_drop,
+        "max_output_error": max_output_error,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     own = _OfAReference(
@@ -308,6 +319,7 @@ def _bare(console: Console, reference: str, settings: dict[str, object], own: _O
         calibration_samples=asked.calibration_samples,
         weight_bits=asked.weight_bits,
         max_accuracy_drop=asked.max_accuracy_drop,
+        max_output_error=asked.max_output_error,
         dynamic=own.dynamic,
         ort=ort,
         force=own.force,
@@ -326,6 +338,13 @@ def _finish(console: Console, result: "ExportResult", folder: Path, *, ort: bool
 
         result = dataclasses.replace(result, models=tuple(files.noted(model, folder) for model in result.models))
     console.result(result, table(result, again))
+    if result.failures:
+        lines = [f"  {failure.model}: {failure.reason}\n    hint: {failure.hint}" for failure in result.failures]
+        count = "one file" if len(lines) == 1 else f"{len(lines)} files"
+        raise KDExportError(
+            "\n".join([f"{count} could not be written:", *lines]),
+            hint="the files above are complete; change what the hints say and give the same command again",
+        )
 
 
 def _describe(console: Console, path: Path) -> None:
@@ -377,14 +396,19 @@ def table(result: "ExportResult", again: str) -> Any:
 
     shown = Table(title=f"{result.name}: exported", title_justify="left", title_style="bold", box=None, pad_edge=False)
     shown.add_column("file", no_wrap=True, overflow="fold")
-    for column in ("precision", "KiB", "nodes", "max rel", "argmax", "samples", "runtime"):
+    columns = ["precision", "KiB", "nodes", "max rel", "argmax", "samples", "runtime"]
+    if any(model.quantized for model in result.models):
+        columns.insert(1, "quantized")
+    for column in columns:
         shown.add_column(column, justify="right")
     notes = []
     for model in result.models:
         proof = model.parity
+        counted = "" if model.quantized is None else "{} of {}".format(*model.quantized)
         shown.add_row(
             model.file,
             model.precision,
+            *([counted] if "quantized" in columns else []),
             f"{model.size_bytes / 1024:,.1f}",
             str(sum(model.operators.values())),
             "" if proof is None else f"{proof.max_rel:.1e}",
@@ -396,6 +420,7 @@ def table(result: "ExportResult", again: str) -> Any:
             before = sum(model.operators_before.values())
             notes.append(f"{model.file}: {before} nodes before optimization")
         notes += [f"{model.file}: {note}" for note in model.notes]
+    notes += [f"{failure.model}: left out: {failure.reason}" for failure in result.failures]
     return Group(shown, "", *(Text(note) for note in notes), f"next: {again}")
 
 

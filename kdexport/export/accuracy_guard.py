@@ -1,14 +1,21 @@
-"""The accuracy guard: what a variant scores on the validation split, and which layers go back to fp32 until it holds.
+"""The accuracy guard: what a variant loses against fp32, and which operators go back to fp32 until it holds.
 
-Layers are ranked by what each does alone: the change of the logits when it is the only one in fewer bits.
+A classifier is judged by its accuracy on the validation split; any other network, or one without labels, by its output
+error: the root mean square of the difference over that of fp32's output, of the worst output channel (1 over it, in dB,
+is the signal-to-quantization-noise ratio). Operators are ranked by what each does alone: the change of the outputs when
+it is the only one in fewer bits (layer-wise sensitivity).
+
+Variants run in a child process: what the runtime cannot run must not end this one.
 """
 
+import math
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -16,115 +23,334 @@ from numpy.typing import NDArray
 
 from kdexport.errors import KDExportError
 from kdexport.export import parity
+from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays, OnnxSession
 
 BATCH = 64
 RANKING_SAMPLES = 128
+RANKED = 200  # operators that are ranked one by one; beyond it those without weights are ranked by their kind
 TIMED_RUNS = 60
+MOST_FAULTS = 12  # kinds of nodes that are kept in fp32 because the variant cannot be made or run with them
+SMALLEST_CHANNEL = 1e-7  # of the largest channel's root mean square: below, a channel counts as zero
+CHANNELS = 4096  # an axis that is longer holds no channels
 MORE = {"int8": ", give more calibration_samples or set distill.quantize_aware"}  # that may help
+
+Feed = Callable[[Arrays], Arrays]
 
 
 class Score(NamedTuple):
-    """Better is greater: accuracy first, then nearness to fp32's logits."""
+    """Better is greater: accuracy first (None for what is no classifier), then nearness to fp32's outputs."""
 
-    accuracy: float
-    nearness: float  # minus the mean squared difference of the logits
+    accuracy: float | None
+    nearness: float  # minus the output error
 
 
-class AccuracyGuard:
-    """Scores graphs on validation samples.
+class Limits(NamedTuple):
+    """What a variant may lose; None: whatever it does."""
 
-    Args:
-        source: The fp32 file.
-        inputs: As the file takes them.
-        labels: int64 [samples].
-    """
-
-    def __init__(self, source: Path, inputs: Arrays, labels: NDArray[np.int64]) -> None:
-        self.source, self.inputs, self.labels = source, inputs, labels
-        self.logits = _logits(OnnxSession(source), inputs)
-        self.fp32 = self._accuracy(self.logits)
-
-    def score(self, model: onnx.ModelProto) -> Score:
-        """Return what a graph scores."""
-        logits = _logits(OnnxSession(model.SerializeToString()), self.inputs)
-        return Score(self._accuracy(logits), -float(((logits - self.logits) ** 2).mean()))
-
-    def accuracy(self, model: onnx.ModelProto) -> float:
-        """Return a graph's accuracy."""
-        return self.score(model).accuracy
-
-    def said(self, accuracy: float) -> str:
-        """Return an accuracy in words, against fp32's."""
-        return f"{accuracy:.4f} correct of {len(self.labels)} validation samples, fp32 {self.fp32:.4f}"
-
-    def harm(self, model: onnx.ModelProto) -> float:
-        """Return the mean squared change of the logits over some samples."""
-        some = parity.spread(len(self.labels), RANKING_SAMPLES)
-        logits = _logits(OnnxSession(model.SerializeToString()), tuple(array[some] for array in self.inputs))
-        return float(((logits - self.logits[some]) ** 2).mean())
-
-    def _accuracy(self, logits: NDArray[np.float64]) -> float:
-        return float((logits.argmax(axis=-1) == self.labels).mean())
+    max_accuracy_drop: float | None = None  # in shares of 1, against fp32
+    max_output_error: float | None = None
 
 
 @dataclass(frozen=True)
 class VariantBuilder:
-    """How a precision's graph is made, whole or with some layers left in fp32."""
+    """How a precision's graph is made, whole or with some operators left in fp32."""
 
     precision: str
     layers: tuple[str, ...]  # names of the nodes that can return to fp32, in order
     without: Callable[[tuple[str, ...]], onnx.ModelProto]  # these in fp32
-    only: Callable[[str], onnx.ModelProto]  # all but this one in fp32
+    only: Callable[[tuple[str, ...]], onnx.ModelProto]  # all but these in fp32
+    notes: tuple[str, ...] = ()  # what to say of it
+    describe: Callable[[onnx.ModelProto], str] = lambda _: ""  # what to say of the finished graph
+    changed: Callable[[onnx.ModelProto], set[str]] | None = None  # nodes that are in fewer bits; None: all of layers
+    judged: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None  # what is run in its place to judge it, as it is
+    judged_as: str = ""  # what to say of that
+
+    def runner(self, model: onnx.ModelProto) -> IsolatedRunner:
+        """Return the graph at work, as the device that it is for computes it."""
+        if self.judged is not None:
+            return IsolatedRunner(self.judged(model).SerializeToString(), optimize=False)
+        return IsolatedRunner(model.SerializeToString())
+
+
+class AccuracyGuard:
+    """Judges graphs by samples.
+
+    Args:
+        source: The fp32 file.
+        inputs: Raw samples, one array per input, first axis samples.
+        labels: int64 [samples]; None where nothing is labelled. They count where the first output is [samples,
+            classes].
+        feed: Turns a batch of samples into what the file takes.
+        samples_are: What the samples are, in words.
+        classes: That the labels are of; None: as many as the network gives.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        inputs: Arrays,
+        labels: NDArray[np.int64] | None,
+        feed: Feed = lambda batch: batch,
+        samples_are: str = "validation",
+        classes: int | None = None,
+    ) -> None:
+        self.source, self.inputs, self.feed = source, inputs, feed
+        self.samples_are = samples_are
+        runner = OnnxSession(source)
+        self.batch = runner.fixed_batch or BATCH
+        self.outputs = self._outputs(runner, inputs)
+        self.labels = labels if labels is not None and _are_scores(self.outputs[0], labels, classes) else None
+        self.fp32 = self._accuracy(self.outputs)
+
+    def score(self, model: onnx.ModelProto, builder: VariantBuilder | None = None) -> Score:
+        """Return what a graph scores."""
+        runner = IsolatedRunner(model.SerializeToString()) if builder is None else builder.runner(model)
+        outputs = self._outputs(runner, self.inputs)
+        return Score(self._accuracy(outputs), -output_error(self.outputs, outputs))
+
+    def score_or_worst(self, make: Callable[[], onnx.ModelProto]) -> Score:
+        """Return what a graph scores, or the worst score where it cannot be made or run."""
+        try:
+            return self.score(make())
+        except KDExportError:
+            return Score(None if self.fp32 is None else -1.0, -math.inf)
+
+    def accuracy(self, model: onnx.ModelProto) -> float | None:
+        """Return a graph's accuracy; None where the network is no classifier."""
+        return self.score(model).accuracy
+
+    def holds(self, score: Score, limits: Limits) -> bool:
+        """Whether a score is within the limits."""
+        if self.fp32 is not None and score.accuracy is not None and limits.max_accuracy_drop is not None:
+            return score.accuracy >= self.fp32 - limits.max_accuracy_drop
+        if limits.max_output_error is not None:
+            return -score.nearness <= limits.max_output_error
+        return True
+
+    def said(self, score: Score) -> str:
+        """Return a score in words, against fp32's."""
+        count = len(self.inputs[0])
+        if score.accuracy is not None:
+            return f"{score.accuracy:.4f} correct of {count} {self.samples_are} samples, fp32 {self.fp32:.4f}"
+        error = -score.nearness
+        ratio = f"signal to noise {-20 * math.log10(error):.1f} dB" if 0 < error < math.inf else "signal to noise none"
+        return f"output error {error:.2g} of fp32's over {count} {self.samples_are} samples ({ratio})"
+
+    def sensitivity(self, model: onnx.ModelProto, builder: VariantBuilder) -> float:
+        """Return how much a graph changes the outputs over some samples; infinite where it cannot be run."""
+        some = parity.spread(len(self.inputs[0]), RANKING_SAMPLES)
+        try:
+            outputs = self._outputs(builder.runner(model), tuple(array[some] for array in self.inputs))
+        except KDExportError:
+            return math.inf
+        first, changed = (np.asarray(item[0], np.float64) for item in (self.outputs, outputs))
+        first = first[some] if len(first) == len(self.inputs[0]) else first
+        if self.fp32 is not None and first.shape == changed.shape:
+            return _finite_or_worst(float(((changed - first) ** 2).mean()))
+        return output_error(tuple(item[some] if len(item) > len(some) else item for item in self.outputs), outputs)
+
+    def _outputs(self, runner: Callable[[Arrays], Arrays], inputs: Arrays) -> Arrays:
+        """Return every output over all samples; one whose first axis is not the batch, batch after batch."""
+        parts = []
+        for start in range(0, len(inputs[0]), self.batch):
+            parts.append(runner(self.feed(tuple(array[start : start + self.batch] for array in inputs))))
+        return tuple(np.concatenate([np.atleast_1d(part) for part in output]) for output in zip(*parts, strict=True))
+
+    def _accuracy(self, outputs: Arrays) -> float | None:
+        return None if self.labels is None else float((outputs[0].argmax(axis=-1) == self.labels).mean())
+
+
+def _are_scores(output: NDArray[Any], labels: NDArray[np.int64], classes: int | None) -> bool:
+    """Whether an output can be a classifier's: [samples, classes], with a class for every label."""
+    if output.dtype.kind != "f" or output.ndim != 2 or len(output) != len(labels):
+        return False
+    width = output.shape[1]
+    return bool(width == (classes or width) and labels.max(initial=0) < width)
+
+
+def output_error(expected: Arrays, actual: Arrays) -> float:
+    """Return the root mean square of the difference over that of what is expected, of the worst channel of any output.
+
+    A channel is the second axis of an output; where that is long or there is none, the output counts as a whole.
+    """
+    worst = 0.0
+    for e, a in zip(expected, actual, strict=True):
+        if e.dtype.kind != "f":
+            continue
+        if e.shape != a.shape:
+            return math.inf
+        axes = tuple(k for k in range(e.ndim) if k != 1) if e.ndim > 1 and e.shape[1] <= CHANNELS else None
+        e, a = e.astype(np.float64), a.astype(np.float64)
+        finite = np.isfinite(e)
+        if not np.isfinite(a[finite]).all():
+            return math.inf
+        difference, e = np.where(finite, a - np.where(finite, e, 0), 0), np.where(finite, e, 0)
+        signal = np.sqrt(np.atleast_1d((e**2).mean(axis=axes)))
+        noise = np.sqrt(np.atleast_1d((difference**2).mean(axis=axes)))
+        counted = signal > SMALLEST_CHANNEL * signal.max(initial=0.0)
+        worst = max(worst, float((noise[counted] / signal[counted]).max(initial=0.0)))
+    return worst
+
+
+def runnable(
+    builder: VariantBuilder, run: Callable[[onnx.ModelProto], object]
+) -> tuple[onnx.ModelProto, tuple[str, ...], str]:
+    """Return the graph with as few nodes in fp32 as it takes for it to be made and run.
+
+    Where it cannot be, the first node that stands in the way is found by bisection, with those of the same name but for
+    their numbers (``blocks.0.attn/MatMul``, ``blocks.1.attn/MatMul``).
+
+    Args:
+        builder: Makes the graphs.
+        run: Raises KDExportError for a graph that cannot be run.
+
+    Returns:
+        The graph, the nodes that stay in fp32, and why.
+
+    Raises:
+        KDExportError: It cannot be run even with every node in fp32, or there are too many such nodes.
+    """
+    kept: tuple[str, ...] = ()
+    reasons: list[str] = []
+    while True:
+        model, fault = _attempt(builder, run, kept)
+        if model is not None:
+            return model, kept, "; ".join(dict.fromkeys(reasons))
+        assert fault is not None
+        others = [name for name in builder.layers if name not in kept]
+        if len(reasons) == MOST_FAULTS or not others or _attempt(builder, run, (*kept, *others))[0] is None:
+            raise fault
+        reasons.append(fault.message)
+        low, high = 0, len(others)  # with the first ``low`` of them in fp32 it fails, with the first ``high`` it works
+        while high - low > 1:
+            middle = (low + high) // 2
+            if _attempt(builder, run, (*kept, *others[:middle]))[0] is None:
+                low = middle
+            else:
+                high = middle
+        alike = re.sub(r"\d+", "#", others[high - 1])
+        kept += tuple(name for name in others if re.sub(r"\d+", "#", name) == alike)
+
+
+def _attempt(
+    builder: VariantBuilder, run: Callable[[onnx.ModelProto], object], kept: tuple[str, ...]
+) -> tuple[onnx.ModelProto | None, KDExportError | None]:
+    try:
+        model = builder.without(kept)
+        run(model)
+    except KDExportError as error:
+        return None, error
+    return model, None
 
 
 def restore(
-    maker: VariantBuilder, judge: AccuracyGuard, max_accuracy_drop: float
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return layers to fp32, the most harmful first, until the accuracy holds.
+    builder: VariantBuilder, guard: AccuracyGuard, limits: Limits, kept: tuple[str, ...] = ()
+) -> tuple[onnx.ModelProto, Score, tuple[str, ...]]:
+    """Return operators to fp32, the most sensitive first, until the limits hold.
 
     Args:
-        maker: Makes the graphs.
-        judge: Scores on the validation split.
-        max_accuracy_drop: In shares of 1, against fp32.
+        builder: Makes the graphs.
+        guard: Judges them.
+        limits: What may be lost.
+        kept: Nodes that are in fp32 already.
 
     Returns:
-        The graph, and in words which layers, and what it cost in size and speed.
+        The graph, its score, and in words which operators, and what it cost in size and speed.
 
     Raises:
-        KDExportError: Not even the last layer in fewer bits holds.
+        KDExportError: Not even the last operator in fewer bits holds.
     """
-    ranking = sensitivity(maker, judge)
-    whole = maker.without(())
-    for count in range(1, len(ranking)):
-        kept = tuple(ranking[:count])
-        model = maker.without(kept)
-        accuracy = judge.accuracy(model)
-        if accuracy >= judge.fp32 - max_accuracy_drop:
-            return model, (
-                judge.said(accuracy),
-                f"returned to fp32, {count} of {len(ranking)} layers: {', '.join(kept)}",
-                _cost(whole, model, judge),
-            )
-    raise KDExportError(
-        f"{maker.precision} loses more than max_accuracy_drop = {max_accuracy_drop:g} with any layer in fewer bits "
-        f"(fp32 is {judge.fp32:.4f} on validation)",
-        hint=f"allow a larger max_accuracy_drop{MORE.get(maker.precision, '')}, or take {maker.precision} out of "
-        "export.quantize",
+    whole = builder.without(kept)
+    ranking = sensitivity(builder, guard, whole, kept)
+    failing, count = 0, 1
+    found: tuple[onnx.ModelProto, Score, int] | None = None
+    while found is None and count < len(ranking):
+        found = _with_returned(builder, guard, limits, ranking[:count], kept)
+        if found is None:
+            failing, count = count, min(max(count + 1, count * 3 // 2), max(len(ranking) - 1, count + 1))
+    while found is not None and found[2] - failing > 1:  # the fewest that hold
+        middle = (failing + found[2]) // 2
+        fewer = _with_returned(builder, guard, limits, ranking[:middle], kept)
+        if fewer is None:
+            failing = middle
+        else:
+            found = fewer
+    if found is None:
+        raise KDExportError(
+            f"{builder.precision} loses more than {_limit(guard, limits)} with any operator in fewer bits",
+            hint=f"allow more{MORE.get(builder.precision, '')}, or take {builder.precision} out of export.quantize",
+        )
+    model, score, count = found
+    names = [name for unit in ranking[:count] for name in unit]
+    return (
+        model,
+        score,
+        (
+            guard.said(score),
+            f"returned to fp32, {len(names)} of {sum(map(len, ranking))} layers: {', '.join(names)}",
+            _cost(whole, model, guard),
+        ),
     )
 
 
-def sensitivity(maker: VariantBuilder, judge: AccuracyGuard) -> list[str]:
-    """Return the layers, that first which does the most harm when it alone is in fewer bits."""
-    harm = {name: judge.harm(maker.only(name)) for name in maker.layers}
-    return sorted(maker.layers, key=lambda name: harm[name], reverse=True)
+def _with_returned(
+    builder: VariantBuilder,
+    guard: AccuracyGuard,
+    limits: Limits,
+    units: Sequence[tuple[str, ...]],
+    kept: tuple[str, ...],
+) -> tuple[onnx.ModelProto, Score, int] | None:
+    """Return the graph with some operators back in fp32, its score and their number, if it holds."""
+    try:
+        model = builder.without((*kept, *(name for unit in units for name in unit)))
+        score = guard.score(model, builder)
+    except KDExportError:
+        return None
+    return (model, score, len(units)) if guard.holds(score, limits) else None
 
 
-def _cost(before: onnx.ModelProto, after: onnx.ModelProto, judge: AccuracyGuard) -> str:
+def _limit(guard: AccuracyGuard, limits: Limits) -> str:
+    if guard.fp32 is not None and limits.max_accuracy_drop is not None:
+        return f"max_accuracy_drop = {limits.max_accuracy_drop:g} (fp32 is {guard.fp32:.4f} on {guard.samples_are})"
+    return f"max_output_error = {limits.max_output_error:g}"
+
+
+def sensitivity(
+    builder: VariantBuilder, guard: AccuracyGuard, whole: onnx.ModelProto, kept: tuple[str, ...] = ()
+) -> list[tuple[str, ...]]:
+    """Return every quantized operator, that first which changes the outputs most when it alone is in fewer bits."""
+    changed = set(builder.layers) if builder.changed is None else builder.changed(whole)
+    names = [name for name in builder.layers if name in changed and name not in kept]
+    units = _units(whole, names)
+    measured = {unit: guard.sensitivity(builder.only(unit), builder) for unit in units}
+    return sorted(units, key=lambda unit: measured[unit], reverse=True)
+
+
+def _units(model: onnx.ModelProto, names: list[str]) -> list[tuple[str, ...]]:
+    """Return what is ranked: each operator, or of a large graph those without weights by their kind."""
+    if len(names) <= RANKED:
+        return [(name,) for name in names]
+    from kdexport.export.quantize import LAYERS
+
+    kinds = {node.name: node.op_type for node in model.graph.node}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name if kinds.get(name, "") in LAYERS else kinds.get(name, ""), []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
+def _finite_or_worst(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _cost(before: onnx.ModelProto, after: onnx.ModelProto, guard: AccuracyGuard) -> str:
     """Say what the guard cost; both graphs are timed in turn, so that the machine is the same for both."""
     sizes = [len(model.SerializeToString()) / 1024 for model in (before, after)]
-    sessions = [OnnxSession(model.SerializeToString()) for model in (before, after)]
-    one = tuple(array[:1] for array in judge.inputs)
+    sessions = [
+        OnnxSession(model.SerializeToString()) for model in (before, after)
+    ]  # the child process has run them before
+    one = guard.feed(tuple(array[:1] for array in guard.inputs))
     spent: list[list[float]] = [[], []]
     for _ in range(TIMED_RUNS):
         for session, times in zip(sessions, spent, strict=True):
@@ -136,11 +362,3 @@ def _cost(before: onnx.ModelProto, after: onnx.ModelProto, judge: AccuracyGuard)
         f"the guard cost {sizes[1] - sizes[0]:+.1f} KiB ({sizes[0]:.1f} to {sizes[1]:.1f}) and "
         f"{medians[1] - medians[0]:+.3f} ms a sample ({medians[0]:.3f} to {medians[1]:.3f}, median, in this process)"
     )
-
-
-def _logits(session: OnnxSession, inputs: Arrays) -> NDArray[np.float64]:
-    size = session.fixed_batch or BATCH
-    parts = [
-        session(tuple(array[start : start + size] for array in inputs))[0] for start in range(0, len(inputs[0]), size)
-    ]
-    return np.concatenate(parts).astype(np.float64)

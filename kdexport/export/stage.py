@@ -1,7 +1,8 @@
 """OPEN FIRST: the export stage. Each network becomes an ONNX file that is proved, then smaller variants of the student.
 
 A file is written and proved under a temporary name, and only then gets its own. What is there already is left alone:
-each file carries a key that stands for all that it was made from.
+each file carries a key that stands for all that it was made from. A file that cannot be made costs no other: it is left
+out, with the reason in the result.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from kdexport import __version__, artifacts
+from kdexport import artifacts
 from kdexport.artifacts import RunDirectory
 from kdexport.data.samples import Dataset
+from kdexport.errors import KDExportError
 from kdexport.export import example, network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_run_data
@@ -24,10 +27,11 @@ from kdexport.models.loading import load_model, preprocessing_of
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import files, metadata, versions
 from kdexport.onnx.sessions import Arrays
+from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress, Silent
-from kdexport.recipe import Recipe, Student, Teacher
-from kdexport.results import DistillResult, ExportResult, ModelFile, TrainedNetwork
-from kdexport.stage_cache import fingerprint
+from kdexport.recipe import PRETRAINED, Recipe, Student, Teacher, TeacherSpec
+from kdexport.results import DistillResult, ExportFailure, ExportResult, ModelFile, TrainedNetwork, from_json
+from kdexport.stage_cache import cache_key, data_fingerprint, done, fingerprint, mark_done
 
 SHIPPED = "student"  # the network that gets variants, and an example of its use
 
@@ -47,30 +51,41 @@ def export(
         progress: Where it says what it does.
 
     Raises:
-        ParityError: A file differs from its PyTorch model; it is not left under its final name.
-        KDExportError: A network cannot be loaded or exported.
+        ParityError: No file could be written, and the first differs from its PyTorch model.
+        KDExportError: No file could be written, for another reason.
     """
     progress = progress or Silent()
     work = _Work(recipe, distilled, directory, progress)
     jobs = work.jobs()
-    key = artifacts.key_of([(job.name, job.key) for job in jobs])
-    done = directory.finished("export", ExportResult, key)
-    if done is not None and all(_holds(model, job) for model, job in zip(done.models, jobs, strict=True)):
-        return done
+    record = directory.stage("export")
+    key = cache_key("export", files=[[job.name, job.key] for job in jobs])
+    finished = done(record, key, ExportResult)
+    if finished is not None:
+        return finished
     earlier = _earlier(directory)
     models: dict[str, ModelFile] = {}
+    failures: dict[str, KDExportError] = {}
     with progress.task("export", len(jobs)) as task:
         for job in jobs:
             task.advance(0, note=job.name)
             known = earlier.get(job.name)
-            models[job.name] = known if known is not None and _holds(known, job) else job.make(models)
+            try:
+                models[job.name] = known if known is not None and _holds(known, job) else job.make(models)
+            except KDExportError as error:
+                failures[job.name] = error
+                job.path.unlink(missing_ok=True)  # an older one is not this run's
+                progress.warn(f"{job.path.name} is left out: {error.message}")
             # An unfinished result has no key: it says what is there, so that a killed export goes on after it.
-            directory.finish("export", ExportResult(recipe.name, tuple(models.values())), "")
+            mark_done(record, "", ExportResult(recipe.name, tuple(models.values())))
             task.advance()
+    if not models:
+        raise next(iter(failures.values()))
     if SHIPPED in models:
         example.write(directory.onnx(SHIPPED))
-    result = ExportResult(recipe.name, tuple(models.values()))
-    directory.finish("export", result, key)
+    left_out = tuple(ExportFailure(name, error.message, error.hint) for name, error in failures.items())
+    result = ExportResult(recipe.name, tuple(models.values()), left_out)
+    paths = [job.path for job in jobs if job.name in models]
+    mark_done(record, "" if failures else key, result, paths)  # what failed is tried again next time
     return result
 
 
@@ -94,7 +109,7 @@ class _Work:
         """Return the files to make: the networks, then the variants."""
         networks, smaller = [], []
         for network in self.distilled.networks:
-            key = artifacts.key_of("fp32", *self._depends_on(network))
+            key = self._key(network)
             path = self.directory.onnx(network.name)
             networks.append(_Job(network.name, path, key, partial(self._network, network, key)))
             if network.name == SHIPPED:
@@ -134,17 +149,30 @@ class _Work:
     def _spec(self, network: str) -> Teacher | Student:
         return self.recipe.teacher if network == "teacher" else self.recipe.student
 
-    def _depends_on(self, network: TrainedNetwork) -> list[object]:
+    @cached_property
+    def _data(self) -> list[object]:
+        """All that the samples, the size and the mean in the graph come from: the data, and what its networks need."""
+        networks: tuple[TeacherSpec | Student, ...] = (
+            self.recipe.teacher,
+            *self.recipe.teacher.also,
+            self.recipe.student,
+        )
+        needed = [[fingerprint(spec.model, spec.args), spec.preprocessing.model_dump()] for spec in networks]
+        return [data_fingerprint(self.recipe.data), self.recipe.seed, needed]
+
+    def _key(self, network: TrainedNetwork) -> str:
         spec = self._spec(network.name)
-        return [
-            __version__,
-            torch.__version__,
-            network.weights_sha256,
-            fingerprint(spec.model, spec.args),
-            spec.preprocessing.model_dump(),
-            self.distilled.class_names,
-            self.recipe.export.model_dump(include=FP32_SETTINGS),
-        ]
+        return cache_key(
+            "fp32",
+            torch=torch.__version__,
+            weights=network.weights_sha256,
+            network=fingerprint(spec.model, spec.args),
+            pretrained=spec.weights == PRETRAINED,  # else what the library says of preprocessing does not count
+            preprocessing=spec.preprocessing.model_dump(),
+            data=self._data,
+            classes=list(self.distilled.class_names),
+            settings=self.recipe.export.model_dump(include=FP32_SETTINGS),
+        )
 
     def _network(self, network: TrainedNetwork, key: str, _: dict[str, ModelFile]) -> ModelFile:
         path = self.directory.onnx(network.name)
@@ -178,40 +206,48 @@ class _Work:
         return network_export.write(subject, form, path, key=key)
 
     def _variant_job(self, network: TrainedNetwork, fp32_key: str, precision: str) -> _Job:
-        settings, data = self.recipe.export, self.recipe.data
-        depends_on: list[object] = [precision, fp32_key, fingerprint(data.source, data.args), self.recipe.seed]
-        depends_on += [data.model_dump(exclude={"source", "root"}), settings.max_accuracy_drop]
-        if precision == "int8":
-            depends_on += [settings.calibration, settings.calibration_samples, settings.weight_bits]
-            depends_on.append(network.activation_ranges)
-        key = artifacts.key_of(*depends_on)
+        settings = self.recipe.export
+        calibration: list[object] = []
+        if PRECISIONS[precision].needs_calibration:
+            calibration = [settings.calibration, settings.calibration_samples, settings.weight_bits]
+            calibration.append(network.activation_ranges)
+        key = cache_key(
+            precision,
+            fp32=fp32_key,  # stands for the data, too
+            limits=[settings.max_accuracy_drop, settings.max_output_error],
+            calibration=calibration,
+        )
         path = self.directory.onnx(network.name, precision)
         return _Job(f"{network.name}.{precision}", path, key, partial(self._variant, network, precision, key))
 
     def _variant(self, network: TrainedNetwork, precision: str, key: str, made: dict[str, ModelFile]) -> ModelFile:
         source = self.directory.onnx(network.name)
+        if network.name not in made:
+            raise KDExportError(f"{source.name} is not there", hint="see why it is left out")
         baked = metadata.read(source).get("kdexport.baked") == "true"
         preprocessing = self.preprocessing(network.name)
 
-        def ready(raw: Arrays) -> Arrays:
+        def feed(raw: Arrays) -> Arrays:
             return raw if baked else tuple(tensor.numpy() for tensor in preprocessing.apply(raw))
 
-        labelled = self.validation()
-        material = variants.CalibrationData(
-            samples=lambda: ready(self.samples),
-            calibration=lambda: ready(self.calibration()),
-            validation=lambda: None if labelled is None else (ready(labelled[0]), labelled[1]),
+        data = variants.CalibrationData(
+            samples=lambda: self.samples,
+            calibration=self.calibration,
+            validation=self.validation,
+            feed=feed,
+            classes=self.dataset.num_classes,
         )
         settings = self.recipe.export
-        wanted = variants.VariantSpec(
+        spec = variants.VariantSpec(
             precision,
             settings.calibration,
             settings.weight_bits,
             max_accuracy_drop=settings.max_accuracy_drop,
             learnt=network.activation_ranges,
+            max_output_error=settings.max_output_error,
         )
         path = self.directory.onnx(network.name, precision)
-        return variants.write(source, made[network.name], wanted, path, material, self.progress, key=key)
+        return variants.write(source, made[network.name], spec, path, data, self.progress, key=key)
 
 
 def _holds(model: ModelFile, job: _Job) -> bool:
@@ -224,8 +260,11 @@ def _holds(model: ModelFile, job: _Job) -> bool:
 def _earlier(directory: RunDirectory) -> dict[str, ModelFile]:
     """Return what an earlier export, finished or not, has left."""
     document = artifacts.read_json(directory.stage("export")) or {}
-    result = directory.finished("export", ExportResult, str(document.get("key", "")))
-    return {} if result is None else {model.name: model for model in result.models}
+    try:
+        result = from_json(ExportResult, {name: document.get(name) for name in ("name", "models")})
+    except ValidationError:  # none, or written by another version
+        return {}
+    return {model.name: model for model in result.models}
 
 
 def write(source: Path, network: TrainedNetwork, path: Path, preprocessing: Preprocessing, *, key: str) -> ModelFile:

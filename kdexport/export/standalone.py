@@ -51,6 +51,7 @@ class Request:
     calibration_samples: int = 256
     weight_bits: int = 7
     max_accuracy_drop: float | None = None
+    max_output_error: float | None = None
     dynamic: tuple[str, ...] = ()  # NAME:AXIS=LABEL
     ort: bool = False  # the ORT format is written, too
     force: bool = False
@@ -79,16 +80,24 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         form = _with_axes(form, request, subject)
         progress.say(f"{request.reference} -> {request.out}")
         models = [network_export.write(subject, form, request.out)]
-        material = _material(request, form, subject, dataset)
-        for precision in request.quantize:
-            wanted = variants.VariantSpec(
-                precision, request.calibration, request.weight_bits, max_accuracy_drop=request.max_accuracy_drop
-            )
-            path = paths[precision]
-            models.append(variants.write(request.out, models[0], wanted, path, material, progress, key=None))
+        data = _calibration_data(request, form, subject, dataset)
+        smaller, failures = variants.write_all(request.out, models[0], _specs(request), paths, data, progress)
     if example.write(request.out, force=request.force) is None:
         progress.warn("there is an infer.py that kdexport did not write: it is left as it is; --force replaces it")
-    return ExportResult(request.out.stem, tuple(models))
+    return ExportResult(request.out.stem, (*models, *smaller), failures)
+
+
+def _specs(request: Request) -> list[variants.VariantSpec]:
+    return [
+        variants.VariantSpec(
+            precision,
+            request.calibration,
+            request.weight_bits,
+            max_accuracy_drop=request.max_accuracy_drop,
+            max_output_error=request.max_output_error,
+        )
+        for precision in request.quantize
+    ]
 
 
 def _check(request: Request, paths: list[Path]) -> None:
@@ -234,26 +243,35 @@ def _with_axes(form: Form, request: Request, subject: ExportTarget) -> Form:
     return dataclasses.replace(form, dynamic=tuple(axes[name] for name in subject.input_names))
 
 
-def _material(request: Request, form: Form, subject: ExportTarget, dataset: Dataset | None) -> variants.CalibrationData:
+def _calibration_data(
+    request: Request, form: Form, subject: ExportTarget, dataset: Dataset | None
+) -> variants.CalibrationData:
     baked = form.bake and subject.preprocessing.kind == "image"
 
-    def ready(raw: Arrays) -> Arrays:
+    def feed(raw: Arrays) -> Arrays:
         return raw if baked else network_export.numpy_inputs(subject, raw)
 
     def calibration() -> Arrays:
         if dataset is None:  # _check has refused int8 without data
-            return ready(subject.samples)
+            return subject.samples
         count = min(request.calibration_samples, len(dataset.train))
         chosen = np.random.default_rng(request.seed).choice(len(dataset.train), count, replace=False)
-        return ready(dataset.train.take(np.sort(chosen)).inputs)
+        return dataset.train.take(np.sort(chosen)).inputs
 
     def validation() -> tuple[Arrays, NDArray[np.int64]] | None:
         if dataset is None or dataset.val.labels is None or dataset.multi_label:
             return None
         few = dataset.val.take(parity.spread(len(dataset.val), variants.VALIDATION_SAMPLES))
-        return None if few.labels is None else (ready(few.inputs), few.labels)
+        return None if few.labels is None else (few.inputs, few.labels)
 
-    return variants.CalibrationData(lambda: ready(subject.samples), calibration, validation)
+    return variants.CalibrationData(
+        lambda: subject.samples,
+        calibration,
+        validation,
+        feed,
+        classes=None if dataset is None else dataset.num_classes,
+        samples_are="validation" if dataset is not None else "random",
+    )
 
 
 def _macs(target: ExportTarget) -> int | None:

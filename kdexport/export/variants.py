@@ -1,60 +1,80 @@
 """A variant of an fp32 file in fewer bits: made, held against the file that it comes from, and guarded.
 
-No variant loses accuracy unseen: what it scores on the validation split stands in its notes, and with a limit on the
-loss, layers go back to fp32 until it holds.
+No variant loses accuracy unseen: what it scores on the validation split (or, where there is nothing to score by, how
+far its outputs are from fp32's) stands in its notes, and with a limit on the loss, operators go back to fp32 until it
+holds. What cannot be quantized, or not be run, stays in fp32 and is named. A variant in which no weight changes is
+refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from kdexport import artifacts
-from kdexport.export import accuracy_guard, parity, quantize
-from kdexport.export.quantize import Ranges, with_learnt
+from kdexport.errors import KDExportError
+from kdexport.export import parity, quantize
+from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder, restore, runnable
 from kdexport.onnx import metadata
+from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays, OnnxSession
+from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress
-from kdexport.results import ModelFile
+from kdexport.results import ExportFailure, ModelFile
 
-# How far a variant may be from fp32 before the user is warned; it ships all the same: its accuracy decides.
-TOLERANCE = {"fp16": 0.02, "int8": 0.2, "int8-dynamic": 0.2, "int4": 0.3}
-
-FP16_NODES = 200  # of a graph beyond which only those with weights are ranked: each costs a graph and a session
+if TYPE_CHECKING:
+    from kdexport.export.int8 import Ranges
 
 VALIDATION_SAMPLES = 2000  # of the validation split: enough to tell calibrations apart, in a few seconds
+NOTEWORTHY = 0.01  # output error that the user is told of
+NAMED = 8  # operators that stay in fp32, by name
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What variants are made from and judged by; arrays as the fp32 file takes them."""
+    """What variants are made from and judged by: raw samples, one array per input, first axis samples."""
 
     samples: Callable[[], Arrays]  # for the comparison with fp32
     calibration: Callable[[], Arrays]  # training samples
     validation: Callable[[], tuple[Arrays, NDArray[np.int64]] | None]  # inputs and labels; None without labels
+    feed: Callable[[Arrays], Arrays] = lambda batch: batch  # turns a batch of them into what the fp32 file takes
+    classes: int | None = None  # that the labels are of; None: what the network gives
+    samples_are: str = "validation"  # what ``samples`` are, in words
 
 
 @dataclass(frozen=True)
 class VariantSpec:
     """One variant."""
 
-    precision: str  # fp16, int8, int8-dynamic, int4
+    precision: str  # a key of PRECISIONS
     calibration: str = "auto"  # int8: minmax, entropy, percentile, or the best of them on the validation split
     weight_bits: int = 7  # int8
     max_accuracy_drop: float | None = None  # on the validation split, against fp32
-    learnt: Ranges = field(default_factory=dict)  # int8: ranges that the student was trained with
+    learnt: "Ranges" = field(default_factory=dict)  # int8: ranges that the student was trained with
+    max_output_error: float | None = None  # where there is no accuracy: of fp32's output, see accuracy_guard
+
+
+@dataclass(frozen=True)
+class VariantInputs:
+    """What a precision's builder is made from."""
+
+    source: Path  # the fp32 file
+    spec: VariantSpec
+    data: CalibrationData
+    guard: AccuracyGuard
+    progress: Progress
 
 
 def write(
     source: Path,
     fp32: ModelFile,
-    wanted: VariantSpec,
+    spec: VariantSpec,
     path: Path,
-    material: CalibrationData,
+    data: CalibrationData,
     progress: Progress,
     *,
     key: str | None,
@@ -64,52 +84,69 @@ def write(
     Args:
         source: The fp32 file.
         fp32: Its entry.
-        wanted: Which variant.
+        spec: Which variant.
         path: The variant's final name.
-        material: Samples.
+        data: Samples.
         progress: Where a variant that is far from fp32 is warned of.
         key: Stands for all that it is made from.
 
     Raises:
         ParityError: Its outputs are not finite, or of another shape.
-        KDExportError: It cannot be made.
+        KDExportError: It cannot be made, or changes no weight.
     """
-    model, notes, accuracy = _make(source, wanted, material, progress)
+    tolerance = PRECISIONS[spec.precision].tolerance
+    builder, model, score, notes = _make(source, spec, data, progress)
     model = quantize.in_order(model)
+    census = quantize.census(model)
+    if not census.changed:
+        raise KDExportError(
+            f"{spec.precision} changes no weight of this network ({census}): its weights are in "
+            f"{', '.join(census.kinds) or 'no matrix'}",
+            hint=quantize.without(spec.precision),
+        )
+    if census.in_fp32:
+        notes = (f"{census}; in fp32: {_some(census.in_fp32)}", *notes)
     made: list[ModelFile] = []
 
     def fill(temporary: Path) -> None:
         onnx.save(model, temporary)
-        stamped = {**metadata.read(source), "kdexport.precision": wanted.precision}
+        stamped = {
+            **metadata.read(source),
+            "kdexport.precision": spec.precision,
+            "kdexport.quantized": f"{census.quantized} of {census.operators} operators",
+        }
         stamped.pop("kdexport.val_accuracy", None)  # that is the fp32 network's
-        if accuracy is not None:
-            stamped["kdexport.val_accuracy"] = str(accuracy)
+        if score.accuracy is not None:
+            stamped["kdexport.val_accuracy"] = str(score.accuracy)
         if key is not None:
             stamped["kdexport.key"] = key
         metadata.stamp(temporary, stamped)
+        IsolatedRunner(temporary)  # what is shipped loads, whatever has been judged in its place
+        fp32_runner, runner = OnnxSession(source), builder.runner(model)
         proof = parity.compare(
-            OnnxSession(source),
-            OnnxSession(temporary),
-            material.samples(),
-            tolerance=TOLERANCE[wanted.precision],
+            lambda batch: fp32_runner(data.feed(batch)),
+            lambda batch: runner(data.feed(batch)),
+            data.samples(),
+            tolerance=tolerance,
             batch_sizes=parity.batch_sizes_for(source),
             against="fp32-onnx",
             subject=path.name,
         )
-        said = list(notes)
+        told = list(notes)
         if not proof.passed:
-            said.append(f"differs from fp32 by {proof.max_rel:.2g} relative, where up to {proof.tolerance:g} is usual")
-            progress.warn(f"{path.name} {said[-1]}")
+            told.append(f"differs from fp32 by {proof.max_rel:.2g} relative, where up to {proof.tolerance:g} is usual")
+            progress.warn(f"{path.name} {told[-1]}")
         made.append(
             metadata.model_file(
-                f"{fp32.name}.{wanted.precision}",
+                f"{fp32.name}.{spec.precision}",
                 temporary,
                 shown_as=path.name,
-                precision=wanted.precision,
+                precision=spec.precision,
                 parameters=fp32.parameters,
                 macs=fp32.macs,
                 parity=proof,
-                notes=tuple(said),
+                notes=tuple(told),
+                quantized=(census.quantized, census.operators),
             )
         )
 
@@ -117,119 +154,80 @@ def write(
     return made[0]
 
 
-def _make(
-    source: Path, wanted: VariantSpec, material: CalibrationData, progress: Progress
-) -> tuple[onnx.ModelProto, tuple[str, ...], float | None]:
-    """Return the graph, what to say of it, and its accuracy on the validation split."""
-    if wanted.precision == "int8":
-        return _int8(source, wanted, material, progress)
-    maker, notes = _maker(source, wanted.precision, material)
-    model = maker.without(())
-    validation = material.validation()
-    accuracy: float | None = None
-    if validation is not None:
-        judge = accuracy_guard.AccuracyGuard(source, *validation)
-        model, more, accuracy = _guarded(model, maker, judge, wanted, progress)
-        notes += more
-    if wanted.precision == "int4":
-        count = sum(node.op_type == "MatMulNBits" for node in model.graph.node)
-        notes = (f"4-bit weights in {count} matrix products, all else in fp32", *notes)
-    return model, notes, accuracy
-
-
-def _maker(
-    source: Path, precision: str, material: CalibrationData
-) -> tuple[accuracy_guard.VariantBuilder, tuple[str, ...]]:
-    """Return how a graph that needs no calibration is made, and what to say of it."""
-    graph = onnx.load(source)
-    notes: tuple[str, ...] = ()
-    make: Callable[[tuple[str, ...]], onnx.ModelProto]
-    if precision == "int8-dynamic":
-        make, layers = partial(quantize.dynamic_int8, source), quantize.layers(graph, quantize.DYNAMIC_OPERATORS)
-    elif precision == "int4":
-        make, layers = partial(quantize.int4, source), quantize.large_products(graph)
-    else:
-        overflowing = quantize.overflowing(source, material.samples())
-        if overflowing:
-            notes = (f"kept in fp32, near the largest fp16 value: {', '.join(overflowing)}",)
-        # Any node can lose what fp16 does not hold, not only one with weights.
-        layers = quantize.layers(graph, tuple({node.op_type for node in graph.graph.node}))
-        if len(layers) > FP16_NODES:
-            layers = quantize.layers(graph)
-        layers = [name for name in layers if name not in overflowing]
-
-        def halved(kept: tuple[str, ...]) -> onnx.ModelProto:
-            return quantize.fp16(source, (*overflowing, *kept))
-
-        make = halved
-
-    def only(name: str) -> onnx.ModelProto:
-        return make(tuple(other for other in layers if other != name))
-
-    return accuracy_guard.VariantBuilder(precision, tuple(layers), make, only), notes
-
-
-def _guarded(
-    model: onnx.ModelProto,
-    maker: accuracy_guard.VariantBuilder,
-    judge: accuracy_guard.AccuracyGuard,
-    wanted: VariantSpec,
+def write_all(
+    source: Path,
+    fp32: ModelFile,
+    specs: Sequence[VariantSpec],
+    paths: Mapping[str, Path],
+    data: CalibrationData,
     progress: Progress,
-) -> tuple[onnx.ModelProto, tuple[str, ...], float]:
-    """Return a graph with layers in fp32 where too much is lost, what to say of it, and its accuracy."""
-    accuracy = judge.accuracy(model)
-    if wanted.max_accuracy_drop is None or accuracy >= judge.fp32 - wanted.max_accuracy_drop:
-        return model, (judge.said(accuracy),), accuracy
-    progress.say(f"{wanted.precision} {judge.said(accuracy)}: returning layers to fp32")
-    model, notes = accuracy_guard.restore(maker, judge, wanted.max_accuracy_drop)
-    return model, notes, judge.accuracy(model)
+) -> tuple[tuple[ModelFile, ...], tuple[ExportFailure, ...]]:
+    """Make several variants of an fp32 file; one that cannot be made costs no other.
+
+    Args:
+        source: The fp32 file.
+        fp32: Its entry.
+        specs: Which variants.
+        paths: The final name of each, by precision.
+        data: Samples.
+        progress: Where it says what it does.
+    """
+    made, failures = [], []
+    for spec in specs:
+        try:
+            made.append(write(source, fp32, spec, paths[spec.precision], data, progress, key=None))
+        except KDExportError as error:
+            failures.append(ExportFailure(f"{fp32.name}.{spec.precision}", error.message, error.hint))
+            progress.warn(f"{paths[spec.precision].name} is left out: {error.message}")
+    return tuple(made), tuple(failures)
 
 
-def _int8(
-    source: Path, wanted: VariantSpec, material: CalibrationData, progress: Progress
-) -> tuple[onnx.ModelProto, tuple[str, ...], float | None]:
-    """Calibrate by each method, keep the best, and return layers to fp32 where too much is lost."""
-    prepared = quantize.prepared(source)
-    validation = material.validation()
-    methods = quantize.CALIBRATION_METHODS if wanted.calibration == "auto" else (wanted.calibration,)
-    if validation is None or wanted.learnt:
-        methods = methods[:1]  # nothing to choose by, or little to choose
-    calibration = material.calibration()
-    found = {method: quantize.ranges(prepared, calibration, method) for method in methods}
-    said = ""
-    if wanted.learnt:
-        found[methods[0]], missing = with_learnt(prepared, found[methods[0]], wanted.learnt)
-        said = f"activation ranges learnt by quantization-aware distillation, beside {_layers(wanted.learnt, missing)}"
-        if missing:
-            progress.warn(f"int8: no place in the graph for the learnt {', '.join(missing)}")
-        said += "; others "
-    if validation is None:
-        return (
-            quantize.static_int8(prepared, found[methods[0]], weight_bits=wanted.weight_bits),
-            (f"{said}calibrated by {methods[0]}",),
-            None,
+def _make(
+    source: Path, spec: VariantSpec, data: CalibrationData, progress: Progress
+) -> tuple[VariantBuilder, onnx.ModelProto, Score, tuple[str, ...]]:
+    """Return how the graph is made, the graph, its score, and what to say of it."""
+    guard = guard_for(source, data)
+    limits = Limits(spec.max_accuracy_drop, spec.max_output_error)
+    builder = PRECISIONS[spec.precision].load()(VariantInputs(source, spec, data, guard, progress))
+    few = data.feed(tuple(array[: 1 if guard.batch == 1 else 2] for array in data.samples()))
+
+    def run(graph: onnx.ModelProto) -> None:
+        IsolatedRunner(quantize.in_order(graph).SerializeToString())(few)
+        if builder.judged is not None:
+            builder.runner(graph)(few)
+
+    model, kept, why = runnable(builder, run)
+    notes = list(builder.notes)
+    if kept:
+        notes.append(f"kept in fp32, for it cannot be quantized or run otherwise: {_some(kept)} ({why})")
+        progress.warn(f"{spec.precision}: {notes[-1]}")
+    score = guard.score(model, builder)
+    if guard.holds(score, limits):
+        if guard.labels is not None or -score.nearness > NOTEWORTHY:
+            notes.append(guard.said(score))
+    else:
+        progress.say(f"{spec.precision} {guard.said(score)}: returning operators to fp32")
+        model, score, more = restore(builder, guard, limits, kept)
+        notes += more
+    if guard.labels is None and spec.max_accuracy_drop is not None:
+        notes.append(
+            "max_accuracy_drop does not apply, for there is no accuracy to judge by; max_output_error limits the "
+            "output error"
         )
-    judge = accuracy_guard.AccuracyGuard(source, *validation)
-    models = {
-        method: quantize.static_int8(prepared, data, weight_bits=wanted.weight_bits) for method, data in found.items()
-    }
-    scores = {method: judge.score(model) for method, model in models.items()}
-    best = max(methods, key=lambda method: scores[method])  # the first of equals: minmax is the plainest
-    chosen = ", the best on validation of " + ", ".join(methods) if len(methods) > 1 else ", as asked"
-    if wanted.learnt:
-        chosen = ""
-    make = partial(quantize.static_int8, prepared, found[best], weight_bits=wanted.weight_bits)
-    maker = accuracy_guard.VariantBuilder(
-        "int8",
-        tuple(quantize.layers(prepared)),
-        lambda kept: make(exclude=kept),
-        lambda name: make(only=(name,)),
-    )
-    model, notes, accuracy = _guarded(models[best], maker, judge, wanted, progress)
-    return model, (f"{said}calibrated by {best}{chosen}", *notes), accuracy
+        progress.warn(f"{spec.precision}: {notes[-1]}")
+    described = builder.describe(model)
+    return builder, model, score, tuple(([described] if described else []) + notes)
 
 
-def _layers(ranges: Ranges, missing: tuple[str, ...]) -> str:
-    """Say beside how many layers the ranges were learnt."""
-    found = {name.partition(":")[0] for name in ranges if name not in missing}
-    return f"{len(found)} layer{'s' if len(found) != 1 else ''}"
+def guard_for(source: Path, data: CalibrationData) -> AccuracyGuard:
+    """Return what judges variants: the accuracy of a classifier on its labels, the output error of anything else."""
+    validation = data.validation()
+    if validation is not None:
+        return AccuracyGuard(source, *validation, data.feed, classes=data.classes)
+    return AccuracyGuard(source, data.samples(), None, data.feed, data.samples_are)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """Return names, many of them cut short."""
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"

@@ -98,6 +98,7 @@ def model_file(
     parity: results.Parity | None,
     operators_before: dict[str, int] | None = None,
     notes: tuple[str, ...] = (),
+    quantized: tuple[int, int] | None = None,
 ) -> results.ModelFile:
     """Return the entry of a finished file, its opset, inputs and operators read off its graph.
 
@@ -111,6 +112,7 @@ def model_file(
         parity: The proof.
         operators_before: Of the graph before it was optimized.
         notes: What the user should know, in words.
+        quantized: How many operators with weights are in fewer bits, of how many.
     """
     model = onnx.load(path, load_external_data=False)
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
@@ -130,6 +132,7 @@ def model_file(
         oldest_runtime=versions.oldest_runtime(opset, model.ir_version, operators),
         parity=parity,
         notes=notes,
+        quantized=quantized,
     )
 
 

@@ -90,8 +90,8 @@ def test_preprocessing_is_named_apart_from_the_network(photos, tmp_path):
     network_export.write(subject, Form(18, 8, 1e-4, bake=True), tmp_path / "net.onnx")
     import onnx
 
-    from kdexport.export.quantize import dressing
+    from kdexport.export.quantize import own_nodes
 
     model = onnx.load(tmp_path / "net.onnx")
-    assert len(dressing(model)) == 4
-    assert "conv/Conv" not in dressing(model)
+    assert len(own_nodes(model)) == 4
+    assert "conv/Conv" not in own_nodes(model)

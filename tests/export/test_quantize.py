@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdexport.errors import KDExportError
-from kdexport.export import accuracy_guard, network_export, quantize, variants
+from kdexport.export import accuracy_guard, int8, network_export, quantize, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import OnnxSession
@@ -49,9 +49,9 @@ def _write(network, samples, path):
     return path, network_export.write(subject, FORM, path)
 
 
-def _material(samples, labels=None):
-    judged = None if labels is None else (samples, labels)
-    return variants.CalibrationData(lambda: samples, lambda: samples, lambda: judged)
+def _data(samples, labels=None):
+    labelled = None if labels is None else (samples, labels)
+    return variants.CalibrationData(lambda: samples, lambda: samples, lambda: labelled)
 
 
 def _labels(path, samples):
@@ -61,8 +61,8 @@ def _labels(path, samples):
 
 def test_what_overflows_stays_in_fp32(samples, tmp_path):
     path, made = _write(Wide(gain=1e6), samples, tmp_path / "wide.onnx")
-    wanted = variants.VariantSpec("fp16")
-    model = variants.write(path, made, wanted, tmp_path / "half.onnx", _material(samples), Silent(), key=None)
+    spec = variants.VariantSpec("fp16")
+    model = variants.write(path, made, spec, tmp_path / "half.onnx", _data(samples), Silent(), key=None)
     assert model.parity is not None
     assert model.parity.passed
     assert any("up/Gemm" in note for note in model.notes)
@@ -75,7 +75,7 @@ def test_what_overflows_stays_in_fp32(samples, tmp_path):
 def test_without_overflow_all_is_fp16(wide, samples, tmp_path):
     path, made = wide
     model = variants.write(
-        path, made, variants.VariantSpec("fp16"), tmp_path / "half.onnx", _material(samples), Silent(), key=None
+        path, made, variants.VariantSpec("fp16"), tmp_path / "half.onnx", _data(samples), Silent(), key=None
     )
     assert model.notes == ()
     assert model.size_bytes < 0.6 * made.size_bytes
@@ -84,7 +84,7 @@ def test_without_overflow_all_is_fp16(wide, samples, tmp_path):
 def test_int4_is_for_large_matrices(wide, samples, tmp_path):
     path, made = wide
     model = variants.write(
-        path, made, variants.VariantSpec("int4"), tmp_path / "four.onnx", _material(samples), Silent(), key=None
+        path, made, variants.VariantSpec("int4"), tmp_path / "four.onnx", _data(samples), Silent(), key=None
     )
     assert model.operators["MatMulNBits"] == 2  # the head, 96 x 10, is too small
     assert model.size_bytes < 0.35 * made.size_bytes
@@ -97,23 +97,21 @@ def test_int4_without_a_large_matrix_is_an_error(samples, tmp_path):
     few = (samples[0][:, :8],)
     path, made = _write(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), few, tmp_path / "small.onnx")
     with pytest.raises(KDExportError, match="no matrix product"):
-        variants.write(
-            path, made, variants.VariantSpec("int4"), tmp_path / "f.onnx", _material(few), Silent(), key=None
-        )
+        variants.write(path, made, variants.VariantSpec("int4"), tmp_path / "f.onnx", _data(few), Silent(), key=None)
     assert not (tmp_path / "f.onnx").exists()
 
 
 def test_the_best_calibration_is_kept(wide, samples, tmp_path):
     path, made = wide
-    material = _material(samples, _labels(path, samples))
-    judge = accuracy_guard.AccuracyGuard(path, samples, _labels(path, samples))
+    data = _data(samples, _labels(path, samples))
+    guard = accuracy_guard.AccuracyGuard(path, samples, _labels(path, samples))
     prepared = quantize.prepared(path)
     scores = {
-        method: judge.score(quantize.static_int8(prepared, quantize.ranges(prepared, samples, method)))
-        for method in quantize.CALIBRATION_METHODS
+        method: guard.score(int8.static_int8(prepared, int8.ranges(prepared, samples, method)))
+        for method in int8.CALIBRATION_METHODS
     }
     best = max(scores, key=lambda method: scores[method])
-    model = variants.write(path, made, variants.VariantSpec("int8"), tmp_path / "q.onnx", material, Silent(), key=None)
+    model = variants.write(path, made, variants.VariantSpec("int8"), tmp_path / "q.onnx", data, Silent(), key=None)
     assert f"calibrated by {best}" in model.notes[0]
 
 
@@ -133,11 +131,11 @@ class Fragile(nn.Module):
         return self.head(self.fragile(torch.relu(self.first(x))))
 
 
-def test_the_guard_returns_the_harmful_layers(samples, tmp_path):
+def test_the_guard_returns_the_sensitive_layers(samples, tmp_path):
     path, made = _write(Fragile(), samples, tmp_path / "net.onnx")
-    material = _material(samples, _labels(path, samples))
+    data = _data(samples, _labels(path, samples))
     loose = variants.VariantSpec("int8", calibration="minmax")
-    unguarded = variants.write(path, made, loose, tmp_path / "loose.onnx", material, Silent(), key=None)
+    unguarded = variants.write(path, made, loose, tmp_path / "loose.onnx", data, Silent(), key=None)
     answers = OnnxSession(path)(samples)[0].argmax(1)
 
     def right(file):
@@ -145,7 +143,7 @@ def test_the_guard_returns_the_harmful_layers(samples, tmp_path):
 
     assert right(tmp_path / "loose.onnx") < 0.9  # there is something to guard
     tight = dataclasses.replace(loose, max_accuracy_drop=0.01)
-    guarded = variants.write(path, made, tight, tmp_path / "tight.onnx", material, Silent(), key=None)
+    guarded = variants.write(path, made, tight, tmp_path / "tight.onnx", data, Silent(), key=None)
     assert right(tmp_path / "tight.onnx") >= 0.99
     assert any("returned to fp32" in note and "of 3 layers" in note for note in guarded.notes)
     assert any("the guard cost" in note and "KiB" in note and "ms" in note for note in guarded.notes)
@@ -196,15 +194,15 @@ class Spread(nn.Module):
 def test_every_precision_is_guarded(precision, network, culprit, of, samples, tmp_path):
     path, made = _write(network(), samples, tmp_path / "net.onnx")
     answers = _labels(path, samples)
-    material, loose = _material(samples, answers), variants.VariantSpec(precision)
-    variants.write(path, made, loose, tmp_path / "loose.onnx", material, Silent(), key=None)
+    data, loose = _data(samples, answers), variants.VariantSpec(precision)
+    variants.write(path, made, loose, tmp_path / "loose.onnx", data, Silent(), key=None)
 
     def right(file):
         return float((OnnxSession(file)(samples)[0].argmax(1) == answers).mean())
 
     assert right(tmp_path / "loose.onnx") < 0.9  # there is something to guard
     tight = dataclasses.replace(loose, max_accuracy_drop=0.1)
-    guarded = variants.write(path, made, tight, tmp_path / "tight.onnx", material, Silent(), key=None)
+    guarded = variants.write(path, made, tight, tmp_path / "tight.onnx", data, Silent(), key=None)
     assert right(tmp_path / "tight.onnx") >= 0.9
     returned = next(note for note in guarded.notes if "returned to fp32" in note)
     assert culprit in returned
@@ -215,13 +213,13 @@ def test_every_precision_is_guarded(precision, network, culprit, of, samples, tm
 def test_a_variant_that_cannot_be_guarded_is_an_error(samples, tmp_path):
     path, made = _write(Spread().fragile, (np.tile(samples[0], 2)[:, :96],), tmp_path / "net.onnx")
     few = (np.tile(samples[0], 2)[:, :96],)
-    wanted = variants.VariantSpec("int8-dynamic", max_accuracy_drop=0.0)
+    spec = variants.VariantSpec("int8-dynamic", max_accuracy_drop=0.0)
     with pytest.raises(KDExportError, match="int8-dynamic loses more than max_accuracy_drop"):
-        variants.write(path, made, wanted, tmp_path / "q.onnx", _material(few, _labels(path, few)), Silent(), key=None)
+        variants.write(path, made, spec, tmp_path / "q.onnx", _data(few, _labels(path, few)), Silent(), key=None)
     assert not (tmp_path / "q.onnx").exists()
 
 
 def test_no_calibration_samples_is_an_error(wide):
     path, _ = wide
     with pytest.raises(KDExportError, match="needs calibration samples"):
-        quantize.ranges(quantize.prepared(path), (np.zeros((0, 64), np.float32),), "minmax")
+        int8.ranges(quantize.prepared(path), (np.zeros((0, 64), np.float32),), "minmax")

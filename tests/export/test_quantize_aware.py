@@ -41,9 +41,9 @@ def trained(load_net, tmp_path_factory):
     folder = tmp_path_factory.mktemp("qat")
     subject = ExportTarget("net", network, Preprocessing("none"), ("x",), samples)
     made = network_export.write(subject, Form(18, 8, 1e-4), folder / "net.onnx")
-    material = variants.CalibrationData(lambda: samples, lambda: samples, lambda: None)
-    wanted = variants.VariantSpec("int8", learnt=rounded.ranges())
-    variant = variants.write(folder / "net.onnx", made, wanted, folder / "net.int8.onnx", material, Silent(), key=None)
+    data = variants.CalibrationData(lambda: samples, lambda: samples, lambda: None)
+    spec = variants.VariantSpec("int8", learnt=rounded.ranges())
+    variant = variants.write(folder / "net.onnx", made, spec, folder / "net.int8.onnx", data, Silent(), key=None)
     return rounded, network, samples, folder, variant
 
 

@@ -183,3 +183,71 @@ def test_a_network_of_a_mebibyte_shrinks_to_a_third(make_run, tmp_path):
     student, small = stage.export(recipe, distilled, directory, Silent()).models
     assert student.size_bytes > 2**20
     assert small.size_bytes <= 0.32 * student.size_bytes
+
+
+def test_a_variant_that_cannot_be_had_costs_no_other(run):
+    recipe, distilled, directory, result = run
+    changed = recipe.model_copy(
+        update={"export": recipe.export.model_copy(update={"quantize": ("int4", *recipe.export.quantize)})}
+    )
+    before = stamps(directory)
+    again = stage.export(changed, distilled, directory, Silent())
+    assert again.models == result.models
+    assert stamps(directory) == before
+    assert [failure.model for failure in again.failures] == ["student.int4"]
+    assert "no matrix product" in again.failures[0].reason
+    assert "int8" in again.failures[0].hint
+    assert json.loads(directory.stage("export").read_text())["failures"][0]["model"] == "student.int4"
+
+
+def test_a_network_that_proves_nothing_costs_no_other(run):
+    """A student that answers all samples alike is left out; the teacher is measured."""
+    recipe, distilled, directory, _ = run
+    weights = safetensors.torch.load_file(directory.weights("student"))
+    weights["head.weight"] *= 0
+    safetensors.torch.save_file(weights, directory.weights("student"))
+    student = dataclasses.replace(distilled.networks[1], weights_sha256="other")
+    dead = dataclasses.replace(distilled, networks=(distilled.networks[0], student))
+    again = stage.export(recipe, dead, directory, Silent())
+    assert [model.name for model in again.models] == ["teacher"]
+    assert [failure.model for failure in again.failures] == [
+        "student", "student.int8", "student.int8-dynamic", "student.fp16",
+    ]  # fmt: skip
+    assert "prove nothing" in again.failures[0].reason
+    assert not list(directory.root.glob("student*.onnx"))
+
+
+def test_a_moved_run_is_not_exported_again_and_other_data_are(made, tmp_path):
+    """Keys hold contents, no places; the data's mean is in the graph, so that it counts."""
+    recipe, distilled, directory, _ = made
+    nets, data = tmp_path / "a" / "nets.py", tmp_path / "a" / "d.npz"
+    nets.parent.mkdir()
+    shutil.copy(recipe.teacher.model.rpartition(":")[0], nets)
+    digits = load_data(recipe.data, recipe.seed, directory.cache)
+    arrays = {"x_train": digits.train.inputs[0][:300], "y_train": digits.train.labels[:300]}
+    arrays |= {"x_test": digits.test.inputs[0][:100], "y_test": digits.test.labels[:100]}
+    np.savez(data, **arrays)
+
+    def at(folder):
+        there = f"{folder / 'nets.py'}:Net"
+        return recipe.model_copy(
+            update={
+                "data": recipe.data.model_copy(update={"source": f"npz:{folder / 'd.npz'}"}),
+                "teacher": recipe.teacher.model_copy(update={"model": there}),
+                "student": recipe.student.model_copy(update={"model": there}),
+                "export": recipe.export.model_copy(update={"quantize": ("fp16",)}),
+            }
+        )
+
+    run = RunDirectory(tmp_path / "a" / "run")
+    shutil.copytree(directory.root, run.root, ignore=shutil.ignore_patterns("*.onnx", "export.json"))
+    stage.export(at(nets.parent), distilled, run, Silent())
+    before = stamps(run)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    moved = RunDirectory(tmp_path / "b" / "run")
+    stage.export(at(tmp_path / "b"), distilled, moved, Silent())
+    assert stamps(moved) == before
+    arrays["x_train"] = arrays["x_train"] // 2
+    np.savez(tmp_path / "b" / "d.npz", **arrays)
+    stage.export(at(tmp_path / "b"), distilled, moved, Silent())
+    assert all(stamp != before[name] for name, stamp in stamps(moved).items())

@@ -58,9 +58,9 @@ def test_variants_answer_as_fp32_does(precision, text, tmp_path):
     def ready():
         return network_export.numpy_inputs(subject, subject.samples)
 
-    material = variants.CalibrationData(ready, ready, lambda: None)
-    wanted = variants.VariantSpec(precision)
-    small = variants.write(path, made, wanted, tmp_path / "small.onnx", material, Silent(), key=None)
+    data = variants.CalibrationData(ready, ready, lambda: None)
+    spec = variants.VariantSpec(precision)
+    small = variants.write(path, made, spec, tmp_path / "small.onnx", data, Silent(), key=None)
     assert small.parity is not None
     assert small.parity.passed
     assert small.parity.argmax_agreement >= 0.98

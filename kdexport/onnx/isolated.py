@@ -1,0 +1,128 @@
+"""A model at work in a child process: what ends the process there is an error here.
+
+ONNX Runtime ends some graphs with a segmentation fault (1.31: MatmulTransposeFusion on a transformer in fp16). Whatever
+has not been loaded before is therefore loaded here first.
+"""
+
+import atexit
+import contextlib
+import itertools
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from kdexport.errors import KDExportError
+from kdexport.onnx.sessions import Arrays
+
+TIMEOUT_S = 300.0  # for a load and a batch
+
+_tokens = itertools.count(1)
+
+
+class IsolatedRunner:
+    """Called like ``Runner``: inputs of one batch, in order, give every output.
+
+    Args:
+        model: A file, or a serialized graph.
+        optimize: Whether ONNX Runtime may change the graph before it runs it.
+        timeout_s: For a load and one batch.
+
+    Raises:
+        KDExportError: ONNX Runtime cannot load or run it, is silent for too long, or its process ends.
+    """
+
+    def __init__(self, model: Path | bytes, *, optimize: bool = True, timeout_s: float = TIMEOUT_S) -> None:
+        self._model = str(model.absolute()) if isinstance(model, Path) else model
+        self._optimize, self._timeout_s, self._token = optimize, timeout_s, next(_tokens)
+        self(())
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:
+        """Return every output for one batch; with no inputs, only load it."""
+        worker = _Worker.running()
+        model = None if worker.token == self._token else self._model
+        threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as OnnxSession
+        request = (self._token, model, self._optimize, threads, tuple(np.ascontiguousarray(item) for item in inputs))
+        verdict, answer = worker.ask(request, self._timeout_s)
+        worker.token = self._token if verdict == "done" else 0
+        if verdict == "error":
+            first = str(answer).splitlines()[0]
+            raise KDExportError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot {'run' if inputs else 'load'} the file: {first}",
+                hint="try another --opset, or another onnxruntime",
+            )
+        return tuple(answer)
+
+
+class _Worker:
+    """The child; one serves all runners, and another takes its place when it ends."""
+
+    _current: "_Worker | None" = None
+
+    def __init__(self) -> None:
+        package = str(Path(__file__).parents[2])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "kdexport.onnx.isolated_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        self.token = 0  # of the model that it holds
+
+    @classmethod
+    def running(cls) -> "_Worker":
+        if cls._current is None or cls._current._process.poll() is not None:
+            cls._current = cls()
+        return cls._current
+
+    def ask(self, request: Any, timeout_s: float) -> tuple[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018 both are pipes
+        try:
+            pickle.dump(request, self._process.stdin, protocol=5)
+            self._process.stdin.flush()
+            if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+                self.end()
+                raise KDExportError(
+                    f"ONNX Runtime was silent for {timeout_s:g} s on the file", hint="try a smaller network or batch"
+                )
+            verdict, answer = pickle.load(self._process.stdout)  # noqa: S301 our own child's
+            return str(verdict), answer
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            code = self._process.wait()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            self.end()
+            raise KDExportError(
+                f"ONNX Runtime {onnxruntime.__version__} crashes on the file ({how})",
+                hint="that is a fault of ONNX Runtime; another version may read it",
+            ) from error
+        except BaseException:  # an interrupt between question and answer: the next answer would be the wrong one
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """End the child."""
+        type(self)._current = None
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+@atexit.register
+def _end() -> None:
+    if _Worker._current is not None:
+        _Worker._current.end()

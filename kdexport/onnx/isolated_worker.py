@@ -1,0 +1,47 @@
+"""The child process of ``isolated``: loads models and runs them, until its input ends. Imports no torch.
+
+A request is ``(token, model, optimize, threads, inputs)`` in pickle's form: the model, bytes or a path, is sent where
+the token is new. The answer is ``("done", outputs)`` or ``("error", message)``.
+"""
+
+import os
+import pickle
+from typing import Any
+
+import onnxruntime
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not stand between two answers
+    onnxruntime.set_default_logger_severity(4)
+    held: tuple[int, Any] = (0, None)
+    with os.fdopen(0, "rb") as requests, answers:
+        while True:
+            try:
+                token, model, optimize, threads, inputs = pickle.load(requests)  # noqa: S301 our own parent's
+            except EOFError:
+                return
+            try:
+                if held[0] != token:
+                    held = (0, None)  # the old one goes before the new one comes
+                    held = (token, _session(model, optimize, threads))
+                names = [item.name for item in held[1].get_inputs()]
+                answer = ("done", held[1].run(None, dict(zip(names, inputs, strict=True))) if inputs else [])
+            except Exception as error:  # noqa: BLE001 ONNX Runtime's errors have no common class
+                answer = ("error", str(error).strip() or type(error).__name__)
+            pickle.dump(answer, answers, protocol=5)
+            answers.flush()
+
+
+def _session(model: Any, optimize: bool, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    main()

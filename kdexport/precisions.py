@@ -1,0 +1,50 @@
+"""The precisions that a file can be written in, beside fp32: one line each.
+
+A precision is a function of its own module, ``(VariantInputs) -> VariantBuilder`` (see ``export.variants``), and its
+line here. Nothing heavy is imported: recipes are checked against this table.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from kdexport.errors import did_you_mean
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a variant is made and judged."""
+
+    builder: str  # "module:function"; imported when the first variant is made
+    tolerance: float  # on the relative difference from fp32, before the user is warned; it ships all the same
+    needs_calibration: bool = False  # cannot do without samples
+    instead: str = ""  # what to take where it cannot be had
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function that makes the builder."""
+        module, _, name = self.builder.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
+
+
+PRECISIONS: dict[str, Precision] = {
+    "fp16": Precision("kdexport.export.fp16:builder", 0.02),
+    "int8": Precision("kdexport.export.int8:builder", 0.2, needs_calibration=True, instead="int8-dynamic or fp16"),
+    "int8-dynamic": Precision("kdexport.export.int8_dynamic:builder", 0.2, instead="int8"),
+    "int4": Precision("kdexport.export.int4:builder", 0.3, instead="int8"),
+}
+
+
+def checked(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names, each once.
+
+    Raises:
+        ValueError: There is no such precision.
+    """
+    names = tuple(dict.fromkeys(names))
+    for name in names:
+        if name not in PRECISIONS:
+            near = did_you_mean(name, PRECISIONS)
+            raise ValueError(f"there is no precision {name!r}; there are {', '.join(PRECISIONS)}{near}")
+    return names

@@ -1,0 +1,334 @@
+"""What no variant may do: change nothing unseen, cost the others, end the process, be judged in another arithmetic."""
+
+import os
+import sys
+import time
+import types
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from kdexport.errors import KDExportError
+from kdexport.export import accuracy_guard, fp16, int8, int8_dynamic, quantize, variants
+from kdexport.export.accuracy_guard import VariantBuilder, output_error, runnable
+from kdexport.onnx import metadata
+from kdexport.onnx.isolated import IsolatedRunner
+from kdexport.onnx.sessions import OnnxSession
+from kdexport.precisions import PRECISIONS, Precision
+from kdexport.progress import Silent
+
+RNG = np.random.default_rng(0)
+
+
+def graph(path, nodes, weights, shape, out, opset=18):
+    """Write a small fp32 file with the input x and the output y, both with a dynamic batch."""
+    made = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *out])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    entry = metadata.model_file(
+        "net", path, shown_as=path.name, precision="fp32", parameters=None, macs=None, parity=None
+    )
+    return path, entry
+
+
+def normal(*shape, scale=0.3):
+    return (RNG.standard_normal(shape) * scale).astype(np.float32)
+
+
+def node(operator, inputs, output, name=None, **attributes):
+    return helper.make_node(operator, inputs.split(), [output], name=name or f"{output}/{operator}", **attributes)
+
+
+def write(source, entry, precision, samples, labels=None, progress=None, **spec):
+    data = variants.CalibrationData(
+        lambda: samples, lambda: samples, lambda: None if labels is None else (samples, labels)
+    )
+    path = source.with_name(f"net.{precision}.onnx")
+    wanted = variants.VariantSpec(precision, **spec)
+    return variants.write(source, entry, wanted, path, data, progress or Silent(), key=None), path
+
+
+@pytest.fixture
+def recurrent(tmp_path):
+    """A GRU and a linear layer behind it."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="t", perm=[1, 0, 2]),
+        helper.make_node("GRU", ["t", "w", "r"], ["", "h"], name="rnn/GRU", hidden_size=16),
+        node("Squeeze", "h axes", "s"),
+        node("MatMul", "s head", "y", "head/MatMul"),
+    ]
+    weights = {"w": normal(1, 48, 8), "r": normal(1, 48, 16), "head": normal(16, 5), "axes": np.array([0])}
+    return graph(tmp_path / "net.onnx", nodes, weights, [6, 8], [5])
+
+
+@pytest.fixture
+def convolutions(tmp_path):
+    """Convolutions alone, four maps of 8 x 8: no classifier."""
+    nodes = [
+        node("Conv", "x a", "c", "a/Conv", pads=[1, 1, 1, 1]),
+        node("Relu", "c", "r"),
+        node("Conv", "r b", "y", "b/Conv"),
+    ]
+    return graph(tmp_path / "net.onnx", nodes, {"a": normal(8, 3, 3, 3), "b": normal(4, 8, 1, 1)}, [3, 8, 8], [4, 8, 8])
+
+
+def test_operators_that_changed_are_counted_in_entry_metadata_and_notes(recurrent):
+    model, path = write(*recurrent, "int8-dynamic", (normal(40, 6, 8, scale=1),))
+    assert model.quantized == (1, 2)
+    assert metadata.read(path)["kdexport.quantized"] == "1 of 2 operators"
+    assert model.notes[0] == "1 of 2 operators quantized; in fp32: rnn/GRU"
+
+
+def test_a_variant_that_changes_no_weight_is_refused(tmp_path, convolutions):
+    with pytest.raises(KDExportError, match=r"would change no weight.* has Conv") as caught:
+        write(*convolutions, "int8-dynamic", (normal(40, 3, 8, 8),))
+    assert "int8 in its place" in caught.value.hint
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="t", perm=[1, 0, 2]),
+        helper.make_node("GRU", ["t", "w", "r"], ["", "h"], name="rnn/GRU", hidden_size=16),
+        node("Squeeze", "h axes", "y"),
+    ]
+    weights = {"w": normal(1, 48, 8), "r": normal(1, 48, 16), "axes": np.array([0])}
+    only = graph(tmp_path / "gru.onnx", nodes, weights, [6, 8], [16])
+    with pytest.raises(KDExportError, match=r"int8 changes no weight .*0 of 1 operators quantized.* GRU"):
+        write(*only, "int8", (normal(40, 6, 8),))
+    assert not (tmp_path / "net.int8.onnx").exists()
+
+
+def test_what_is_no_classifier_is_guarded_by_its_output_error(convolutions):
+    samples = (normal(60, 3, 8, 8, scale=1),)
+    samples[0][:, 0] *= 50
+    source, entry = convolutions
+    labels = np.arange(60) % 3  # of the data; the network gives maps
+    loose, path = write(source, entry, "int8", samples, labels)
+    expected, actual = OnnxSession(source)(samples)[0], OnnxSession(path)(samples)[0]
+    channels = [
+        np.sqrt(((a - e) ** 2).mean() / (e**2).mean())
+        for e, a in zip(np.moveaxis(expected, 1, 0), np.moveaxis(actual, 1, 0), strict=True)
+    ]
+    assert output_error((expected,), (actual,)) == pytest.approx(max(channels), rel=1e-6)
+    assert any(f"output error {max(channels):.2g} of fp32's over 60" in note for note in loose.notes), loose.notes
+    tight, path = write(source, entry, "int8", samples, labels, max_output_error=max(channels) * 0.9)
+    assert output_error((expected,), OnnxSession(path)(samples)) <= max(channels) * 0.9
+    assert any("returned to fp32" in note for note in tight.notes)
+    with pytest.raises(KDExportError, match="loses more than max_output_error"):
+        write(source, entry, "int8", samples, labels, max_output_error=1e-6)
+
+
+def test_small_channels_count_in_the_output_error():
+    """Boxes in pixels beside scores: scores that are all zero are an error of 1, however large the boxes are."""
+    expected = np.concatenate([RNG.random((20, 4, 9)) * 640, RNG.random((20, 6, 9)) * 0.02], axis=1).astype(np.float32)
+    zeroed = expected.copy()
+    zeroed[:, 4:] = 0
+    assert output_error((expected,), (zeroed,)) == pytest.approx(1.0)
+
+
+def cosine_head(path):
+    """Normalized features, their squares about 1e-8: below the smallest number of fp16."""
+    nodes = [
+        node("MatMul", "x fc", "h", "fc/MatMul"), node("Mul", "h scale", "g"), node("Mul", "g g", "sq"),
+        node("ReduceSum", "sq axes", "sum", keepdims=1), node("Sqrt", "sum", "n"), node("Div", "g n", "u"),
+        node("MatMul", "u head", "y", "head/MatMul"),
+    ]  # fmt: skip
+    weights = {"fc": normal(8, 16), "scale": np.float32(1e-4), "axes": np.array([-1]), "head": normal(16, 5, scale=3)}
+    return graph(path, nodes, weights, [8], [5])
+
+
+def log_probabilities(path):
+    """log(softmax + 1e-9), which fp16 holds neither before the sum nor behind it."""
+    nodes = [
+        node("MatMul", "x fc", "h", "fc/MatMul"), node("Softmax", "h", "p", axis=-1), node("Add", "p eps", "q"),
+        node("Log", "q", "y"),
+    ]  # fmt: skip
+    return graph(path, nodes, {"fc": normal(8, 5, scale=10), "eps": np.float32(1e-9)}, [8], [5])
+
+
+def mean_of_a_plane(path):
+    """The mean of 4096 values of about 30: their sum is beyond fp16."""
+    nodes = [
+        node("Conv", "x w b", "c", "c/Conv", pads=[1, 1, 1, 1]), node("ReduceMean", "c axes", "m", keepdims=0),
+        node("Sub", "m shift", "d"), node("MatMul", "d head", "y", "head/MatMul"),
+    ]  # fmt: skip
+    weights = {
+        "w": normal(4, 1, 3, 3, scale=3), "b": np.full(4, 30, np.float32), "axes": np.array([2, 3]),
+        "shift": np.float32(30), "head": normal(4, 5),
+    }  # fmt: skip
+    return graph(path, nodes, weights, [1, 64, 64], [5])
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "kept"),
+    [
+        (cosine_head, (8,), {"sq/Mul", "sum/ReduceSum"}),
+        (log_probabilities, (8,), {"p/Softmax", "y/Log"}),
+        (mean_of_a_plane, (1, 64, 64), {"m/ReduceMean"}),
+    ],
+)
+def test_fp16_holds_in_half_precision_arithmetic(make, shape, kept, tmp_path):
+    source, entry = make(tmp_path / "net.onnx")
+    samples = (normal(32, *shape, scale=1),)
+    plain = fp16.fp16(quantize.load(source), ())
+    with np.errstate(all="ignore"):
+        before = ReferenceEvaluator(quantize.in_order(plain)).run(None, {"x": samples[0]})[0]
+        model, path = write(source, entry, "fp16", samples)
+        after = ReferenceEvaluator(onnx.load(path)).run(None, {"x": samples[0]})[0]
+    expected = OnnxSession(source)(samples)[0]
+    if make is not mean_of_a_plane:  # numpy adds up in fp32
+        assert not np.allclose(before, expected, atol=0.1)
+    assert np.isfinite(after).all()
+    share = 0.2 if make is mean_of_a_plane else 0.02  # 30 taken from the mean leaves few of fp16's bits
+    np.testing.assert_allclose(after, expected, rtol=0.02, atol=share * np.abs(expected).max())
+    notes = " ".join(model.notes)
+    assert all(name in notes for name in kept), notes
+    assert model.parity.max_rel == pytest.approx(np.abs(after - expected).max() / np.abs(expected).max(), rel=0.5)
+
+
+class _Abort:
+    def __reduce__(self):
+        return os.abort, ()
+
+
+class _Sleep:
+    def __reduce__(self):
+        return time.sleep, (20,)
+
+
+def test_a_crash_of_the_runtime_is_an_error_and_the_next_file_is_run(convolutions):
+    runner = IsolatedRunner(convolutions[0])
+    runner._model = _Abort()
+    runner._token = -1
+    with pytest.raises(KDExportError, match=r"crashes on the file \(SIGABRT\)"):
+        runner((normal(2, 3, 8, 8),))
+    samples = (normal(2, 3, 8, 8),)
+    again = IsolatedRunner(convolutions[0])
+    np.testing.assert_array_equal(again(samples)[0], OnnxSession(convolutions[0])(samples)[0])
+    again._model, again._token, again._timeout_s = _Sleep(), -2, 0.1
+    with pytest.raises(KDExportError, match=r"silent for 0\.1 s"):
+        again(samples)
+
+
+def test_nodes_in_the_way_stay_in_fp32_and_are_named():
+    names = (*(f"blocks.{k}/{kind}" for k in range(3) for kind in ("MatMul", "Celu")), "head/Concat")
+    tried = []
+
+    def build(kept):
+        tried.append(kept)
+        if "head/Concat" not in kept:
+            raise KDExportError("Concat cannot be quantized", hint="")
+        return set(names) - set(kept)
+
+    def run(model):
+        if any("Celu" in name for name in model):
+            raise KDExportError("no kernel for Celu", hint="")
+
+    model, kept, why = runnable(VariantBuilder("toy", names, build, build), run)
+    assert set(kept) == {"blocks.0/Celu", "blocks.1/Celu", "blocks.2/Celu", "head/Concat"}
+    assert model == {"blocks.0/MatMul", "blocks.1/MatMul", "blocks.2/MatMul"}
+    assert "Concat cannot be quantized" in why
+    assert len(tried) < 20
+
+    def never(_):
+        raise KDExportError("nothing runs", hint="")
+
+    with pytest.raises(KDExportError, match="nothing runs"):
+        runnable(VariantBuilder("toy", names, lambda kept: set(kept), build), never)
+
+
+def test_a_calibration_that_dies_gives_way_to_another(convolutions, monkeypatch):
+    ranges = int8.ranges
+
+    def dying(model, samples, method, feed):
+        if method != "minmax":
+            raise KDExportError("int8 could not be made: Too many bins for data range", hint="")
+        return ranges(model, samples, method, feed)
+
+    monkeypatch.setattr(int8, "ranges", dying)
+    samples = (normal(40, 3, 8, 8),)
+    for asked in ("auto", "entropy"):
+        model, _ = write(*convolutions, "int8", samples, calibration=asked)
+        assert "calibrated by minmax" in model.notes[0]
+        assert any("calibration by entropy failed (Too many bins" in note for note in model.notes)
+
+
+def test_a_toy_precision_is_a_function_and_a_line(convolutions, monkeypatch):
+    """Weights rounded to bfloat16's bits, stored as fp16 and cast back."""
+
+    def builder(given):
+        model = quantize.load(given.source)
+        names = tuple(quantize.layers(model))
+
+        def make(kept):
+            copied = onnx.ModelProto()
+            copied.CopyFrom(model)
+            for item in [*copied.graph.node]:
+                if item.name in names and item.name not in kept:
+                    weight = next(w for w in copied.graph.initializer if w.name == item.input[1])
+                    weight.CopyFrom(
+                        numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name)
+                    )
+                    copied.graph.node.append(helper.make_node("Cast", [weight.name], [f"{weight.name}_32"], to=1))
+                    item.input[1] = f"{weight.name}_32"
+            return copied
+
+        return VariantBuilder("toy", names, make, lambda only: make(tuple(set(names) - set(only))))
+
+    module = types.ModuleType("toy_precision")
+    module.builder = builder
+    monkeypatch.setitem(sys.modules, "toy_precision", module)
+    monkeypatch.setitem(PRECISIONS, "toy", Precision("toy_precision:builder", 0.01))
+    model, path = write(*convolutions, "toy", (normal(40, 3, 8, 8),))
+    assert (model.precision, model.quantized, model.parity.passed) == ("toy", (2, 2), True)
+    assert path.is_file()
+    from kdexport.recipe import Export
+
+    assert Export(quantize=("toy", "toy", "int8")).quantize == ("toy", "int8")
+    with pytest.raises(ValueError, match=r"there is no precision 'int9'.*did you mean 'int8'"):
+        Export(quantize=("int9",))
+
+
+def test_every_quantized_operator_is_ranked(tmp_path):
+    """An addition alone does the harm: one of its inputs is a thousand times the other."""
+    nodes = [
+        node("MatMul", "x a", "h", "a/MatMul"), node("Mul", "x large", "l"), node("MatMul", "l c", "k", "c/MatMul"),
+        node("Add", "h k", "y", "sum/Add"),
+    ]  # fmt: skip
+    weights = {"a": normal(16, 8), "large": np.float32(100), "c": normal(16, 8)}
+    source, _ = graph(tmp_path / "net.onnx", nodes, weights, [16], [8])
+    samples = (normal(64, 16, scale=1),)
+    given = variants.VariantInputs(
+        source,
+        variants.VariantSpec("int8", calibration="minmax"),
+        variants.CalibrationData(lambda: samples, lambda: samples, lambda: None),
+        accuracy_guard.AccuracyGuard(source, samples, None),
+        Silent(),
+    )
+    builder = int8.builder(given)
+    whole = builder.without(())
+    ranked = [name for unit in accuracy_guard.sensitivity(builder, given.guard, whole) for name in unit]
+    assert {"a/MatMul", "c/MatMul", "sum/Add"} <= set(ranked)
+
+
+def test_files_of_other_exporters_are_quantized(tmp_path):
+    """No names, weights in Constant nodes, an opset of before scales per channel, a fixed batch."""
+    weight = numpy_helper.from_array(normal(8, 4, 1, 1), "w")
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    source, entry = graph(tmp_path / "net.onnx", nodes, {}, [4, 6, 6], [8, 6, 6], opset=11)
+    samples = (normal(20, 4, 6, 6, scale=1),)
+    model, path = write(source, entry, "int8", samples)
+    assert model.quantized == (1, 1)
+    assert output_error(OnnxSession(source)(samples), OnnxSession(path)(samples)) < 0.03
+    assert int8_dynamic.DYNAMIC_OPERATORS  # convolutions are not among them
