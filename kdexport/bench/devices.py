@@ -5,35 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from kdexport.bench import providers
 from kdexport.bench.plan import Device
 from kdexport.errors import DeviceError, did_you_mean
-
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "webgpu": "WebGpuExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-}
-NUMBERED = ("cuda", "tensorrt", "dml", "migraphx")  # take an index: cuda:1
-
-GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'kdexport[gpu]'"
-MISSING = {
-    "cuda": f"{GPU_WHEEL} on a machine with an NVIDIA driver (see `nvidia-smi`)",
-    "tensorrt": f"{GPU_WHEEL} tensorrt on a machine with an NVIDIA driver (see `nvidia-smi`)",
-    "openvino": "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
-    "coreml": "CoreML exists on macOS only: there, pip install onnxruntime",
-    "qnn": "pip uninstall -y onnxruntime && pip install onnxruntime-qnn (Snapdragon machines)",
-    "webgpu": "pip uninstall -y onnxruntime && pip install onnxruntime-webgpu",
-    "dml": "DirectML exists on Windows only: there, pip uninstall -y onnxruntime && pip install onnxruntime-directml",
-    "migraphx": "pip uninstall -y onnxruntime && pip install onnxruntime-migraphx (AMD GPUs with ROCm)",
-    "xnnpack": "build ONNX Runtime with --use_xnnpack; no wheel holds it",
-}
 
 
 def available() -> list[str]:
@@ -63,29 +37,29 @@ def find(names: Sequence[str], available: Sequence[str], options: Mapping[str, s
 
 def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> Device:
     kind, colon, index = name.partition(":")
-    if kind in PROVIDERS:
-        provider = PROVIDERS[kind]
-    elif name in available:  # a plugin provider by its own name
+    provider = providers.of_device(kind)
+    if provider is None and name in available:  # a plugin provider by its own name
         return Device(name, name, options, installed_libraries())
-    else:
-        known = [*PROVIDERS, *(other for other in available if other not in PROVIDERS.values())]
+    if provider is None:
+        listed = {known.name for known in providers.ALL}
+        known = [*(known.device for known in providers.ALL), *(other for other in available if other not in listed)]
         near = "did you mean 'cuda'? (others: tensorrt, webgpu, coreml)" if kind == "gpu" else did_you_mean(kind, known)
         raise DeviceError(
             f"there is no device called '{name}'", hint=(near or "there are: " + ", ".join(known)).strip()
         )
-    if colon and (kind not in NUMBERED or not index.isdigit()):
-        form = f"{kind}:0" if kind in NUMBERED else kind
+    if colon and not (provider.numbered and index.isdecimal()):
+        form = f"{kind}:0" if provider.numbered else kind
         raise DeviceError(f"'{name}' is not the name of a device", hint=f"write it as {form}")
-    if provider not in available:
+    if provider.name not in available:
         raise DeviceError(
-            f"device '{name}' is not there: this ONNX Runtime has no {provider} "
-            f"(it has {', '.join(available)}){_no_gpu() if kind in ('cuda', 'tensorrt') else ''}",
-            hint=MISSING[kind],
+            f"device '{name}' is not there: this ONNX Runtime has no {provider.name} "
+            f"(it has {', '.join(available)}){_no_gpu() if provider.nvidia else ''}",
+            hint=provider.install,
         )
     chosen = dict(options) if kind != "cpu" else {}
-    if kind in NUMBERED:
+    if provider.numbered:
         chosen.setdefault("device_id", index or "0")
-    return Device(name, provider, chosen, installed_libraries() if kind != "cpu" else {})
+    return Device(name, provider.name, chosen, installed_libraries() if kind != "cpu" else {})
 
 
 def _no_gpu() -> str:

@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from kdexport.bench import devices
-from kdexport.bench.devices import MISSING, PROVIDERS, available
+from kdexport.bench import devices, providers
+from kdexport.bench.devices import available
 from kdexport.bench.process import Child, ChildError
+from kdexport.bench.providers import by_name
 from kdexport.bench.warnings import in_words
 from kdexport.errors import KDExportError
 from kdexport.machine import driver_cuda, fingerprint, nvidia_gpus
@@ -159,7 +160,7 @@ def _cuda() -> Iterable[Check]:
         return
     yield Check("gpu", "ok", f"{'; '.join(gpus)}; driver {driver}" + (f", CUDA up to {runs}" if runs else ""))
     if not built:
-        yield Check("cuda", "note", "this ONNX Runtime has no CUDA in it", MISSING["cuda"])
+        yield Check("cuda", "note", "this ONNX Runtime has no CUDA in it", by_name("CUDAExecutionProvider").install)
         return
     said = f"ONNX Runtime is built for CUDA {built}, torch for {torch or 'none'}, the driver runs up to {runs or '?'}"
     if runs and _major(built) > _major(runs):
@@ -207,9 +208,9 @@ def _provider(provider: str) -> Check:
     """Run a model of one node and say where it lay."""
     import onnxruntime
 
-    device = next((name for name, known in PROVIDERS.items() if known == provider), provider)
-    fix = MISSING.get(device, f"see https://onnxruntime.ai/docs/execution-providers for {provider}")
-    name = f"device {device}" if device in PROVIDERS else provider
+    known = by_name(provider)
+    fix = known.install
+    name = f"device {known.device}" if known in providers.ALL else provider
     try:
         placed = probe(provider)
     except (ChildError, KDExportError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 from kdexport.bench import energy
 from kdexport.bench.plan import Condition, Settings
 from kdexport.bench.process import Child, ChildError
+from kdexport.bench.providers import by_name
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 
@@ -54,7 +55,7 @@ def measure(
     Returns:
         What was measured; where the meter fails it is all but the energy, where the worker fails it is nothing.
     """
-    on_gpu = condition.device.name.partition(":")[0] in ("cuda", "tensorrt")
+    on_gpu = by_name(condition.device.provider).memory != "cpu"
     streams = tuple(count for count in settings.streams if count > 1)
     if not (meter or streams or on_gpu or providers > 1):
         return Extras()

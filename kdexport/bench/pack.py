@@ -32,7 +32,16 @@ MODULES = (
 )  # fmt: skip
 NOT_THERE = ("doctor", "pack", "remote", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
-MAIN = "from kdexport.bench.packed import main\n\nmain()\n"
+# Read by whatever Python the device has, also one that could not even parse the rest.
+MAIN = """import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("error: Python 3.11 or newer is needed to run this, and this is Python %s" % sys.version.split()[0])
+
+from kdexport.bench.packed import main
+
+main()
+"""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import os
 import sys
 import tempfile
@@ -15,14 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MIN_PYTHON = (3, 11)
 SCORE_BATCH = 64  # samples per call where the model leaves it open
 
 
 def main() -> None:
     """Parse the flags, run, and end with 0, or 1 where something could not be measured."""
-    if sys.version_info < MIN_PYTHON:
-        sys.exit(f"error: Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer is needed, this is {sys.version.split()[0]}")
     for module in ("numpy", "onnxruntime"):
         try:
             __import__(module)
@@ -46,11 +44,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", action="append", metavar="NAME", help="cpu, cuda, ...; as packed")
     parser.add_argument("--batch-size", action="append", type=int, metavar="N", help="as packed")
     parser.add_argument("--threads", action="append", type=int, metavar="N", help="as packed")
+    parser.add_argument(
+        "--max-seconds", type=float, metavar="S", help="time on the clock per model, at most; as packed"
+    )
     parser.add_argument("--allow-fallback", action="store_true", help="measure even where operators fall back")
     parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
     flags = parser.parse_args()
     if any(number < 1 for number in (flags.batch_size or []) + (flags.threads or [])):
         parser.error("batch sizes and threads are whole numbers from 1 on")
+    if flags.max_seconds is not None and not 0 < flags.max_seconds < math.inf:
+        parser.error("--max-seconds is a number of seconds above 0")
     out = Path(flags.out)
     if flags.out != "-" and (not out.parent.is_dir() or (out.exists() and not out.is_file())):
         parser.error(f"--out {flags.out} is no file in a folder that is there; e.g. --out bench.json")
@@ -121,7 +124,11 @@ def _job(folder: Path, flags: argparse.Namespace) -> Job:
         targets.append(Target(**{**target, "path": str(folder / target["path"]), "file": source}))
     plan = Plan(
         tuple(targets),
-        dataclasses.replace(settings, allow_fallback=settings.allow_fallback or flags.allow_fallback),
+        dataclasses.replace(
+            settings,
+            allow_fallback=settings.allow_fallback or flags.allow_fallback,
+            max_seconds=flags.max_seconds or settings.max_seconds,
+        ),
         tuple(flags.device or packed["devices"]),
         tuple(flags.batch_size or packed["batch_sizes"]),
         tuple(flags.threads or packed["threads"]),

@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime as ort  # noqa: TID253 - only the measured process imports this module
 
 from kdexport.bench.plan import Device
+from kdexport.bench.providers import by_name
 from kdexport.errors import DeviceError
 
 RECORD = "session.record_ep_graph_assignment_info"
 CPU = "CPUExecutionProvider"
-NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 # The smallest model there is: one Identity of one float, opset 13, IR 7. What a session costs before any model.
 EMPTY_MODEL = (
@@ -58,7 +58,7 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    if provider in NVIDIA and hasattr(ort, "preload_dlls"):
+    if by_name(provider).nvidia and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA and cuDNN from the wheels beside onnxruntime-gpu, where the system has none
     providers = _providers(provider, provider_options, options)
     before = time.perf_counter_ns()
@@ -77,10 +77,8 @@ def _providers(provider: str, provider_options: Mapping[str, str], options: ort.
         if which < len(plugged):
             options.add_provider_for_devices([plugged[which]], chosen)
             return []
-    if provider == "TensorrtExecutionProvider":  # what TensorRT leaves, CUDA takes
-        cuda = {"device_id": chosen.get("device_id", "0")}
-        return [(provider, chosen), ("CUDAExecutionProvider", cuda), CPU]
-    return [(provider, chosen), CPU]
+    same_device = {"device_id": chosen.get("device_id", "0")}
+    return [(provider, chosen), *((other, same_device) for other in by_name(provider).behind), CPU]
 
 
 def placement(session: Any) -> dict[str, dict[str, int]]:
@@ -100,7 +98,8 @@ class Bound:
     """
 
     def __init__(self, session: Any, feeds: Mapping[str, np.ndarray], provider: str, device_id: int) -> None:
-        self.memory = ("cuda", device_id) if provider in NVIDIA else ("cpu", 0)
+        memory = by_name(provider).memory
+        self.memory = (memory, 0 if memory == "cpu" else device_id)
         self._session = session
         self._binding = session.io_binding()
         self._feeds = feeds

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from kdexport.bench.providers import ALL
 from kdexport.cli.console import Console, Json, Quiet, Verbose, command
 from kdexport.results import BenchResult, Measurement, ModelFile
 
@@ -29,7 +30,12 @@ def bench(
     ],
     device: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, tensorrt, openvino, ...", rich_help_panel=SWEEP),
+        typer.Option(
+            metavar="NAME",
+            help=f"{', '.join(provider.device for provider in ALL)}, or a plugin's name; cuda:1 is the second GPU. "
+            "By default cpu.",
+            rich_help_panel=SWEEP,
+        ),
     ] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(metavar="N", help="Samples per call.", rich_help_panel=SWEEP)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from kdexport import results
+from kdexport.bench import process
 from kdexport.bench.pack import pack
+from kdexport.bench.packed import _job, _parse
 from kdexport.bench.plan import Device
 from kdexport.bench.remote import measure_on
 from kdexport.bench.runner import Outcome
@@ -77,6 +79,30 @@ def test_a_pack_without_onnxruntime_says_what_to_install(packed, bare_python, tm
     assert done.returncode == 1
     assert "pip install numpy onnxruntime" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 6, 9), (3, 10, 12)])
+def test_a_python_that_is_too_old_is_told_in_one_line_before_anything_is_read(packed, version):
+    with zipfile.ZipFile(packed[0]) as archive:
+        main = archive.read("__main__.py").decode()
+    older = f"import sys; sys.version_info = {version}; sys.version = '{'.'.join(map(str, version))} (old)'"
+    done = subprocess.run([sys.executable, "-I", "-c", f"{older}\nexec({main!r})"], capture_output=True, text=True)
+    assert done.returncode == 1
+    said = f"error: Python 3.11 or newer is needed to run this, and this is Python {'.'.join(map(str, version))}\n"
+    assert done.stderr == said
+
+
+def test_the_device_can_say_how_long_it_measures(packed, tmp_path, monkeypatch):
+    with zipfile.ZipFile(packed[0]) as archive:
+        archive.extractall(tmp_path / "there")
+    monkeypatch.setattr(process, "package_root", process.package_root)
+    for arguments, expected in ([], 0.05), (["--max-seconds", "7.5"], 7.5):
+        monkeypatch.setattr(sys, "argv", ["p.pyz", *arguments])
+        assert _job(tmp_path / "there", _parse()).plan.settings.max_seconds == expected
+    for wrong in ("0", "-1", "nan", "inf", "soon"):
+        monkeypatch.setattr(sys, "argv", ["p.pyz", "--max-seconds", wrong])
+        with pytest.raises(SystemExit):
+            _parse()
 
 
 def test_a_pack_on_a_device_that_is_not_there_says_so(packed, bare_python):
