@@ -69,7 +69,7 @@ def split_folders(names: Sequence[str], where: str) -> dict[str, str]:
                 hint="keep one of them, or put the samples of both together",
             )
         found[split] = name
-    return found
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def stratified(groups: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -132,7 +132,11 @@ def _pictures_needed(networks: Sequence[Spec]) -> PicturesNeeded:
         return max((_side(spec) for spec in networks), default=0)
 
     asked = [
-        [parse(spec.model).kind, _name(spec), spec.weights == PRETRAINED, spec.preprocessing.size] for spec in networks
+        [
+            *(parse(spec.model).kind, _name(spec), spec.weights == PRETRAINED),
+            spec.preprocessing.model_dump(include={"size", "resize", "crop_share"}),
+        ]
+        for spec in networks
     ]
     return PicturesNeeded(key_of(asked), side)
 

@@ -196,7 +196,7 @@ def _best(candidates: list[_Candidate], origin: str, strict: bool) -> _Candidate
     raise SourceError(
         f"{origin} holds {len(places)} sets of weights that fit the network equally: {', '.join(places[:MAX_SHOWN])}",
         hint="say which one with weights_key beside weights, "
-        f'e.g. weights_key = "{rivals[0].prefix.rstrip(".") or rivals[0].place}"',
+        f'e.g. weights_key = "{chosen.prefix.rstrip(".") or chosen.place}"; for evaluate --set student.weights_key=...',
     )
 
 

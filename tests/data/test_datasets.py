@@ -248,3 +248,142 @@ def test_places_in_a_recipe_are_relative_to_it(tmp_path):
     assert data.unlabelled == f"imagefolder:{tmp_path / 'more'}"
     absent = Recipe.parse({"name": "x", "data": {**keys, "tokenizer": "hf:on/the-hub"}, **sides}, base=tmp_path).data
     assert absent.tokenizer == "hf:on/the-hub"
+
+
+def test_a_new_kind_of_data_is_a_module_and_a_line(load, tmp_path, monkeypatch):
+    """The line is the entry in SOURCES; the reference with its path is understood without another."""
+    from kdexport.data import datasets
+    from kdexport.recipe import Recipe
+
+    (tmp_path / "toy_source.py").write_text(
+        "import numpy as np\n"
+        "from kdexport.data.samples import Source, Split\n"
+        "from kdexport.references import parse\n"
+        "def load(data, reading):\n"
+        "    x = np.loadtxt(parse(data.source).target, dtype=np.float32)\n"
+        "    return Source(Split((x,), np.arange(len(x)) % data.args['classes']), class_names=('a', 'b'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(datasets.SOURCES, "toy", datasets.DataSource("toy_source:load", "toy:FILE", ("args",)))
+    np.savetxt(tmp_path / "rows.txt", np.arange(60.0).reshape(20, 3))
+    sides = {"teacher": {"model": "a.py:B"}, "student": {"model": "a.py:B"}}
+    recipe = Recipe.parse({"name": "x", "data": {"source": "toy:rows.txt"}, **sides}, base=tmp_path)
+    assert recipe.data.source == f"toy:{tmp_path / 'rows.txt'}"
+    data = load(recipe.data.source, args={"classes": 2})
+    assert sorted(data.train.inputs[0][:, 0].tolist())[0] in (0, 3, 6)
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+    with pytest.raises(RecipeError, match=r"data\.tokenizer would do nothing"):
+        load(recipe.data.source, tokenizer="hf:x")
+    with pytest.raises(SourceError, match="is no data that can be loaded") as caught:
+        load("tyo:rows.txt")
+    assert "toy" in caught.value.hint
+
+
+def write_npz(path, **arrays):
+    np.savez(path, **arrays)
+    return f"npz:{path}"
+
+
+def test_one_hot_labels_are_classes_and_said(load, tmp_path):
+    x, y = arrays()
+    table = np.eye(3)[y]
+    data = load(write_npz(tmp_path / "d.npz", x_train=x, y_train=table, x_test=x[:9], y_test=table[:9]))
+    assert data.task.name == "classification"
+    assert np.array_equal(data.test.labels, y[:9])
+    assert data.notes == ("every sample has exactly one of the 3 labels: they are taken as classes, not as several",)
+    table[4] = (1, 1, 0)
+    several = load(write_npz(tmp_path / "e.npz", x_train=x, y_train=table, x_test=x[:9], y_test=np.eye(3)[y][:9]))
+    assert several.task.name == "multilabel"
+
+
+@pytest.mark.parametrize(
+    ("labels", "notes"),
+    [
+        (
+            lambda y: y + 1,
+            ["no train sample is of the class 0: the labels begin at 1; the networks have outputs for"],
+        ),
+        (lambda y: y * 2, ["no train sample is of the classes 1, 3; the networks have outputs for 5 classes"]),
+        (lambda y: y, []),
+    ],
+)
+def test_labels_from_1_and_with_gaps_are_said(labels, notes, load, tmp_path):
+    x, y = arrays()
+    found = load(write_npz(tmp_path / "d.npz", x_train=x, y_train=labels(y), x_test=x, y_test=labels(y))).notes
+    found = [note for note in found if note.startswith("no train")]
+    assert [note.startswith(expected) for note, expected in zip(found, notes, strict=True)] == [True] * len(notes)
+
+
+def test_a_label_of_millions_is_a_slip_and_takes_no_memory(load, tmp_path):
+    x, y = arrays()
+    y[3] = 30_000_000
+    with pytest.raises(SourceError, match="the largest label is 30,000,000, and there are 60 samples"):
+        load(write_npz(tmp_path / "d.npz", x_train=x, y_train=y))
+
+
+def test_a_validation_split_alone_becomes_the_test_split(load, tmp_path):
+    x, y = arrays()
+    data = load(write_npz(tmp_path / "d.npz", x_train=x, y_train=y, x_val=x[:12], y_val=y[:12]))
+    assert np.array_equal(data.test.inputs[0], x[:12])
+    assert data.splits_made_by["test"] == "source: its validation split"
+    assert data.splits_made_by["val"] == "stratified 0.1 of train, seed 0"
+    assert len(data.train) + len(data.val) == 60
+
+
+def test_a_split_that_is_cut_has_two_samples(load, tmp_path):
+    for samples, classes in ((8, 4), (6, 6), (40, 2)):
+        x, y = arrays(samples, classes)
+        data = load(write_npz(tmp_path / "d.npz", x_train=x, y_train=y), val_fraction=0.01, test_fraction=0.01)
+        assert min(len(data.train), len(data.val), len(data.test)) >= 2
+
+
+def test_balanced_takes_unlabelled_samples_for_no_class():
+    from kdexport.data.splits import balanced_order
+
+    labels = np.array([0] * 90 + [1] * 10 + [-1] * 50)
+    order = balanced_order(labels, np.random.default_rng(0))
+    assert len(order) == 150
+    assert np.bincount(labels[order] + 1).tolist() == [50, 50, 50]
+    assert sorted(order[labels[order] == -1]) == list(range(100, 150))
+
+
+def test_features_that_are_fed_as_they_are_are_said(load, tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 3)) * (1, 100, 5)
+    assert "not standardized" in load(write_npz(tmp_path / "d.npz", x_train=x, y_train=np.arange(60) % 2)).notes[0]
+    assert load(write_npz(tmp_path / "e.npz", x_train=x / (1, 100, 5), y_train=np.arange(60) % 2)).notes == ()
+
+
+def test_a_damaged_npz_is_a_message_wherever_it_is_cut_or_changed(load, tmp_path):
+    x, y = arrays(samples=12)
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "d.npz", x_train=x, y_train=y)
+        whole = (tmp_path / "d.npz").read_bytes()
+        generator = np.random.default_rng(1)
+        for trial in range(40):
+            spoilt = bytearray(whole)
+            spoilt[int(generator.integers(len(whole)))] ^= int(generator.integers(1, 256))
+            cut = int(generator.integers(len(whole))) if trial % 2 else len(whole)
+            (tmp_path / "spoilt.npz").write_bytes(bytes(spoilt[:cut]))
+            try:
+                load(f"npz:{tmp_path / 'spoilt.npz'}")
+            except SourceError as error:
+                assert "pickle" not in error.message + error.hint  # noqa: PT017 some are whole enough to load
+
+
+def test_npz_files_that_claim_more_than_they_hold(load, tmp_path):
+    import io
+    import zipfile
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**10,)})
+    with zipfile.ZipFile(tmp_path / "claims.npz", "w") as archive:
+        archive.writestr("x_train.npy", header.getvalue())
+    with pytest.raises(SourceError, match=r"x_train claims the shape \[10000000000\] and is shorter"):
+        load(f"npz:{tmp_path / 'claims.npz'}")
+    np.savez_compressed(tmp_path / "bomb.npz", x_train=np.zeros(300 << 20, np.uint8))
+    with pytest.raises(SourceError, match="x_train would unpack from"):
+        load(f"npz:{tmp_path / 'bomb.npz'}")
+    np.savez(tmp_path / "objects.npz", x_train=np.array([[1], [1, 2]], dtype=object), y_train=np.zeros(2))
+    with pytest.raises(SourceError, match="x_train holds Python objects") as caught:
+        load(f"npz:{tmp_path / 'objects.npz'}")
+    assert "pickle" not in caught.value.message + caught.value.hint

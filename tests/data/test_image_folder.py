@@ -177,3 +177,147 @@ def test_rows_behave_like_the_array_they_stand_for(tmp_path):
     (tmp_path / "a.u8").write_bytes(array.tobytes()[:100])
     with pytest.raises(OSError, match="ends before row"):
         open_rows(tmp_path / "a.u8", array.shape)[:]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Training", None, "Testing"),
+        ("TRAIN", "VALID", "TEST"),
+        ("train", None, "eval"),
+        ("training", "validation", "test"),
+        ("Train", "Eval", "Test"),
+    ],
+)
+def test_split_folders_in_usual_spellings(train, val, test, load, tmp_path):
+    parts = {train: 6, test: 3} | ({val: 2} if val else {})
+    for split, count in parts.items():
+        for name in ("green", "red"):
+            for number in range(count):
+                save(tmp_path / "photos" / split / name / f"{number}.png")
+    data = load(f"imagefolder:{tmp_path / 'photos'}")
+    assert data.class_names == ("green", "red")
+    assert len(data.test) == 6
+    assert len(data.val) == 4 if val else len(data.train) + len(data.val) == 12
+
+
+def test_layouts_whose_splits_cannot_be_told_are_refused(load, tmp_path):
+    for split in ("seg_train", "seg_test"):
+        for name in ("green", "red"):
+            save(tmp_path / "photos" / split / name / "0.png")
+    with pytest.raises(
+        SourceError, match=r"holds seg_test, seg_train with the same folders inside \(green, red\)"
+    ) as caught:
+        load(f"imagefolder:{tmp_path / 'photos'}")
+    assert "name the folders train, val and test" in caught.value.hint
+    (tmp_path / "photos" / "seg_test").rename(tmp_path / "photos" / "test")
+    (tmp_path / "photos" / "seg_train" / "red").rename(tmp_path / "photos" / "seg_train" / "crimson")
+    with pytest.raises(SourceError, match="holds test and no folder called train"):
+        load(f"imagefolder:{tmp_path / 'photos'}")
+    (tmp_path / "photos" / "seg_train").rename(tmp_path / "photos" / "valid")
+    (tmp_path / "photos" / "test").rename(tmp_path / "photos" / "validation")
+    with pytest.raises(SourceError, match="valid and validation, which both mean the val split"):
+        load(f"imagefolder:{tmp_path / 'photos'}")
+    save(tmp_path / "twice" / "photos" / "green" / "0.png")
+    save(tmp_path / "twice" / "photos" / "red" / "0.png")
+    with pytest.raises(SourceError, match="holds 1 class folders") as caught:
+        load(f"imagefolder:{tmp_path / 'twice'}")
+    assert f"did you mean {tmp_path / 'twice' / 'photos'}" in caught.value.hint
+
+
+def test_folders_beside_the_splits_are_named(folder, load):
+    save(folder / "extra" / "red" / "0.png")
+    (folder / "docs").mkdir()
+    assert "ignored, for they are no split: the folders extra" in load(f"imagefolder:{folder}").notes
+
+
+@pytest.mark.parametrize("names", [range(12), ["-1", "0", "10", "2"], ["0.5", "1.0", "10.0"]])
+def test_folders_named_by_numbers_are_in_their_order(names, load, tmp_path):
+    for name in names:
+        for number in range(3):
+            save(tmp_path / "photos" / str(name) / f"{number}.png", (int(float(name)) + 1, 0, 0))
+    data = load(f"imagefolder:{tmp_path / 'photos'}")
+    assert data.class_names == tuple(sorted(map(str, names), key=float))
+    for image, label in zip(data.train.inputs[0][:], data.train.labels, strict=True):
+        assert image[0, 0, 0] == int(float(data.class_names[label])) + 1  # labels have not slipped
+    said = [note for note in data.notes if "are numbers and are taken in their order" in note]
+    assert len(said) == (sorted(map(str, names)) != sorted(map(str, names), key=float))
+
+
+def test_links_do_not_share_pictures_between_classes_or_splits(folder, load, tmp_path):
+    (folder / "train" / "red" / "again").symlink_to(".")
+    (folder / "train" / "red" / "up").symlink_to("..")
+    (folder / "train" / "loop").symlink_to("../train")
+    os.mkfifo(folder / "train" / "red" / "pipe.png")
+    save(tmp_path / "elsewhere" / "more.png")
+    (folder / "train" / "red" / "elsewhere").symlink_to(tmp_path / "elsewhere")  # as people do, and is followed
+    data = load(f"imagefolder:{folder}")
+    assert data.class_names == ("green", "red")
+    assert len(data.train) + len(data.val) == 17
+    assert "passed over" in data.notes[-1]
+    for name in ("train/loop", "train/red/again", "train/red/pipe.png", "train/red/up"):
+        assert name in data.notes[-1]
+    (folder / "test" / "red" / "same.png").symlink_to(folder / "train" / "red" / "0.png")
+    with pytest.raises(SourceError, match=r"test/red/same\.png and train/red/0\.png are the same picture"):
+        load(f"imagefolder:{folder}")
+
+
+def test_a_link_to_nothing_is_a_picture_that_cannot_be_decoded(folder, load):
+    (folder / "train" / "red" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(SourceError, match=r"train/red/gone\.png"):
+        load(f"imagefolder:{folder}")
+    assert load(f"imagefolder:{folder}", on_bad_sample="skip").skipped[0].startswith("train/red/gone.png")
+
+
+def test_a_name_that_is_not_utf8_is_read(folder, load):
+    place = os.fsencode(folder / "train" / "red")
+    os.rename(place + b"/0.png", place + b"/caf\xe9.png")  # noqa: PTH104 bytes
+    assert len(load(f"imagefolder:{folder}").train) == 14
+
+
+DEEP = {
+    "12 bits in 16": (lambda x: (x * 4095).astype(np.uint16), 4095),
+    "16 bits": (lambda x: (x * 65535).astype(np.uint16), 65535),
+    "8 bits in 32": (lambda x: (x * 255).astype(np.int32), 255),
+    "floats to 1": (lambda x: x.astype(np.float32), 1),
+    "floats to 255": (lambda x: (x * 254.5).astype(np.float32), 255),
+    "floats to 1000": (lambda x: (x * 1000).astype(np.float32), 1000),
+    "below 0": (lambda x: (x * 2000 - 1000).astype(np.int32), None),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_pictures_are_scaled_alike(kind, load, tmp_path):
+    """The brightest of a dark picture is not white: the whole set's range decides, worked out here in float64."""
+    make, top = DEEP[kind]
+    ramp = np.linspace(0, 1, 120).reshape(12, 10)
+    for name, share in (("dark", 0.25), ("light", 1.0)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(make(ramp * share)).save(tmp_path / "photos" / name / f"{number}.tif")
+    data = load(f"imagefolder:{tmp_path / 'photos'}")
+    for label, share in ((0, 0.25), (1, 1.0)):
+        found = data.train.inputs[0][:][data.train.labels == label][0][..., 0].astype(float)
+        values = make(ramp * share).astype(np.float64)
+        expected = values * 255 / top if top else (values + 1000) * 255 / 2000
+        assert np.abs(found - expected).max() <= 0.5 + 1e-6
+
+
+def test_pictures_are_stored_as_large_as_the_larger_network_needs(load, tmp_path):
+    from kdexport.models.fitted_data import load_fitted_data
+    from kdexport.recipe import Data, PreprocessingSpec, Student, Teacher
+
+    for name in ("a", "b"):
+        for number in range(4):
+            save(tmp_path / "photos" / name / f"{number}.png", RED, (500 + number, 420))
+    source = f"imagefolder:{tmp_path / 'photos'}"
+    assert load(source).train.inputs[0].shape[1:3] == (256, 256)
+    student = Student(model="nets.py:S", preprocessing=PreprocessingSpec(size=(64, 64)))
+    for size, resize, share, stored in ((320, None, None, 320), (320, "crop", 0.8, 400), (512, None, None, 420)):
+        wanted = PreprocessingSpec(size=(size, size), resize=resize, crop_share=share)
+        networks = (Teacher(model="nets.py:T", preprocessing=wanted), student)
+        data = load_fitted_data(Data(source=source), networks, 0, tmp_path / "cache")
+        assert data.train.inputs[0].shape[1:3] == (stored, stored)
+        assert any("a network takes 512x512" in note for note in data.notes) == (size == 512)
+    given = load_fitted_data(Data(source=source, image_size=(100, 90)), networks, 0, tmp_path / "cache")
+    assert given.train.inputs[0].shape[1:3] == (100, 90)

@@ -161,3 +161,87 @@ def test_minilm_brings_its_real_weights(shared_data, load, tmp_path):
     assert all(torch.equal(tensor, own[name]) for name, tensor in published.items())
     with torch.no_grad():
         assert model.network(*model.preprocessing.apply(data.test.inputs)).shape == (len(data.test), 2)
+
+
+def reviews_csv(delimiter=",", end="\n", encoding="utf-8", header=("text", "label"), extra=""):
+    rows = [header, *((f"word{i} a\u00e9", ("good", "bad")[i % 2]) for i in range(20))]
+    return (end.join(delimiter.join(row) for row in rows) + end + extra).encode(encoding)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        reviews_csv(),
+        reviews_csv(";"),
+        reviews_csv("\t"),
+        reviews_csv("|"),
+        reviews_csv(end="\r\n"),
+        reviews_csv(encoding="utf-8-sig"),
+        reviews_csv(encoding="utf-16"),
+        reviews_csv("\t", encoding="utf-16", end="\r\n"),
+        reviews_csv(header=("text", " label ")),
+        reviews_csv(extra="\n\n   \n"),
+    ],
+    ids=["comma", "semicolon", "tab", "bar", "crlf", "bom", "utf16", "utf16-tab", "spaces", "blank lines"],
+)
+def test_tables_in_usual_forms(content, bert, load, tmp_path):
+    (tmp_path / "r.csv").write_bytes(content)
+    data = load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
+    assert data.class_names == ("bad", "good")
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("a film, really, good\n", "has 2 columns, and line 22 has 3"),
+        ("a film\n", "has 2 columns, and line 22 has 1"),
+        ("a film,\n", "sample 20 has no label, on line 22"),
+        ('"two\nlines",nan\n', "sample 20 has no label, on line 23"),
+        ("a,b,c\nd,e,f\n", "line 22 has 3, line 23 has 3"),
+    ],
+)
+def test_rows_of_another_length_name_their_line(extra, message, bert, load, tmp_path):
+    (tmp_path / "r.csv").write_bytes(reviews_csv(extra=extra))
+    with pytest.raises(SourceError, match=message):
+        load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
+
+
+def test_labels_that_are_numbers_measurements_or_nearly_alike():
+    assert label_numbers(["10.0", "2.0", "1.0"], "x")[1] == ("1.0", "2.0", "10.0")
+    assert label_numbers(["1", "2", "²"], "x")[1] == ("1", "2", "²")  # a digit to Python, and no number
+    assert label_numbers(["--", "1"], "x")[1] == ("--", "1")
+    assert label_numbers(["1e3", "5", "-7.5"], "x")[1] == ("-7.5", "5", "1e3")
+    with pytest.raises(SourceError, match="60 samples have 60 different labels"):
+        label_numbers([f"{index * 0.37:.3f}" for index in range(60)], "x")
+
+
+def test_classes_written_nearly_alike_are_said(bert, load, tmp_path):
+    source = write(tmp_path / "r.csv", [("a film", ("pos", "Pos", "neg", "neg")[i % 4]) for i in range(40)])
+    assert "written nearly alike: Pos and pos" in load(source, tokenizer=f"hf:{bert}").notes[0]
+
+
+def test_splits_of_rows(bert, load, tmp_path):
+    rows = [("a film", i % 2, "Testing" if i > 40 else "") for i in range(60)]
+    data = load(write(tmp_path / "r.csv", rows, ("text", "label", "split")), tokenizer=f"hf:{bert}")
+    assert len(data.test) == 19
+    assert "41 rows name no split and are taken as train" in data.notes
+    rows[0] = ("a film", 0, "train")
+    with pytest.raises(SourceError, match=r"sample 1 names no split, on line 3; so do 39 more, and others do"):
+        load(write(tmp_path / "r.csv", rows, ("text", "label", "split")), tokenizer=f"hf:{bert}")
+    rows = [("a film", ("a", "b")[i % 2] if i < 40 else "new", "train" if i < 40 else "test") for i in range(60)]
+    with pytest.raises(SourceError, match="no training row is of the class new"):
+        load(write(tmp_path / "r.csv", rows, ("text", "label", "split")), tokenizer=f"hf:{bert}")
+
+
+def test_texts_are_held_against_the_models_positions_and_words(bert, load, tmp_path):
+    rows = [("a film " * (1 if i else 12), i % 2) for i in range(40)]
+    data = load(write(tmp_path / "r.csv", rows), tokenizer=f"hf:{bert}")
+    short = {"num_labels": 2, "pretrained": False, "max_position_embeddings": 20}
+    with pytest.raises(SourceError, match="takes texts of at most 20 tokens, and the longest here has 26") as caught:
+        load_model("student", Student(model=f"hf:{bert}", args=short), data)
+    assert "data.text_length=20" in caught.value.hint
+    few = {"num_labels": 2, "pretrained": False, "vocab_size": 5}
+    with pytest.raises(SourceError, match="knows 5 tokens, and the texts hold the token") as caught:
+        load_model("student", Student(model=f"hf:{bert}", args=few), data)
+    assert "tokenizer" in caught.value.hint
