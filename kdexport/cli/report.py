@@ -29,6 +29,15 @@ Tolerance = Annotated[
     float, typer.Option(min=0, help="With --baseline: by what share latency, size and memory may grow.")
 ]
 AccuracyTolerance = Annotated[float, typer.Option(min=0, max=1, help="With --baseline: by how much accuracy may fall.")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="Upload the files to ship and their card to this Hugging Face repository, if every requirement passes.",
+        show_default=False,
+    ),
+]
 Format = Annotated[
     Literal["table", "junit", "github", "markdown"],
     typer.Option("--format", help="What stdout gets: for people, for CI (JUnit XML), or for a GitHub job summary."),
@@ -42,6 +51,7 @@ def report(
     tolerance: Tolerance = 0.05,
     accuracy_tolerance: AccuracyTolerance = 0.005,
     format_: Format = "table",
+    push_to_hub: PushToHub = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -77,6 +87,10 @@ def report(
         console.result(made, _shown(made, format_))
         console.progress.say(f"written: {written[-1].parent}/{{report.html, report.md, report.json}}")
         enforce(made)
+        if push_to_hub is not None:
+            from kdexport.report.hub import push
+
+            console.progress.say(f"pushed to {push(made, folder_of(benches), push_to_hub)}")
 
 
 def _shown(made: "Report", format_: str) -> object:

@@ -1,23 +1,33 @@
 """The model card of the file to ship, in the form that model hubs read: YAML front matter with its metrics, then words.
 
-The front matter follows the Hugging Face model card metadata (`model-index`). What is not known is left out of it; in
-the words it is said to be for the author to fill in.
+The front matter follows the Hugging Face model card metadata (`license`, `base_model`, `datasets`, `model-index`). What
+is not known is left out.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from kdexport import __version__
 from kdexport.report import figures, scores
-from kdexport.report.markdown import answer, device_table, escape
+from kdexport.report.join import PLAIN_STUDENT
+from kdexport.report.markdown import device_table, escape
 from kdexport.report.next_steps import snippet
 from kdexport.report.tables import quantized
-from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison
+from kdexport.report.view import ConditionView, Row, condition_views, costs_of, plain_comparison
 from kdexport.results import ModelFile, Report
 
 MOST_NAMED = 20  # classes written out by name
+# What torchvision's and scikit-learn's data sets are called on the hub.
+HUB_DATASETS = {
+    "torchvision:CIFAR10": "uoft-cs/cifar10",
+    "torchvision:CIFAR100": "uoft-cs/cifar100",
+    "torchvision:MNIST": "ylecun/mnist",
+    "torchvision:FashionMNIST": "zalando-datasets/fashion_mnist",
+    "torchvision:ImageNet": "ILSVRC/imagenet-1k",
+}
 
 
 def card(report: Report) -> str | None:
@@ -29,7 +39,8 @@ def card(report: Report) -> str | None:
         return None
     sections = [
         f"# {escape(report.name)}: {escape(model.name)}",
-        *answer(report),
+        _opening(report, model),
+        *_result(view, model),
         *_facts(model),
         "## Intended use",
         *_intended_use(model),
@@ -51,13 +62,20 @@ def _front_matter(report: Report, model: ModelFile, view: ConditionView | None) 
     tags = ["onnx", "onnxruntime", "kdexport"]
     tags += ["knowledge-distillation"] if any(item.name == "teacher" for item in report.models) else []
     tags += ["quantization"] if model.precision != "fp32" else []
-    data: dict[str, Any] = {"library_name": "onnx", "tags": tags}
     task = _task(model)
-    if task:
-        data["pipeline_tag"] = task
+    source = str(_recipe(report, "data").get("source", ""))
+    data: dict[str, Any] = {
+        **_license(_recipe(report, "export").get("license")),
+        "library_name": "onnx",
+        "tags": tags,
+        "base_model": _on_hub(_teacher_reference(report)),
+        "datasets": [HUB_DATASETS.get(source, _data_name(source))] if source else None,
+        "pipeline_tag": task,
+    }
+    data = {key: value for key, value in data.items() if value}
     metrics = _metrics(model, view)
     if metrics:
-        source = str(_recipe(report, "data").get("source", "unknown"))
+        source = source or "unknown"
         split = model.evaluation.split if model.evaluation else "test"
         data["model-index"] = [
             {
@@ -110,6 +128,76 @@ def _metrics(model: ModelFile, view: ConditionView | None) -> list[dict[str, Any
     return metrics
 
 
+def _opening(report: Report, model: ModelFile) -> str:
+    """Say what the model is: ``An 11 k-parameter digits classifier of 10 classes, distilled from ...``."""
+    kind = {"image-classification": "image classifier", "text-classification": "text classifier"}.get(
+        _task(model) or ""
+    )
+    classes = len(model.evaluation.per_class) if model.evaluation else 0
+    what = kind or ("classifier" if classes else "model")
+    size = "" if model.parameters is None else f"{figures.count(model.parameters)}-parameter "
+    precision = "" if model.precision == "fp32" else f"{model.precision} "
+    source = _recipe(report, "data").get("source")
+    trained_on = (f" for {_data_name(str(source))}" if source else "") + (f" ({classes} classes)" if classes else "")
+    article = "An" if re.match(r"8|11(\D|$)|18(\D|$)|int|image", f"{size}{precision}{what}") else "A"
+    teacher = next((item for item in report.models if item.name == "teacher"), None)
+    taught = model.name.startswith("student") and not model.name.startswith(PLAIN_STUDENT) and teacher is not None
+    from_ = ""
+    if taught and teacher is not None:
+        count = "" if teacher.parameters is None else f" ({figures.count(teacher.parameters)} parameters)"
+        from_ = f", distilled from {_teacher_name(report) or 'its teacher'}{count}"
+    return escape(f"{article} {size}{precision}{what}{trained_on}{from_}.")
+
+
+def _result(view: ConditionView | None, model: ModelFile) -> list[str]:
+    """Say what it scores and how fast it is, against the baseline."""
+    row = view.by_name.get(model.name) if view else None
+    if view is None or row is None:
+        return []
+    costs = []
+    for cost in costs_of(view):
+        interval = f", {cost.against_interval}" if cost.of_score and cost.against_interval else ""
+        costs.append(f"{cost.title.lower()} {cost.value}" + (f" ({cost.against}{interval})" if cost.against else ""))
+    against = f", against {view.baseline}'s" if view.baseline != model.name else ""
+    return [escape(f"On {view.title}{against}: {'; '.join(costs)}.")] if view.chosen is row else []
+
+
+def _teacher_reference(report: Report) -> str:
+    return str(_recipe(report, "teacher").get("model") or "")
+
+
+def _teacher_name(report: Report) -> str:
+    """Return what a reader may call the teacher: its name at its source, without folders."""
+    reference = _teacher_reference(report)
+    scheme, colon, name = reference.rpartition(":")
+    if scheme.endswith(".py"):
+        return f"{name} ({PurePosixPath(scheme).name})"
+    return (
+        name if colon and scheme in ("hf", "timm", "torchvision") and not _is_path(name) else PurePosixPath(name).name
+    )
+
+
+def _on_hub(reference: str) -> str | None:
+    """Return a reference's name on the Hugging Face hub, where it has one."""
+    scheme, _, name = reference.partition(":")
+    if scheme == "timm":
+        return f"timm/{name.removeprefix('timm/')}"
+    return name if scheme == "hf" and not _is_path(name) else None
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _license(license_: Any) -> dict[str, str]:
+    """Return the hub's keys for a license: an SPDX identifier in lower case, else other with its name."""
+    if not isinstance(license_, str) or not license_.strip():
+        return {}
+    if re.fullmatch(r"[A-Za-z0-9.+-]+", license_):
+        return {"license": license_.lower()}
+    return {"license": "other", "license_name": " ".join(license_.split())}
+
+
 def _facts(model: ModelFile) -> list[str]:
     facts = [f"`{_code(model.file)}`", figures.size(model.size_bytes), model.precision]
     if model.parameters is not None:
@@ -126,7 +214,7 @@ def _facts(model: ModelFile) -> list[str]:
 def _intended_use(model: ModelFile) -> list[str]:
     names = [score.name for score in model.evaluation.per_class] if model.evaluation else []
     if not names:
-        return ["For the task and the kind of data that its teacher was trained on."]
+        return ["For the task and the kind of data that it was trained on."]
     classes = escape(figures.joined_names(names, most=MOST_NAMED))
     return [
         f"Telling apart {len(names)} classes: {classes}. For data like those it was trained on; every input gets one "
@@ -141,7 +229,7 @@ def _snippet(model: ModelFile) -> list[str]:
 def _training_data(report: Report, model: ModelFile) -> list[str]:
     source = _recipe(report, "data").get("source")
     if source is None:
-        return ["Not recorded with these measurements: the author must say what it was trained on."]
+        return ["Not recorded."]
     tested = ""
     if model.evaluation:
         tested = f" Tested on {model.evaluation.samples:,} samples of its {escape(model.evaluation.split)} split"
@@ -153,7 +241,7 @@ def _training_data(report: Report, model: ModelFile) -> list[str]:
 def _made(report: Report, model: ModelFile) -> list[str]:
     distill = _recipe(report, "distill")
     if not distill:
-        return ["The training is not recorded with these measurements."]
+        return [f"Its training is not recorded. Measured with kdexport {__version__}."]
     terms = [
         f"{term.get('method')} (weight {term.get('weight', 1)}"
         + (f", temperature {term['temperature']:g})" if isinstance(term.get("temperature"), int | float) else ")")
@@ -164,10 +252,11 @@ def _made(report: Report, model: ModelFile) -> list[str]:
         words = "Trained on the labels alone, without a teacher"
     elif model.name.startswith("student"):
         words = (
-            f"Distilled from a teacher with {', '.join(terms) or 'no term'}, label weight {distill.get('label_weight')}"
+            f"Distilled from {_teacher_name(report) or 'a teacher'} with {', '.join(terms) or 'no term'}, "
+            f"label weight {distill.get('label_weight')}"
         )
     else:
-        words = "The teacher itself"
+        words = f"The teacher itself, {_teacher_name(report)}" if _teacher_name(report) else "The teacher itself"
     words += f"; {distill.get('epochs')} epochs, {distill.get('optimizer')}, seed {(report.recipe or {}).get('seed')}."
     proof = []
     if model.parity is not None and model.parity.passed:
@@ -209,11 +298,13 @@ def _limits(report: Report, model: ModelFile, view: ConditionView | None) -> lis
 
 
 def _task(model: ModelFile) -> str | None:
-    if len(model.inputs) == 1 and all(len(shape) == 4 for shape in model.inputs.values()):
-        return "image-classification"
-    if any(name in model.inputs for name in ("input_ids", "attention_mask")):
-        return "text-classification"
-    return None
+    """Return the hub's name of the task, where what is known leaves no doubt."""
+    own = model.evaluation.task if model.evaluation else "classification"
+    pictures = len(model.inputs) == 1 and all(len(shape) == 4 for shape in model.inputs.values())
+    if own in ("classification", "multilabel"):
+        text = any(name in model.inputs for name in ("input_ids", "attention_mask"))
+        return "image-classification" if pictures else "text-classification" if text else None
+    return {"segmentation": "image-segmentation", "detection": "object-detection"}.get(own) if pictures else None
 
 
 def _recipe(report: Report, section: str) -> Mapping[str, Any]:
@@ -224,6 +315,8 @@ def _recipe(report: Report, section: str) -> Mapping[str, Any]:
 def _data_name(source: str) -> str:
     """Return a data source without the folder it lies in: a card is published, a path is nobody's business."""
     scheme, colon, rest = source.partition(":")
+    if scheme == "hf" and not _is_path(rest):
+        return rest
     return f"{scheme}{colon}{PurePosixPath(rest).name}" if colon else PurePosixPath(source).name
 
 

@@ -32,9 +32,45 @@ def test_its_words(build) -> None:
     text = card(report([build.bench()], Require(max_drop=0.03)))
     for heading in ("Intended use", "How to use", "Training data", "How it was made", "Evaluation", "Limits"):
         assert f"\n## {heading}\n" in text
-    assert "Distilled from a teacher with soft\\_targets (weight 0.9, temperature 4), label weight 0.1" in text
+    assert "Distilled from Teacher (nets.py) with soft\\_targets (weight 0.9, temperature 4), label weight 0.1" in text
     assert "not shown to help" in text
     assert "Weakest on the class" in text
+
+
+@pytest.mark.parametrize(
+    ("teacher", "base", "name"),
+    [
+        ("hf:google/vit-base-patch16-224", "google/vit-base-patch16-224", "google/vit-base-patch16-224"),
+        ("hf:/home/someone/tuned", None, "tuned"),
+        ("timm:resnet18", "timm/resnet18", "resnet18"),
+        ("torchvision:resnet18", None, "resnet18"),
+        ("/home/someone/nets.py:Teacher", None, "Teacher (nets.py)"),
+    ],
+)
+def test_it_says_what_the_model_is_and_where_it_comes_from(build, teacher: str, base, name: str) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="the hub's own reader is not installed")
+    recipe = {
+        **build.RECIPE,
+        "teacher": {"model": teacher},
+        "data": {"source": "torchvision:CIFAR10"},
+        "export": {"license": "Apache-2.0"},
+    }
+    text = card(report([build.bench(recipe=recipe)], Require(max_drop=0.03)))
+    data = hub.ModelCard(text).data.to_dict()
+    assert (data["license"], data["datasets"], data.get("base_model")) == ("apache-2.0", ["uoft-cs/cifar10"], base)
+    opening = text.partition("\n# ")[2].splitlines()[2]
+    expected = f"A 19.9 k-parameter image classifier for torchvision:CIFAR10 (10 classes), distilled from {name} "
+    assert opening == f"{expected}(420 k parameters)."
+    assert "/home/someone" not in text
+    words = {**recipe, "export": {"license": "Research only"}}
+    data = hub.ModelCard(card(report([build.bench(recipe=words)]))).data.to_dict()
+    assert (data["license"], data["license_name"]) == ("other", "Research only")
+
+
+def test_an_is_written_where_it_is_said(build) -> None:
+    for parameters, article in ((11_200, "An 11.2 k"), (8_000_000, "An 8.00 M"), (1_100, "A 1.10 k"), (18, "An 18-")):
+        models = {"teacher": build.DIGITS["teacher"], "student": (0.99, 83.0, 0.062, parameters)}
+        assert f"\n{article}" in card(report([build.bench(models=models)], Require(min_speedup=2.0)))
 
 
 def tiny_file(path: Path, inputs: dict[str, tuple[int, list]], outputs: int = 1) -> None:

@@ -1,0 +1,113 @@
+"""Publish what ships on the Hugging Face hub: the files, and the card as the repository's README.md."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdexport.errors import KDExportError
+from kdexport.report.card import card
+from kdexport.results import ModelFile, Report
+
+BESIDE = ("infer.py", "recipe.toml", "report.html", "report.json")  # published where they are
+
+
+def files_to_push(report: Report, folder: Path) -> dict[str, Path]:
+    """Return what is published: name in the repository -> file.
+
+    Args:
+        report: With a pick for each device that has one.
+        folder: What the models' paths are relative to: the run directory.
+
+    Raises:
+        KDExportError: Nothing ships, or a file is not where the report says, or not the file that was measured.
+    """
+    picked = [device.model for device in report.devices] + [report.pick.model if report.pick else None]
+    names = [name for name in dict.fromkeys(picked) if name is not None]
+    if not names:
+        raise KDExportError(
+            "there is nothing to ship, so nothing was pushed",
+            hint="report.html says what each model misses; change the student, or the limits in [require]",
+        )
+    found: dict[str, Path] = {}
+    for model in (model for model in report.models if model.name in names):
+        path = _measured(model, folder)
+        found[path.name] = path
+        for data in sorted(folder.glob(f"{path.name}*data")):  # weights beyond 2 GiB lie beside their graph
+            found[data.name] = data
+    return found | {name: folder / name for name in BESIDE if (folder / name).is_file()}
+
+
+def push(report: Report, folder: Path, repository: str) -> str:
+    """Upload the files and the card in one commit; the repository is made where there is none.
+
+    Args:
+        report: What ``report`` returned.
+        folder: The run directory.
+        repository: ``OWNER/NAME``. Where it is: the ``HF_ENDPOINT`` variable, else huggingface.co.
+
+    Returns:
+        Its address.
+
+    Raises:
+        KDExportError: huggingface_hub is not installed, nothing ships, or the hub refuses.
+    """
+    files = files_to_push(report, folder)
+    text = card(report)
+    hub = _library()
+    operations = [hub.CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    if text is not None:
+        operations.append(hub.CommitOperationAdd("README.md", text.encode()))
+    api = hub.HfApi()
+    try:
+        address = str(api.create_repo(repository, exist_ok=True))
+        api.create_commit(repository, operations, commit_message=f"{report.name}: files and card of kdexport")
+    except (OSError, ValueError, hub.errors.OfflineModeIsEnabled) as error:  # its own errors are of these kinds
+        raise KDExportError(f"{repository} could not be pushed to: {_first_line(error)}", hint=_hint(error)) from error
+    return address
+
+
+def _measured(model: ModelFile, folder: Path) -> Path:
+    from kdexport.artifacts import sha256
+
+    path = folder / model.file
+    if not path.is_file():
+        raise KDExportError(
+            f"{path}, the file to ship, is not there",
+            hint="give the run directory whose models were measured: kdexport report RUN --push-to-hub OWNER/NAME",
+        )
+    if sha256(path) != model.sha256:
+        raise KDExportError(
+            f"{path} is not the file that was measured: its sha256 differs",
+            hint="measure it again with kdexport bench, then report and push",
+        )
+    return path
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise KDExportError(
+            "--push-to-hub needs huggingface_hub", hint="install it with pip install 'kdexport[hub]'"
+        ) from None
+    return huggingface_hub
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _hint(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    hints: Mapping[Any, str] = {
+        401: "log in first: hf auth login (or set HF_TOKEN to a token that may write)",
+        403: "the token may not write there: make one that may at huggingface.co/settings/tokens",
+        404: "check OWNER/NAME, and that the token may write there",
+    }
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return "HF_HUB_OFFLINE is set: unset it to push"
+    if isinstance(error, ValueError) and status is None:
+        return "a repository is OWNER/NAME, of letters, digits, '-', '_' and '.'"
+    return hints.get(status, "check the network and OWNER/NAME, then give the same command again")
