@@ -99,7 +99,7 @@ class TrainedNetwork:
     epochs: int  # trained in this run; 0 for given weights
     seconds: float | None
     best_epoch: int | None
-    val_accuracy: float | None
+    val_score: float | None  # of the task
     # Learnt with the weights by distill.quantize_aware, for int8: "conv1.weight:input" -> smallest, largest value
     activation_ranges: dict[str, Interval] = field(default_factory=dict)
 
@@ -110,7 +110,7 @@ class TeacherScore:
 
     name: str  # "teacher", "teacher-2", ...
     weight: float  # its share of the word, before confidence
-    val_accuracy: float | None
+    val_score: float | None  # of the task
     agreement: Agreement  # with what all of them say together
 
 

@@ -211,7 +211,7 @@ def _shown(result: Any, root: Path) -> Any:
             f"{network.parameters:,}",
             str(network.epochs) if network.epochs else "given",
             "" if network.best_epoch is None else str(network.best_epoch + 1),
-            "" if network.val_accuracy is None else f"{network.val_accuracy:.4f}",
+            "" if network.val_score is None else f"{network.val_score:.4f}",
             "" if network.seconds is None else f"{network.seconds:.1f}",
         )
     weights = ", ".join(network.weights for network in result.networks)  # as a column they'd wrap at 80 columns

@@ -68,7 +68,6 @@ def evaluate(
         from kdexport.models.fitted_data import load_fitted_data
         from kdexport.models.predictors import load_predictor
         from kdexport.scoring import evaluate as score
-        from kdexport.tasks.doubts import doubt_of
 
         spec, cache = request.student, cache_folder(request.data)
         dataset = load_fitted_data(request.data, (spec,), request.seed, cache, console.progress, task=request.task)
@@ -80,7 +79,7 @@ def evaluate(
             console.progress.warn(warning)
         samples = getattr(dataset, split)
         scores, outputs = score(predictor.predict, samples, dataset.class_names, batch_size, name=split)
-        if doubt := doubt_of(samples.labels, outputs, dataset.class_names):
+        if doubt := dataset.task.doubt(outputs, samples.labels, dataset.class_names):
             console.progress.warn(doubt)
         console.result(scores, table(scores, dataset.splits_made_by[split]))
 

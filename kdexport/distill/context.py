@@ -11,10 +11,10 @@ from kdexport.artifacts import RunDirectory, key_of
 from kdexport.data.augment import MIXES
 from kdexport.data.samples import Dataset
 from kdexport.distill.logging import MetricsLog, Trackers
-from kdexport.distill.objective import LabelKind, Objective
+from kdexport.distill.objective import Objective
 from kdexport.models.loading import Model, load_model
 from kdexport.progress import Progress
-from kdexport.recipe import Recipe, Student, TeacherSpec, Training
+from kdexport.recipe import Distill, Recipe, Student, TeacherSpec, Training
 from kdexport.results import OnChange, TrainedNetwork
 from kdexport.stage_cache import data_fingerprint, fingerprint, weights_fingerprint
 
@@ -51,19 +51,25 @@ class DistillContext:
         """What stands for the samples and the order in which they are drawn."""
         return [*data_fingerprint(self.recipe.data), self.recipe.seed, self.dataset.class_names]
 
-    def label_kind(self, training: Training) -> LabelKind:
-        """Return what labels a training hands to its objective."""
-        if self.dataset.multi_label:
-            return "multi_label"
-        return "soft" if set(MIXES) & set(training.augment) else "class"
+    def label_objective(self, training: Training) -> Objective:
+        """Return what a network minimizes that learns from the labels alone."""
+        return Objective(
+            1.0, label_smoothing=training.label_smoothing, task=self.dataset.task, mixed=mixes_samples(training)
+        )
 
     @property
     def objective(self) -> Objective:
         """What the student minimizes."""
-        settings = self.recipe.distill
-        smoothing = settings.label_smoothing
+        return self.objective_of(self.recipe.distill)
+
+    def objective_of(self, settings: Distill) -> Objective:
+        """Return what a student minimizes by some settings."""
         return Objective(
-            settings.label_weight, settings.terms, label_smoothing=smoothing, label_kind=self.label_kind(settings)
+            settings.label_weight,
+            settings.terms,
+            label_smoothing=settings.label_smoothing,
+            task=self.dataset.task,
+            mixed=mixes_samples(settings),
         )
 
     def load(self, role: str, spec: Spec) -> Model:
@@ -133,3 +139,8 @@ def depends_on(identity: list[object], training: Training, exclude: Set[str] = f
     objective = {name: value for name, value in settings.items() if name not in how}
     whole = key_of(identity, objective, __version__)
     return Depends(key_of(whole, how), whole, how)
+
+
+def mixes_samples(training: Training) -> bool:
+    """Whether a training's augmentation mixes samples with one another."""
+    return bool(set(MIXES) & set(training.augment))

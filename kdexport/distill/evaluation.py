@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from kdexport.data.samples import Split
 from kdexport.distill.inference import at_once, even_parts, predict_all
-from kdexport.distill.objective import LabelKind, Objective
+from kdexport.distill.objective import Objective
 from kdexport.distill.teacher import OnlineTeacher
 from kdexport.models.loading import evaluating
 from kdexport.models.preprocessing import Preprocessing, as_tensor
-from kdexport.tasks.classification import UNLABELLED
+from kdexport.tasks.base import Task
 
 
 class Validation:
@@ -43,9 +43,8 @@ class Validation:
         self._split, self.name = split, name
         self._preprocessing, self._device = preprocessing, device
         self._teacher_logits = teacher_logits
-        kind: LabelKind = "multi_label" if split.multi_label else "class"
         self._online = online
-        self._objective = objective and objective.for_validation(kind, samples=len(split), features=online is not None)
+        self._objective = objective and objective.for_validation(samples=len(split), features=online is not None)
 
     @property
     def split(self) -> Split:
@@ -62,30 +61,32 @@ class Validation:
         return predict_all(network, self._preprocessing, self._split, self._device)
 
     def score(self, network: nn.Module) -> dict[str, Any]:
-        """Return the loss's terms, the network's and the teacher's accuracy, and how near the one is to the other.
+        """Return the loss's terms, the network's and the teacher's score, and how near the one is to the other.
 
-        The names are the epoch log's, with the split's in front: ``val_accuracy``. ``top1_agreement`` alone is
-        validation's.
+        The names are the epoch log's, with the split's in front: ``val_score``, and ``val_accuracy`` where that is the
+        task's score. ``top1_agreement`` alone is validation's.
         """
         logits = self.logits(network)
         near = None if self._teacher_logits is None else self._split.task.agreement(self._teacher_logits, logits)
-        name = self.name
+        name, metric = self.name, self._split.task.metric
+        scores = {
+            "": self.value(logits),
+            "teacher_": None if self._teacher_logits is None else self.value(self._teacher_logits),
+        }
         return {
             f"{name}_terms": self._terms(network, logits),
-            f"{name}_accuracy": self.accuracy(logits),
-            f"{name}_teacher_accuracy": None if self._teacher_logits is None else self.accuracy(self._teacher_logits),
+            **{f"{name}_{whose}score": value for whose, value in scores.items()},
+            **({f"{name}_{whose}{metric}": value for whose, value in scores.items()} if metric == "accuracy" else {}),
             "top1_agreement" if name == "val" else f"{name}_top1_agreement": None if near is None else near.top1,
             f"{name}_kl": None if near is None else near.kl,
             f"{name}_logit_correlation": None if near is None else near.logit_correlation,
         }
 
-    def accuracy(self, logits: np.ndarray) -> float | None:
-        """Return the share of right decisions; None without labels."""
+    def value(self, outputs: np.ndarray) -> float | None:
+        """Return the task's score; None without labels."""
         if self._split.labels is None:
             return None
-        if self._split.multi_label:  # each class is a decision of its own, as in evaluate
-            return float(np.mean((logits > 0) == (np.asarray(self._split.labels) > 0.5)))
-        return float(np.mean(logits.argmax(axis=1) == self._split.labels))
+        return self._split.task.score(outputs, np.asarray(self._split.labels))
 
     def _terms(self, network: nn.Module, logits: np.ndarray) -> dict[str, float]:
         """Return each term before its weight, the mean over samples; none where labels are needed and missing."""
@@ -137,12 +138,12 @@ class BatchAgreement:
     Args:
         device: Where they are kept.
         per_epoch: Batches of an epoch.
-        label_kind: ``Objective.label_kind``; mixed samples have no class to be right about.
+        task: Says which decisions are right; None where samples are mixed, so that there is nothing to be right about.
     """
 
-    def __init__(self, device: torch.device, per_epoch: int, label_kind: LabelKind) -> None:
+    def __init__(self, device: torch.device, per_epoch: int, task: Task | None) -> None:
         self._stride = max(1, per_epoch // BATCHES_LOOKED_AT)
-        self._kind = label_kind
+        self._task = task
         self._device = device
         self.clear()
 
@@ -210,13 +211,9 @@ class BatchAgreement:
 
     def _right(self, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return how many decisions labels tell of, and how many of them were right."""
-        if labels is None or self._kind == "soft":
+        if labels is None or self._task is None:
             return logits.new_zeros(()), logits.new_zeros(())
-        if self._kind == "multi_label":
-            right = (logits > 0) == (labels > 0.5)
-            return logits.new_zeros(()) + right.numel(), right.sum()
-        known = labels != UNLABELLED
-        return known.sum(), ((logits.argmax(1) == labels) & known).sum()
+        return self._task.right_in_batch(logits, labels)
 
 
 def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:

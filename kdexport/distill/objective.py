@@ -7,20 +7,19 @@ parameters here: an ``Objective`` may be called from anywhere, in any order.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdexport.distill.losses.checks import at_least_fp32, class_labels
+from kdexport.distill.losses.checks import at_least_fp32
 from kdexport.errors import KDExportError, did_you_mean
 from kdexport.references import parse
-from kdexport.tasks.classification import UNLABELLED
+from kdexport.tasks import TASKS
+from kdexport.tasks.base import Task, check_same_shape
 from kdexport.terms import METHODS, BaseTerm, FeatureTerm, Need, OwnLoss
 from kdexport.user_code import load_object
 
 T = TypeVar("T")
-LabelKind = Literal["class", "soft", "multi_label"]
 Features = Mapping[str, tuple[Any, ...]]
 
 # What a loss of the user's own is fed, by the names of its positional parameters.
@@ -92,10 +91,9 @@ class Objective:
         label_weight: Weight of the labels' own loss. At 0 no labels are looked at.
         terms: The recipe's terms. Those whose weight is 0 are left out.
         label_smoothing: Share of each label that is spread over all classes.
-        label_kind: What labels are handed over. ``"class"``: int64 [batch], cross-entropy. ``"soft"``: probabilities
-            [batch, classes] that sum to 1, as mixup makes them, cross-entropy. ``"multi_label"``: any number of classes
-            per sample, float [batch, classes] of 0 and 1, binary cross-entropy, mean over samples and classes. The
-            last two look the same, so they are told apart here and never guessed.
+        task: What the targets are and what their loss is.
+        mixed: Whether samples are mixed, so that targets come as shares ``[batch, classes]`` that sum to 1. They look
+            like multi-hot ones, so they are told apart here and never guessed.
 
     Raises:
         KDExportError: Every weight is 0, or a term cannot work with labels of this kind.
@@ -107,11 +105,12 @@ class Objective:
         terms: Sequence[BaseTerm] = (),
         *,
         label_smoothing: float = 0.0,
-        label_kind: LabelKind = "class",
+        task: Task = TASKS["classification"],
+        mixed: bool = False,
     ) -> None:
         self.label_weight = label_weight
         self.label_smoothing = label_smoothing
-        self.label_kind = label_kind
+        self.task, self.mixed = task, mixed
         self._parts = _parts([term for term in terms if term.weight > 0])
         if label_weight == 0 and not self._parts:
             raise KDExportError(
@@ -119,13 +118,12 @@ class Objective:
                 hint="set distill.label_weight or the weight of a term above 0",
             )
         for part in self._parts:
-            _check_label_kind(part, label_kind)
+            _check_task(part, task, mixed=mixed)
 
-    def for_validation(self, label_kind: LabelKind, *, samples: int, features: bool) -> "Objective | None":
+    def for_validation(self, *, samples: int, features: bool) -> "Objective | None":
         """Return what of it can be told of samples that are not trained on; None where nothing can.
 
         Args:
-            label_kind: Of their labels.
             samples: How many there are; a method that compares samples needs two.
             features: Whether there are features of them.
         """
@@ -137,7 +135,7 @@ class Objective:
         ]
         if not terms and self.label_weight == 0:
             return None
-        return Objective(self.label_weight, terms, label_smoothing=self.label_smoothing, label_kind=label_kind)
+        return Objective(self.label_weight, terms, label_smoothing=self.label_smoothing, task=self.task)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -193,7 +191,7 @@ class Objective:
 
         Args:
             student_logits: [batch, classes].
-            labels: As ``label_kind`` says (class -1: unknown), or None where ``needs_labels`` is False.
+            labels: The task's targets (class -1: unknown), or None where ``needs_labels`` is False.
             teacher_logits: [batch, classes], or None where no term compares logits.
             progress_of_training: Share of the training that is done, 0 to 1: the terms' schedules go by it.
             features: For each of ``feature_terms``, the first arguments of its function.
@@ -230,26 +228,12 @@ class Objective:
             raise ValueError("an objective has at least one part")
         return total, parts
 
-    def _label_loss(self, logits: Tensor, labels: Tensor, labelled: Tensor | None) -> Tensor:
-        logits = at_least_fp32(logits)
-        if self.label_kind == "class":
-            class_labels(labels, logits, "the labels' loss")
-            # The mean over the labelled samples; a batch may hold none of them.
-            if labelled is None:
-                labelled = (labels != UNLABELLED).sum().clamp(min=1)
-            smoothing = self.label_smoothing
-            total = F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum")
-            return total / labelled
-        if labels.shape != logits.shape:
-            raise KDExportError(
-                f"{self.label_kind} labels are {list(labels.shape)}, the student's logits {list(logits.shape)}",
-                hint="give one row per sample and one column per class",
-            )
-        labels = labels.to(logits.dtype)
-        if self.label_kind == "soft":
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        smoothed = labels * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
-        return F.binary_cross_entropy_with_logits(logits, smoothed)
+    def _label_loss(self, outputs: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
+        if self.mixed:
+            check_same_shape(targets, outputs, "mixed")
+        return self.task.label_loss(
+            at_least_fp32(outputs), targets, smoothing=self.label_smoothing, labelled=labelled, mixed=self.mixed
+        )
 
 
 def _parts(terms: Sequence[BaseTerm]) -> tuple[_Part, ...]:
@@ -271,14 +255,12 @@ def _called(part: _Part, arguments: list[Any]) -> Tensor:
     return value
 
 
-def _check_label_kind(part: _Part, label_kind: LabelKind) -> None:
-    if label_kind == "multi_label" and not part.term.multi_label:
-        fitting = ", ".join(name for name, method in METHODS.items() if method.multi_label)
-        raise KDExportError(
-            f"{part.name} expects one class per sample, and these targets are multi-label",
-            hint=f"use one of {fitting}",
-        )
-    if label_kind == "soft" and "labels" in part.loss.needs:
+def _check_task(part: _Part, task: Task, *, mixed: bool) -> None:
+    objection = task.objection(part.term)
+    if objection is not None:
+        fitting = ", ".join(name for name, method in METHODS.items() if task.objection(method) is None)
+        raise KDExportError(f"{part.name} {objection}", hint=f"use one of {fitting}")
+    if mixed and "labels" in part.loss.needs:
         raise KDExportError(
             f"{part.name} needs one class per sample, and mixing samples leaves none",
             hint="take mixup and cutmix out of distill.augment, or use soft_targets or dist",

@@ -91,7 +91,7 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
         epochs=trained.epochs if trained else 0,
         seconds=trained.seconds if trained else None,
         best_epoch=trained.best_epoch if trained else None,
-        val_accuracy=trained.val_accuracy if trained else None,
+        val_score=trained.val_score if trained else None,
         activation_ranges=trained.activation_ranges if trained else {},
     )
     if artifacts.is_main():
@@ -178,5 +178,5 @@ def _from_weights(context: DistillContext, done: dict[str, object]) -> tuple[Dep
     if not made.epochs or not weights.exists() or artifacts.sha256(weights) != made.weights_sha256:
         return None
     state = load_file(weights)
-    best = (made.best_epoch or 0, made.val_accuracy, state)
+    best = (made.best_epoch or 0, made.val_score, state)
     return depends, Extended(made.epochs, state, best, made.seconds or 0.0)

@@ -20,7 +20,7 @@ from kdexport.distill.faults import check_logits, named
 from kdexport.distill.features import FeatureHooks
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
-from kdexport.distill.setup import batches_of, feature_hooks, label_objective, teacher_of
+from kdexport.distill.setup import batches_of, feature_hooks, teacher_of
 from kdexport.distill.teacher import Teacher
 from kdexport.errors import KDExportError
 from kdexport.models.loading import Model, evaluating
@@ -49,7 +49,7 @@ def check(context: DistillContext, further: Check | None = None) -> None:
         _check_extremes(context, name, model)
         if spec.train is not None:
             accelerator = accelerator_for(spec.train.precision)
-            _try(context, name, model, spec.train, label_objective(context, spec.train), accelerator, None)
+            _try(context, name, model, spec.train, context.label_objective(spec.train), accelerator, None)
         teachers.append((model, spec))
     student = context.load("student", recipe.student)
     _check_extremes(context, "student", student)

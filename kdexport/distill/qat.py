@@ -17,7 +17,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 
 from kdexport.distill.batches import Batches
 from kdexport.distill.context import DistillContext
-from kdexport.distill.objective import Objective, loss_of
+from kdexport.distill.objective import loss_of
 from kdexport.distill.qat_graph import Points, find_points, rounded_activation, rounded_weight
 from kdexport.errors import KDExportError
 from kdexport.models.loading import Model
@@ -181,16 +181,6 @@ def settings_of(distill: Distill) -> Distill:
             "precision": "fp32",  # a rounding error is smaller than what fewer bits lose
             "terms": terms or Distill.model_fields["terms"].default,
         }
-    )
-
-
-def objective_of(context: DistillContext, settings: Distill) -> Objective:
-    """Return what the stretch minimizes."""
-    return Objective(
-        settings.label_weight,
-        settings.terms,
-        label_smoothing=settings.label_smoothing,
-        label_kind=context.label_kind(settings),
     )
 
 

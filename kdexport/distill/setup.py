@@ -149,16 +149,11 @@ def distillation_setup(
     )
 
 
-def label_objective(context: DistillContext, training: Training) -> Objective:
-    """Return what a network minimizes that learns from the labels alone."""
-    return Objective(1.0, label_smoothing=training.label_smoothing, label_kind=context.label_kind(training))
-
-
 def label_setup(
     context: DistillContext, phase: str, model: Model, training: Training, accelerator: Accelerator
 ) -> TrainingSetup:
     """Return the training of a network on the labels alone; arguments as ``distillation_setup``."""
-    objective = label_objective(context, training)
+    objective = context.label_objective(training)
 
     def validation_on(name: Literal["val", "test"]) -> Validation:
         split = getattr(context.dataset, name)

@@ -152,18 +152,18 @@ def _with_rounding(context: DistillContext, distilled: TrainedNetwork, teachers:
 
     def train(model: Model, checkpoints: Checkpoints) -> TrainingResult:
         accelerator = accelerator_for(settings.precision)
-        objective = qat.objective_of(context, settings)
+        objective = context.objective_of(settings)
         setup = distillation_setup(context, qat.PHASE, model, teachers, settings, objective, accelerator)
         rounded = qat.rounded(context, model, setup.batches, accelerator.device)
         trained = _fit(context, replace(model, network=rounded), setup, accelerator, checkpoints)
         # What ships in fp32 is scored without the rounding.
-        accuracy = setup.validation.score(model.network)["val_accuracy"]
+        score = setup.validation.score(model.network)["val_score"]
         return replace(
             trained,
             epochs=distilled.epochs + trained.epochs,
             best_epoch=distilled.epochs + trained.best_epoch,
             seconds=(distilled.seconds or 0.0) + trained.seconds,
-            val_accuracy=accuracy,
+            val_score=score,
             activation_ranges=rounded.ranges(),
         )
 

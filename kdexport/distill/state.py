@@ -17,7 +17,7 @@ from kdexport.artifacts import write_atomically
 from kdexport.distill.context import Depends
 from kdexport.distill.evaluation import BatchAgreement, Seen, sums_dtype
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.objective import LabelKind
+from kdexport.tasks.base import Task
 
 ADD_UP_AT = 64  # scalars
 
@@ -29,18 +29,19 @@ class LoopState:
         device: Where the sums are kept.
         epochs: Of the training.
         per_epoch: Steps of an epoch.
-        label_kind: ``Objective.label_kind``.
+        task: Says which of two scores is better.
+        mixed: Whether samples are mixed: no decision of a training batch is then right or wrong.
     """
 
-    def __init__(self, device: torch.device, epochs: int, per_epoch: int, label_kind: LabelKind) -> None:
+    def __init__(self, device: torch.device, epochs: int, per_epoch: int, task: Task, *, mixed: bool = False) -> None:
         self.total_steps, self._per_epoch = epochs * per_epoch, per_epoch
         self.step = 0
         self.best_epoch = 0
-        self.best_accuracy: float | None = None
-        self.last_accuracy: float | None = None
+        self.best_score: float | None = None
+        self.last_score: float | None = None
         self.best_weights: dict[str, Tensor] = {}
-        self._device = device
-        self._agreement = BatchAgreement(device, per_epoch, label_kind)
+        self._device, self._task = device, task
+        self._agreement = BatchAgreement(device, per_epoch, None if mixed else task)
         self._seconds_before, self._started = 0.0, time.monotonic()
         self.clear_sums()
 
@@ -83,11 +84,11 @@ class LoopState:
         """Return how the network did on the epoch's batches, and how near the teacher it was, over all processes."""
         return self._agreement.means(accelerator)
 
-    def judge(self, epoch: int, accuracy: float | None, network: nn.Module) -> None:
+    def judge(self, epoch: int, score: float | None, network: nn.Module) -> None:
         """Keep the weights if no earlier epoch was better; of equals the later, trained longer, is kept."""
-        self.last_accuracy = accuracy
-        if not self.best_weights or accuracy is None or self.best_accuracy is None or accuracy >= self.best_accuracy:
-            self.best_epoch, self.best_accuracy = epoch, accuracy
+        self.last_score, best = score, self.best_score
+        if not self.best_weights or score is None or best is None or not self._task.better(best, score):
+            self.best_epoch, self.best_score = epoch, score
             self.best_weights = weights_of(network)
 
     @property
@@ -103,8 +104,8 @@ class LoopState:
     def begin_after(self, trained: "Extended") -> None:
         """Stand where a training with other settings ended: its epochs, its best weights, its seconds."""
         self.step = trained.epochs * self._per_epoch
-        self.best_epoch, self.best_accuracy, self.best_weights = trained.best
-        self.last_accuracy, self._seconds_before = trained.best[1], trained.seconds
+        self.best_epoch, self.best_score, self.best_weights = trained.best
+        self.last_score, self._seconds_before = trained.best[1], trained.seconds
 
     def state(self) -> dict[str, Any]:
         """Return it all in a form that a checkpoint may hold."""
@@ -112,8 +113,8 @@ class LoopState:
         return {
             "step": self.step,
             "per_epoch": self._per_epoch,
-            "best": (self.best_epoch, self.best_accuracy, self.best_weights),
-            "last": self.last_accuracy,
+            "best": (self.best_epoch, self.best_score, self.best_weights),
+            "last": self.last_score,
             "seconds": self.seconds_spent(),
             "sums": (self.seen, self._batches, self._names, self._sums),
             "agreement": self._agreement.state(),
@@ -122,8 +123,8 @@ class LoopState:
     def load(self, state: dict[str, Any]) -> None:
         """Take over a state."""
         self.step = state["step"]
-        self.best_epoch, self.best_accuracy, self.best_weights = state["best"]
-        self.last_accuracy = state["last"]
+        self.best_epoch, self.best_score, self.best_weights = state["best"]
+        self.last_score = state["last"]
         self._seconds_before = state["seconds"]
         self.seen, self._batches, self._names, sums = state["sums"]
         self._sums, self._waiting = sums.to(self._device), []

@@ -202,18 +202,11 @@ class Ensemble(nn.Module):
             TeacherScore(
                 name="teacher" if number == 0 else f"teacher-{number + 1}",
                 weight=self._weights[number],
-                val_accuracy=_accuracy(logits, split),
+                val_score=None if split.labels is None else split.task.score(logits, np.asarray(split.labels)),
                 agreement=split.task.agreement(together, logits),
             )
             for number, logits in enumerate(members)
         )
-
-
-def _accuracy(logits: np.ndarray, split: Split) -> float | None:
-    if split.labels is None:
-        return None
-    right = (logits > 0) == (split.labels > 0.5) if split.multi_label else logits.argmax(axis=1) == split.labels
-    return float(np.mean(right))
 
 
 def cache_of(

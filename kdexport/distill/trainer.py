@@ -25,6 +25,7 @@ from kdexport.distill.step import Step, is_plain
 from kdexport.errors import KDExportError, Terminated
 from kdexport.progress import Progress
 from kdexport.recipe import Training
+from kdexport.tasks.base import Task
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
 
@@ -35,7 +36,7 @@ class TrainingResult:
 
     epochs: int
     best_epoch: int
-    val_accuracy: float | None
+    val_score: float | None
     seconds: float
     activation_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # quantize_aware
 
@@ -69,7 +70,8 @@ def fit(
     if saved is None and checkpoints.extended is not None:
         plain.load_state_dict(checkpoints.extended.weights)
     average = make_average(plain, training)
-    loop = LoopState(accelerator.device, training.epochs, batches.per_epoch, setup.objective.label_kind)
+    objective = setup.objective
+    loop = LoopState(accelerator.device, training.epochs, batches.per_epoch, objective.task, mixed=objective.mixed)
 
     if saved is None and checkpoints.extended is not None:
         loop.begin_after(checkpoints.extended)
@@ -137,7 +139,7 @@ def fit(
             rate = (loop.seen - seen_before) / seconds  # of all processes
             candidate = average.module if average is not None else plain
             scores = _on_main(accelerator, lambda: setup.validation.score(candidate))  # noqa: B023 - called at once
-            loop.judge(epoch, scores["val_accuracy"], candidate)
+            loop.judge(epoch, scores["val_score"], candidate)
             mean, terms = loop.means(accelerator)
             log.append(
                 {
@@ -155,7 +157,7 @@ def fit(
             )
             loop.clear_sums()
             save()
-            shown.advance(epoch + 1 - done, note=_note(mean, terms, scores, rate))
+            shown.advance(epoch + 1 - done, note=_note(setup.objective.task, mean, terms, scores, rate))
             done = epoch + 1.0
             if _agreed(interrupted, accelerator):
                 raise KeyboardInterrupt
@@ -165,7 +167,7 @@ def fit(
     network.to(memory_format=torch.contiguous_format)
     accelerator.free_memory()
     epochs = loop.step // batches.per_epoch
-    accuracy = loop.best_accuracy if training.keep == "best" else loop.last_accuracy
+    accuracy = loop.best_score if training.keep == "best" else loop.last_score
     return TrainingResult(epochs, loop.best_epoch, accuracy, loop.seconds_spent())
 
 
@@ -243,11 +245,13 @@ def _on_main(accelerator: Accelerator, function: Any) -> Any:
     return box[0]
 
 
-def _note(loss: float, terms: dict[str, float], scores: dict[str, float | None], samples_per_s: float) -> str:
+def _note(
+    task: Task, loss: float, terms: dict[str, float], scores: dict[str, float | None], samples_per_s: float
+) -> str:
     shown = ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) if len(terms) > 1 else ""
     parts = [f"loss {loss:.3f}{f' ({shown})' if shown else ''}"]
-    if scores["val_accuracy"] is not None:
-        parts.append(f"accuracy {scores['val_accuracy']:.3f}")
+    if scores["val_score"] is not None:
+        parts.append(f"{task.label} {scores['val_score']:.3f}")
     if scores["top1_agreement"] is not None:
         parts.append(f"agreement {scores['top1_agreement']:.3f}")
     return ", ".join([*parts, f"{samples_per_s:,.0f}/s"])

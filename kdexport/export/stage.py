@@ -192,7 +192,7 @@ class _Work:
             macs=network.macs,
             recipe=self.recipe_hash,
             license=settings.license,
-            accuracy=network.val_accuracy,
+            accuracy=network.val_score,
         )
         form = Form(
             settings.opset,

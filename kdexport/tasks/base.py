@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.results import Agreement, Evaluation, Interval, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kdexport.terms import BaseTerm
 
 Array = NDArray[Any]
 Activation = Literal["none", "softmax", "sigmoid"]
@@ -79,25 +81,34 @@ class Task(ABC):
 
     @abstractmethod
     def label_loss(
-        self, outputs: "Tensor", targets: "Tensor", *, smoothing: float = 0.0, labelled: "Tensor | None" = None
+        self,
+        outputs: "Tensor",
+        targets: "Tensor",
+        *,
+        smoothing: float = 0.0,
+        labelled: "Tensor | None" = None,
+        mixed: bool = False,
     ) -> "Tensor":
         """Return the labels' own loss, a scalar.
 
         Args:
             outputs: The student's, fp32, ``[batch, ...]``.
-            targets: As the data give them, or mixed: float ``[batch, classes]`` that sum to 1.
+            targets: As the data give them, or ``mixed``.
             smoothing: ``label_smoothing``.
             labelled: What a sum over the labelled samples is divided by, where these are part of a larger batch.
+            mixed: Whether targets are shares ``[batch, classes]`` that sum to 1, as mixup makes them.
+
+        Raises:
+            KDExportError: Targets of another form.
         """
 
     @abstractmethod
-    def legal(self, compares: str, *, single_label: bool) -> bool:
-        """Whether a distillation method makes sense here.
+    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return how many decisions the targets tell of and how many are right: the share of a training epoch."""
 
-        Args:
-            compares: What it is fed: ``"outputs"``, ``"features"`` or ``"labels"``.
-            single_label: Whether it expects that each sample is of one class.
-        """
+    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:  # noqa: ARG002
+        """Return why a distillation method makes no sense here, or None where it does."""
+        return None
 
     @abstractmethod
     def evaluate(self, outputs: Array, targets: Array, names: Sequence[str], split: str) -> Evaluation:
@@ -113,6 +124,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, outputs: Array, targets: Array) -> float | None:
         """Return the score's value alone, fast, as after each epoch; None where nothing is labelled."""
+
+    def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:  # noqa: ARG002
+        """Return what is wrong with a model's outputs as a whole, in words: it guesses, its classes are permuted."""
+        return None
 
     @abstractmethod
     def agreement(self, teacher: Array, outputs: Array) -> Agreement:
@@ -145,3 +160,16 @@ def checked_outputs(outputs: Any, samples: int, task: Task, names: Sequence[str]
             hint="check its weights and its preprocessing; a half-precision file may overflow",
         )
     return found
+
+
+def check_same_shape(targets: "Tensor", outputs: "Tensor", kind: str) -> None:
+    """Hold that targets are one row per sample and one column per class.
+
+    Raises:
+        KDExportError: They are not.
+    """
+    if targets.shape != outputs.shape:
+        raise KDExportError(
+            f"{kind} labels are {list(targets.shape)}, the student's logits {list(outputs.shape)}",
+            hint="give one row per sample and one column per class",
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.results import Agreement, ClassScore, Evaluation
 from kdexport.statistics import wilson
 from kdexport.tasks.base import Activation, Array, Task
@@ -50,21 +50,29 @@ class Classification(Task):
             )
 
     def label_loss(
-        self, outputs: "Tensor", targets: "Tensor", *, smoothing: float = 0.0, labelled: "Tensor | None" = None
+        self,
+        outputs: "Tensor",
+        targets: "Tensor",
+        *,
+        smoothing: float = 0.0,
+        labelled: "Tensor | None" = None,
+        mixed: bool = False,
     ) -> "Tensor":
-        """Return the cross-entropy: with class ids the mean over labelled samples, else with probabilities."""
+        """Return the cross-entropy: with class ids the mean over labelled samples, of which a batch may hold none."""
         import torch.nn.functional as F
 
-        if targets.ndim == 2:
+        if mixed:
             return F.cross_entropy(outputs, targets.to(outputs.dtype), label_smoothing=smoothing)
+        check_class_ids(targets, outputs, "the labels' loss")
         if labelled is None:
             labelled = (targets != UNLABELLED).sum().clamp(min=1)
         total = F.cross_entropy(outputs, targets, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum")
         return total / labelled
 
-    def legal(self, compares: str, *, single_label: bool) -> bool:  # noqa: ARG002
-        """Every method is."""
-        return True
+    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return how many samples are labelled and how many of them are right."""
+        known = targets != UNLABELLED
+        return known.sum(), ((outputs.argmax(1) == targets) & known).sum()
 
     def score(self, outputs: Array, targets: Array) -> float | None:
         """Return the accuracy."""
@@ -91,6 +99,12 @@ class Classification(Task):
             chance=float(confusion.sum(axis=1).max() / len(right)),
         )
 
+    def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:
+        """Say where it guesses, or where its classes come in another order; see ``doubts``."""
+        from kdexport.tasks.doubts import doubt_of
+
+        return doubt_of(targets, outputs, names)
+
     def agreement(self, teacher: Array, outputs: Array) -> Agreement:
         """Return the share of samples with the teacher's class, KL(teacher || model) and the logits' correlation."""
         theirs, ours = teacher.astype(np.float64), outputs.astype(np.float64)
@@ -105,6 +119,24 @@ class Classification(Task):
     def groups(self, targets: Array) -> NDArray[np.int64]:
         """Return the class ids."""
         return targets.astype(np.int64)
+
+
+def check_class_ids(targets: "Tensor", logits: "Tensor", what: str) -> None:
+    """Hold that there is one class index per sample.
+
+    Raises:
+        KDExportError: There is not.
+    """
+    if targets.is_floating_point() or targets.ndim != 1:
+        raise KDExportError(
+            f"{what} takes one class per sample, the labels are {targets.dtype} {list(targets.shape)}",
+            hint="for multi-label targets use binary_soft_targets; for mixed labels use soft_targets or dist",
+        )
+    if targets.shape[0] != logits.shape[0]:
+        raise KDExportError(
+            f"{what}: there are {targets.shape[0]} labels for {logits.shape[0]} samples",
+            hint="give one label per sample",
+        )
 
 
 def class_scores(hits: Array, actual: Array, predicted: Array, names: Sequence[str]) -> tuple[ClassScore, ...]:

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from kdexport.errors import SourceError
 from kdexport.results import Agreement, Evaluation
 from kdexport.statistics import bootstrap_interval, resample_counts
-from kdexport.tasks.base import Activation, Array, Task
+from kdexport.tasks.base import Activation, Array, Task, check_same_shape
 from kdexport.tasks.classification import class_scores, correlation, macro_f1
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kdexport.terms import BaseTerm
 
 
 class MultiLabel(Task):
@@ -54,16 +56,23 @@ class MultiLabel(Task):
         *,
         smoothing: float = 0.0,
         labelled: "Tensor | None" = None,  # noqa: ARG002 - every sample is labelled
+        mixed: bool = False,  # noqa: ARG002 - mixed rows are multi-hot rows with values between
     ) -> "Tensor":
         """Return the binary cross-entropy, mean over samples and classes."""
         import torch.nn.functional as F
 
+        check_same_shape(targets, outputs, self.name)
         smoothed = targets.to(outputs.dtype) * (1 - smoothing) + 0.5 * smoothing
         return F.binary_cross_entropy_with_logits(outputs, smoothed)
 
-    def legal(self, compares: str, *, single_label: bool) -> bool:  # noqa: ARG002
-        """Those that do not expect one class a sample."""
-        return not single_label
+    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return how many decisions there are, one a sample and class, and how many are right."""
+        right = (outputs > 0) == (targets > 0.5)
+        return outputs.new_zeros(()) + right.numel(), right.sum()
+
+    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
+        """Object to methods of one class a sample."""
+        return None if method.multi_label else "expects one class per sample, and these targets are multi-label"
 
     def score(self, outputs: Array, targets: Array) -> float | None:
         """Return the mean average precision."""

@@ -12,9 +12,9 @@ STUDENT, TEACHER = (RANDOM.normal(size=(60, 5)).astype(np.float32) for _ in rang
 LABELS = RANDOM.integers(0, 5, 60)
 
 
-def summed(kind="class", labels=LABELS, teacher=TEACHER, per_epoch=3):
+def summed(task=TASKS["classification"], labels=LABELS, teacher=TEACHER, per_epoch=3):
     """Three batches of twenty, counted one by one."""
-    sums = BatchAgreement(CPU, per_epoch, kind)
+    sums = BatchAgreement(CPU, per_epoch, task)
     for rows in np.split(np.arange(60), 3):
         sums.count(
             Seen(
@@ -46,23 +46,23 @@ def test_what_is_not_known_is_none():
     assert summed(teacher=None)["train_kl"] is None
     assert summed(teacher=None)["train_accuracy"] is not None
     assert summed(labels=None)["train_accuracy"] is None
-    assert summed(kind="soft", labels=np.full((60, 5), 0.2))["train_accuracy"] is None
+    assert summed(task=None, labels=np.full((60, 5), 0.2))["train_accuracy"] is None
 
 
 def test_several_labels_are_decisions_of_their_own():
     targets = (RANDOM.random((60, 5)) > 0.5).astype(np.float32)
-    found = summed("multi_label", targets)
+    found = summed(TASKS["multilabel"], targets)
     assert found["train_accuracy"] == pytest.approx(np.mean((STUDENT > 0) == (targets > 0.5)))
 
 
 def test_a_long_epoch_is_looked_at_in_part():
-    sums = BatchAgreement(CPU, 10 * BATCHES_LOOKED_AT, "class")
+    sums = BatchAgreement(CPU, 10 * BATCHES_LOOKED_AT, TASKS["classification"])
     assert sum(sums.looks_at(step) for step in range(10 * BATCHES_LOOKED_AT)) == BATCHES_LOOKED_AT
-    assert all(BatchAgreement(CPU, 5, "class").looks_at(step) for step in range(5))
+    assert all(BatchAgreement(CPU, 5, TASKS["classification"]).looks_at(step) for step in range(5))
 
 
 def test_a_checkpoint_holds_the_sums():
-    whole, first, second = (BatchAgreement(CPU, 3, "class") for _ in range(3))
+    whole, first, second = (BatchAgreement(CPU, 3, TASKS["classification"]) for _ in range(3))
     arrays = (STUDENT, TEACHER, LABELS)
     parts = [Seen(*(torch.from_numpy(array[rows]) for array in arrays)) for rows in (slice(30), slice(30, 60))]
     for part in parts:

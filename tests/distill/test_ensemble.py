@@ -69,7 +69,7 @@ def test_tells_how_far_its_members_agree():
     combined = ensemble([9.0, 0.0, 0.0], [0.0, 1.0, 0.0])
     teacher_scores = combined.scores(Split((X,), np.zeros(20, dtype=np.int64)), torch.device("cpu"))
     assert [score.name for score in teacher_scores] == ["teacher", "teacher-2"]
-    assert [score.val_accuracy for score in teacher_scores] == [1.0, 0.0]
+    assert [score.val_score for score in teacher_scores] == [1.0, 0.0]
     assert [score.agreement.top1 for score in teacher_scores] == [1.0, 0.0]
     assert [score.weight for score in teacher_scores] == [0.5, 0.5]
 

@@ -9,6 +9,7 @@ from kdexport import terms
 from kdexport.distill.losses import soft_targets
 from kdexport.distill.objective import Objective, loss_of
 from kdexport.errors import KDExportError
+from kdexport.tasks import TASKS
 from kdexport.terms import METHODS
 
 TERM = pydantic.TypeAdapter(terms.Term)
@@ -88,7 +89,7 @@ def test_labels_alone_need_no_teacher(batch):
 
 def test_multi_label_is_binary_cross_entropy(batch):
     labels = (torch.rand(BATCH, CLASSES) > 0.5).float()
-    objective = Objective(1.0, [term("binary_soft_targets")], label_kind="multi_label")
+    objective = Objective(1.0, [term("binary_soft_targets")], task=TASKS["multilabel"])
     _, parts = objective(batch[0], labels, batch[2], progress_of_training=0.0)
     p = torch.sigmoid(batch[0].double())
     expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
@@ -97,7 +98,7 @@ def test_multi_label_is_binary_cross_entropy(batch):
 
 def test_soft_labels_are_cross_entropy_with_probabilities(batch):
     labels = torch.softmax(torch.randn(BATCH, CLASSES), dim=1)
-    _, parts = Objective(1.0, label_kind="soft")(batch[0], labels, None, progress_of_training=0.0)
+    _, parts = Objective(1.0, mixed=True)(batch[0], labels, None, progress_of_training=0.0)
     expected = -(labels.double() * torch.log_softmax(batch[0].double(), dim=1)).sum(dim=1).mean()
     assert parts["labels"].item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -131,7 +132,7 @@ def test_refuses_weights_that_are_all_zero():
 @pytest.mark.parametrize("name", ["soft_targets", "hard_targets", "dkd", "dist"])
 def test_refuses_multi_label_targets_for_a_single_label_method(name):
     with pytest.raises(KDExportError, match="multi-label") as caught:
-        Objective(1.0, [term(name)], label_kind="multi_label")
+        Objective(1.0, [term(name)], task=TASKS["multilabel"])
     assert "binary_soft_targets" in caught.value.hint
 
 
@@ -142,12 +143,12 @@ def test_refuses_multi_label_targets_that_were_not_announced(batch):
 
 def test_refuses_mixed_labels_for_a_method_that_needs_one_class():
     with pytest.raises(KDExportError, match="dkd needs one class"):
-        Objective(1.0, [term("dkd")], label_kind="soft")
+        Objective(1.0, [term("dkd")], mixed=True)
 
 
 def test_refuses_labels_of_another_width(batch):
-    with pytest.raises(KDExportError, match="multi_label labels"):
-        Objective(1.0, label_kind="multi_label")(batch[0], torch.zeros(BATCH, 2), None, progress_of_training=0.0)
+    with pytest.raises(KDExportError, match="multilabel labels"):
+        Objective(1.0, task=TASKS["multilabel"])(batch[0], torch.zeros(BATCH, 2), None, progress_of_training=0.0)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from kdexport.data.samples import Split
 from kdexport.distill import inference
 from kdexport.distill.batches import Batches
 from kdexport.distill.stage import distill
-from kdexport.distill.teacher_verdict import warn_where_it_guesses
+from kdexport.distill.teacher_verdict import warn_of_doubt
 from kdexport.errors import KDExportError
 from kdexport.models.loading import evaluating
 from kdexport.models.networks import load_network
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
+from kdexport.tasks import TASKS
 
 Tiny = Callable[..., Recipe]
 
@@ -174,10 +175,13 @@ def test_a_teacher_that_guesses_is_a_warning(right: float, guesses: bool) -> Non
     labels = np.arange(200) % 2
     predicted = np.where(np.random.default_rng(0).permutation(200) < 200 * right, labels, 1 - labels)
 
-    class Context:
-        progress = Warnings()
+    class Data:
+        task, class_names = TASKS["classification"], ("even", "odd")
 
-    warn_where_it_guesses(Context, "teacher", labels, predicted)  # type: ignore[arg-type]
+    class Context:
+        progress, dataset = Warnings(), Data
+
+    warn_of_doubt(Context, "teacher", np.eye(2, dtype=np.float32)[predicted], labels)  # type: ignore[arg-type]
     assert bool(Context.progress.told) is guesses
     if guesses:
         assert f"{right:.1%} of 200 samples" in Context.progress.told[0]

@@ -440,5 +440,5 @@ def test_the_accuracy_that_is_told_is_that_of_the_weights_that_are_kept(tmp_path
     training = ("teacher.train.epochs=5", "teacher.train.keep='last'", "teacher.train.lr=0.05")
     result = distill(tiny(*training, "distill.baseline=false", "distill.epochs=1"), directory)
     lines = [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"]
-    assert result.networks[0].val_accuracy == lines[-1]["val_accuracy"]
+    assert result.networks[0].val_score == lines[-1]["val_accuracy"]
     assert lines[-1]["kept"]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import nn
 
 from kdexport.data.samples import Split
@@ -30,10 +31,13 @@ def test_tells_student_teacher_and_how_near_they_are():
     assert 0 < scores["val_logit_correlation"] < 1
 
 
-def test_several_labels_are_decisions_of_their_own():
-    scores = score(np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=np.float32))
-    assert scores["val_accuracy"] == pytest.approx(10 / 12)
-    assert scores["val_teacher_accuracy"] == pytest.approx(8 / 12)
+def test_several_labels_score_by_mean_average_precision():
+    targets = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=np.float32)
+    scores = score(targets)
+    student = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [-1, -1, 1]], dtype=np.float32)
+    assert scores["val_score"] == pytest.approx(average_precision_score(targets, student, average="macro"))
+    assert scores["val_teacher_score"] == pytest.approx(average_precision_score(targets, TEACHER, average="macro"))
+    assert "val_accuracy" not in scores
 
 
 def test_what_cannot_be_known_is_none():

@@ -68,20 +68,6 @@ def positive_temperature(temperature: float, method: str) -> None:
         )
 
 
-def class_labels(labels: Tensor, logits: Tensor, method: str) -> None:
-    """Raise unless there is one class index per sample."""
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise KDExportError(
-            f"{method} takes one class per sample, the labels are {labels.dtype} {list(labels.shape)}",
-            hint="for multi-label targets use binary_soft_targets; for mixed labels use soft_targets or dist",
-        )
-    if labels.shape[0] != logits.shape[0]:
-        raise KDExportError(
-            f"{method}: there are {labels.shape[0]} labels for {logits.shape[0]} samples",
-            hint="give one label per sample",
-        )
-
-
 def several_samples(batch: Tensor, method: str, least: int = 2) -> None:
     """Raise where a method that compares samples with each other gets too few of them."""
     if batch.shape[0] < least:

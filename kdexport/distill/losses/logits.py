@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdexport.distill.losses.checks import class_labels, logits_pair, positive_temperature, several_samples
+from kdexport.distill.losses.checks import logits_pair, positive_temperature, several_samples
 from kdexport.errors import KDExportError
+from kdexport.tasks.classification import check_class_ids
 
 
 def soft_targets(
@@ -110,7 +111,7 @@ def dkd(
     """
     positive_temperature(temperature, "dkd")
     student, teacher = logits_pair(student_logits, teacher_logits, "dkd")
-    class_labels(labels, student, "dkd")
+    check_class_ids(labels, student, "dkd")
     if student.shape[1] < 2:
         raise KDExportError(
             "dkd sets the labelled class against the others, and there is only one class",
