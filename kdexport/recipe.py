@@ -49,125 +49,369 @@ Side = Annotated[int, Field(ge=1, lt=1 << 16)]  # of an image, in pixels
 class PreprocessingSpec(Section):
     """What the recipe says of a model's preprocessing; what is left out is inferred."""
 
-    size: tuple[Side, Side] | None = None  # height, width
-    resize: Literal["squash", "crop"] | None = None
-    crop_share: float | None = Field(None, gt=0, le=1)  # with crop: ImageNet's 224 of 256 is 0.875
-    resample: Literal["bilinear", "bicubic"] | None = None  # how pixels are averaged when an image is resized
-    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = None  # of pixels scaled to 0..1
-    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = None
+    size: tuple[Side, Side] | None = Field(
+        None,
+        description=(
+            "Height and width, in pixels, that the network takes. Left out: what the model itself states, "
+            "else the size of the data."
+        ),
+    )
+    resize: Literal["squash", "crop"] | None = Field(
+        None,
+        description=(
+            "How an image becomes that size: squash ignores its aspect ratio, crop resizes the shorter "
+            "side and cuts out the center. Left out: what the model states."
+        ),
+    )
+    crop_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=(
+            "With crop, the share of the resized shorter side that is kept: ImageNet's 224 of 256 is "
+            "0.875. Left out: what the model states."
+        ),
+    )
+    resample: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="The filter that resizes. Left out: what the model states, else bilinear."
+    )
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = Field(
+        None,
+        description=(
+            "Mean per channel, of pixels scaled to 0..1, which is subtracted. Left out: what the model "
+            "states, else that of the training split."
+        ),
+    )
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = Field(
+        None,
+        description=(
+            "Standard deviation per channel, of pixels scaled to 0..1, which is divided by. Left out: "
+            "what the model states, else that of the training split."
+        ),
+    )
 
 
 class Data(Section):
     """[data]: where the samples come from and how they are split."""
 
-    source: str
-    val_fraction: float = Field(0.1, gt=0, lt=1)  # of train, where the source gives no validation split
-    test_fraction: float = Field(0.2, gt=0, lt=1)  # of all, where the source gives no test split
-    fraction: float = Field(1.0, gt=0, le=1)  # of the training split to use
-    root: str | None = None  # torchvision: where its files lie
-    download: bool = False
-    args: dict[str, Any] = {}  # for file.py:Name
-    text_column: str = "text"
-    label_column: str = "label"
-    on_bad_sample: Literal["fail", "skip"] = "fail"
-    tokenizer: str | None = None  # of text: hf:NAME_OR_DIR
-    text_length: int = Field(128, ge=1)  # tokens, at most
-    unlabelled: str | None = None  # imagefolder:DIR, more pictures that the student learns from the teacher alone
-    image_size: tuple[Side, Side] | None = None  # height, width to decode pictures to; None: what the networks need
+    source: str = Field(
+        description=(
+            "Where the samples come from: digits, imagefolder:DIR, npz:FILE, csv:FILE, torchvision:NAME, "
+            "hf:NAME_OR_DIR, or file.py:Name, a function that returns the splits. A path is relative to "
+            "the recipe."
+        )
+    )
+    val_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the training split that becomes the validation split, where the source has none.",
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share of all samples that becomes the test split, where the source has none."
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of the training split that is used; 1.0 is all of it.")
+    root: str | None = Field(
+        None, description="Folder that holds the files of a torchvision data set; a path is relative to the recipe."
+    )
+    download: bool = Field(
+        False, description="Whether torchvision may download the data set into root. By default nothing is downloaded."
+    )
+    args: dict[str, Any] = Field(
+        {}, description="Keyword arguments of the function that file.py:Name names, or of the torchvision class."
+    )
+    text_column: str = Field("text", description="Name of the column that holds the text, for csv and hf.")
+    label_column: str = Field("label", description="Name of the column that holds the label, for csv and hf.")
+    on_bad_sample: Literal["fail", "skip"] = Field(
+        "fail",
+        description=(
+            "What happens at a file that cannot be read: fail stops and names it, skip leaves it out and "
+            "tells how many."
+        ),
+    )
+    tokenizer: str | None = Field(
+        None, description="Tokenizer of text, as hf:NAME_OR_DIR. Text from csv or hf needs one: usually the teacher's."
+    )
+    text_length: int = Field(128, ge=1, description="Number of tokens at which a text is cut.")
+    unlabelled: str | None = Field(
+        None,
+        description=(
+            "More images without labels, as imagefolder:DIR, that the student learns from through the "
+            "teacher alone. Left out: none."
+        ),
+    )
+    image_size: tuple[Side, Side] | None = Field(
+        None,
+        description=(
+            "Height and width, in pixels, to which image files are decoded. Left out: what the networks need."
+        ),
+    )
 
 
 class Training(Section):
     """How a network is trained."""
 
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(128, ge=1)  # over all processes
-    micro_batch_size: int | None = Field(None, ge=1)  # how many at a time, where memory is short; gradients add up
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(0.002, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)  # sgd
-    schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
-    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)  # step: shares of the training; 150, 180, 210 of 240
-    warmup_epochs: float = Field(0.0, ge=0)
-    clip_grad_norm: float | None = Field(None, gt=0)
-    ema_decay: float | None = Field(None, gt=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: Literal["auto"] | bool = "auto"  # memory format; auto: true on a GPU, as it is stored on a CPU
-    compile: bool = False  # torch.compile, which pays where a training takes hours
-    checkpoint_minutes: float = Field(10.0, gt=0)  # beside the one at each epoch's end
-    augment: tuple[str, ...] = ()
-    balanced: bool = False  # every class as often in an epoch, however many samples it has
-    keep: Literal["best", "last"] = "best"  # by validation accuracy
-    patience: int | None = Field(None, ge=1)  # stop after so many epochs without a better one
+    epochs: int = Field(30, ge=1, description="Number of passes over the training split.")
+    batch_size: int = Field(128, ge=1, description="Samples per step, over all processes together.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Samples per forward pass, where memory is short: gradients of several passes add up to one "
+            "step. Left out: the whole batch at once."
+        ),
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="The optimizer: AdamW, or SGD with Nesterov momentum."
+    )
+    lr: float = Field(0.002, gt=0, description="Learning rate, at its peak.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Weight decay, of weights and not of biases or normalization layers."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd; adamw ignores it.")
+    schedule: Literal["cosine", "step", "linear", "constant"] = Field(
+        "cosine",
+        description=(
+            "How the learning rate falls: cosine and linear to 0, step to a tenth at each milestone, "
+            "constant not at all."
+        ),
+    )
+    milestones: tuple[float, ...] = Field(
+        (0.625, 0.75, 0.875),
+        description=(
+            "With step, the shares of the training after which the learning rate is divided by ten; the "
+            "default is epochs 150, 180 and 210 of 240."
+        ),
+    )
+    warmup_epochs: float = Field(
+        0.0, ge=0, description="Epochs over which the learning rate first climbs in a straight line to lr."
+    )
+    clip_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of all gradients together; longer ones are scaled down. Left out: no clipping.",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "Decay of the moving average of the weights, which is then what is validated and kept, e.g. "
+            "0.999. Left out: no average."
+        ),
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of each label's probability that is spread over all classes."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Number format of forward and backward passes; bf16 and fp16 mean automatic mixed precision.",
+    )
+    channels_last: Literal["auto"] | bool = Field(
+        "auto",
+        description=(
+            "Whether tensors lie in channels-last memory format; auto means true on a GPU, and as they "
+            "are stored on a CPU."
+        ),
+    )
+    compile: bool = Field(False, description="Whether torch.compile is used, which pays where a training takes hours.")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Minutes between two checkpoints, beside the one at the end of each epoch."
+    )
+    augment: tuple[str, ...] = Field(
+        (),
+        description=(
+            "Augmentations of the training images, applied in the order given: shift, flip, crop, color, "
+            "erase; mixup and cutmix come last. Left out: none."
+        ),
+    )
+    balanced: bool = Field(
+        False, description="Whether every class is drawn equally often in an epoch, however many samples it has."
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="Which weights are kept: those of the epoch with the best validation score, or the last."
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Number of epochs without a better validation score after which training stops. Left out: all "
+            "epochs are trained."
+        ),
+    )
 
 
-class TeacherSpec(Section):
+class NetworkSpec(Section):
+    """A network by reference, its weights and its inputs: what [teacher] and [student] have in common."""
+
+    model: str = Field(
+        description=(
+            "The network: torchvision:NAME, timm:NAME, hf:NAME_OR_DIR, file.py:Name, package.module:Name; "
+            "a teacher may also be model.pt2 or model.onnx."
+        )
+    )
+    args: dict[str, Any] = Field({}, description="Keyword arguments of the class or function that builds the network.")
+    weights: str | None = Field(
+        None,
+        description=(
+            'A checkpoint to start from (.safetensors, .pt, .pth, .th, .ckpt), or "pretrained" for the library\'s own. '
+            "Left out: new weights."
+        ),
+    )
+    weights_key: str | None = Field(
+        None,
+        description=(
+            "Which of several sets of weights in the file is meant, by its key or prefix. Left out: the "
+            "one that fits best."
+        ),
+    )
+    strict: bool = Field(
+        True,
+        description=(
+            "Whether every name and shape of the weights must match; false takes what fits and lists the rest."
+        ),
+    )
+    class_order: Literal["by_name", "by_position"] = Field(
+        "by_name",
+        description=(
+            "How the model's classes are matched to the data's: by the names that it carries, or by "
+            "position whatever those names are."
+        ),
+    )
+    preprocessing: PreprocessingSpec = Field(
+        PreprocessingSpec(),
+        description=(
+            "What the model's inputs must look like; keys that are left out are inferred from the model and the data."
+        ),
+    )
+
+
+class TeacherSpec(NetworkSpec):
     """[[teacher.also]]: one more network to learn from."""
 
-    model: str
-    args: dict[str, Any] = {}
-    weights: str | None = None
-    weights_key: str | None = None  # which of several sets of weights in the file, by its nest or prefix
-    strict: bool = True
-    class_order: Literal["by_name", "by_position"] = "by_name"  # by_position: whatever class names the model carries
-    preprocessing: PreprocessingSpec = PreprocessingSpec()
-    train: Training | None = None
-    weight: float = Field(1.0, gt=0)  # of its word, against the other teachers'
+    train: Training | None = Field(
+        None,
+        description=(
+            "How to train this teacher on the labels first; its keys are those of [distill] down to "
+            "patience. Left out: it is used as it is."
+        ),
+    )
+    weight: float = Field(1.0, gt=0, description="Weight of this teacher's output against that of the other teachers.")
 
 
 class Teacher(TeacherSpec):
     """[teacher]: the network to learn from, first among several if there are ``also`` others."""
 
-    also: tuple[TeacherSpec, ...] = ()
-    combine: Literal["average", "confidence"] = "average"  # the surer of a sample a teacher is, the more it counts
+    also: tuple[TeacherSpec, ...] = Field(
+        (), description="Further teachers: [[teacher.also]] takes the keys of [teacher] but also and combine."
+    )
+    combine: Literal["average", "confidence"] = Field(
+        "average",
+        description=(
+            "How several teachers' outputs become one: average, or confidence, where a teacher that is "
+            "surer of a sample counts more."
+        ),
+    )
 
     def named(self) -> tuple[tuple[str, TeacherSpec], ...]:
         """Return all teachers by the names of their files: teacher, teacher-2, ..."""
         return ("teacher", self), *((f"teacher-{number}", also) for number, also in enumerate(self.also, 2))
 
 
-class Student(Section):
+class Student(NetworkSpec):
     """[student]: the network to ship."""
-
-    model: str
-    args: dict[str, Any] = {}
-    weights: str | None = None
-    weights_key: str | None = None  # which of several sets of weights in the file, by its nest or prefix
-    strict: bool = True
-    class_order: Literal["by_name", "by_position"] = "by_name"  # by_position: whatever class names the model carries
-    preprocessing: PreprocessingSpec = PreprocessingSpec()
 
 
 class DataFree(Section):
     """[distill.data_free]: make the training images from the teacher alone; no real one is looked at."""
 
-    samples: int = Field(10_000, ge=1)  # to make
-    steps: int = Field(400, ge=4)  # of the generator; images are kept from the second quarter on
-    latent: int = Field(100, ge=1)  # numbers that an image is made from
-    lr: float = Field(0.001, gt=0)
-    one_hot: float = Field(1.0, ge=0)  # weights: the teacher is sure of a class,
-    activation: float = Field(0.1, ge=0)  # its embedding is strong,
-    entropy: float = Field(5.0, ge=0)  # all classes are as frequent,
-    statistics: float = Field(5.0, ge=0)  # and its batch normalizations see what they saw
+    samples: int = Field(10_000, ge=1, description="Number of images to make.")
+    steps: int = Field(
+        400, ge=4, description="Number of the generator's training steps; images are kept from the second quarter on."
+    )
+    latent: int = Field(100, ge=1, description="Number of random numbers that an image is made from.")
+    lr: float = Field(0.001, gt=0, description="Learning rate of the generator.")
+    one_hot: float = Field(
+        1.0, ge=0, description="Weight of the generator's loss that wants the teacher to be sure of a class."
+    )
+    activation: float = Field(
+        0.1, ge=0, description="Weight of the generator's loss that wants a strong embedding in the teacher."
+    )
+    entropy: float = Field(
+        5.0, ge=0, description="Weight of the generator's loss that wants all classes to be equally frequent."
+    )
+    statistics: float = Field(
+        5.0,
+        ge=0,
+        description=(
+            "Weight of the generator's loss that wants the teacher's batch normalizations to see the "
+            "statistics of their training."
+        ),
+    )
 
 
 class Distill(Training):
     """[distill]: how the student learns from the teacher."""
 
-    label_weight: float = Field(0.1, ge=0)
-    views: int = Field(4, ge=1)
-    teacher_top_k: int | None = Field(None, ge=1)  # logits kept of each view; None: all, above 1,000 classes 128
-    teacher_cache: str | None = None  # folder of the teacher's logits, for runs to share; None: the run's own
-    baseline: bool = True
-    generations: int = Field(1, ge=1)  # born again: each student teaches the next, the last one is kept
-    data_free: DataFree | None = None
-    track: tuple[Literal["tensorboard", "wandb"], ...] = ()  # where the epochs of all phases are shown as well
-    quantize_aware: bool = False  # then fine-tune with int8's rounding in place: weights and ranges are learnt for it
-    quantize_aware_epochs: int | None = Field(None, ge=1)  # None: a quarter of epochs
-    quantize_aware_lr: float | None = Field(None, gt=0)  # None: a tenth of lr
+    label_weight: float = Field(0.1, ge=0, description="Weight of the labels' own loss, beside the terms.")
+    views: int = Field(
+        4,
+        ge=1,
+        description=(
+            "Number of augmented views of each sample whose teacher logits are kept and reused over the epochs."
+        ),
+    )
+    teacher_top_k: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Number of logits that are kept of each view. Left out: all of them, or the 128 largest above "
+            "1,000 classes."
+        ),
+    )
+    teacher_cache: str | None = Field(
+        None, description="Folder for the teacher's logits that several runs share. Left out: the run directory's own."
+    )
+    baseline: bool = Field(
+        True,
+        description=("Whether the same student is also trained without the teacher, to show what distillation gained."),
+    )
+    generations: int = Field(
+        1,
+        ge=1,
+        description=(
+            "Number of students in a row, each of which teaches the next (born-again networks); the last one is kept."
+        ),
+    )
+    data_free: DataFree | None = Field(
+        None,
+        description=(
+            "Train on images that are made from the teacher alone, without any data. Left out: train on the data."
+        ),
+    )
+    track: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="Where the epochs of all trainings are shown as well."
+    )
+    quantize_aware: bool = Field(
+        False,
+        description=(
+            "Whether the student is then fine-tuned with int8's rounding in place; needs int8 in export.quantize."
+        ),
+    )
+    quantize_aware_epochs: int | None = Field(
+        None, ge=1, description="Number of epochs of that fine-tuning. Left out: a quarter of epochs."
+    )
+    quantize_aware_lr: float | None = Field(
+        None, gt=0, description="Learning rate of that fine-tuning. Left out: a tenth of lr."
+    )
     # The best of those that compare logits alone, in benchmarks/results/methods_cifar10.md; models/README.md says more.
-    terms: tuple[Term, ...] = (DIST(method="dist", beta=2.0, gamma=2.0, temperature=4.0),)
+    terms: tuple[Term, ...] = Field(
+        (DIST(method="dist", beta=2.0, gamma=2.0, temperature=4.0),),
+        description=(
+            "What is minimized beside the labels' loss: one [[distill.terms]] table per term. Left out: "
+            "dist, the best in benchmarks/results/methods_cifar10.md of those that compare logits alone."
+        ),
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
@@ -185,19 +429,60 @@ class Distill(Training):
 class Export(Section):
     """[export]: the ONNX files to write."""
 
-    opset: int = Field(18, ge=17, le=26)
-    quantize: Annotated[tuple[str, ...], AfterValidator(checked)] = ()  # keys of precisions.PRECISIONS
-    bake_preprocessing: bool = True
-    any_image_size: bool = False  # images of any size go in and are resized in the graph
-    softmax: bool = False  # probabilities come out in place of logits
-    top_k: int = Field(0, ge=0)  # so many best classes come out as well, by name
-    license: str | None = None  # of the weights; written into the files
-    parity_tolerance: float = Field(1e-4, gt=0)
-    calibration: Literal["auto", "minmax", "entropy", "percentile"] = "auto"  # auto: the best on the validation split
-    calibration_samples: int = Field(256, ge=1)
-    weight_bits: Literal[7, 8] = 7  # of int8 weights: 8 overflows on x86 without VNNI
-    max_accuracy_drop: float | None = Field(None, ge=0)  # of a variant, on validation: operators return to fp32 for it
-    max_output_error: float | None = Field(None, gt=0)  # the same, where there is no accuracy: RMS of the difference
+    opset: int = Field(18, ge=17, le=26, description="ONNX operator set of the files.")
+    quantize: Annotated[tuple[str, ...], AfterValidator(checked)] = Field(
+        (),
+        description=(
+            "Smaller variants to write beside the fp32 file: fp16, int8, int8-dynamic, int4. By default none."
+        ),
+    )
+    bake_preprocessing: bool = Field(
+        True,
+        description=(
+            "Whether resizing and normalization are part of the graph, so that uint8 images in NHWC layout go in."
+        ),
+    )
+    any_image_size: bool = Field(
+        False, description="Whether images of any size go in and are resized in the graph; needs bake_preprocessing."
+    )
+    softmax: bool = Field(False, description="Whether probabilities come out in place of logits.")
+    top_k: int = Field(
+        0, ge=0, description="Number of best classes that come out as well, with their scores; 0 means none."
+    )
+    license: str | None = Field(
+        None, description="License of the weights, which is written into the files. Left out: none is written."
+    )
+    parity_tolerance: float = Field(
+        1e-4,
+        gt=0,
+        description=("Largest relative difference between PyTorch's and ONNX Runtime's outputs that passes as equal."),
+    )
+    calibration: Literal["auto", "minmax", "entropy", "percentile"] = Field(
+        "auto",
+        description=(
+            "How the ranges of int8 activations are found; auto tries all and takes the best on the validation split."
+        ),
+    )
+    calibration_samples: int = Field(256, ge=1, description="Number of training samples that the ranges are found on.")
+    weight_bits: Literal[7, 8] = Field(
+        7, description="Bits of an int8 weight; 8 is finer, and overflows on x86 processors without VNNI."
+    )
+    max_accuracy_drop: float | None = Field(
+        None,
+        ge=0,
+        description=(
+            "Largest loss of a variant's score on the validation split, as a share; operators return to "
+            "fp32 until it holds. Left out: none does."
+        ),
+    )
+    max_output_error: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "Largest RMS difference of a variant's outputs from the fp32 file's, as a share of their RMS, "
+            "where there is no accuracy; operators return to fp32 until it holds. Left out: none does."
+        ),
+    )
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -208,19 +493,69 @@ class Bench(Section):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    devices: tuple[str, ...] = Field(("cpu",), min_length=1)
-    batch_sizes: tuple[Count, ...] = Field((1,), min_length=1)
-    threads: tuple[Count, ...] = Field((1,), min_length=1)
-    precision: float = Field(0.02, gt=0)  # half-width of the median's interval that ends the measuring, as a share
-    min_seconds: float = Field(1.0, gt=0, le=DAY)  # measured, per model, device, batch and thread count
-    max_seconds: float = Field(20.0, gt=0, le=DAY)  # the same, by the clock, where the fewest rounds do not take longer
-    rounds: Count = 5  # fewest fresh processes per model: one process is never believed alone
-    allow_fallback: bool = False
-    streams: tuple[Count, ...] = (1,)  # concurrent callers of one session: throughput, beside the latency of one caller
-    provider_options: dict[str, str] = {}  # of the execution provider, for every device but the CPU
-    batch_axis: str | None = None  # which axis holds the samples: its name, or its position; None: told by its name
-    power_command: str | None = None  # prints watts; else RAPL and NVML are asked
-    timeout_s: float = Field(300.0, gt=0, le=DAY)  # a process that is silent for longer is ended, its model has failed
+    devices: tuple[str, ...] = Field(
+        ("cpu",),
+        min_length=1,
+        description=(
+            "Devices to measure on: cpu, cuda, cuda:1, tensorrt, openvino, ...; one that is not there is an error."
+        ),
+    )
+    batch_sizes: tuple[Count, ...] = Field(
+        (1,), min_length=1, description="Samples per call, each of which is measured."
+    )
+    threads: tuple[Count, ...] = Field(
+        (1,), min_length=1, description="Threads within one operator, each number of which is measured."
+    )
+    precision: float = Field(
+        0.02,
+        gt=0,
+        description="Half-width of the median's 95 % interval at which measuring ends, as a share of the median.",
+    )
+    min_seconds: float = Field(
+        1.0,
+        gt=0,
+        le=DAY,
+        description="Least seconds that are measured per model, device, batch size and number of threads.",
+    )
+    max_seconds: float = Field(
+        20.0,
+        gt=0,
+        le=DAY,
+        description=(
+            "Most seconds by the clock per model, device, batch size and number of threads, unless the "
+            "fewest rounds take longer."
+        ),
+    )
+    rounds: Count = Field(5, description="Fewest fresh processes per model: one process alone is never believed.")
+    allow_fallback: bool = Field(
+        False,
+        description=(
+            "Whether a model is measured even where operators fall back to the CPU; by default that is an error."
+        ),
+    )
+    streams: tuple[Count, ...] = Field(
+        (1,),
+        description=("Numbers of concurrent callers of one session, for throughput beside the latency of one caller."),
+    )
+    provider_options: dict[str, str] = Field(
+        {}, description="Options of the execution provider, for every device but the CPU."
+    )
+    batch_axis: str | None = Field(
+        None,
+        description=(
+            "Axis of the inputs that holds the samples, by its name or position. Left out: the dynamic "
+            "one that is called batch, batch_size, N, ..., else the first."
+        ),
+    )
+    power_command: str | None = Field(
+        None, description="A command that prints watts, for energy per call. Left out: RAPL and NVML are asked."
+    )
+    timeout_s: float = Field(
+        300.0,
+        gt=0,
+        le=DAY,
+        description="Seconds of silence after which a process is ended and its model counts as failed.",
+    )
 
 
 class Require(Section):
@@ -228,33 +563,76 @@ class Require(Section):
 
     OLD_NAMES = {"max_accuracy_drop": "max_drop", "min_accuracy": "min_score"}
 
-    max_drop: float | None = Field(None, ge=0)  # of the task's score, against the teacher
-    min_score: float | None = None  # of the task's score; where lower is better, the largest that is allowed
-    min_speedup: float | None = Field(None, gt=0)
-    max_size_mib: float | None = Field(None, gt=0)
-    max_latency_ms: float | None = Field(None, gt=0)
-    latency_percentile: Literal[50, 90, 95, 99] = 50  # that max_latency_ms limits
-    max_memory_mib: float | None = Field(None, gt=0)  # peak of the whole process
-    parity: bool = False  # the file has been proved equal to the PyTorch model
-    undecided: Literal["pass", "fail"] = "pass"  # what a limit within the 95 % interval counts as
-    prefer: Literal["latency", "size", "accuracy"] = "latency"  # which of several fitting models to pick
-    batch_size: int | None = Field(None, ge=1)  # at which speed is judged; None: the smallest measured
-    threads: int | None = Field(None, ge=1)
+    max_drop: float | None = Field(
+        None,
+        ge=0,
+        description=(
+            "Largest loss of the task's score against the teacher, in the score's own unit: 0.01 is one "
+            "point of accuracy. Left out: no limit."
+        ),
+    )
+    min_score: float | None = Field(
+        None, description="Least score of the task; where a lower score is better, the largest. Left out: no limit."
+    )
+    min_speedup: float | None = Field(
+        None,
+        gt=0,
+        description="Least speed-up against the teacher: the ratio of the median latencies. Left out: no limit.",
+    )
+    max_size_mib: float | None = Field(None, gt=0, description="Largest size of the file, in MiB. Left out: no limit.")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="Largest latency of a call, in milliseconds, at latency_percentile. Left out: no limit."
+    )
+    latency_percentile: Literal[50, 90, 95, 99] = Field(
+        50, description="Percentile of the latency that max_latency_ms limits; 50 is the median."
+    )
+    max_memory_mib: float | None = Field(
+        None, gt=0, description="Largest peak memory of the whole process, in MiB. Left out: no limit."
+    )
+    parity: bool = Field(False, description="Whether the file must have been proved equal to the PyTorch model.")
+    undecided: Literal["pass", "fail"] = Field(
+        "pass", description="What a limit within the 95 % interval of a figure counts as."
+    )
+    prefer: Literal["latency", "size", "accuracy"] = Field(
+        "latency",
+        description=(
+            "Which of several models that hold all requirements is picked: the fastest, the smallest or "
+            "the most accurate."
+        ),
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Batch size at which speed and memory are judged. Left out: the smallest that was measured.",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Number of threads at which speed and memory are judged. Left out: the smallest that was measured."
+        ),
+    )
 
 
 class Recipe(Section):
     """All that one run is asked to do."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = Field(default=0, ge=0)
-    task: str | None = None  # classification, multilabel, ...: what the network is for; None: read off the data
-    data: Data
-    teacher: Teacher
-    student: Student
-    distill: Distill = Distill()
-    export: Export = Export()
-    bench: Bench = Bench()
-    require: Require = Require()
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description=("Name of the run, and of its directory runs/NAME: letters, digits, dots, dashes and underscores."),
+    )
+    seed: int = Field(0, ge=0, description="Seed of every random choice.")
+    task: str | None = Field(
+        None, description="What the network is for: classification or multilabel. Left out: read off the data."
+    )
+    data: Data = Field(description="Where the samples come from and how they are split.")
+    teacher: Teacher = Field(description="The network to learn from.")
+    student: Student = Field(description="The network to ship.")
+    distill: Distill = Field(Distill(), description="How the student learns from the teacher.")
+    export: Export = Field(Export(), description="The ONNX files to write.")
+    bench: Bench = Field(Bench(), description="What to measure, and where.")
+    require: Require = Field(Require(), description="What the model to ship must hold; exit code 3 where it does not.")
 
     @model_validator(mode="after")
     def _quantize_aware_is_for_int8(self) -> Self:

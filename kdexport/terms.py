@@ -37,10 +37,15 @@ class BaseTerm(BaseModel):
     raw_logits: ClassVar[bool] = False
     loss_options: ClassVar[tuple[str, ...]] = ()  # the fields that the function takes
 
-    method: str
-    weight: float = Field(1.0, ge=0)
-    schedule: Literal["constant", "warmup", "decay"] = "constant"
-    schedule_share: float = Field(1.0, gt=0, le=1)  # share of the training that the ramp takes
+    method: str = Field(description="Name of the loss, or file.py:name for one of your own.")
+    weight: float = Field(1.0, ge=0, description="Weight of this term in the sum that is minimized.")
+    schedule: Literal["constant", "warmup", "decay"] = Field(
+        "constant",
+        description=(
+            "How the weight moves over the training: constant, warmup climbs from 0 to it, decay falls from it to 0."
+        ),
+    )
+    schedule_share: float = Field(1.0, gt=0, le=1, description="Share of the training that warmup or decay takes.")
 
     def weight_at(self, progress: float) -> float:
         """Return the weight when ``progress`` (0 to 1) of the training is done.
@@ -70,8 +75,8 @@ class SoftTargets(BaseTerm):
     loss_options = ("temperature", "standardize")
 
     method: Literal["soft_targets"]
-    temperature: float = Field(4.0, gt=0)
-    standardize: bool = False  # logit standardization (Sun 2024)
+    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
+    standardize: bool = Field(False, description="Whether logits are standardized per sample first (Sun 2024).")
 
 
 class HardTargets(BaseTerm):
@@ -101,9 +106,9 @@ class DKD(BaseTerm):
     loss_options = ("alpha", "beta", "temperature")
 
     method: Literal["dkd"]
-    alpha: float = Field(1.0, ge=0)
-    beta: float = Field(8.0, ge=0)
-    temperature: float = Field(4.0, gt=0)
+    alpha: float = Field(1.0, ge=0, description="Weight of the part on the true class against the rest.")
+    beta: float = Field(8.0, ge=0, description="Weight of the part on the classes other than the true one.")
+    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
 
 
 class DIST(BaseTerm):
@@ -115,9 +120,9 @@ class DIST(BaseTerm):
     loss_options = ("beta", "gamma", "temperature")
 
     method: Literal["dist"]
-    beta: float = Field(1.0, ge=0)
-    gamma: float = Field(1.0, ge=0)
-    temperature: float = Field(1.0, gt=0)
+    beta: float = Field(1.0, ge=0, description="Weight of the correlation over classes, within a sample.")
+    gamma: float = Field(1.0, ge=0, description="Weight of the correlation over samples, within a class.")
+    temperature: float = Field(1.0, gt=0, description="Temperature that softens both networks' outputs.")
 
 
 class BinarySoftTargets(BaseTerm):
@@ -128,7 +133,7 @@ class BinarySoftTargets(BaseTerm):
     loss_options = ("temperature",)
 
     method: Literal["binary_soft_targets"]
-    temperature: float = Field(4.0, gt=0)
+    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
 
 
 class FeatureTerm(BaseTerm):
@@ -153,8 +158,20 @@ class FeatureTerm(BaseTerm):
 class OneLayerTerm(FeatureTerm):
     """A term on one layer of each network."""
 
-    student_layer: Layer | None = None
-    teacher_layer: Layer | None = None
+    student_layer: Layer | None = Field(
+        None,
+        description=(
+            "Layer of the student: a module's path, a glob over paths, or a stage's number (-1 is the "
+            "last). Left out: the one that the method is meant for."
+        ),
+    )
+    teacher_layer: Layer | None = Field(
+        None,
+        description=(
+            "Layer of the teacher: a module's path, a glob over paths, or a stage's number (-1 is the "
+            "last). Left out: the one that the method is meant for."
+        ),
+    )
 
 
 class Hint(OneLayerTerm):
@@ -193,8 +210,8 @@ class Relational(OneLayerTerm):
     loss_options = ("distance_weight", "angle_weight")
 
     method: Literal["relational"]
-    distance_weight: float = Field(25.0, ge=0)
-    angle_weight: float = Field(50.0, ge=0)
+    distance_weight: float = Field(25.0, ge=0, description="Weight of the distances between pairs of samples.")
+    angle_weight: float = Field(50.0, ge=0, description="Weight of the angles between triples of samples.")
 
 
 class Cosine(OneLayerTerm):
@@ -218,10 +235,14 @@ class CRD(OneLayerTerm):
     loss_options = ("temperature",)
 
     method: Literal["crd"]
-    temperature: float = Field(0.07, gt=0)
-    width: int = Field(128, ge=1)  # of the space in which samples are compared
-    negatives: int = Field(4096, ge=1)  # per batch, out of the training samples; the paper takes 16384
-    momentum: float = Field(0.5, ge=0, lt=1)  # of a remembered embedding, when its sample is seen again
+    temperature: float = Field(0.07, gt=0, description="Temperature of the contrast.")
+    width: int = Field(128, ge=1, description="Number of dimensions of the space in which samples are compared.")
+    negatives: int = Field(
+        4096, ge=1, description="Number of negatives per batch, out of the training samples; the paper takes 16384."
+    )
+    momentum: float = Field(
+        0.5, ge=0, lt=1, description="Share of a remembered embedding that stays when its sample is seen again."
+    )
 
 
 class Review(FeatureTerm):
@@ -233,8 +254,18 @@ class Review(FeatureTerm):
     default_layers = "stage_ends"
 
     method: Literal["review"]
-    student_layers: tuple[Layer, ...] = ()
-    teacher_layers: tuple[Layer, ...] = ()
+    student_layers: tuple[Layer, ...] = Field(
+        (),
+        description=(
+            "Layers of the student, from the first to the last. Left out: the last feature map of each resolution."
+        ),
+    )
+    teacher_layers: tuple[Layer, ...] = Field(
+        (),
+        description=(
+            "Layers of the teacher, from the first to the last. Left out: the last feature map of each resolution."
+        ),
+    )
 
     def layers(self, whose: Literal["student", "teacher"]) -> tuple[Layer, ...]:
         """Return the layers that the recipe names."""
@@ -250,7 +281,7 @@ class OwnLoss(OneLayerTerm):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    method: str
+    method: str = Field(pattern=":", description="Where the function is, as file.py:name.")
 
     def options(self) -> dict[str, Any]:
         """Return the arguments for the loss function."""
