@@ -89,5 +89,34 @@ def test_the_package_loads_nothing_heavy() -> None:
     assert loaded_by("import kdexport") & {*HEAVY, "typer", "rich", "pydantic"} == set()
 
 
+def test_an_onnx_file_is_scored_without_torch(tmp_path: Path) -> None:
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Flatten", ["x"], ["y"]), helper.make_node("MatMul", ["y", "w"], ["logits"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.eye(64, 2, dtype=np.float32), "w")],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "net.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (40, 9, 9, 1), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=np.arange(40) % 2)
+    code = f"""
+import contextlib, io
+sys.argv = ["kdexport", "evaluate", {str(tmp_path / "net.onnx")!r}, "--data", {f"npz:{tmp_path / 'd.npz'}"!r}, "--json",
+            "--set", "student.preprocessing.size=[8,8]", "--quiet"]
+from kdexport.cli import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+    main()
+assert '"samples": 8' in out.getvalue(), out.getvalue()
+"""
+    assert loaded_by(code) & {"torch", "torchvision", "onnx", "sklearn"} == set()
+
+
 def test_the_measured_process_holds_nothing_but_numpy_and_onnxruntime() -> None:
     assert loaded_by("import kdexport.bench.worker") & {"torch", "typer", "rich", "pydantic", "onnx"} == set()

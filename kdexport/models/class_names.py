@@ -18,6 +18,8 @@ from kdexport.references import parse
 from kdexport.scoring import Predict
 
 SHOWN = 12
+COMPARED = 200  # names; each with each takes long with more
+PREFIX = 3  # letters of a name that stand for a longer one
 # Under which trainers and exporters keep class names: timm, mmlab, Ultralytics, Hugging Face, torchvision's folders.
 KEYS = ("class_names", "classes", "names", "label_names", "categories", "labels", "class_to_idx", "idx_to_class",
         "id2label", "label2id", "class_labels", "idx2label")  # fmt: skip
@@ -37,7 +39,8 @@ class ClassOrder:
 def order_of(own: Sequence[str] | None, data: Sequence[str], what: str) -> ClassOrder:
     """Return which of a model's outputs each class of the data is.
 
-    Names that differ in case, spaces, hyphens or underscores alone are the same. Placeholders (``LABEL_0``) and bare
+    Names that differ in case, spaces, hyphens or underscores alone are the same, and so is one that the other begins
+    with where that leaves no doubt (``pos``, ``positive``). Placeholders (``LABEL_0``) and bare
     numbers beside real names say nothing: then the order is the data's.
 
     Args:
@@ -53,10 +56,9 @@ def order_of(own: Sequence[str] | None, data: Sequence[str], what: str) -> Class
     theirs, ours = [_plain(name) for name in own], [_plain(name) for name in data]
     if theirs == ours:
         return ClassOrder()
-    if set(theirs) == set(ours) and len(set(theirs)) == len(theirs):
-        place = {name: index for index, name in enumerate(theirs)}
-        note = f"{what} has the data's classes in another order ({shown(own)}): they are matched by name"
-        return ClassOrder(tuple(place[name] for name in ours), note)
+    if len(set(theirs)) == len(theirs) and (place := _matched(theirs, ours)) is not None:
+        note = f"{what} has the data's classes as {shown(own)}: they are matched by name, not by position"
+        return ClassOrder(None if place == sorted(place) else tuple(place), note)
     if _numbers(own) != _numbers(data):
         numbered, named = (data, own) if _numbers(data) else (own, data)
         return ClassOrder(
@@ -138,6 +140,26 @@ def _names(value: Any) -> tuple[str, ...] | None:
     if sorted(numbered) != list(range(len(pairs))):
         return None
     return tuple(str(numbered[index]) for index in range(len(pairs)))
+
+
+def _matched(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
+    """Return where each of our names stands in theirs, by the whole or by its beginning; None where one is unclear."""
+    exact = {name: index for index, name in enumerate(theirs)}
+    if exact.keys() == set(ours):
+        return [exact[name] for name in ours]
+    if len(theirs) > COMPARED:
+        return None
+    places = []
+    for name in ours:
+        near = [exact[name]] if name in exact else [i for i, other in enumerate(theirs) if _begins(name, other)]
+        if len(near) != 1:
+            return None
+        places += near
+    return places if len(set(places)) == len(places) else None
+
+
+def _begins(one: str, other: str) -> bool:
+    return min(len(one), len(other)) >= PREFIX and (other.startswith(one) or one.startswith(other))
 
 
 def _parsed(text: str) -> Any:

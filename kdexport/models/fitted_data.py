@@ -107,7 +107,9 @@ def _with_doubts(dataset: Dataset, networks: Sequence[Spec]) -> Dataset:
     given = [spec for spec in networks if _is_given(spec)]
     if cut.startswith("source") or not given:
         return dataset
-    doubt = f"the given {given[0].model} may have been trained on these samples"
+    reference = parse(given[0].model)
+    name = ":".join(part for part in (_name(given[0]), reference.name) if part)
+    doubt = f"the given {name} may have been trained on these samples"
     made_by = {**dataset.splits_made_by, "test": f"{cut}; {doubt}"}
     warning = (
         f"the test samples are cut from the data ({cut}), and {doubt}: its score is then too high; "

@@ -121,6 +121,11 @@ class _Candidate:
         return ": ".join(part for part in (self.place, f"{self.prefix}*" if self.prefix else "") if part)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """How much of it is in the network: names, then numbers."""
+        return len(self.matching), sum(self.tensors[name].numel() for name in self.matching)
+
+    @property
     def averaged(self) -> bool:
         return "ema" in self.where.lower().replace(".", "_").replace(": ", "_").split("_")
 
@@ -183,20 +188,21 @@ def _best(candidates: list[_Candidate], origin: str, strict: bool) -> _Candidate
     Raises:
         SourceError: Several with different values fit equally.
     """
-    most = max(len(candidate.matching) for candidate in candidates)
-    tied = [candidate for candidate in candidates if len(candidate.matching) == most]
+    most = max(candidate.size for candidate in candidates)
+    tied = [candidate for candidate in candidates if candidate.size == most]
     chosen = tied[0]
     rivals = [other for other in tied[1:] if _differs(other, chosen)]
-    if not rivals or most == 0 or (strict and not chosen.complete):
+    if not rivals or not chosen.matching or (strict and not chosen.complete):
         return chosen
     averaged = [candidate for candidate in (chosen, *rivals) if candidate.averaged]
     if len(averaged) == 1 and len(rivals) == 1:  # an average of the weights, which is what one deploys, beside them
         return averaged[0]
     places = [candidate.where or "the top" for candidate in (chosen, *rivals)]
+    example = rivals[0].prefix.rstrip(".") or rivals[0].place
     raise SourceError(
         f"{origin} holds {len(places)} sets of weights that fit the network equally: {', '.join(places[:MAX_SHOWN])}",
-        hint="say which one with weights_key beside weights, "
-        f'e.g. weights_key = "{chosen.prefix.rstrip(".") or chosen.place}"; for evaluate --set student.weights_key=...',
+        hint=f'say which one with weights_key beside weights, e.g. weights_key = "{example}"; '
+        f"for evaluate --set student.weights_key={example}",
     )
 
 

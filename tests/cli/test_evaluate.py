@@ -78,6 +78,32 @@ def test_other_splits_and_settings(kdexport, net):
     assert scores(kdexport(*same)) == scores(kdexport(*arguments))
 
 
+def test_weights_that_fit_in_part_are_taken_only_when_asked(kdexport, net):
+    state = torch.load(net / "w.pth")["model"]
+    torch.save({"1.weight": state["1.weight"], "head.bias": state["1.bias"]}, net / "part.pth")
+    arguments = ("evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "part.pth", "--data", "digits")
+    refused = kdexport(*arguments, "--json")
+    assert refused.exit_code == 1
+    assert "1.bias: missing in the file" in refused.stderr
+    assert "head.bias: not in the network" in refused.stderr
+    taken = kdexport(*arguments, "--json", "--no-strict")
+    assert scores(taken)["accuracy"] > 0.8
+    assert "1.bias: missing in the file" in taken.stderr
+
+
+def test_what_makes_a_score_doubtful_is_said(kdexport, net):
+    state = torch.load(net / "w.pth")["model"]
+    torch.save({name: tensor.roll(1, 0) for name, tensor in state.items()}, net / "rolled.pth")
+    result = kdexport(
+        "evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "rolled.pth", "--data", "digits", "--json"
+    )
+    assert scores(result)["accuracy"] < 0.1
+    said = " ".join(result.stderr.split())
+    assert "its classes are in another order than the data's" in said
+    assert "0 -> 1, 1 -> 2" in said
+    assert "the given nets.py:Net may have been trained on these samples" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -26,6 +26,9 @@ OWN = ("zero", "one", "two", "three")
         (None, WORDS, None),
         (("Zero", "ONE", "two", "three"), OWN, None),  # written otherwise alone
         (("ice cream", "cake"), ("cake", "ice_cream"), (1, 0)),
+        (("positive", "negative"), ("neg", "pos"), (1, 0)),
+        (("negative", "positive"), ("neg", "pos"), None),
+        (("cat", "cats"), ("cats", "cat"), (1, 0)),
         (("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"), WORDS, None),  # placeholders
         (("0", "1", "2", "3"), WORDS, None),
         (OWN, ("0", "1", "2", "3"), None),  # the data have no names
@@ -42,7 +45,8 @@ def test_which_output_is_which_class(own, data, outputs):
     ("own", "data"),
     [
         (("cat", "dog"), ("cat", "horse")),
-        (("negative", "positive"), ("neg", "pos")),
+        (("negative", "positive"), ("no", "yes")),
+        (("cat", "cats"), ("ca", "cat")),
         (("1", "2", "3"), ("0", "1", "2")),
         (("a", "A"), ("a", "b")),
     ],
@@ -54,7 +58,7 @@ def test_other_classes_are_an_error_with_both_lists(own, data):
 
 
 def test_what_is_matched_or_cannot_be_is_said():
-    assert "another order (zero, one, two, three)" in order_of(OWN, WORDS, "the teacher").note
+    assert "as zero, one, two, three: they are matched by name" in order_of(OWN, WORDS, "the teacher").note
     assert "share no class names" in order_of(OWN, ("0", "1", "2", "3"), "the teacher").note
     assert order_of(OWN, OWN, "the teacher").note is None
 
