@@ -81,7 +81,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
             progress=progress,
         )
     # What export left out is told here: the report reads no other stage's result.
-    left_out = {failure.model: failure.reason for failure in getattr(exported, "failures", ())}
+    left_out = {failure.model: failure.reason for failure in exported.failures}
     result = dataclasses.replace(result, left_out=left_out)
     if result != earlier:
         # What failed is tried again next time.

@@ -20,12 +20,12 @@ from kdexport import artifacts
 from kdexport.artifacts import RunDirectory
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
-from kdexport.export import example, network_export, parity, variants
+from kdexport.export import network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import files, metadata, versions
+from kdexport.onnx import example, files, metadata, versions
 from kdexport.onnx.sessions import Arrays
 from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress, Silent

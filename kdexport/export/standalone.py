@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
-from kdexport.export import arguments, example, network_export, parity, random_inputs, variants
+from kdexport.export import arguments, network_export, parity, random_inputs, variants
 from kdexport.export.input_shape import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_fitted_data
@@ -27,7 +27,7 @@ from kdexport.models.loading import inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
-from kdexport.onnx import files
+from kdexport.onnx import example, files
 from kdexport.onnx.sessions import Arrays
 from kdexport.progress import Progress
 from kdexport.recipe import PRETRAINED, Data, PreprocessingSpec, Student

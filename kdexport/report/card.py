@@ -7,7 +7,7 @@ is not known is left out.
 import json
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdexport import __version__
@@ -30,8 +30,13 @@ HUB_DATASETS = {
 }
 
 
-def card(report: Report) -> str | None:
-    """Return the card of the pick, as README.md of a model repository; None where nothing is to ship."""
+def card(report: Report, folder: Path | None = None) -> str | None:
+    """Return the card of the pick, as README.md of a model repository; None where nothing is to ship.
+
+    Args:
+        report: With a pick.
+        folder: What the models' paths are relative to: where the pick's file lies there, its code is ``infer.py``'s.
+    """
     view = next((view for view in condition_views(report) if view.chosen and view.pick and view.pick.model), None)
     name = report.pick.model if report.pick else view.chosen.name if view and view.chosen else None
     model = next((model for model in report.models if model.name == name), None)
@@ -45,7 +50,7 @@ def card(report: Report) -> str | None:
         "## Intended use",
         *_intended_use(model),
         "## How to use",
-        *_snippet(model),
+        *_how_to_use(model, folder),
         "## Training data",
         *_training_data(report, model),
         "## How it was made",
@@ -222,8 +227,26 @@ def _intended_use(model: ModelFile) -> list[str]:
     ]
 
 
-def _snippet(model: ModelFile) -> list[str]:
-    return [f"With ONNX Runtime, beside `{_code(PurePosixPath(model.file).name)}`:", f"```python\n{snippet(model)}```"]
+def _how_to_use(model: ModelFile, folder: Path | None) -> list[str]:
+    code = _code_of(folder / model.file) if folder is not None else None
+    beside = f"beside `{_code(PurePosixPath(model.file).name)}`"
+    if code is None:
+        return [f"With ONNX Runtime, {beside}:", f"```python\n{snippet(model)}```"]
+    return [f"Save this as `infer.py` {beside}:", f"```python\n{code}```"]
+
+
+def _code_of(path: Path) -> str | None:
+    """Return the program that stands beside a file as ``infer.py``; None where there is no such file, or no ONNX."""
+    if not path.is_file():
+        return None
+    from google.protobuf.message import DecodeError
+
+    from kdexport.onnx import example
+
+    try:
+        return example.code(path)
+    except DecodeError:
+        return None
 
 
 def _training_data(report: Report, model: ModelFile) -> list[str]:

@@ -52,7 +52,7 @@ def push(report: Report, folder: Path, repository: str) -> str:
         KDExportError: huggingface_hub is not installed, nothing ships, or the hub refuses.
     """
     files = files_to_push(report, folder)
-    text = card(report)
+    text = card(report, folder)
     hub = _library()
     operations = [hub.CommitOperationAdd(name, str(path)) for name, path in files.items()]
     if text is not None:

@@ -95,7 +95,7 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
     from kdexport.report.markdown import markdown, pictures_of
 
     pictures = pictures_of(report)
-    made = card(report)
+    made = card(report, folder)
     texts = {
         **pictures,
         "report.md": markdown(report, pictures),

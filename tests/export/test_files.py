@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from kdexport.errors import KDExportError
-from kdexport.export import example, network_export
+from kdexport.export import network_export
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import files
+from kdexport.onnx import example, files
 from kdexport.onnx.sessions import OnnxSession
 
 FORM = Form(18, 8, 1e-4)

@@ -2,10 +2,14 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kdexport.onnx import example
 from kdexport.recipe import Require
 from kdexport.report.card import card
 from kdexport.report.stage import report
@@ -111,6 +115,21 @@ def test_its_code_runs_as_printed(build, tmp_path, monkeypatch, capsys, inputs, 
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == outputs + len(inputs)
     assert printed[0].startswith("out0 float32 (1, ")
+
+
+def test_its_code_is_that_of_infer_py(build, tmp_path) -> None:
+    pytest.importorskip("onnx")
+    tiny_file(tmp_path / "student.onnx", {"x": (1, ["batch", 4])})
+    np.save(tmp_path / "x.npy", np.ones((2, 4)))
+    snippet = re.search(r"```python\n(.*?)```", card(report([build.bench()]), tmp_path), re.DOTALL)[1]
+    (tmp_path / "infer.py").write_text(snippet)
+    example.write(tmp_path / "student.onnx", force=True)
+    assert (tmp_path / "infer.py").read_text().startswith(snippet.rstrip())
+    command = [sys.executable, "infer.py", "x.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["0 0 1.000", "1 0 1.000"]
+    (tmp_path / "student.onnx").write_bytes(b"no ONNX")
+    assert "np.zeros" in card(report([build.bench()]), tmp_path)
 
 
 def test_no_card_where_nothing_is_to_ship(build) -> None:

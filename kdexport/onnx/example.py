@@ -86,12 +86,13 @@ def write(model: Path, *, force: bool = False) -> Path | None:
     path = model.with_name("infer.py")
     if path.exists() and not force and not _is_ours(path):
         return None
-    text = _text(model)
+    text = code(model)
     artifacts.write_text(path, f"{text}{SIGNATURE}{_digest(text)}\n")
     return path
 
 
-def _text(model: Path) -> str:
+def code(model: Path) -> str:
+    """Return a program that runs a file on arrays, pictures or sentences, whichever it takes."""
     graph = onnx.load(model, load_external_data=False).graph
     prepare = json.loads(metadata.read(model).get("kdexport.preprocessing", "{}"))
     first, outputs = graph.input[0].type.tensor_type, {item.name: item.type.tensor_type for item in graph.output}
