@@ -31,7 +31,7 @@ CPU = "CPUExecutionProvider"
 TURN_NS = 20_000_000  # long against waking up, short against the machine's drift
 
 
-class Group:
+class WorkerGroup:
     """The children of one round; one that died is replaced where its model is needed again.
 
     Args:
@@ -235,7 +235,7 @@ class Runner:
         turn = 0
         while waiting:
             with ExitStack() as stack:
-                group = Group(stack, condition, self._settings, turn)
+                group = WorkerGroup(stack, condition, self._settings, turn)
                 group.start([one.target for one in series if one.batch_size in waiting and not one.failed], turn % 2)
                 for batch in sorted(waiting):
                     self._round([one for one in series if one.batch_size == batch], group, task)
@@ -249,7 +249,7 @@ class Runner:
                 self._record(one, condition)
                 task.advance(0, note=f"{one.target.name}, batch {one.batch_size}")
 
-    def _round(self, series: list[Series], group: Group, task: Task) -> None:
+    def _round(self, series: list[Series], group: WorkerGroup, task: Task) -> None:
         """Give each model its share of one round at one batch size, in turns."""
         budget_ns = int(self._settings.min_seconds * 1e9 / self._settings.rounds)
         parts: dict[str, list[np.ndarray]] = {}
@@ -289,7 +289,7 @@ class Runner:
         known = f", added: medians are known to ±{worst:.1%}"
         return known + (f", {left_out:.0%} of the time beside other work" if left_out > 0.01 else "")
 
-    def _prepare(self, one: Series, group: Group) -> None:
+    def _prepare(self, one: Series, group: WorkerGroup) -> None:
         task = worker_task(one.target, one.batch_size, group.condition, self._settings)
         child, loaded = group.child(one.target, task)
         one.placement = loaded["placement"]
@@ -300,7 +300,7 @@ class Runner:
         one.not_a_number = tuple(reply["nan"])
         one.bound_in = reply["memory"]
 
-    def _attempt(self, one: Series, group: Group, work: Any) -> bool:
+    def _attempt(self, one: Series, group: WorkerGroup, work: Any) -> bool:
         """Do one step with a model's child; where it fails the model is out, and the others go on."""
         try:
             work(one, group)

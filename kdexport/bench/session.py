@@ -91,7 +91,7 @@ def placement(session: Any) -> dict[str, dict[str, int]]:
     return {provider: dict(operators) for provider, operators in found.items()}
 
 
-class Bound:
+class BoundSession:
     """A session with its inputs and outputs bound: ``run`` moves no data and makes no Python objects.
 
     On NVIDIA GPUs both lie in device memory at fixed addresses (which a CUDA graph needs), elsewhere in the host's.

@@ -153,7 +153,7 @@ class Worker:
             profiled, _ = session.open_session(
                 task["path"], task["provider"], task["provider_options"], task["threads"], f"{folder}/p"
             )
-            bound = session.Bound(profiled, self._feeds(task), *self._device)
+            bound = session.BoundSession(profiled, self._feeds(task), *self._device)
             for _ in range(task["runs"]):
                 bound.run()
             return {"shares": timing.shares_of_profile(profiled.end_profiling())}, b""
@@ -177,7 +177,7 @@ class Worker:
     def _bind(self, task: Mapping[str, Any]) -> Any:
         from kdexport.bench import session
 
-        return session.Bound(self._session, self._feeds(task), *self._device)
+        return session.BoundSession(self._session, self._feeds(task), *self._device)
 
     def _feeds(self, task: Mapping[str, Any]) -> dict[str, Any]:
         from kdexport.bench import inputs

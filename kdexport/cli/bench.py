@@ -396,7 +396,7 @@ def table(result: BenchResult, width: int) -> Table:
     columns: list[tuple[str, list[str]]] = []
     for name, cell in _columns(result):
         cells = [cell(one, models[one.model]) for one in result.measurements]
-        if name in ALWAYS or (len(set(cells)) > 1 if name in PLACES else set(cells) - {NONE, "1"}):
+        if name in ALWAYS or (len(set(cells)) > 1 if name in CONDITION_COLUMNS else set(cells) - {NONE, "1"}):
             columns.append((name, cells))
     for spare in SPARE:
         if sum(max(map(len, [name, *cells])) + BETWEEN for name, cells in columns) + BETWEEN > width:
@@ -432,12 +432,14 @@ def lines(result: BenchResult) -> Iterator[Text]:
 
 def _values(rows: Iterable[Measurement]) -> dict[str, list[str]]:
     """Return which devices, batch sizes and thread counts some measurements were made at, in their order."""
-    columns = zip(*map(_place, rows), strict=True)
-    return {name: list(dict.fromkeys(map(str, column))) for name, column in zip(PLACES, columns, strict=False)}
+    columns = zip(*map(_condition, rows), strict=True)
+    return {
+        name: list(dict.fromkeys(map(str, column))) for name, column in zip(CONDITION_COLUMNS, columns, strict=False)
+    }
 
 
 BETWEEN = 2  # characters that the table puts between columns, and at its edges
-PLACES = ("device", "batch", "threads")  # as `_place` returns them
+CONDITION_COLUMNS = ("device", "batch", "threads")  # as `_condition` returns them
 ALWAYS = ("model", "p50 ms", "±", "MiB")
 SPARE = ("peak MiB", "p99 ms", "MiB", "mJ", "per s")  # first to go first
 
@@ -446,10 +448,10 @@ def _columns(result: BenchResult) -> list[tuple[str, Cell]]:
     from kdexport.statistics import disturbed, speedup
 
     first = result.models[0].name
-    baselines = {_place(one): one for one in result.measurements if one.model == first}
+    baselines = {_condition(one): one for one in result.measurements if one.model == first}
 
     def faster(one: Measurement, _: ModelFile) -> str:
-        baseline = baselines.get(_place(one))
+        baseline = baselines.get(_condition(one))
         if baseline is None or one.model == first:
             return NONE if baseline is None else "1"
         if disturbed(baseline, one):
@@ -489,7 +491,7 @@ def _stream(count: str) -> Cell:
     return cell
 
 
-def _place(one: Measurement) -> tuple[Any, ...]:
+def _condition(one: Measurement) -> tuple[Any, ...]:
     return one.device, one.batch_size, one.threads
 
 

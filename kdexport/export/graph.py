@@ -143,10 +143,11 @@ def _fixed(shape: ir.Shape) -> tuple[int, int] | None:
 PROBABILITIES, TOP_SCORES, TOP_LABELS = "probabilities", "top_scores", "top_labels"
 
 
-def append(model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...]) -> None:
+def append(model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...], multi_label: bool = False) -> None:
     """Put softmax and top-k after the first output of a graph, in place.
 
-    With ``softmax``, ``probabilities`` take the place of the logits. With ``top_k``, two outputs are added:
+    With ``softmax``, ``probabilities`` take the place of the logits: where a sample can have several labels
+    (``multi_label``) a sigmoid of each. With ``top_k``, two outputs are added:
     ``top_scores`` and, where labels are known, ``top_labels`` (strings), both [batch, k], best first; ``top_indices``
     (int64) stand in for labels that are not known.
 
@@ -158,7 +159,8 @@ def append(model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...
         raise KDExportError(f"top_k = {top_k}, but there are {classes} classes", hint=f"choose at most {classes}")
     scores = model.graph.outputs[0]
     if softmax:
-        probabilities = _node(model, "Softmax", [scores], axis=-1)[0]
+        made = _node(model, "Sigmoid", [scores]) if multi_label else _node(model, "Softmax", [scores], axis=-1)
+        probabilities = made[0]
         probabilities.name, probabilities.shape, probabilities.type = PROBABILITIES, scores.shape, scores.type
         scores.shape = scores.type = None
         model.graph.outputs[0] = probabilities
@@ -177,10 +179,14 @@ def append(model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...
             _output(model, indices, "top_indices", ir.Shape([batch, top_k]), ir.DataType.INT64)
 
 
-def reference(logits: np.ndarray, *, softmax: bool, top_k: int, labels: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+def reference(
+    logits: np.ndarray, *, softmax: bool, top_k: int, labels: tuple[str, ...], multi_label: bool = False
+) -> tuple[np.ndarray, ...]:
     """Return what a file with these outputs must give for logits [batch, classes], worked out in float64."""
     scores = logits.astype(np.float64)
-    if softmax:
+    if softmax and multi_label:
+        scores = 1 / (1 + np.exp(-scores))
+    elif softmax:
         shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores = shifted / shifted.sum(axis=-1, keepdims=True)
     if not top_k:

@@ -50,7 +50,13 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
         raw = subject.samples[0]
         size = None if form.any_image_size else (int(raw.shape[1]), int(raw.shape[2]))
         graph.prepend(exported.model, subject.preprocessing, channels=int(raw.shape[3]), size=size)
-    graph.append(exported.model, softmax=form.softmax, top_k=form.top_k, labels=subject.class_names)
+    graph.append(
+        exported.model,
+        softmax=form.softmax,
+        top_k=form.top_k,
+        labels=subject.class_names,
+        multi_label=subject.multi_label,
+    )
     exported.model.ir_version = form.ir
     exported.model.metadata_props.update(
         metadata.entries(
@@ -205,7 +211,13 @@ def _prove(subject: ExportTarget, form: Form, file: Path, shown_as: str, *, bake
             arrays = tuple(as_numpy(item) for item in tensors_of(subject.call(inputs, network)) or ())
         if not dressed:
             return arrays
-        first = graph.reference(arrays[0], softmax=form.softmax, top_k=form.top_k, labels=subject.class_names)
+        first = graph.reference(
+            arrays[0],
+            softmax=form.softmax,
+            top_k=form.top_k,
+            labels=subject.class_names,
+            multi_label=subject.multi_label,
+        )
         return (first[0], *arrays[1:], *first[1:])
 
     def torch_model(inputs: Arrays) -> Arrays:

@@ -25,6 +25,7 @@ class ExportTarget:
     samples: Arrays  # raw, one array per input, first axis samples
     samples_are: str = "real"  # or "random", where no data were given
     class_names: tuple[str, ...] = ()
+    multi_label: bool = False  # a sample can have several: probabilities are a sigmoid of each class's logit
     parameters: int | None = None
     macs: int | None = None
     recipe: str | None = None  # hash of what it was trained by

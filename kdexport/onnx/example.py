@@ -18,8 +18,11 @@ SIGNATURE = "# kdexport: "
 HEAD = '''"""Run {file}: python infer.py {usage}"""
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported
 
 import numpy as np
 import onnxruntime

@@ -17,7 +17,11 @@ MOST_CHARACTERS = 120  # of a value of the recipe
 def snippet(model: ModelFile) -> str:
     """Return Python that runs a file on zeros of the shapes and types that the file itself states."""
     name = json.dumps(PurePosixPath(model.file).name)
-    return f"""import numpy as np
+    return f"""import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported
+
+import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession({name}, providers=["CPUExecutionProvider"])

@@ -185,7 +185,7 @@ def test_data_are_kept_where_evaluate_keeps_them(models, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
 
-    def load(data, seed, cache, progress):
+    def load(data, seed, cache, progress, task=None):
         asked.append(cache)
         raise SourceError("enough", hint="none")
 

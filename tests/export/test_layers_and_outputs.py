@@ -51,6 +51,19 @@ def test_probabilities_and_the_best_classes_by_name_come_out(network, samples, t
     assert labels.tolist() == [[LABELS[index] for index in row] for row in best.indices.tolist()]
 
 
+def test_of_several_labels_a_sample_each_has_a_probability_of_its_own(network, samples, tmp_path):
+    subject = ExportTarget(
+        "net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS, multi_label=True
+    )
+    network_export.write(subject, Form(18, 8, 1e-4, softmax=True, top_k=2), tmp_path / "net.onnx")
+    session = OnnxSession(tmp_path / "net.onnx", multi_label=True)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(samples[0]))
+    np.testing.assert_allclose(session(samples)[0], torch.sigmoid(logits).numpy(), atol=1e-6)
+    np.testing.assert_array_equal(session.predict(samples) > 0, (logits > 0).numpy())
+    np.testing.assert_allclose(session(samples)[1], torch.sigmoid(logits).topk(2).values.numpy(), atol=1e-6)
+
+
 def test_more_classes_than_there_are_is_an_error(network, samples, tmp_path):
     subject = ExportTarget("net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS)
     with pytest.raises(KDExportError, match="there are 10 classes"):

@@ -30,13 +30,13 @@ def test_the_runtimes_words_become_ours(text, batch, said):
     assert "/somewhere" not in reason
 
 
-CASE = Condition(Device("cpu", "CPUExecutionProvider"), 1, (1,))
+CONDITION = Condition(Device("cpu", "CPUExecutionProvider"), 1, (1,))
 HERE = {"CPUExecutionProvider": {"Gemm": 1}}
 
 
-def warned(rounds, case=CASE, placement=HERE, precision=0.01, **more):
+def warned(rounds, condition=CONDITION, placement=HERE, precision=0.01, **more):
     series = Series(None, 1, placement=placement, precision=precision, settled=[True], **more)
-    return " | ".join(measurement_warnings(series, latency(rounds), Settings(), case, None))
+    return " | ".join(measurement_warnings(series, latency(rounds), Settings(), condition, None))
 
 
 def steady(scale=1.0):
@@ -65,13 +65,13 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
             "slowed down for heat in 1 of 5 rounds",
             {"rounds": [steady()] * 5, "surroundings": [Surroundings(throttled=bad) for bad in (0, 0, 0, 1, 0)]},
         ),
-        ("999 threads share", {"rounds": [steady()] * 6, "case": Condition(CASE.device, 999, (1,))}),
+        ("999 threads share", {"rounds": [steady()] * 6, "condition": Condition(CONDITION.device, 999, (1,))}),
         ("placement is not proved", {"rounds": [steady()] * 6, "placement": {}}),
         (
             "1 of 2 nodes fell back to CPUExecutionProvider (NonZero)",
             {
                 "rounds": [steady()] * 6,
-                "case": Condition(Device("cuda", "CUDAExecutionProvider"), 1, (1,)),
+                "condition": Condition(Device("cuda", "CUDAExecutionProvider"), 1, (1,)),
                 "placement": {"CUDAExecutionProvider": {"Conv": 1}, "CPUExecutionProvider": {"NonZero": 1}},
             },
         ),
