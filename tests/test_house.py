@@ -85,6 +85,24 @@ with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
     assert loaded_by(code) & set(HEAVY) == set()
 
 
+def test_an_onnx_file_is_described_without_torch(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "net.onnx")
+    code = f"""
+import contextlib, io
+sys.argv = ["kdexport", "export", "--describe", {str(tmp_path / "net.onnx")!r}]
+from kdexport.cli import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+    main()
+assert "Relu 1" in shown.getvalue(), shown.getvalue()
+"""
+    assert loaded_by(code) & {"torch", "onnxruntime", "torchvision", "sklearn"} == set()
+
+
 def test_the_package_loads_nothing_heavy() -> None:
     assert loaded_by("import kdexport") & {*HEAVY, "typer", "rich", "pydantic"} == set()
 

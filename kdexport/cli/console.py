@@ -5,9 +5,9 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -29,6 +29,7 @@ class Console:
     json: bool
     quiet: bool
     verbose: bool
+    stdout: TextIO  # the results' alone: what the user's code prints goes to stderr
 
     @property
     def progress(self) -> "Progress":
@@ -43,13 +44,13 @@ class Console:
         if self.json:
             from kdexport import results
 
-            sys.stdout.write(results.dumps(result))
+            self.stdout.write(results.dumps(result))
         elif isinstance(shown, str):
-            sys.stdout.write(shown.rstrip("\n") + "\n")
+            self.stdout.write(shown.rstrip("\n") + "\n")
         else:
             from rich.console import Console as RichConsole
 
-            RichConsole(highlight=False).print(shown)
+            RichConsole(file=self.stdout, highlight=False).print(shown)
 
 
 @contextmanager
@@ -62,8 +63,10 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
         verbose: Whether an error shows its traceback.
         resumes: Whether the same command goes on after Ctrl-C.
     """
+    stdout = sys.stdout
     try:
-        yield Console(json, quiet, verbose)
+        with redirect_stdout(sys.stderr):
+            yield Console(json, quiet, verbose, stdout)
     except KDExportError as error:
         if verbose:
             traceback.print_exc()

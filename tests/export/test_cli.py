@@ -205,3 +205,47 @@ def test_a_file_that_is_there_needs_force(here):
 def test_nothing_to_write_is_bad_usage(here):
     assert run("nets.py:Net").exit_code == 2
     assert run("--onnx").exit_code == 2
+
+
+TALKATIVE = """
+import argparse, sys
+print("loading my networks")
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int, default=3)
+options = parser.parse_args()
+from torch import nn
+class Net(nn.Linear):
+    def __init__(self):
+        print("=> creating model")
+        super().__init__(4, options.width)
+    def forward(self, x):
+        print("shape", tuple(x.shape))
+        return super().forward(x)
+"""
+
+
+def test_code_that_prints_and_parses_arguments_leaves_stdout_and_the_command_line_alone(here, monkeypatch):
+    (here / "mine.py").write_text(TALKATIVE)
+    monkeypatch.setattr("sys.argv", ["kdexport", "export", "mine.py:Net", "--onnx"])
+    done = run("mine.py:Net", "--onnx", "--input-shape", "4", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["models"][0]["inputs"] == {"input": ["batch", 4]}
+    assert "=> creating model" in done.stderr
+    (here / "strict.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--none'])\n")
+    refused = run("strict.py:Net", "--onnx", "--input-shape", "4", "--out", "strict.onnx")
+    assert refused.exit_code == 1
+    assert "strict.py cannot be imported: SystemExit" in refused.stderr.replace("\n", " ")
+
+
+def test_the_users_own_files_stay(here):
+    (here / "infer.py").write_text("# weeks of work\n")
+    done = run("nets.py:Wide", "--onnx", "--input-shape", "1,8,8")
+    assert done.exit_code == 0
+    assert "infer.py that kdexport did not write" in done.stderr.replace("\n", " ")
+    assert (here / "infer.py").read_text() == "# weeks of work\n"
+    assert run("nets.py:Wide", "--onnx", "--input-shape", "1,8,8", "--force").exit_code == 0
+    assert "Wide.onnx" in (here / "infer.py").read_text()
+    (here / "other.onnx.data").write_text("another program's")
+    refused = run("nets.py:Wide", "--onnx", "--input-shape", "1,8,8", "--out", "other.onnx")
+    assert refused.exit_code == 1
+    assert "other.onnx.data" in refused.stderr.replace("\n", "")

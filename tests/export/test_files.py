@@ -109,3 +109,39 @@ def test_the_example_runs_with_numpy_and_onnxruntime_alone(baked, load_net, bare
     assert [line.rsplit(" ", 1)[0] for line in run.stdout.splitlines()] == [
         f"{number} class {index}" for number, index in enumerate(best)
     ]
+
+
+def test_the_example_takes_a_picture_of_any_size_ids_and_ranked_classes(load_net, tmp_path):
+    Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")  # noqa: N806
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    torch.manual_seed(0)
+    network, preprocessing = load_net("Net").eval(), Preprocessing("image", mean=(0.3,), std=(0.2,))
+    subject = ExportTarget("net", network, preprocessing, ("image",), (images,))
+    Image.fromarray(np.kron(images[3, :, :, 0], np.ones((3, 2), np.uint8))).save(tmp_path / "large.png")
+    shown = {}
+    for baked, top_k in ((True, 0), (False, 2)):
+        network_export.write(subject, Form(18, 8, 1e-4, bake=baked, top_k=top_k), tmp_path / "net.onnx")
+        example.write(tmp_path / "net.onnx")
+        command = [sys.executable, tmp_path / "infer.py", tmp_path / "large.png"]
+        shown[baked] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    small = np.asarray(Image.open(tmp_path / "large.png").resize((8, 8), Image.Resampling.BILINEAR)).reshape(1, 8, 8, 1)
+    with torch.no_grad():
+        scores = network(*preprocessing.apply((small,)))[0]
+    best = scores.topk(2)
+    assert shown[True] == ["0", str(int(best.indices[0])), f"{best.values[0]:.3f}"]
+    assert shown[False] == ["0", *(t for i, v in zip(best.indices, best.values, strict=True) for t in (str(int(i)), f"{v:.3f}"))]
+
+
+def test_the_example_feeds_the_types_that_the_graph_says(tmp_path):
+    ids = np.arange(12).reshape(3, 4)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Embedding(20, 6), torch.nn.Flatten(), torch.nn.Linear(24, 3))
+    target = ExportTarget("net", network.eval(), Preprocessing("none"), ("input_ids",), (ids,))
+    network_export.write(target, Form(18, 8, 1e-4), tmp_path / "net.onnx")
+    example.write(tmp_path / "net.onnx")
+    np.save(tmp_path / "ids.npy", ids.astype(np.int32))
+    command = [sys.executable, tmp_path / "infer.py", tmp_path / "ids.npy"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[1] for line in lines] == [str(int(best)) for best in network(torch.from_numpy(ids)).argmax(1)]
+    (tmp_path / "infer.py").write_text((tmp_path / "infer.py").read_text() + "print('mine')\n")
+    assert example.write(tmp_path / "net.onnx") is None  # changed: it is the user's now
