@@ -164,7 +164,11 @@ class Training(Section):
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="The optimizer: AdamW, or SGD with Nesterov momentum."
     )
-    lr: float = Field(0.002, gt=0, description="Learning rate, at its peak.")
+    lr: float = Field(
+        0.002,
+        gt=0,
+        description="Learning rate, at its peak. Left out: 0.002, and 5e-5 for a pretrained transformer under adamw.",
+    )
     weight_decay: float = Field(
         0.01, ge=0, description="Weight decay, of weights and not of biases or normalization layers."
     )
@@ -695,6 +699,13 @@ class Recipe(Section):
     def to_dict(self, *, relative_to: Path) -> dict[str, Any]:
         """Return the recipe as TOML values with paths relative to a folder."""
         document = self.model_dump(mode="json", exclude_none=True)
+        # A rate that was left out depends on the network, and still does when the recipe is run again.
+        for table, training in (
+            (document["distill"], self.distill),
+            (document["teacher"].get("train"), self.teacher.train),
+        ):
+            if training is not None and "lr" not in training.model_fields_set:
+                del table["lr"]
         base = relative_to.resolve()
         return _map_references(
             document, lambda text: references.relative(text, base), lambda text: os.path.relpath(text, base)
@@ -809,6 +820,9 @@ def _apply(document: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    if parts[:2] == ["distill", "terms"] and len(parts) > 2:  # a key of a term changes the default where none is given
+        terms = [term.model_dump() for term in Distill.model_fields["terms"].default]
+        document.setdefault("distill", {}).setdefault("terms", terms)
     table: Any = document
     for part in parts[:-1]:
         table = _step(table, part, override)

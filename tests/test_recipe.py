@@ -103,3 +103,51 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 def test_a_student_with_nothing_to_learn() -> None:
     with pytest.raises(RecipeError, match="would learn nothing"):
         Recipe.load(DIGITS, ["distill.label_weight=0.0", "distill.terms.0.weight=0.0"])
+
+
+@pytest.mark.parametrize("key", ["distill.terms[0].temperature", "distill.terms.0.temperature"])
+def test_a_term_is_set_under_the_name_that_faults_give_it(key: str) -> None:
+    document = {
+        "name": "x",
+        "data": {"source": "digits"},
+        "teacher": {"model": "nets.py:Big"},
+        "student": {"model": "nets.py:Small"},
+    }
+    (term,) = Recipe.parse(document, overrides=[f"{key}=2.5"]).distill.terms  # the default one, changed
+    assert (term.method, term.options()["temperature"]) == ("dist", 2.5)
+    document["distill"] = {"terms": [{"method": "soft_targets"}, {"method": "dkd"}]}
+    both = Recipe.parse(document, overrides=[f"{key.replace('0', '1')}=3.0"]).distill.terms
+    assert [term.options()["temperature"] for term in both] == [4.0, 3.0]
+    with pytest.raises(RecipeError, match=r"distill.terms\[1\].temperature"):
+        Recipe.parse(document, overrides=[f"{key.replace('0', '1')}=-1.0"])
+
+
+def test_a_loss_of_ones_own_is_a_path_that_moves_with_the_recipe(tmp_path: Path) -> None:
+    document = {
+        "name": "x",
+        "data": {"source": "digits"},
+        "teacher": {"model": "nets.py:Big"},
+        "student": {"model": "nets.py:Small"},
+        "distill": {"terms": [{"method": "mine.py:margin", "scale": 2.0, "weight": 0.5}]},
+    }
+    recipe = Recipe.parse(document, base=tmp_path)
+    (term,) = recipe.distill.terms
+    assert (term.method, term.weight, term.options()) == (f"{tmp_path}/mine.py:margin", 0.5, {"scale": 2.0})
+    recipe.write(tmp_path / "run" / "recipe.toml")
+    assert "../mine.py:margin" in (tmp_path / "run" / "recipe.toml").read_text()
+    assert Recipe.load(tmp_path / "run" / "recipe.toml") == recipe
+
+
+def test_a_learning_rate_that_was_left_out_stays_left_out(tmp_path: Path) -> None:
+    """What fits depends on the network: a resolved recipe that named the default would ruin a transformer."""
+    document = {
+        "name": "x",
+        "data": {"source": "digits"},
+        "teacher": {"model": "nets.py:Big", "train": {"epochs": 2}},
+        "student": {"model": "nets.py:Small"},
+    }
+    Recipe.parse(document, base=tmp_path).write(tmp_path / "recipe.toml")
+    loaded = Recipe.load(tmp_path / "recipe.toml")
+    assert loaded.teacher.train is not None
+    assert "lr" not in loaded.distill.model_fields_set | loaded.teacher.train.model_fields_set
+    assert loaded.distill.lr == loaded.teacher.train.lr == 0.002

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdexport.data.samples import Dataset
 from kdexport.distill.inference import out_of_memory
 from kdexport.errors import KDExportError
 
@@ -47,8 +48,8 @@ def place_of(error: BaseException) -> str:
     return ""
 
 
-def check_logits(output: object, samples: int, classes: int, who: str, *, training: bool) -> Tensor:
-    """Return a network's output if it is logits [samples, classes] of finite numbers.
+def check_output(output: object, samples: int, dataset: Dataset, who: str, *, training: bool) -> Tensor:
+    """Return a network's output if it is what the data's task asks for, of finite numbers.
 
     Raises:
         KDExportError: It is a tuple, has another shape, or holds NaN or infinity.
@@ -61,11 +62,7 @@ def check_logits(output: object, samples: int, classes: int, who: str, *, traini
             hint="leave its further heads out (e.g. args = { aux_logits = false }), or wrap it in a class whose forward"
             " returns the logits alone in training too, and name that as file.py:Name",
         )
-    if output.shape != (samples, classes):
-        raise KDExportError(
-            f"{when} {who} gives {list(output.shape)} for {samples} samples; the data have {classes} classes",
-            hint=f"it must give [batch, {classes}] whatever the batch and the mode",
-        )
+    dataset.task.check_outputs(tuple(output.shape), samples, dataset.class_names, f"{when} {who}")
     if not bool(torch.isfinite(output.detach()).all()):
         raise KDExportError(
             f"{when} {who} gives NaN or infinity",

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from kdexport.data.samples import Dataset, Split
 from kdexport.distill.context import DistillContext, Spec
-from kdexport.distill.faults import check_logits, named
+from kdexport.distill.faults import check_output, named
 from kdexport.distill.features import FeatureHooks
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
@@ -105,7 +105,7 @@ def _try(
                 else:
                     with hooks.student(network):
                         output = network(*inputs)
-            logits = check_logits(output, len(indices), dataset.num_classes, who, training=True)
+            logits = check_output(output, len(indices), dataset, who, training=True)
             teacher_logits = None
             if teacher is not None and objective.needs_teacher:
                 with named("the teacher", "in evaluation mode"):
@@ -142,7 +142,7 @@ def _check_extremes(context: DistillContext, name: str, model: Model) -> None:
                 )
             with named(f"the {name}", f"on inputs {shapes} of the {split_name} split, its longest and largest", hint):
                 output = model.network(*model.preprocessing.apply(inputs))
-            check_logits(output, len(rows), dataset.num_classes, f"the {name}", training=False)
+            check_output(output, len(rows), dataset, f"the {name}", training=False)
 
 
 def _samples(split: Split, count: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from kdexport import __version__, artifacts
 from kdexport.artifacts import RunDirectory
 from kdexport.distill import preflight, qat, teacher_verdict
 from kdexport.distill.context import Depends, DistillContext, depends_on, network_key
+from kdexport.distill.fine_tuning import with_fitting_lr
 from kdexport.distill.logging import Trackers
 from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.phase import Phase, run_phase
@@ -74,8 +75,9 @@ def distill(
 
 
 def _phases(context: DistillContext) -> DistillResult:
-    recipe, directory = context.recipe, context.directory
     context.announce_data()
+    context = with_fitting_lr(context)
+    recipe, directory = context.recipe, context.directory
     _ = context.objective, context.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teachers = _teachers(context)
     networks = [teachers[0][0], _student(context, teachers)]

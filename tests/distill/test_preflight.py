@@ -1,20 +1,25 @@
 """What would fail after hours is told before the first step, with the place in the user's code."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from kdexport.artifacts import RunDirectory
-from kdexport.data.samples import Split
-from kdexport.distill import inference
+from kdexport.data.samples import Dataset, Split
+from kdexport.distill import inference, layers, teacher_verdict
 from kdexport.distill.batches import Batches
+from kdexport.distill.context import DistillContext
+from kdexport.distill.fine_tuning import with_fitting_lr
+from kdexport.distill.logging import Trackers
 from kdexport.distill.stage import distill
 from kdexport.distill.teacher_verdict import warn_of_doubt
 from kdexport.errors import KDExportError
-from kdexport.models.loading import evaluating
+from kdexport.models.loading import Model, count_macs, evaluating
 from kdexport.models.networks import load_network
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
@@ -160,6 +165,143 @@ def test_modes_come_back_after_an_error_in_inference() -> None:
         raise RuntimeError
     assert network.training
     assert not network[1].training
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+
+class Given(NamedTuple):
+    """A split with a teacher's logits."""
+
+    name: str
+    split: Split
+    teacher_logits: np.ndarray
+
+    def value(self, logits: np.ndarray) -> float | None:
+        return self.split.task.score(logits, np.asarray(self.split.labels))
+
+
+@pytest.mark.parametrize(
+    ("right", "shift", "warning"),
+    [(0.9, 0, None), (0.3, 0, "does not classify these data: 30.0% of 300"), (0.9, 1, "in another order")],
+)
+def test_the_teachers_score_is_told_and_doubted(
+    load: Callable[..., Dataset], right: float, shift: int, warning: str | None
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    wrong = rng.permutation(300) >= 300 * right
+    predicted = (np.where(wrong, labels + rng.integers(1, 3, 300), labels) + shift) % 3
+    split = Split((np.zeros((300, 1), dtype=np.float32),), labels)
+
+    class Context:
+        progress = Recorder()
+        dataset = replace(load("digits"), train=split, class_names=("a", "b", "c"))
+
+    logits = np.eye(3, dtype=np.float32)[predicted]
+    teacher_verdict.tell(Context, "teacher", Given("val", split, logits))  # type: ignore[arg-type]
+    expected = np.mean(predicted == labels)
+    assert Context.progress.said == [f"teacher: accuracy {expected:.3f} on 300 val samples"]
+    assert [warning is not None and warning in text for text in Context.progress.warned] == [True] * bool(warning)
+    logits[7] = np.nan
+    with pytest.raises(KDExportError, match="NaN or infinity for 1 of 300 val samples"):
+        teacher_verdict.tell(Context, "teacher", Given("val", split, logits))  # type: ignore[arg-type]
+
+
+def test_operations_are_counted_in_evaluation_mode(load: Callable[..., Dataset]) -> None:
+    """A batch of one has no statistics: 1x1 maps, and rows of a multi-layer perceptron."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8))
+    data = load("digits")
+    assert count_macs(Model(network.train(), data.preprocessing), data) == 64 * 8
+    assert network.training
+
+
+def test_a_transformers_default_layer_is_its_last_tokens() -> None:
+    class Patches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = torch.nn.Conv2d(1, 8, 2, 2)
+            self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+            self.head = torch.nn.Linear(8, 3)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            tokens = self.patches(image).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                tokens = block(tokens)
+            return self.head(tokens.mean(dim=1))
+
+    known = layers.trace(Patches(), (torch.zeros(2, 1, 8, 8),))
+    assert layers.last_map(known, "teacher").path == "blocks.1"
+    with pytest.raises(KDExportError, match="tokens after patches"):
+        layers.fusible_stages(known, "teacher")
+
+
+def test_gradients_are_clipped_with_what_is_learned_beside_the_network(tmp_path: Path, tiny: Tiny) -> None:
+    """One plain step of size lr along a gradient whose norm, projections included, is clipped."""
+    small = ("distill.baseline=false", "teacher.train.epochs=1", "distill.epochs=1", "distill.batch_size=1000")
+    sgd = ("distill.optimizer='sgd'", "distill.momentum=0.0", "distill.weight_decay=0.0", "distill.warmup_epochs=0")
+    hint = "distill.terms=[{ method = 'hint' }]"
+    moved = {}
+
+    def step(self: torch.optim.Optimizer, *args: object) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        moved[len(gradients)] = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", step)
+        distill(tiny(*small, *sgd, hint, "distill.clip_grad_norm=0.001"), RunDirectory(tmp_path))
+    assert list(moved.values()) == [pytest.approx(0.001, rel=1e-3)]
+
+
+ATTENDS = """
+from torch import nn
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 8), nn.Linear(8, 10)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    def forward(self, x):
+        x = self.embed(x.flatten(1, 2))
+        return self.head(self.attention(x, x, x)[0].mean(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("weights", "keys", "lr"),
+    [(True, {}, 5e-5), (False, {}, 0.002), (True, {"lr": 0.01}, 0.01), (True, {"optimizer": "sgd"}, 0.002)],
+)
+def test_a_pretrained_transformer_is_trained_at_a_rate_that_does_not_ruin_it(
+    tmp_path: Path, load: Callable[..., Dataset], weights: bool, keys: dict[str, object], lr: float
+) -> None:
+    (tmp_path / "nets.py").write_text(ATTENDS)
+    reference = f"{tmp_path / 'nets.py'}:Attends"
+    torch.save(load_network(reference, {}).state_dict(), tmp_path / "net.pt")
+    network = {"model": reference, **({"weights": str(tmp_path / "net.pt")} if weights else {})}
+    recipe = Recipe.parse(
+        {
+            "name": "x",
+            "data": {"source": "digits"},
+            "teacher": {**network, "train": keys},
+            "student": network,
+            "distill": keys,
+        }
+    )
+    recorder = Recorder()
+    directory = RunDirectory(tmp_path / "run")
+    context = DistillContext(recipe, directory, load("digits"), recorder, Trackers((), tmp_path, "x"))
+    fitting = with_fitting_lr(context).recipe
+    assert fitting.teacher.train is not None
+    assert fitting.distill.lr == fitting.teacher.train.lr == lr
+    assert len(recorder.said) == (2 if lr == 5e-5 else 0)
 
 
 class Warnings(Silent):
