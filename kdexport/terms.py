@@ -273,7 +273,7 @@ class Review(FeatureTerm):
 
 
 class OwnLoss(OneLayerTerm):
-    """``method = "file.py:name"``: a loss of the user's own, whose other keys are its keyword arguments.
+    """A loss of your own: further keys are the function's keyword arguments.
 
     It is fed what its positional parameters are called: ``student_logits, teacher_logits``, ``labels``,
     ``student_feature, teacher_feature``. See ``kdexport.distill.objective.loss_of``.
@@ -281,7 +281,7 @@ class OwnLoss(OneLayerTerm):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    method: str = Field(pattern=":", description="Where the function is, as file.py:name.")
+    method: str = Field(pattern=":", description="Name of the method, or file.py:name for a loss of your own.")
 
     def options(self) -> dict[str, Any]:
         """Return the arguments for the loss function."""

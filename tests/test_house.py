@@ -19,6 +19,7 @@ LAYERS = (
     ("stage_cache", "user_code", "machine"),
     ("scoring",),
     ("tasks",),
+    ("recipe_reference",),
     ("recipe", "terms", "precisions", "references", "statistics"),
     ("artifacts", "results", "progress", "errors"),
 )

@@ -14,6 +14,9 @@ def init(
     ] = None,
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to; ./NAME by default.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the reference pairs.")] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print every key of a recipe; with --json, its JSON Schema.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -23,6 +26,11 @@ def init(
         from kdexport.errors import KDExportError
         from kdexport.models.reference_pairs import copy_pair, reference_pairs
 
+        if reference:
+            from kdexport.recipe_reference import markdown, schema
+
+            console.result(schema(), markdown())
+            return
         pairs = reference_pairs()
         if list_:
             console.result(pairs, _table(pairs))

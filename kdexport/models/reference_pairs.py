@@ -10,6 +10,7 @@ from pathlib import Path
 from kdexport.errors import KDExportError, did_you_mean
 
 RECIPE = "recipe.toml"
+DIRECTIVE = "#:schema"  # for editors; the schema lies beside the recipe, as a link that is copied as a file
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def _root() -> Path:
 
 
 def _description(folder: Path) -> str:
-    """Return the first line of the recipe, which is a comment that says what it is."""
-    first = (folder / RECIPE).read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """Return the recipe's first comment that is not for editors: it says what the pair is."""
+    for line in (folder / RECIPE).read_text(encoding="utf-8").splitlines():
+        if not line.startswith(DIRECTIVE):
+            return line.removeprefix("#").strip() if line.startswith("#") else ""
+    return ""
