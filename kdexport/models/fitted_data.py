@@ -146,7 +146,8 @@ def _pictures_needed(networks: Sequence[Spec]) -> PicturesNeeded:
 def _name(spec: Spec) -> str:
     """Return what of a reference decides its picture size, free of places."""
     reference = parse(spec.model)
-    return Path(reference.target).name if reference.kind in ("file", "path") else reference.target
+    placed = reference.kind in ("file", "path") or Path(reference.target).is_absolute()
+    return Path(reference.target).name if placed else reference.target
 
 
 def _side(spec: Spec) -> int:

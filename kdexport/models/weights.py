@@ -57,6 +57,8 @@ def fit_weights(network: nn.Module, given: Mapping[str, Tensor], origin: str, st
 def fit(network: nn.Module, document: Any, origin: str, strict: bool = True, key: str | None = None) -> Fit:
     """Load what a checkpoint holds into a network as ``load_weights`` does, and say what came of it."""
     own = network.state_dict()
+    if not own:  # an ONNX file at work: there is nothing to load
+        return Fit()
     candidates = [view for place, given in state_dicts(document) for view in _views(place, given, own)]
     if not candidates:
         raise SourceError(f"no weights are found in {origin}", hint="save network.state_dict() into it")

@@ -259,6 +259,11 @@ def test_what_fits_nothing_lists_the_names_of_both(tmp_path):
         load_weights(Net(), tmp_path / "w.pt", strict=False)
 
 
+def test_a_network_without_weights_comes_back_from_the_file_that_it_wrote(tmp_path):
+    save_weights(nn.Identity(), tmp_path / "none.safetensors")  # as an ONNX file as the teacher does
+    assert load_weights(nn.Identity(), tmp_path / "none.safetensors") == ()
+
+
 def test_a_number_takes_a_tensor_of_one_element(tmp_path):
     class Scaled(nn.Module):
         def __init__(self):
