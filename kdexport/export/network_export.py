@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.export import consistency, graph, hard_samples, parity
 from kdexport.export.arguments import keys_of, parameters_of, unwrapped
 from kdexport.export.diagnosis import first_difference
@@ -38,6 +38,11 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
         KDExportError: The network does not take the inputs, is random or depends on the batch, or cannot be exported.
     """
     subject = dataclasses.replace(subject, network=unwrapped(subject.network))
+    if isinstance(subject.network, torch.jit.ScriptModule):
+        raise KDExportError(
+            f"{subject.name} is TorchScript, which torch.export does not capture",
+            hint="give the nn.Module that it was made from, as file.py:Name, with its weights as a file",
+        )
     form = dataclasses.replace(form, tolerance=max(form.tolerance, ROUNDINGS * _epsilon(subject)))
     example = _example(subject, form)
     names = form.output_names or ()
@@ -203,7 +208,7 @@ def _checked_names(subject: ExportTarget, requested: tuple[str, ...], output: An
 
 
 def _prove(subject: ExportTarget, form: Form, file: Path, shown_as: str, *, baked: bool) -> Parity:
-    session = OnnxSession(file)
+    session = _loaded(subject, file, shown_as)
     dressed = form.softmax or form.top_k
 
     def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
@@ -245,6 +250,18 @@ def _prove(subject: ExportTarget, form: Form, file: Path, shown_as: str, *, bake
         resized=_resized(subject, form, torch_model),
         precise=precise,
     )
+
+
+def _loaded(subject: ExportTarget, file: Path, shown_as: str) -> OnnxSession:
+    """Open a freshly written file; its temporary name is of no use to the user."""
+    try:
+        return OnnxSession(file)
+    except SourceError as error:
+        hint = "try another --opset, or a newer onnxruntime"
+        if subject.lowest_precision is torch.bfloat16:
+            hint = "it computes in bfloat16, of which ONNX Runtime's CPU has no kernels: take .bfloat16() out of its "
+            hint += "forward, and give a function that returns network.float()"
+        raise KDExportError(error.message.replace(file.name, shown_as), hint=hint) from error
 
 
 def _resized(subject: ExportTarget, form: Form, run: parity.Predict) -> list[Arrays]:

@@ -104,6 +104,11 @@ def _check(request: Request, paths: list[Path]) -> None:
     there = [str(path) for path in paths if path.exists()]
     if there and not request.force:
         raise KDExportError(f"there is a file already: {', '.join(there)}", hint="give --force to replace it, or --out")
+    if request.quantize and any(item.batch_axis for item in request.inputs):
+        raise KDExportError(
+            "smaller variants are compared sample by sample, and the batch of an input is not its first axis",
+            hint="leave --quantize out, or wrap the network so that its inputs have the batch first",
+        )
     if request.data is None and "int8" in request.quantize:
         raise KDExportError(
             "int8 needs samples to calibrate on, and there are none",

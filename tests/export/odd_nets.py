@@ -191,3 +191,18 @@ class Mean(nn.Module):
 
 def parallel() -> nn.Module:
     return nn.DataParallel(torch.compile(mlp()))
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(mlp())
+
+
+class Bf16Inside(nn.Module):
+    """bfloat16 inside, float32 in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.bfloat16()).float()

@@ -211,6 +211,18 @@ def test_networks_of_other_types(name, kind, made):
     np.testing.assert_allclose(session.run(None, {"input": x})[0], expected, atol=5e-3 if name == "half" else 1e-5)
 
 
+REFUSED = {"scripted": "TorchScript", "Bf16Inside": "of which ONNX Runtime's CPU has no kernels"}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_had_says_what_to_give_instead(name, made):
+    with pytest.raises(KDExportError) as caught:
+        made(name, "8")
+    assert REFUSED[name] in caught.value.message + caught.value.hint
+    assert ".tmp" not in caught.value.message
+
+
 def test_wrappers_are_looked_through(made):
     _, session, network = made("parallel", "8")
     inner = network.module._orig_mod  # a compiled one would be compiled here
