@@ -2,7 +2,7 @@
 
     python benchmarks/bench_busy.py [--trials 20] [--load every-core] [--seconds 3]
 
-The pair is one block of convolutions once, and eight times in a row: about 0.3 ms and 2.5 ms a call. Its quiet ratio is
+The pair is one block of convolutions once, and eight times in a row: about 0.1 ms and 0.8 ms a call. Its quiet ratio is
 taken from the CPU time of the two, which holds no waiting, before each trial, in turns and on one core: so the script
 can run where others are at work too (``cores_busy_before`` says how much of that there was). Loads: ``every-core`` is a
 busy loop pinned to each core, ``one-core`` to the first, ``pulses`` loops that work a fifth of the time on each core,

@@ -143,7 +143,7 @@ class Worker:
         self._child.ask(do="prepare", **task)
 
     def turn(self) -> list[int]:
-        return np.frombuffer(self._child.ask(do="turn", budget_ns=TURN_NS)[1], np.int64).tolist()
+        return np.abs(np.frombuffer(self._child.ask(do="turn", budget_ns=TURN_NS)[1], np.int64)).tolist()
 
     def close(self) -> None:
         self._child.close()

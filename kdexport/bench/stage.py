@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdexport.artifacts import RunDirectory, read_json, write_atomically
 from kdexport.bench import devices
-from kdexport.bench.inputs import check_batch, check_dims, resolve_shapes
+from kdexport.bench.inputs import batch_axes, check_batch, check_dims, resolve_shapes
 from kdexport.bench.plan import Device, Plan, Settings, Target
 from kdexport.bench.runner import Outcome, run_plan
 from kdexport.bench.scoring import Measured, score_models, session_for
@@ -175,6 +175,8 @@ def plan_for(
         )
     dims = dict(dims or {})
     axis = settings.batch_axis
+    for model in models:
+        batch_axes(model.inputs, axis, model=model.name)
     check_dims([model.inputs for model in models], dims, axis)
     source = None if inputs_file is None else str(inputs_file.absolute())
     targets = []

@@ -161,6 +161,7 @@ def _governor(condition: Condition) -> str:
 OPSET = re.compile(r"Opset (\d+) is under development.*?till opset (\d+)", re.DOTALL)
 IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
 CUSTOM = re.compile(r"(\S+?:\S+?)\(-?\d+\) is not a registered function/op")
+ZERO_SIZE = re.compile(r"invalid dimensions for input: (.+?) for the following indices.*?Expected: 0(?!\d)", re.DOTALL)
 MEMORY = re.compile(
     r"MemoryError|bad_alloc|Failed to allocate memory|out of memory|BFCArena|Available memory of", re.IGNORECASE
 )
@@ -194,6 +195,11 @@ def in_words(text: str, batch_size: int | None) -> str:
     if found := CUSTOM.search(text):
         return (
             f"it needs the operator {found[1]}, which this ONNX Runtime does not have: export it without that operator"
+        )
+    if found := ZERO_SIZE.search(text):
+        return (
+            f"its input {found[1]} states a size of 0, which ONNX Runtime takes as it stands: "
+            "export it with a dynamic axis, or name the axis with onnx.tools.update_model_dims"
         )
     short = text
     for pattern in NOISE:

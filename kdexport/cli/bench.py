@@ -38,43 +38,65 @@ def bench(
         ),
     ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Samples per call.", rich_help_panel=SWEEP)
+        list[int] | None, typer.Option(metavar="N", help="Samples per call. By default 1.", rich_help_panel=SWEEP)
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Threads within one operator.", rich_help_panel=SWEEP)
+        list[int] | None,
+        typer.Option(metavar="N", help="Threads within one operator. By default 1.", rich_help_panel=SWEEP),
     ] = None,
     streams: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="Concurrent callers of one session: throughput.", rich_help_panel=SWEEP),
+        typer.Option(metavar="N", help="Concurrent callers of one session, for its throughput.", rich_help_panel=SWEEP),
     ] = None,
     provider_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of the execution provider (not the CPU's).", rich_help_panel=SWEEP),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of the execution provider, for every device but the CPU.",
+            rich_help_panel=SWEEP,
+        ),
     ] = None,
     allow_fallback: Annotated[
         bool,
-        typer.Option("--allow-fallback", help="Measure even where operators fall back.", rich_help_panel=SWEEP),
+        typer.Option(
+            "--allow-fallback",
+            help="Measure a model even where some of its operators fall back to the CPU.",
+            rich_help_panel=SWEEP,
+        ),
     ] = False,
     precision: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Half-width of the median's 95 % interval; 0.02.", rich_help_panel=RULE),
+        typer.Option(
+            metavar="SHARE",
+            help="Measure until the median's 95 % interval is this narrow: half-width as a share. By default 0.02.",
+            rich_help_panel=RULE,
+        ),
     ] = None,
     min_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Measured time per model, at least.", rich_help_panel=RULE)
+        float | None,
+        typer.Option(metavar="S", help="Measured time per model, at least. By default 1.", rich_help_panel=RULE),
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Time on the clock per model, at most; 20.", rich_help_panel=RULE)
+        float | None,
+        typer.Option(metavar="S", help="Time on the clock per model, at most. By default 20.", rich_help_panel=RULE),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(metavar="N", help="Fresh processes per model, at least.", rich_help_panel=RULE)
+        int | None,
+        typer.Option(metavar="N", help="Fresh processes per model, at least. By default 5.", rich_help_panel=RULE),
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="S", help="End a process that is silent for longer.", rich_help_panel=RULE),
+        typer.Option(
+            metavar="S", help="End a process that is silent for longer. By default 300.", rich_help_panel=RULE
+        ),
     ] = None,
     power_command: Annotated[
         str | None,
-        typer.Option(metavar="CMD", help="Prints watts, for energy per call; else RAPL or NVML.", rich_help_panel=RULE),
+        typer.Option(
+            metavar="CMD",
+            help="A command that prints watts, for energy per call. By default RAPL or NVML is asked.",
+            rich_help_panel=RULE,
+        ),
     ] = None,
     dim: Annotated[
         list[str] | None,
@@ -95,10 +117,15 @@ def bench(
     ] = None,
     input: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="Real inputs, one array per input.", rich_help_panel=INPUTS),
+        typer.Option(
+            metavar="FILE.npz",
+            help="Real inputs, one array per input of the model. By default they are made to fit it.",
+            rich_help_panel=INPUTS,
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="REF", help="Data to score the models on.", rich_help_panel=INPUTS)
+        str | None,
+        typer.Option(metavar="REF", help="Data to score the models on. A run has its own.", rich_help_panel=INPUTS),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the result goes; a run's is its bench.json.")
@@ -190,7 +217,7 @@ def _job(
     from kdexport.bench.stage import training_lines
 
     paths = [Path(name) for name in names]
-    found = _told_apart([(path, model) for path in paths for model in _models(path)])
+    found = _distinct_names([(path, model) for path in paths for model in _models(path)])
     alone = len(paths) == 1 and paths[0].is_dir()
     recipe = _recipe(paths[0]) if alone else None
     directory = RunDirectory(paths[0]) if alone else None
@@ -257,7 +284,7 @@ def _show(result: "BenchResult", target: Path | None, console: Console) -> None:
         raise _failed(result)
 
 
-def _told_apart(pairs: list[tuple[Path, Any]]) -> list[Any]:
+def _distinct_names(pairs: list[tuple[Path, Any]]) -> list[Any]:
     """Put the folder's name before the name of models that several folders have."""
     import dataclasses
 

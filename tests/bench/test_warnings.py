@@ -14,6 +14,13 @@ from kdexport.statistics import latency
     [
         ("Fail: Unsupported model IR version: 99, max supported IR version: 13", None, "needs ONNX IR version 99"),
         ("RuntimeException: std::bad_alloc", 512, "batch size 512 does not fit in memory"),
+        ("Fatal error: my.ops:MyOp(-1) is not a registered function/op", None, "it needs the operator my.ops:MyOp,"),
+        (
+            "Error in execution: Got invalid dimensions for input: x for the following indices index: 0 Got: 3 "
+            "Expected: 0 Please fix either the inputs/outputs or the model.",
+            3,
+            "its input x states a size of 0",
+        ),
         ("Failed to allocate memory for requested buffer of size 99", None, "the model does not fit in memory"),
         ("the worker was killed by SIGKILL", 8, "batch size 8 does not fit in memory"),
         (
