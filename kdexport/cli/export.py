@@ -13,6 +13,7 @@ from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
     from kdexport.onnx.describe import Description
+    from kdexport.recipe import StandaloneExport
     from kdexport.results import ExportResult
 
 SOURCE, FORM, IMAGES, SMALLER = "Bare model reference", "Form of the file", "Inputs and outputs", "Smaller variants"
@@ -53,6 +54,15 @@ def export(
     data: Annotated[
         str | None,
         typer.Option(metavar="REF", rich_help_panel=SOURCE, help="Real samples, to prove and to calibrate on."),
+    ] = None,
+    input: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            rich_help_panel=SMALLER,
+            help="Samples as an ONNX file takes them, an .npz with an array per input: to calibrate and judge on.",
+        ),
     ] = None,
     license: Annotated[
         str | None, typer.Option(metavar="TEXT", rich_help_panel=FORM, help="Of the weights; goes into the file.")
@@ -176,6 +186,7 @@ def export(
         mean=mean,
         std=std,
         force=force,
+        input=input,
     )
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         if describe is not None:
@@ -219,6 +230,7 @@ class _OfAReference:
     mean: str | None
     std: str | None
     force: bool
+    input: Path | None
 
     @property
     def given(self) -> list[str]:
@@ -267,10 +279,10 @@ def _bare(console: Console, reference: str, settings: dict[str, object], own: _O
     from kdexport.recipe import PRETRAINED, StandaloneExport
 
     parsed = references.parse(reference)
-    if reference.endswith(".onnx"):
+    if own.input is not None and not reference.endswith(".onnx"):
         raise KDExportError(
-            f"{reference} is ONNX already",
-            hint=f"kdexport export --describe {reference}, or kdexport bench {reference}",
+            "--input is for an ONNX file",
+            hint="give the network's samples as data: --data npz:FILE or --data FILE.py:NAME",
         )
     pixels = {
         "size": _pair(own.size),
@@ -282,6 +294,9 @@ def _bare(console: Console, reference: str, settings: dict[str, object], own: _O
     data = {} if own.data is None else {"data": {"source": own.data}}
     checked = StandaloneExport.parse({**data, "preprocessing": pixels, "export": {"quantize": (), **settings}})
     asked = checked.export
+    if reference.endswith(".onnx"):
+        _given(console, reference, settings, own, checked, ort=ort)
+        return
 
     from kdexport.export import standalone
     from kdexport.export.input_shape import parse_shape
@@ -328,6 +343,61 @@ def _bare(console: Console, reference: str, settings: dict[str, object], own: _O
     )
     result = standalone.export(request, form, console.progress)
     _finish(console, result, request.out.parent, ort=ort, again=f"kdexport bench {request.out}")
+
+
+def _given(
+    console: Console,
+    reference: str,
+    settings: dict[str, object],
+    own: _OfAReference,
+    checked: "StandaloneExport",
+    *,
+    ort: bool,
+) -> None:
+    """Quantize an ONNX file."""
+    asked = checked.export
+    if not asked.quantize:
+        raise KDExportError(
+            f"{reference} is ONNX already",
+            hint="say what to make of it, e.g. --quantize int8 --input calibration.npz; or see "
+            f"kdexport export --describe {reference}, kdexport bench {reference}",
+        )
+    usable = {"out", "data", "input", "seed", "force", "size", "resize", "mean", "std"}
+    variant = {"quantize", "calibration", "calibration_samples", "weight_bits", "max_accuracy_drop", "max_output_error"}
+    idle = [name for name in own.given if name not in usable]
+    idle += [name.replace("_", "-") for name in settings if name not in variant]
+    if idle:
+        raise KDExportError(
+            f"--{idle[0]} is for a network that becomes ONNX; {reference} is a file already", hint="leave it out"
+        )
+    from kdexport.export import given
+    from kdexport.export.variants import VariantSpec
+
+    specs = tuple(
+        VariantSpec(
+            precision,
+            asked.calibration,
+            asked.weight_bits,
+            max_accuracy_drop=asked.max_accuracy_drop,
+            max_output_error=asked.max_output_error,
+        )
+        for precision in asked.quantize
+    )
+    request = given.Request(
+        Path(reference).expanduser(),
+        specs,
+        own.out,
+        checked.data,
+        own.input,
+        asked.calibration_samples,
+        checked.preprocessing,
+        force=own.force,
+        seed=own.seed or 0,
+    )
+    result = given.export(request, console.progress)
+    folder = (request.out or request.file).parent
+    made = " ".join(str(folder / model.file) for model in result.models)
+    _finish(console, result, folder, ort=ort, again=f"kdexport bench {reference} {made}")
 
 
 def _finish(console: Console, result: "ExportResult", folder: Path, *, ort: bool, again: str) -> None:
@@ -396,19 +466,14 @@ def table(result: "ExportResult", again: str) -> Any:
 
     shown = Table(title=f"{result.name}: exported", title_justify="left", title_style="bold", box=None, pad_edge=False)
     shown.add_column("file", no_wrap=True, overflow="fold")
-    columns = ["precision", "KiB", "nodes", "max rel", "argmax", "samples", "runtime"]
-    if any(model.quantized for model in result.models):
-        columns.insert(1, "quantized")
-    for column in columns:
+    for column in ("precision", "KiB", "nodes", "max rel", "argmax", "samples", "runtime"):
         shown.add_column(column, justify="right")
     notes = []
     for model in result.models:
         proof = model.parity
-        counted = "" if model.quantized is None else "{} of {}".format(*model.quantized)
         shown.add_row(
             model.file,
             model.precision,
-            *([counted] if "quantized" in columns else []),
             f"{model.size_bytes / 1024:,.1f}",
             str(sum(model.operators.values())),
             "" if proof is None else f"{proof.max_rel:.1e}",
@@ -419,6 +484,8 @@ def table(result: "ExportResult", again: str) -> Any:
         if model.operators_before:
             before = sum(model.operators_before.values())
             notes.append(f"{model.file}: {before} nodes before optimization")
+        if model.quantized is not None and model.quantized[0] == model.quantized[1]:  # else a note says which are not
+            notes.append(f"{model.file}: {model.quantized[0]} of {model.quantized[1]} operators quantized")
         notes += [f"{model.file}: {note}" for note in model.notes]
     notes += [f"{failure.model}: left out: {failure.reason}" for failure in result.failures]
     return Group(shown, "", *(Text(note) for note in notes), f"next: {again}")

@@ -98,7 +98,8 @@ class AccuracyGuard:
         self.source, self.inputs, self.feed = source, inputs, feed
         self.samples_are = samples_are
         runner = OnnxSession(source)
-        self.batch = runner.fixed_batch or BATCH
+        self.fixed_batch = runner.fixed_batch
+        self.batch = self.fixed_batch or BATCH
         self.outputs = self._outputs(runner, inputs)
         self.labels = labels if labels is not None and _are_scores(self.outputs[0], labels, classes) else None
         self.fp32 = self._accuracy(self.outputs)
@@ -140,6 +141,7 @@ class AccuracyGuard:
     def sensitivity(self, model: onnx.ModelProto, builder: VariantBuilder) -> float:
         """Return how much a graph changes the outputs over some samples; infinite where it cannot be run."""
         some = parity.spread(len(self.inputs[0]), RANKING_SAMPLES)
+        some = some[: len(some) - len(some) % (self.fixed_batch or 1)]
         try:
             outputs = self._outputs(builder.runner(model), tuple(array[some] for array in self.inputs))
         except KDExportError:
@@ -350,7 +352,7 @@ def _cost(before: onnx.ModelProto, after: onnx.ModelProto, guard: AccuracyGuard)
     sessions = [
         OnnxSession(model.SerializeToString()) for model in (before, after)
     ]  # the child process has run them before
-    one = guard.feed(tuple(array[:1] for array in guard.inputs))
+    one = guard.feed(tuple(array[: guard.fixed_batch or 1] for array in guard.inputs))
     spent: list[list[float]] = [[], []]
     for _ in range(TIMED_RUNS):
         for session, times in zip(sessions, spent, strict=True):

@@ -39,7 +39,8 @@ def builder(given: VariantInputs) -> VariantBuilder:
     """Return how the graph is made, with what fp16 cannot hold in fp32."""
     graph = load(given.source)
     few = tuple(array[parity.spread(len(array), half.SAMPLES)] for array in given.data.samples())
-    size = 1 if given.guard.batch == 1 else BATCH
+    size = given.guard.fixed_batch or BATCH
+    few = tuple(array[: len(array) - len(array) % (given.guard.fixed_batch or 1)] for array in few)
     fed = [given.data.feed(batch) for batch in parity.batches(few, [size])]
     overflowing, underflowing = _out_of_range(graph, fed)
     notes = []
@@ -221,13 +222,14 @@ def _note(known: _Value, value: np.ndarray) -> None:
     rows = np.abs(value.astype(np.float64)).reshape(len(value) if value.ndim else 1, -1)
     if not rows.size:
         return
+    rows = np.where(np.isfinite(rows), rows, 0)  # fp16 holds infinity, and a mask's is meant
     known.largest = max(known.largest, float(rows.max(initial=0.0)))
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         rounded = rows.astype(np.float16).astype(np.float64)
     norms = np.sqrt((rows**2).sum(axis=1))
     within = np.isfinite(rounded).all(axis=1) & (norms > 0)
     if within.any():
-        losses = np.sqrt(((rounded - rows)[within] ** 2).sum(axis=1)) / norms[within]
+        losses = np.sqrt(((rounded[within] - rows[within]) ** 2).sum(axis=1)) / norms[within]
         known.lost = max(known.lost, float(losses.max()))
     known.tiny = max(known.tiny, float(((rows > 0) & (rows < SMALLEST_NORMAL)).mean()))
 

@@ -23,7 +23,7 @@ from kdexport.export import arguments, network_export, parity, random_inputs, va
 from kdexport.export.input_shape import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_fitted_data
-from kdexport.models.loading import inferred_preprocessing, load_model
+from kdexport.models.loading import Model, inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
@@ -136,7 +136,7 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
     if dataset is not None:
         spec = _spec(request)
         torch.manual_seed(request.seed)
-        model = load_model("network", spec, dataset)
+        model = load_model("network", spec, dataset, any_output=True)
         for line in model.left_out:
             progress.warn(f"exported without weights for {line}")
         for line in model.notes:
@@ -144,6 +144,11 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
         for line in model.warnings:
             progress.warn(line)
         names = dataset.input_names
+        classifies = _classifies(model, dataset)
+        if not classifies:
+            progress.say(
+                f"the network gives no logits of the data's {dataset.num_classes} classes: no labels are written"
+            )
         by_name = len(names) > 1 and set(names) <= set(arguments.parameters_of(model.network))
         target = ExportTarget(
             request.out.stem,
@@ -151,8 +156,8 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
             model.preprocessing,
             names,
             parity.samples_of(dataset.val.inputs, dataset.train.inputs),
-            class_names=dataset.class_names,
-            multi_label=dataset.multi_label,
+            class_names=dataset.class_names if classifies else (),
+            multi_label=dataset.multi_label and classifies,
             license=request.license,
             parameter_names=names if by_name else None,
         )
@@ -161,6 +166,18 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
     return dataclasses.replace(
         target, parameters=sum(parameter.numel() for parameter in target.network.parameters()), macs=_macs(target)
     )
+
+
+def _classifies(model: Model, dataset: Dataset) -> bool:
+    """Whether a network gives logits of the data's classes; one that cannot be run is told by the export."""
+    inputs = model.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs)
+    try:
+        with torch.no_grad():
+            output = model.network(*inputs)
+    except Exception:  # noqa: BLE001 the user's own code may raise anything, and is run again, with a message
+        return True
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return isinstance(first, torch.Tensor) and tuple(first.shape) == (len(inputs[0]), dataset.num_classes)
 
 
 def _random_target(request: Request, form: Form, progress: Progress) -> ExportTarget:

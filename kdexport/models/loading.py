@@ -45,7 +45,14 @@ class Model:
     warnings: tuple[str, ...] = ()  # and what is likely to be wrong
 
 
-def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights: Path | None = None) -> Model:
+def load_model(
+    role: str,
+    spec: TeacherSpec | Student,
+    dataset: Dataset,
+    weights: Path | None = None,
+    *,
+    any_output: bool = False,
+) -> Model:
     """Build a recipe's network for a data set.
 
     Args:
@@ -53,6 +60,7 @@ def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights
         spec: The recipe's table.
         dataset: Gives the classes and the preprocessing that neither the recipe nor the network's own library gives.
         weights: Weights to load instead of the recipe's: those that a run has trained.
+        any_output: Whether it may give something else than logits of the data's classes.
 
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
@@ -82,7 +90,8 @@ def load_model(role: str, spec: TeacherSpec | Student, dataset: Dataset, weights
     if needs_channels_first(network, preprocessing.apply(few)):
         preprocessing = replace(preprocessing, contiguous=True)
     _check_tokens(role, spec, network, dataset)
-    check_output(network, preprocessing.apply(_hardest(dataset)), dataset.num_classes, role)
+    if not any_output:
+        check_output(network, preprocessing.apply(_hardest(dataset)), dataset.num_classes, role)
     notes, warnings = _said_of(role, spec, args, preprocessing, dataset)
     if fitted.taken_from:
         notes = (*notes, f"{role}: weights taken from {fitted.taken_from} in {spec.weights}")

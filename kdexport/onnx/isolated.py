@@ -57,7 +57,7 @@ class IsolatedRunner:
             first = str(answer).splitlines()[0]
             raise KDExportError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot {'run' if inputs else 'load'} the file: {first}",
-                hint="try another --opset, or another onnxruntime",
+                hint="give a whole .onnx file with its weights beside it; a newer opset needs a newer onnxruntime",
             )
         return tuple(answer)
 

@@ -1,5 +1,6 @@
 """What no variant may do: change nothing unseen, cost the others, end the process, be judged in another arithmetic."""
 
+import json
 import os
 import sys
 import time
@@ -332,3 +333,72 @@ def test_files_of_other_exporters_are_quantized(tmp_path):
     assert model.quantized == (1, 1)
     assert output_error(OnnxSession(source)(samples), OnnxSession(path)(samples)) < 0.03
     assert int8_dynamic.DYNAMIC_OPERATORS  # convolutions are not among them
+
+
+def export_given(path, *arguments):
+    from typer.testing import CliRunner
+
+    from kdexport.cli import app
+
+    return CliRunner().invoke(app, ["export", str(path), "--onnx", *map(str, arguments), "--json"])
+
+
+def test_any_onnx_file_is_quantized_and_left_as_it_is(tmp_path):
+    """Its weights beside it, samples by its input's name, no labels."""
+    source, _ = graph(
+        tmp_path / "net.onnx",
+        [node("MatMul", "x a", "h", "a/MatMul"), node("Relu", "h", "r"), node("MatMul", "r b", "y", "b/MatMul")],
+        {"a": normal(64, 96), "b": normal(96, 5)},
+        [64],
+        [5],
+    )
+    model = onnx.load(source)
+    onnx.save(model, source, save_as_external_data=True, location="net.onnx.data", size_threshold=100)
+    before = source.read_bytes(), source.with_name("net.onnx.data").read_bytes()
+    samples = normal(40, 64, scale=1)
+    np.savez(tmp_path / "calibration.npz", x=samples)
+    every = [word for precision in ("int8", "fp16", "int4", "int8-dynamic") for word in ("--quantize", precision)]
+    done = export_given(source, *every, "--input", tmp_path / "calibration.npz")
+    assert done.exit_code == 0, done.stderr
+    made = json.loads(done.stdout)["models"]
+    assert [item["quantized"] for item in made] == [[2, 2], [2, 2], [1, 2], [2, 2]]
+    expected = OnnxSession(source)((samples,))
+    for item in made:
+        assert output_error(expected, OnnxSession(tmp_path / item["file"])((samples,))) < 0.25
+    assert (source.read_bytes(), source.with_name("net.onnx.data").read_bytes()) == before
+    again = export_given(source, "--quantize", "fp16")
+    assert (again.exit_code, "there is a file already" in again.stderr) == (1, True)
+    alone = export_given(source, "--quantize", "fp16", "--out", tmp_path / "half.onnx")
+    assert json.loads(alone.stdout)["models"][0]["notes"][-1] == "judged on random inputs: no data were given"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        ((), "is ONNX already", "--quantize int8 --input"),
+        (("--quantize", "int8"), "needs samples to calibrate on", "--input calibration.npz"),
+        (("--quantize", "int8", "--input", "wrong.npz"), "x is [4, 2, 8, 8]; the file takes ['batch', 3, 8, 8]", "x ["),
+        (("--quantize", "int8", "--input", "names.npz"), "no array for the input x; it has z, q", "numpy.savez"),
+        (("--quantize", "int8", "--opset", "17"), "--opset is for a network that becomes ONNX", "leave it out"),
+    ],
+)
+def test_what_does_not_fit_a_given_file_is_told(arguments, message, hint, convolutions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("wrong.npz", x=np.zeros((4, 2, 8, 8), np.float32))
+    np.savez("names.npz", z=np.zeros((4, 3, 8, 8), np.float32), q=np.zeros(3))
+    done = export_given(convolutions[0], *arguments)
+    told = " ".join(done.stderr.split())
+    assert (done.exit_code, message in told, hint in told) == (1, True, True), told
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["net.onnx"]
+
+
+def test_a_fixed_batch_is_kept(tmp_path):
+    source, _ = graph(tmp_path / "net.onnx", [node("MatMul", "x a", "y")], {"a": normal(8, 5)}, [8], [5])
+    model = onnx.load(source)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, source)
+    np.savez(tmp_path / "c.npz", anything=normal(30, 8, scale=1))
+    done = export_given(source, "--quantize", "int8", "--quantize", "fp16", "--input", tmp_path / "c.npz")
+    assert done.exit_code == 0, done.stderr
+    assert {item["parity"]["samples"] for item in json.loads(done.stdout)["models"]} == {28}

@@ -1,0 +1,193 @@
+"""Variants of an ONNX file that anyone wrote: calibrated on data or on inputs as the file takes them; no labels needed.
+
+The file itself is only read. Without samples, what needs no calibration is judged on random inputs, and says so.
+"""
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from kdexport.errors import KDExportError
+from kdexport.export import parity, quantize, variants
+from kdexport.models.fitted_data import load_fitted_data
+from kdexport.models.preprocessing import with_spec
+from kdexport.onnx import metadata
+from kdexport.onnx.isolated import IsolatedRunner
+from kdexport.onnx.sessions import TYPES, Arrays, OnnxSession
+from kdexport.precisions import PRECISIONS
+from kdexport.progress import Progress
+from kdexport.recipe import Data, PreprocessingSpec, Student
+from kdexport.results import ExportResult
+
+RANDOM_SAMPLES = 16
+DYNAMIC_SIZE = 16  # of a dynamic axis that is not the batch, in random inputs
+LARGEST_TOKEN = 100  # of random integer inputs: any vocabulary has that many
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be made of a file."""
+
+    file: Path
+    specs: tuple[variants.VariantSpec, ...]
+    out: Path | None = None  # the variant's file, or the name that several are made from
+    data: Data | None = None
+    inputs: Path | None = None  # .npz with an array per input, or .npy; first axis samples
+    calibration_samples: int = 256
+    preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
+    force: bool = False
+    seed: int = 0
+
+
+def export(request: Request, progress: Progress) -> ExportResult:
+    """Write the variants of an ONNX file.
+
+    Raises:
+        KDExportError: The file cannot be loaded or is quantized already, there are no samples for int8, they do not fit
+            the file's inputs, or a file is there already.
+    """
+    paths = _paths(request)
+    there = [str(path) for path in paths.values() if path.exists()]
+    if there and not request.force:
+        raise KDExportError(f"there is a file already: {', '.join(there)}", hint="give --force to replace it, or --out")
+    if request.file.resolve() in {path.resolve() for path in paths.values()}:
+        raise KDExportError(f"--out names {request.file} itself", hint="give --out another name")
+    if request.file.is_file():
+        IsolatedRunner(request.file)  # what ends the runtime must not end this process
+    session = OnnxSession(request.file)
+    found = quantize.census(onnx.load(request.file))
+    if found.quantized:
+        raise KDExportError(
+            f"{request.file} is in fewer bits already: {found}", hint="give the fp32 file that it was made from"
+        )
+    needing = [spec.precision for spec in request.specs if PRECISIONS[spec.precision].needs_calibration]
+    if needing and request.data is None and request.inputs is None:
+        raise KDExportError(
+            f"{needing[0]} needs samples to calibrate on, and there are none",
+            hint="give inputs as the file takes them with --input calibration.npz, an array per input "
+            f"({', '.join(session.input_names)}), or data with --data REF",
+        )
+    fp32 = metadata.model_file(
+        request.file.stem, request.file, shown_as=str(request.file), precision="fp32", parameters=None, macs=None,
+        parity=None,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
+        data = _samples(request, session, Path(cache))
+        progress.say(f"{request.file} -> {', '.join(map(str, paths.values()))}")
+        made, failures = variants.write_all(request.file, fp32, request.specs, paths, data, progress)
+    if data.samples_are == "random":
+        made = tuple(
+            replace(model, notes=(*model.notes, "judged on random inputs: no data were given")) for model in made
+        )
+    return ExportResult(request.file.stem, made, failures)
+
+
+def _paths(request: Request) -> dict[str, Path]:
+    if request.out is not None and len(request.specs) == 1:
+        return {request.specs[0].precision: request.out}
+    base = request.out or request.file
+    return {spec.precision: base.with_name(f"{base.stem}.{spec.precision}.onnx") for spec in request.specs}
+
+
+def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.CalibrationData:
+    """Return the samples, cut to whole batches where the file fixes the batch size."""
+
+    def whole(arrays: Arrays, most: int | None = None) -> Arrays:
+        size, count = session.fixed_batch or 1, len(arrays[0])
+        if count < size:
+            raise KDExportError(
+                f"{session.name} takes batches of {size}, and there are {count} samples", hint="give more samples"
+            )
+        chosen = parity.spread(count, most or count)
+        return tuple(array[chosen[: len(chosen) - len(chosen) % size]] for array in arrays)
+
+    if request.data is not None:
+        spec = Student(model=str(request.file.resolve()), preprocessing=request.preprocessing)
+        dataset = load_fitted_data(request.data, (spec,), request.seed, cache)
+        fitted = OnnxSession(request.file, with_spec(dataset.preprocessing, request.preprocessing))
+        val, train = dataset.val, dataset.train
+        few = val.take(parity.spread(len(val), variants.VALIDATION_SAMPLES))
+        labelled = few.labels is not None and not dataset.multi_label and session.fixed_batch in (None, 1)
+        return variants.CalibrationData(
+            lambda: whole(parity.samples_of(val.inputs, train.inputs)),
+            lambda: whole(train.inputs, request.calibration_samples),
+            lambda: (few.inputs, few.labels) if labelled and few.labels is not None else None,
+            lambda batch: tuple(fitted.feeds(batch).values()),
+            classes=dataset.num_classes,
+        )
+    arrays = _random(request, session) if request.inputs is None else _read(request.inputs, session)
+    return variants.CalibrationData(
+        lambda: whole(arrays, parity.SAMPLES),
+        lambda: whole(arrays, request.calibration_samples),
+        lambda: None,
+        samples_are="random" if request.inputs is None else "given",
+    )
+
+
+def _read(path: Path, session: OnnxSession) -> Arrays:
+    """Return the arrays of a file, one per input, in the types that the graph takes."""
+    hint = "write it with numpy.savez(FILE, NAME=ARRAY, ...), an array per input, first axis samples: "
+    inputs = {item.name: item for item in session.session.get_inputs()}
+    hint += ", ".join(f"{name} {item.shape}" for name, item in inputs.items())
+    if not path.is_file():
+        raise KDExportError(f"there is no file {path}", hint=hint)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"": loaded}
+        else:
+            with loaded:
+                arrays = dict(loaded)
+    except (OSError, ValueError) as error:
+        raise KDExportError(f"{path} cannot be read: {error}", hint=hint) from None
+    if len(inputs) == len(arrays) == 1:  # whatever its name is
+        arrays = dict(zip(inputs, arrays.values(), strict=True))
+    missing = [name for name in inputs if name not in arrays]
+    if missing:
+        raise KDExportError(
+            f"{path} has no array for the input {missing[0]}; it has {', '.join(arrays) or 'none'}", hint=hint
+        )
+    found = []
+    for name, item in inputs.items():
+        array, fixed = arrays[name], item.shape
+        fits = array.ndim == len(fixed) and all(
+            not isinstance(size, int) or size == have for size, have in zip(fixed[1:], array.shape[1:], strict=False)
+        )
+        if not fits or len(array) != len(arrays[next(iter(inputs))]):
+            raise KDExportError(f"{path}: {name} is {list(array.shape)}; the file takes {fixed}", hint=hint)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise KDExportError(f"{path}: {name} holds NaN or infinity", hint="take those samples out")
+        found.append(np.ascontiguousarray(array, dtype=TYPES.get(item.type, array.dtype)))
+    return tuple(found)
+
+
+def _random(request: Request, session: OnnxSession) -> Arrays:
+    """Return random inputs, for what needs no calibration.
+
+    Raises:
+        KDExportError: The file does not take them.
+    """
+    rng = np.random.default_rng(request.seed)
+    size = session.fixed_batch or 1
+    count = max(RANDOM_SAMPLES // size, 1) * size
+    arrays = []
+    for item in session.session.get_inputs():
+        shape = (count, *(axis if isinstance(axis, int) else DYNAMIC_SIZE for axis in item.shape[1:]))
+        kind = np.dtype(TYPES.get(item.type, np.float32))
+        if kind.kind == "f":
+            arrays.append(rng.standard_normal(shape).astype(kind))
+        else:
+            high = {"uint8": 256, "bool": 2, "int8": 128}.get(kind.name, LARGEST_TOKEN)
+            arrays.append(rng.integers(0, high, shape).astype(kind))
+    try:
+        IsolatedRunner(request.file)(tuple(array[: size if session.fixed_batch else 2] for array in arrays))
+    except KDExportError as error:
+        raise KDExportError(
+            f"{session.name} does not take random inputs: {error.message}",
+            hint="give real ones as the file takes them with --input FILE.npz, an array per input: "
+            + ", ".join(f"{item.name} {item.shape}" for item in session.session.get_inputs()),
+        ) from None
+    return tuple(arrays)
