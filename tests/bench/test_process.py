@@ -198,3 +198,10 @@ def test_outputs_whose_size_changes_from_run_to_run_are_measured(tmp_path):
         child.ask(do="prepare", **task(path))
         _, payload = child.ask(do="turn", budget_ns=5_000_000)
         assert len(payload) > 8
+
+
+def test_no_process_lets_onnx_runtime_send_anything(models):
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"  # set before onnxruntime was imported here
+    with Child("a", 60) as child:
+        child.ask(do="ready")
+        assert b"ORT_DISABLE_TELEMETRY=1" in Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")

@@ -1,6 +1,8 @@
 """The order of things and whose fault a fault is, with workers that are played: no process, no model."""
 
+import contextlib
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -118,3 +120,45 @@ def test_a_meter_that_fails_later_costs_the_energy_only(played, monkeypatch):
     assert one.energy_mj is None
     assert one.throughput_by_streams == {"2": 5.0}
     assert "the energy could not be measured: the meter is gone" in one.warnings
+
+
+class Notes(Silent):
+    """Keeps what a task is said to be doing."""
+
+    def __init__(self):
+        self.notes = []
+
+    @contextlib.contextmanager
+    def task(self, *_arguments, **_options):
+        yield self
+
+    def advance(self, steps=1, note=""):
+        self.notes.append((steps, note))
+
+
+def test_rounds_that_are_added_are_announced_with_their_reason(played, monkeypatch):
+    # Each process is of another speed, so that the medians' intervals stay wide until the time is up.
+    speeds = itertools.cycle([1_000_000, 1_500_000, 700_000, 1_300_000])
+
+    def answered(self, **task):
+        reply, payload = ask(self, **task)
+        if task["do"] == "turn":
+            calls = np.full(20, next(speeds))
+            calls[:2] *= -1  # in a tenth of them other work had the core
+            payload = calls.tobytes()
+        return reply, payload
+
+    ask = Played.ask
+    monkeypatch.setattr(Played, "ask", answered)
+    progress = Notes()
+    targets = [Target(name, f"{name}.onnx", {"x": [1, 4]}) for name in ("a", "b")]
+    settings = Settings(min_seconds=0.03, max_seconds=0.2, rounds=3, precision=0.001)
+    outcome = runner.Runner(targets, settings, "here", progress).run([CPU])
+    added = [note for steps, note in progress.notes if not steps and "added" in note]
+    assert added
+    assert re.fullmatch(
+        r"batch 1, round 4, added: medians are known to ±\d+\.\d%, 10% of the time beside other work", added[0]
+    )
+    one = outcome.measurements[0]
+    assert one.latency_ms.left_out * 9 == one.latency_ms.samples
+    assert f"{one.latency_ms.left_out:,} of" in " ".join(one.warnings)

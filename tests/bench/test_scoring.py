@@ -32,7 +32,7 @@ def failure(model: str, device: str = "cpu") -> Failure:
     return Failure(model, device, 1, 1, "the worker was killed by SIGSEGV")
 
 
-class Heard(Silent):
+class Captured(Silent):
     def __init__(self):
         self.warnings = []
 
@@ -71,6 +71,27 @@ def test_a_pack_takes_from_a_model_what_this_machine_takes(tmp_path, data):
     np.testing.assert_allclose(np.exp(there).sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["logits", "sigmoid"])
+def test_several_labels_are_scored_alike_with_and_without_a_sigmoid_here_and_in_a_pack(tmp_path, form):
+    rng = np.random.default_rng(1)
+    weight, rows = rng.standard_normal((4, 3)).astype(np.float32), rng.standard_normal((40, 4)).astype(np.float32)
+    logits = rows @ weight
+    labels = ((logits + rng.standard_normal(logits.shape)) > 0).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"]), helper.make_node("Sigmoid", ["logits"], ["sigmoid"])]
+    inputs, outputs = [value("x", TensorProto.FLOAT, ["n", 4])], [value(form, TensorProto.FLOAT, ["n", 3])]
+    path = save(tmp_path / "m.onnx", nodes, inputs, outputs, {"w": weight})
+    split = Split((rows,), labels)
+    data = Dataset("random", ("x",), ("a", "b", "c"), split, split, split, Preprocessing("none"), {})
+    model = describe_file(path)
+    (here,) = stage.score([model], Path(), data, Outcome((), (), {}), [CPU], Silent())
+    right = (logits > 0) == (labels > 0.5)
+    hits = ((logits > 0) & (labels > 0.5)).sum(axis=0)
+    assert [found.accuracy for found in here.evaluation.per_class] == pytest.approx(hits / labels.sum(axis=0))
+    assert 0.6 < right.mean() < 1  # neither every class nor none
+    found = session_for(path, CPU, multi_label=True).predict((rows,))
+    np.testing.assert_array_equal(found > 0, logits > 0)
+
+
 @pytest.mark.parametrize(
     ("measured", "failed", "expected"),
     [
@@ -102,7 +123,7 @@ def test_a_model_that_failed_is_not_scored_and_the_result_stands(tmp_path, data,
 
     monkeypatch.setattr(sessions, "OnnxSession", Watched)
     monkeypatch.setattr(stage, "run_plan", lambda *_: Outcome((), (failure("bad"),), {}))
-    progress = Heard()
+    progress = Captured()
     settings = quick.model_copy(update={"batch_sizes": (8,)})
     result = stage.bench(files, settings, name="x", dataset=data, progress=progress)
     assert opened == ["good"]
@@ -118,7 +139,7 @@ def test_in_a_pack_one_that_cannot_be_scored_costs_only_its_own_score(tmp_path, 
     np.savez(tmp_path / "data" / "d.npz", labels=data.test.labels, **{"input:x": data.test.inputs[0]})
     manifest = {"feeds": {model.name: "d" for model in models}, "class_names": data.class_names}
     plan = SimpleNamespace(targets=[SimpleNamespace(path=model.file) for model in models])
-    progress = Heard()
+    progress = Captured()
     result = SimpleNamespace(models=models, measurements=[], failures=[failure("bad")])
     good, bad, odd = packed.score(Job(tmp_path, manifest, plan, [CPU], progress), result)
     assert good.evaluation.samples == 20
