@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import Result
 
+from kdexport.cli.console import command
+from kdexport.errors import Terminated
 from kdexport.recipe import Recipe
 
 NETS = Path(__file__).parents[2] / "models" / "digits" / "nets.py"
@@ -56,3 +59,28 @@ def test_flags_change_a_recipe(kdexport: Callable[..., Result], tmp_path: Path) 
         2.0,
         0.008,
     )
+
+
+def test_a_changed_rate_asks_before_training_is_lost(kdexport: Callable[..., Result], tmp_path: Path) -> None:
+    short = ("--epochs", 1, "--no-baseline", "--teacher-epochs", 1, "--teacher-arg", "width=4", "--quiet")
+    job = ("distill", NETS.with_name("recipe.toml"), "--out", tmp_path, *short, "--set", "data.fraction=0.2")
+    assert kdexport(*job).exit_code == 0
+    kept = [(tmp_path / name).read_bytes() for name in ("student.safetensors", "recipe.toml")]
+    refused = kdexport(*job, "--lr", 0.001)
+    assert refused.exit_code == 1
+    assert "student would be trained again from the start (lr 0.008 -> 0.001): 1 epochs" in refused.stderr
+    assert "--restart" in refused.stderr
+    assert kept == [(tmp_path / name).read_bytes() for name in ("student.safetensors", "recipe.toml")]
+    nothing_left = kdexport(*job, "--lr", 0.001, "--extend")
+    assert "set its epochs above 1" in nothing_left.stderr
+    assert kdexport(*job, "--lr", 0.001, "--restart", "--extend").exit_code == 1
+    again = kdexport(*job, "--lr", 0.001, "--restart")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "student.safetensors").read_bytes() != kept[0]
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_what_a_signal_stops_ends_with_the_shells_code(stop: type[KeyboardInterrupt], code: int) -> None:
+    with pytest.raises(typer.Exit) as caught, command(json=False, quiet=True, verbose=False, resumes=True):
+        raise stop
+    assert caught.value.exit_code == code

@@ -327,3 +327,42 @@ def test_a_teacher_that_guesses_is_a_warning(right: float, guesses: bool) -> Non
     assert bool(Context.progress.told) is guesses
     if guesses:
         assert f"{right:.1%} of 200 samples" in Context.progress.told[0]
+
+
+IDS = """
+import numpy as np
+import torch
+from torch import nn
+
+
+def data():
+    ids = np.arange(240).reshape(60, 4) % 9
+    ids[57, 2] = 9  # one of the test split, one more than the embedding holds
+    labels = np.arange(60) % 2
+    return {name: (ids[rows], labels[rows]) for name, rows in (
+        ("train", slice(0, 40)), ("val", slice(40, 50)), ("test", slice(50, 60)))}
+
+
+class Bag(nn.Module):
+    def __init__(self, words=9):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(words, 4), nn.Linear(4, 2)
+
+    def forward(self, ids):
+        return self.head(self.embed(ids).mean(dim=1))
+"""
+
+
+def test_the_largest_id_of_any_split_is_tried_first(tmp_path: Path) -> None:
+    mine = tmp_path / "bag.py"
+    mine.write_text(IDS)
+    document = {
+        "name": "x",
+        "data": {"source": f"{mine}:data"},
+        "teacher": {"model": f"{mine}:Bag", "args": {"words": 10}, "train": {"epochs": 1}},
+        "student": {"model": f"{mine}:Bag"},
+        "distill": {"epochs": 1},
+    }
+    with pytest.raises(KDExportError, match=r"the student raises IndexError: .* of the test split .*bag.py, line 21"):
+        distill(Recipe.parse(document), RunDirectory(tmp_path / "run"))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
