@@ -363,6 +363,6 @@ def test_the_largest_id_of_any_split_is_tried_first(tmp_path: Path) -> None:
         "student": {"model": f"{mine}:Bag"},
         "distill": {"epochs": 1},
     }
-    with pytest.raises(KDExportError, match=r"the student raises IndexError: .* of the test split .*bag.py, line 21"):
+    with pytest.raises(KDExportError, match=r"the student raises IndexError: .* of the test split, .*bag.py, line 21"):
         distill(Recipe.parse(document), RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
