@@ -156,6 +156,8 @@ def from_splits(given: Any, name: str) -> Source:
                 hint="labels are whole numbers that count the classes from 0 on",
             )
         given_names = range(classes)
+    elif len(set(map(str, given_names))) < len(given_names):
+        raise SourceError(f"{name}: two classes have one name", hint="give each class a name of its own in class_names")
     inputs = given["train"][0]
     unlabelled = given.get("unlabelled")
     said = given.get("preprocessing")
@@ -202,6 +204,11 @@ def _inputs(given: Any, where: str) -> tuple[NDArray[Any], ...]:
             raise SourceError(
                 f"{where}: inputs are {array.dtype} of shape {list(array.shape)}", hint="give arrays of numbers"
             )
+        if array.dtype.kind == "u" and array.dtype != np.uint8 and array.ndim > 2:
+            raise SourceError(
+                f"{where}: inputs are {array.dtype} of shape {list(array.shape)}",
+                hint="give images as uint8 (scaled alike over the data set), or as float32 to be fed as they are",
+            )
     return tuple(_narrowed(array) for array in arrays)
 
 
@@ -213,7 +220,7 @@ def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
-    if array.dtype.kind in "ib":
+    if array.dtype.kind in "ib" or (array.dtype.kind == "u" and array.dtype != np.uint8):
         return array.astype(np.int64, copy=False)
     return array
 

@@ -21,7 +21,11 @@ from kdexport.references import parse
 INPUT_NAMES = ("input_ids", "attention_mask")
 SPLIT_COLUMN = "split"
 DELIMITERS = (",", ";", "\t", "|")
-ENCODINGS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # by what a file begins with
+ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)  # by what a file begins with
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MISSING = ("", "nan")  # what an empty cell becomes
 LINES_SHOWN = 10

@@ -321,6 +321,15 @@ def test_a_label_of_millions_is_a_slip_and_takes_no_memory(load, tmp_path):
         load(write_npz(tmp_path / "d.npz", x_train=x, y_train=y))
 
 
+def test_deep_images_and_names_given_twice_are_refused(load, tmp_path):
+    x, y = arrays()
+    with pytest.raises(SourceError, match=r"inputs are uint16 of shape \[60, 6, 5, 3\]") as caught:
+        load(write_npz(tmp_path / "d.npz", x_train=x.astype(np.uint16), y_train=y))
+    assert "uint8" in caught.value.hint
+    with pytest.raises(SourceError, match="two classes have one name"):
+        load(write_npz(tmp_path / "d.npz", x_train=x, y_train=y, class_names=np.array(["a", "b", "a"])))
+
+
 def test_a_validation_split_alone_becomes_the_test_split(load, tmp_path):
     x, y = arrays()
     data = load(write_npz(tmp_path / "d.npz", x_train=x, y_train=y, x_val=x[:12], y_val=y[:12]))
@@ -370,9 +379,11 @@ def test_a_damaged_npz_is_a_message_wherever_it_is_cut_or_changed(load, tmp_path
                 assert "pickle" not in error.message + error.hint  # noqa: PT017 some are whole enough to load
 
 
-def test_npz_files_that_claim_more_than_they_hold(load, tmp_path):
+def test_npz_files_that_claim_more_than_they_hold(load, tmp_path, monkeypatch):
     import io
     import zipfile
+
+    from kdexport.data import arrays as module
 
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**10,)})
@@ -380,7 +391,8 @@ def test_npz_files_that_claim_more_than_they_hold(load, tmp_path):
         archive.writestr("x_train.npy", header.getvalue())
     with pytest.raises(SourceError, match=r"x_train claims the shape \[10000000000\] and is shorter"):
         load(f"npz:{tmp_path / 'claims.npz'}")
-    np.savez_compressed(tmp_path / "bomb.npz", x_train=np.zeros(300 << 20, np.uint8))
+    monkeypatch.setattr(module, "SPARE_BYTES", 1 << 20)
+    np.savez_compressed(tmp_path / "bomb.npz", x_train=np.zeros(4 << 20, np.uint8))
     with pytest.raises(SourceError, match="x_train would unpack from"):
         load(f"npz:{tmp_path / 'bomb.npz'}")
     np.savez(tmp_path / "objects.npz", x_train=np.array([[1], [1, 2]], dtype=object), y_train=np.zeros(2))

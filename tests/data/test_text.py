@@ -179,10 +179,11 @@ def reviews_csv(delimiter=",", end="\n", encoding="utf-8", header=("text", "labe
         reviews_csv(encoding="utf-8-sig"),
         reviews_csv(encoding="utf-16"),
         reviews_csv("\t", encoding="utf-16", end="\r\n"),
+        reviews_csv(encoding="utf-32"),
         reviews_csv(header=("text", " label ")),
         reviews_csv(extra="\n\n   \n"),
     ],
-    ids=["comma", "semicolon", "tab", "bar", "crlf", "bom", "utf16", "utf16-tab", "spaces", "blank lines"],
+    ids=["comma", "semicolon", "tab", "bar", "crlf", "bom", "utf16", "utf16-tab", "utf32", "spaces", "blank lines"],
 )
 def test_tables_in_usual_forms(content, bert, load, tmp_path):
     (tmp_path / "r.csv").write_bytes(content)
