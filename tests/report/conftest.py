@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+DESKTOP = {"width": 1280, "height": 800}
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -44,3 +45,29 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def open_page(chromium, tmp_path: Path):
+    """Write a page, open it from disk, offline, and return it; whatever it complains of or asks for fails the test."""
+    contexts, faults = [], []
+
+    def open_(text: str, viewport=None, scheme="light", hash_=""):
+        path = tmp_path / "report.html"
+        path.write_text(text, encoding="utf-8")
+        context = chromium.new_context(viewport=viewport or DESKTOP, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: faults.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.on(
+            "request",
+            lambda request: request.url.partition("#")[0] != path.as_uri() and faults.append(f"request: {request.url}"),
+        )
+        page.goto(path.as_uri() + hash_)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert faults == []

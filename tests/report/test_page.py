@@ -1,6 +1,7 @@
 """report.html, in a real browser with its network off."""
 
 import dataclasses
+import itertools
 import re
 import time
 from html.parser import HTMLParser
@@ -23,29 +24,6 @@ HOSTILE = {
     "long": "m" * 500,
     "template": "{{ 7 * 7 }}{% raw %}",
 }
-
-
-@pytest.fixture
-def open_page(chromium, tmp_path: Path):
-    """Write a page, open it from disk, offline, and return it; whatever it complains of or asks for fails the test."""
-    contexts, faults = [], []
-
-    def open_(text: str, viewport=DESKTOP, scheme="light"):
-        path = tmp_path / "report.html"
-        path.write_text(text, encoding="utf-8")
-        context = chromium.new_context(viewport=viewport, color_scheme=scheme, offline=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: faults.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-        page.on("request", lambda request: request.url != path.as_uri() and faults.append(f"request: {request.url}"))
-        page.goto(path.as_uri())
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert faults == []
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +229,51 @@ def test_hostile_names_without_a_browser(build) -> None:
     parser.feed(html(report([build.bench(models=models)])))
     assert [tag for tag, _ in parser.found].count("script") == 1
     assert "img" not in {tag for tag, _ in parser.found}
+
+
+def test_no_label_lies_under_another_mark(open_page, many, single) -> None:
+    """As the browser measures the text: of every label beside a point, against all marks and all other labels."""
+    for text in (single, html(report(many))):
+        page = open_page(text)
+        covered = page.evaluate(
+            """() => {
+              const beside = (a, b) => a.left < b.right - 1 && b.left < a.right - 1;
+              const overlap = (a, b) => beside(a, b) && a.top < b.bottom - 2 && b.top < a.bottom - 2;
+              const points = [...document.querySelectorAll(".hero:not([hidden]) .wide .point")].map((point) => ({
+                name: point.dataset.model,
+                label: point.querySelector("text")?.getBoundingClientRect(),
+                mark: point.querySelector(".solid, .hollow").getBoundingClientRect(),
+              }));
+              const found = [];
+              for (const one of points) for (const other of points) {
+                if (one === other) continue;
+                const pair = `${one.name}, ${other.name}`;
+                if (one.label && overlap(one.label, other.mark)) found.push(`label under mark: ${pair}`);
+                if (one.label && other.label && overlap(one.label, other.label)) found.push(`labels: ${pair}`);
+                if (overlap(one.mark, other.mark)) found.push(`marks: ${pair}`);
+              }
+              return found;
+            }"""
+        )
+        assert covered == []
+
+
+def test_marks_at_one_place_stand_apart(open_page, build) -> None:
+    models = {"teacher": build.DIGITS["teacher"]} | {f"same-{index}": (0.97, 50.0, 0.1, 10) for index in range(4)}
+    bench = build.bench(models=models)
+    alike = tuple(
+        dataclasses.replace(item, latency_ms=bench.measurements[1].latency_ms) if "same" in item.model else item
+        for item in bench.measurements
+    )
+    equal = tuple(
+        dataclasses.replace(item, evaluation=bench.models[1].evaluation, score=bench.models[1].score)
+        if "same" in item.name
+        else item
+        for item in bench.models
+    )
+    page = open_page(html(report([dataclasses.replace(bench, models=equal, measurements=alike)])))
+    marks = page.locator(".hero .wide .point .solid, .hero .wide .point .hollow")
+    boxes = [marks.nth(index).bounding_box() for index in range(marks.count())]
+    centers = sorted(round(box["x"] + box["width"] / 2) for box in boxes)[:4]
+    assert min(b - a for a, b in itertools.pairwise(centers)) >= 10
+    assert page.locator(".hero .wide .lead").count() >= 3

@@ -8,11 +8,12 @@ from markupsafe import Markup
 from kdexport.report import figures
 from kdexport.report.charts.marks import Mark, glyph
 from kdexport.report.charts.picture import WIDE, Drawing, Picture
-from kdexport.report.charts.svg import CHARACTER, Scale, picture, short, tag, text
+from kdexport.report.charts.svg import Scale, picture, short, tag, text, text_width
 from kdexport.report.join import PLAIN_STUDENT, STUDENT
-from kdexport.results import Evaluation, Report
+from kdexport.results import Evaluation, Interval, Report
+from kdexport.statistics import wilson
 
-CAPTION = "Recall, the share of each class's samples that was recognized, on the test split"
+CAPTION = "Recall, the share of each class's samples that was recognized, on the test split, with 95 % intervals"
 
 ROW = 28.0
 APART = 7.0  # pixels between the marks of one class: equal shares must not cover each other
@@ -27,6 +28,10 @@ class ClassRow:
     samples: int
     shares: tuple[tuple[Mark, float], ...]
 
+    def interval(self, share: float) -> Interval:
+        """Return a recall's 95 % interval."""
+        return wilson(round(share * self.samples), self.samples)
+
 
 def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Markup:
     """Draw one line per class with a mark per model.
@@ -37,17 +42,17 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
         width: In pixels.
     """
     narrow = width < 500
-    longest = max(len(short(row.name, 11 if narrow else 18)) for row in rows)
-    left, right, top = 22.0 + CHARACTER * longest, width - 18.0, 30.0
+    longest = max(text_width(short(row.name, 11 if narrow else 18)) for row in rows)
+    left, right, top = 22.0 + longest, width - 18.0, 30.0
     bottom = top + ROW * len(rows)
-    lowest = min(share for row in rows for _, share in row.shares)
+    lowest = min(row.interval(share)[0] for row in rows for _, share in row.shares)
     across = Scale(max(0.0, lowest - 0.03), 1.0, left, right)
     drawn: list[Markup] = []
     at = left
     for mark, _ in rows[0].shares:
         drawn.append(glyph(mark, at + 4, 10.0, 4))
         drawn.append(text(at + 13, 14.0, short(mark.name, 16), class_="name"))
-        at += 32 + CHARACTER * len(short(mark.name, 16))
+        at += 32 + text_width(short(mark.name, 16))
     for tick in across.ticks(4 if narrow else 6):
         drawn.append(tag("line", x1=across(tick), x2=across(tick), y1=top, y2=bottom, class_="grid"))
         drawn.append(text(across(tick), bottom + 18, f"{100 * tick:g} %", "middle", class_="tick"))
@@ -58,9 +63,13 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
         places = [across(share) for _, share in row.shares]
         drawn.append(tag("line", x1=min(places), x2=max(places), y1=y, y2=y, class_="span"))
         for place, (mark, share) in enumerate(row.shares):
-            tip = f"{row.name}: {mark.name}\n{100 * share:.1f} % of {row.samples} samples"
-            part = glyph(mark, across(share), y + APART * (place - (len(row.shares) - 1) / 2), 4)
-            drawn.append(tag("g", part, data_model=mark.name, data_tip=tip, aria_hidden="true"))
+            low, high = row.interval(share)
+            spread = figures.percent_interval((low, high))
+            tip = f"{row.name}: {mark.name}\n{100 * share:.1f} % ({spread}) of {row.samples} samples"
+            at_y = y + APART * (place - (len(row.shares) - 1) / 2)
+            whisker = tag("line", x1=across(low), x2=across(high), y1=at_y, y2=at_y, class_=f"interval c{mark.color}")
+            part = glyph(mark, across(share), at_y, 4)
+            drawn.append(tag("g", whisker, part, data_model=mark.name, data_tip=tip, aria_hidden="true"))
     return picture(width, bottom + 40, label, *drawn)
 
 

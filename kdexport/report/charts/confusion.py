@@ -15,6 +15,7 @@ CAPTION = (
     "Distilled student minus the student without distillation. Blue: fewer mistakes, more hits; orange: the opposite."
 )
 MOST_CELLS = 20  # classes a side
+MOST_PAIRS = 6  # told in words
 
 
 def confusion_change(names: Sequence[str], change: Sequence[Sequence[int]], *, label: str, width: int = 520) -> Markup:
@@ -71,7 +72,7 @@ def confusion_change(names: Sequence[str], change: Sequence[Sequence[int]], *, l
             if value and cell >= 20:
                 sign = "+" if value > 0 else "−"
                 drawn.append(text(x + cell / 2, y + cell / 2 + 4, f"{sign}{abs(value)}", "middle", class_="count"))
-    return picture(left + side + slant, top + side + 6, label, *drawn)
+    return picture(max(left + side + slant, width), top + side + 6, label, *drawn)
 
 
 def _more(value: int) -> str:
@@ -89,14 +90,19 @@ def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawi
         for new_row, old_row in zip(student.confusion, plain.confusion, strict=True)
     ]
     names = [score.name for score in student.per_class]
-    if len(names) > MOST_CELLS:
-        moved = sorted(range(len(names)), key=lambda index: -sum(abs(value) for value in change[index]))
-        kept = sorted(moved[:MOST_CELLS])
-        change, names = [[change[row][column] for column in kept] for row in kept], [names[index] for index in kept]
+    pairs = [(value, i, j) for i, row in enumerate(change) for j, value in enumerate(row) if value and i != j]
+    if not pairs:
+        return
+    pairs.sort(key=lambda pair: -abs(pair[0]))
+    told = "; ".join(f"true {names[i]} -> predicted {names[j]}: {_more(value)}" for value, i, j in pairs[:MOST_PAIRS])
+    # The classes of the changed pairs alone: a matrix that is empty but for them hides them.
+    moved = list(dict.fromkeys(index for _, i, j in pairs for index in (i, j)))[:MOST_CELLS]
+    kept = sorted(moved)
+    change, names = [[change[row][column] for column in kept] for row in kept], [names[index] for index in kept]
     fewer = -sum(min(value, 0) for i, row in enumerate(change) for j, value in enumerate(row) if i != j)
     more = sum(max(value, 0) for i, row in enumerate(change) for j, value in enumerate(row) if i != j)
     label = f"Change of the confusion by distillation: {fewer} mistakes taken away, {more} added."
-    yield Drawing(confusion_change(names, change, label=label, width=width), CAPTION)
+    yield Drawing(confusion_change(names, change, label=label, width=width), f"{CAPTION} Changed most: {told}.")
 
 
 PICTURE = Picture("confusion", "Class by class", draw, wide=460, narrow=460, in_markdown=False)

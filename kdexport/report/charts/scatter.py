@@ -17,9 +17,12 @@ from kdexport.results import Interval, Report
 
 CAPTION = (
     "Area is file size; hollow means dominated: another model is at least as good, as fast and as small. Nothing "
-    "measured lies above the line. Whiskers are 95 % intervals."
+    "measured lies above the line. Whiskers are 95 % intervals. Color is the network, shape the precision. Marks "
+    "that would cover each other stand side by side, a line leads to where they belong."
 )
 ACCURACY = Metric()
+APART = 13.0  # pixels between two marks, at least
+LEAD = 20.0  # pixels to its label beyond which a line leads there
 LARGEST, SMALLEST = 30.0, 3.0  # radii of the halos, pixels
 
 
@@ -157,18 +160,34 @@ def _front(
     return [tag("path", d=f"{path}V{bottom:.1f}Z", class_="reach"), tag("path", d=path, class_="front")]
 
 
+def _apart(at: Mapping[str, tuple[float, float]], labels: Labels) -> dict[str, tuple[float, float]]:
+    """Return where marks are drawn: one that would cover another stands beside it, at its own height."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, (x, y) in at.items():
+        steps = [0.0, *(side * APART * step for step in range(1, len(at) + 1) for side in (1, -1))]
+        free = (
+            x + step
+            for step in steps
+            if labels.left < x + step < labels.width
+            and all(math.hypot(x + step - other_x, y - other_y) >= APART for other_x, other_y in found.values())
+        )
+        found[name] = (next(free, x), y)
+    return found
+
+
 def _points(
     points: Sequence[Point], across: Scale, up: Scale, labels: Labels, top: float, bottom: float
 ) -> list[Markup]:
     largest = max(point.size_bytes for point in points)
     placed = [(point, across(point.latency_ms), up(point.score)) for point in points]
     radii = {point.mark.name: max(SMALLEST, LARGEST * math.sqrt(point.size_bytes / largest)) for point in points}
-    for _, x, y in placed:
+    beside = _apart({point.mark.name: (x, y) for point, x, y in placed}, labels)
+    for x, y in beside.values():
         labels.occupy(x, y, 8)
     words = {}
-    for point, x, y in sorted(placed, key=lambda item: (not item[0].picked, item[0].dominated)):
+    for point, _, _ in sorted(placed, key=lambda item: (not item[0].picked, item[0].dominated)):
         name = short(point.mark.name)
-        words[point.mark.name] = (name, labels.place(x, y, name, 13))
+        words[point.mark.name] = (name, labels.place(*beside[point.mark.name], name, 13, bold=point.picked))
     drawn = []
     fastest_first = sorted(placed, key=lambda item: item[0].latency_ms)
     for index, (point, x, y) in enumerate(fastest_first):
@@ -185,10 +204,15 @@ def _points(
                     class_=f"whisker c{point.mark.color}",
                 )
             )
+        true_x, x = x, beside[point.mark.name][0]
+        if x != true_x:
+            parts.append(tag("line", x1=true_x, x2=x, y1=y, y2=y, class_=f"lead c{point.mark.color}"))
+        name, spot = words[point.mark.name]
+        if spot is not None and math.hypot(spot[0] - x, spot[1] - 4 - y) > LEAD:
+            parts.append(tag("line", x1=x, x2=spot[0], y1=y, y2=spot[1] - 4, class_=f"lead c{point.mark.color}"))
         if point.picked:
             parts.append(tag("circle", cx=x, cy=y, r=10.5, class_=f"ring c{point.mark.color}"))
         parts.append(glyph(point.mark, x, y, 5.5, hollow=point.dominated))
-        name, spot = words[point.mark.name]
         if spot is not None:
             style = "name picked" if point.picked else "name dominated" if point.dominated else "name"
             parts.append(text(spot[0], spot[1], name, spot[2], class_=style))

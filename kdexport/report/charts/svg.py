@@ -10,7 +10,9 @@ from markupsafe import Markup, escape
 
 from kdexport.report.figures import xml_text
 
-CHARACTER = 6.5  # mean width of a 12 px character, to keep labels apart; a browser's own may differ by a few percent
+CHARACTER = 6.5  # mean width of a 12 px character
+# Widths at 12 px in DejaVu Sans, the widest of the fonts that a browser falls back to: a label is never wider.
+NARROW, WIDE = "iljtfrI.,:;'|!()[]-/ ", "mwMW@%—…"
 MAX_LABEL = 26  # characters
 
 
@@ -57,6 +59,15 @@ def short(name: str, longest: int = MAX_LABEL) -> str:
     """Return a name short enough for a picture; the whole of it stands in the tables."""
     line = " ".join(name.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def text_width(words: str, size: float = 12, *, bold: bool = False) -> float:
+    """Return how wide a line of text is at most, in pixels."""
+    at_12 = sum(
+        4.9 if character in NARROW else 11.6 if character in WIDE else 8.8 if character.isupper() else 7.7
+        for character in words
+    )
+    return at_12 * size / 12 * (1.13 if bold else 1.0)
 
 
 @dataclass(frozen=True)
@@ -119,9 +130,11 @@ class Labels:
         """Keep labels off a point."""
         self.taken.append((x - radius, y - radius, x + radius, y + radius))
 
-    def place(self, x: float, y: float, words: str, gap: float, size: float = 12) -> tuple[float, float, str] | None:
-        """Return x, y and anchor of a label beside a point, or None where there is no room."""
-        length = len(words) * CHARACTER * size / 12
+    def place(
+        self, x: float, y: float, words: str, gap: float, size: float = 12, *, bold: bool = False
+    ) -> tuple[float, float, str] | None:
+        """Return x, y and anchor of a label beside a point, farther away where it is crowded; None without room."""
+        length = text_width(words, size, bold=bold)
         for dx, dy, anchor in _around(gap):
             left = x + dx - {"start": 0.0, "middle": length / 2, "end": length}[anchor]
             box = (left, y + dy - size * 0.8, left + length, y + dy + size * 0.3)
@@ -135,7 +148,10 @@ class Labels:
 def _around(gap: float) -> Sequence[tuple[float, float, str]]:
     beside = [(gap, 4.0, "start"), (-gap, 4.0, "end"), (0.0, -gap - 2, "middle"), (0.0, gap + 10, "middle")]
     diagonal = [
-        (dx * gap, dy, anchor) for dy in (-12.0, 20.0, -26.0, 34.0) for dx, anchor in ((1, "start"), (-1, "end"))
+        (dx * gap * away, dy, anchor)
+        for away in (1.0, 2.2, 4.0)
+        for dy in (-12.0, 20.0, -26.0, 34.0, -42.0, 50.0, -58.0, 66.0)
+        for dx, anchor in ((1, "start"), (-1, "end"))
     ]
     return [*beside, *diagonal]
 
