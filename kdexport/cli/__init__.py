@@ -4,6 +4,7 @@ Nothing heavy is imported until a command's work begins: `kdexport --help` loads
 """
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -14,12 +15,14 @@ from kdexport.cli.distill import distill
 from kdexport.cli.doctor import doctor
 from kdexport.cli.evaluate import evaluate
 from kdexport.cli.export import export
+from kdexport.cli.help import Command, Group
 from kdexport.cli.init import init
 from kdexport.cli.report import report
 from kdexport.cli.run import run
 
 app = typer.Typer(
     name="kdexport",
+    cls=Group,
     help="Distill a student from your teacher, export it to ONNX with proof, and measure what it costs.",
     no_args_is_help=True,
     add_completion=False,
@@ -43,14 +46,13 @@ def _root(
     pass
 
 
-app.command()(run)
-app.command()(distill)
-app.command()(export)
-app.command()(bench)
-app.command()(evaluate)
-app.command()(report)
-app.command()(doctor)
-app.command()(init)
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Start here": (init, run, export, bench),
+    "One step alone": (distill, evaluate, report, doctor),
+}
+for panel, commands in PANELS.items():
+    for function in commands:
+        app.command(cls=Command, rich_help_panel=panel)(function)
 
 
 def main() -> None:

@@ -46,13 +46,17 @@ def bench(
     ] = None,
     streams: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="Concurrent callers of one session, for its throughput.", rich_help_panel=SWEEP),
+        typer.Option(
+            metavar="N",
+            help="Concurrent callers of one session, for its throughput. By default 1.",
+            rich_help_panel=SWEEP,
+        ),
     ] = None,
     provider_option: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="An option of the execution provider, for every device but the CPU.",
+            help="An option of the execution provider, for every device but the CPU. By default none.",
             rich_help_panel=SWEEP,
         ),
     ] = None,
@@ -102,7 +106,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME=N",
-            help="Size of a dynamic axis, by its name or as INPUT:POSITION; the batch needs none.",
+            help="Size of a dynamic axis, by its name or as INPUT:POSITION; may be repeated. By default the "
+            "data's or the recipe's; the batch needs none.",
             rich_help_panel=INPUTS,
         ),
     ] = None,
@@ -110,7 +115,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="AXIS",
-            help="The axis of the samples: its name, its position, or INPUT:POSITION. By default the dynamic one "
+            help="Axis of the samples: its name, its position, or INPUT:POSITION. By default the dynamic one "
             "that is called batch, batch_size, N, ..., else the first.",
             rich_help_panel=INPUTS,
         ),
@@ -125,23 +130,42 @@ def bench(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="Data to score the models on. A run has its own.", rich_help_panel=INPUTS),
+        typer.Option(
+            metavar="REF",
+            help="Data to score the models on. By default the run's own; ONNX files alone are not scored.",
+            rich_help_panel=INPUTS,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the result goes; a run's is its bench.json.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the result goes. By default a run's bench.json; of ONNX files nothing is written.",
+        ),
     ] = None,
     pack: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT.pyz", help="Measure nothing: write one file that does so elsewhere.", rich_help_panel=ELSEWHERE
+            metavar="OUT.pyz",
+            help="Measure nothing, and write one file that measures elsewhere. By default this machine measures.",
+            rich_help_panel=ELSEWHERE,
         ),
     ] = None,
     remote: Annotated[
         str | None,
-        typer.Option(metavar="USER@HOST", help="Pack, copy, run and fetch by ssh.", rich_help_panel=ELSEWHERE),
+        typer.Option(
+            metavar="USER@HOST",
+            help="Pack, copy, measure and fetch by ssh. By default this machine measures.",
+            rich_help_panel=ELSEWHERE,
+        ),
     ] = None,
     remote_python: Annotated[
-        str, typer.Option(metavar="CMD", help="The Python to run there, as sh takes it.", rich_help_panel=ELSEWHERE)
+        str,
+        typer.Option(
+            metavar="CMD",
+            help="The Python to run there, as sh takes it. By default python3.",
+            rich_help_panel=ELSEWHERE,
+        ),
     ] = "python3",
     json: Json = False,
     quiet: Quiet = False,
@@ -150,6 +174,13 @@ def bench(
     """Measure latency, memory, throughput and accuracy of ONNX models on devices.
 
     Each model runs in fresh processes of its own, in turns with the others.
+
+    Examples:
+      kdexport bench runs/digits
+      kdexport bench teacher.onnx student.onnx --threads 1 --threads 2
+      kdexport bench student.onnx --device cuda --batch-size 8
+      kdexport bench runs/digits --pack bench.pyz
+      kdexport bench runs/digits --remote pi@raspberrypi.local
     """
     flags = {
         "devices": device,

@@ -17,9 +17,17 @@ from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, KDExportError, Te
 if TYPE_CHECKING:
     from kdexport.progress import Progress
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+OUTPUT = "Output"  # the panel of the flags that every command has
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", rich_help_panel=OUTPUT, help="Print one JSON document on stdout, and everything else on stderr."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Print results and errors only.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Show the traceback of an error.")
+]
 
 
 @dataclass(frozen=True)

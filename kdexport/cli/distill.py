@@ -20,67 +20,194 @@ TEACHER, STUDENT, TRAINING = "Teacher", "Student", "Training"
 
 def distill(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe in TOML; flags change it.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe in TOML, which the flags below change.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="REF", help="e.g. digits, imagefolder:photos, npz:data.npz")
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="Where the samples come from, e.g. digits, imagefolder:photos, npz:data.npz. By default what "
+            "the recipe says.",
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Names the run directory; the student's by default.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name of the run and its directory. By default the recipe's, else the student's."
+        ),
+    ] = None,
     out: Out = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random choice.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(metavar="REF", rich_help_panel=TEACHER, help="e.g. torchvision:resnet50, nets.py:Big")
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Seed of every random choice. By default what the recipe says, else 0."),
     ] = None,
-    teacher_weights: Annotated[str | None, typer.Option(metavar="FILE", rich_help_panel=TEACHER)] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF",
+            rich_help_panel=TEACHER,
+            help="The network to learn from, e.g. torchvision:resnet50, nets.py:Big. By default what the recipe says.",
+        ),
+    ] = None,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=TEACHER,
+            help="Checkpoint of the teacher, or 'pretrained'. By default what the recipe says.",
+        ),
+    ] = None,
     teacher_arg: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", rich_help_panel=TEACHER, help="For its factory; repeatable."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            rich_help_panel=TEACHER,
+            help="Argument of the teacher's class or function; may be repeated. By default none.",
+        ),
     ] = None,
     teacher_epochs: Annotated[
-        int | None, typer.Option(rich_help_panel=TEACHER, help="No weights? Fit it on the labels first, for so long.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=TEACHER,
+            help="Fit the teacher on the labels first, for so many epochs. By default it is used as it is.",
+        ),
     ] = None,
     student: Annotated[
         str | None,
-        typer.Option(metavar="REF", rich_help_panel=STUDENT, help="e.g. torchvision:resnet18, nets.py:Small"),
+        typer.Option(
+            metavar="REF",
+            rich_help_panel=STUDENT,
+            help="The network to ship, e.g. torchvision:resnet18, nets.py:Small. By default what the recipe says.",
+        ),
     ] = None,
-    student_weights: Annotated[str | None, typer.Option(metavar="FILE", rich_help_panel=STUDENT)] = None,
+    student_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=STUDENT,
+            help="Checkpoint that the student starts from, or 'pretrained'. By default new weights.",
+        ),
+    ] = None,
     student_arg: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", rich_help_panel=STUDENT, help="For its factory; repeatable."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            rich_help_panel=STUDENT,
+            help="Argument of the student's class or function; may be repeated. By default none.",
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[int | None, typer.Option(rich_help_panel=TRAINING)] = None,
-    optimizer: Annotated[str | None, typer.Option(rich_help_panel=TRAINING, help="adamw or sgd")] = None,
-    lr: Annotated[float | None, typer.Option(rich_help_panel=TRAINING, help="Learning rate.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=TRAINING,
+            help="Passes over the training split. By default what the recipe says, else 30.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=TRAINING,
+            help="Samples per step, over all processes. By default what the recipe says, else 128.",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=TRAINING,
+            help="The optimizer, adamw or sgd. By default what the recipe says, else adamw.",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=TRAINING,
+            help="Learning rate, at its peak. By default what the recipe says, else 0.002.",
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=TRAINING,
+            help="Weight decay of the optimizer. By default what the recipe says, else 0.01.",
+        ),
+    ] = None,
     schedule: Annotated[
-        str | None, typer.Option(rich_help_panel=TRAINING, help="cosine, step, linear or constant")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=TRAINING,
+            help="How the learning rate falls: cosine, step, linear or constant. By default what the recipe "
+            "says, else cosine.",
+        ),
     ] = None,
-    precision: Annotated[str | None, typer.Option(rich_help_panel=TRAINING, help="fp32, bf16 or fp16")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=TRAINING,
+            help="Number format of the training: fp32, bf16 or fp16. By default what the recipe says, else fp32.",
+        ),
+    ] = None,
     augment: Annotated[
-        list[str] | None, typer.Option(rich_help_panel=TRAINING, help="e.g. shift, flip, crop; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=TRAINING,
+            help="Augmentation, e.g. shift, flip, crop; may be repeated. By default what the recipe says, else none.",
+        ),
     ] = None,
     views: Annotated[
-        int | None, typer.Option(rich_help_panel=TRAINING, help="Augmented views whose logits are kept.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=TRAINING,
+            help="Augmented views of each sample whose teacher logits are kept. By default what the recipe "
+            "says, else 4.",
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=TRAINING, help="A distillation term, e.g. soft_targets; repeatable."),
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=TRAINING,
+            help="Distillation method, e.g. soft_targets; may be repeated. By default what the recipe says, else dist.",
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(rich_help_panel=TRAINING, help="Of every term that has one.")
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=TRAINING,
+            help="Temperature of every term that has one. By default the method's own.",
+        ),
     ] = None,
     label_weight: Annotated[
-        float | None, typer.Option(rich_help_panel=TRAINING, help="Of the labels' own loss.")
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=TRAINING,
+            help="Weight of the labels' own loss. By default what the recipe says, else 0.1.",
+        ),
     ] = None,
     baseline: Annotated[
         bool | None,
-        typer.Option("--baseline/--no-baseline", rich_help_panel=TRAINING, help="Also train it without the teacher."),
+        typer.Option(
+            "--baseline/--no-baseline",
+            rich_help_panel=TRAINING,
+            help="Also train the same student without the teacher, to compare with. By default what the recipe "
+            "says, else yes.",
+        ),
     ] = None,
     show_layers: Annotated[
         bool,
         typer.Option(
-            "--show-layers", help="Train nothing: list both networks' layers, and pairs that feature terms fit."
+            "--show-layers", help="Train nothing: list both networks' layers, and pairs that suit feature terms."
         ),
     ] = False,
     track: Track = None,
@@ -96,6 +223,11 @@ def distill(
     Writes weights, metrics.jsonl and distill.json into the run directory.
     The same command again goes on where a run stopped.
     Next: kdexport export DIR --onnx.
+
+    Examples:
+      kdexport distill recipe.toml --epochs 100
+      kdexport distill --data digits --teacher net.onnx --student nets.py:Small
+      kdexport distill recipe.toml --show-layers
     """
     with command(json=json, quiet=quiet, verbose=verbose, resumes=True) as console:
         flags = [

@@ -16,6 +16,10 @@ def doctor(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -
     """Check versions and devices by running a tiny model on each, and show the command that fixes each fault.
 
     Exit code 1 where there is a fault.
+
+    Examples:
+      kdexport doctor
+      kdexport doctor --json
     """
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         from kdexport.bench.doctor import diagnose

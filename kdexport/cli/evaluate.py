@@ -21,22 +21,43 @@ def evaluate(
         typer.Argument(metavar="MODEL", help="An ONNX file, or a reference: file.py:Name, torchvision:NAME, ..."),
     ],
     data: Annotated[
-        str | None, typer.Option(metavar="REF", help="e.g. digits, imagefolder:photos, csv:rows.csv")
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="Where the samples come from, e.g. digits, imagefolder:photos, csv:rows.csv. By default what "
+            "--recipe says; one of the two is needed.",
+        ),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take the data and the seed of this recipe instead of --data.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Take data and seed from this recipe, in place of --data. By default from none."
+        ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Of a module reference: a checkpoint, or 'pretrained'.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Checkpoint of a module reference, or 'pretrained'. By default what its class builds."
+        ),
     ] = None,
     arg: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the model's factory; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Argument of the model's class or function; may be repeated. By default none."
+        ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option(help="Take weights only where every name and shape matches; else what fits is taken.")
+        bool,
+        typer.Option(
+            help="Take weights only where every name and shape matches, which is the default; else what fits is taken."
+        ),
     ] = True,
-    split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Which split is scored: test, val or train. By default test.")
+    ] = "test",
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Samples per forward pass. By default 128.")
+    ] = 128,
     set_: Set = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -46,6 +67,10 @@ def evaluate(
 
     What a recipe can say of the data and of preprocessing goes into --set:
     --set data.tokenizer=hf:DIR, --set student.preprocessing.size=[224,224].
+
+    Examples:
+      kdexport evaluate student.onnx --data imagefolder:photos
+      kdexport evaluate nets.py:Small --weights small.pt --recipe recipe.toml
     """
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         from kdexport.errors import KDExportError

@@ -22,22 +22,39 @@ SOURCE, FORM, IMAGES, SMALLER = "Bare model reference", "Form of the file", "Inp
 def export(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN_OR_MODEL]", help="A run directory, or e.g. torchvision:resnet18, nets.py:Small."),
+        typer.Argument(
+            metavar="[RUN_OR_MODEL]", help="A run directory, or a model: torchvision:resnet18, nets.py:Small, ..."
+        ),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX.")] = False,
-    ort: Annotated[bool, typer.Option("--ort", help="Write the ORT mobile format and its operators, too.")] = False,
+    ort: Annotated[
+        bool, typer.Option("--ort", help="Write the ORT mobile format and its list of operators, too.")
+    ] = False,
     describe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Print what an ONNX file holds, and nothing else.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Print what an ONNX file holds, and do nothing else. By default files are written."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where a bare reference's file goes; NAME.onnx by default.")
+        Path | None, typer.Option(metavar="FILE", help="Where a model reference's file goes. By default NAME.onnx.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", rich_help_panel=SOURCE, help="A checkpoint, or 'pretrained'.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=SOURCE,
+            help="Checkpoint of the model, or 'pretrained'. By default what its class builds.",
+        ),
     ] = None,
     arg: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", rich_help_panel=SOURCE, help="For its factory; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            rich_help_panel=SOURCE,
+            help="Argument of the model's class or function; may be repeated. By default none.",
+        ),
     ] = None,
     input_shape: Annotated[
         list[str] | None,
@@ -53,7 +70,11 @@ def export(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="REF", rich_help_panel=SOURCE, help="Real samples, to prove and to calibrate on."),
+        typer.Option(
+            metavar="REF",
+            rich_help_panel=SOURCE,
+            help="Real samples, to prove and to calibrate on. By default random ones.",
+        ),
     ] = None,
     input: Annotated[
         Path | None,
@@ -61,81 +82,170 @@ def export(
             "--input",
             metavar="FILE",
             rich_help_panel=SMALLER,
-            help="Samples as an ONNX file takes them, an .npz with an array per input: to calibrate and judge on.",
+            help="Samples as an ONNX file takes them, an .npz with an array per input: to calibrate and judge on. "
+            "By default none.",
         ),
     ] = None,
     license: Annotated[
-        str | None, typer.Option(metavar="TEXT", rich_help_panel=FORM, help="Of the weights; goes into the file.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=FORM,
+            help="License of the weights, which goes into the file. By default none.",
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(rich_help_panel=SOURCE, help="Of random inputs and the choice of samples.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=SOURCE,
+            help="Seed of random inputs and of the choice of samples. By default 0.",
+        ),
     ] = None,
-    opset: Annotated[int | None, typer.Option(metavar="N", rich_help_panel=FORM, help="ONNX operator set.")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=FORM, help="ONNX operator set. By default what the recipe says, else 18."
+        ),
+    ] = None,
     for_runtime: Annotated[
         str | None,
-        typer.Option(metavar="VERSION", rich_help_panel=FORM, help="What this onnxruntime can read, e.g. 1.16."),
+        typer.Option(
+            metavar="VERSION",
+            rich_help_panel=FORM,
+            help="Oldest onnxruntime that must read the file, e.g. 1.16, which sets the opset. By default any.",
+        ),
     ] = None,
     dynamic: Annotated[
         list[str] | None,
         typer.Option(
             metavar="INPUT:AXIS=NAME",
             rich_help_panel=FORM,
-            help="More dynamic axes, counted from 0, the batch: input:2=height. Each is proved at two other sizes.",
+            help="One more dynamic axis, counted from 0, the batch: input:2=height; each is proved at two "
+            "other sizes. By default the batch alone.",
         ),
     ] = None,
     static: Annotated[
-        bool, typer.Option("--static", rich_help_panel=FORM, help="No dynamic axis: batches of 1.")
+        bool, typer.Option("--static", rich_help_panel=FORM, help="Make no axis dynamic: batches of 1.")
     ] = False,
     output_name: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             rich_help_panel=FORM,
-            help="Names of the outputs, in their order; of a network that returns a dict, the entries to export.",
+            help="Names of the outputs, in their order; of a network that returns a dict, the entries to "
+            "export. By default all, by their own names.",
         ),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(metavar="X", rich_help_panel=FORM, help="Relative, of the parity proof.")
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=FORM,
+            help="Largest relative difference that the parity proof passes. By default what the recipe says, "
+            "else 0.0001.",
+        ),
     ] = None,
     bake_preprocessing: Annotated[
         bool | None,
         typer.Option(
-            "--bake-preprocessing/--no-bake-preprocessing", rich_help_panel=IMAGES, help="uint8 NHWC images go in."
+            "--bake-preprocessing/--no-bake-preprocessing",
+            rich_help_panel=IMAGES,
+            help="Put the preprocessing into the graph, so that uint8 NHWC images go in. By default for runs, "
+            "and where a flag here or --data says what it is.",
         ),
     ] = None,
     any_image_size: Annotated[
-        bool | None, typer.Option("--any-image-size", rich_help_panel=IMAGES, help="Images are resized in the graph.")
+        bool | None,
+        typer.Option(
+            "--any-image-size", rich_help_panel=IMAGES, help="Take images of any size, which are resized in the graph."
+        ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", rich_help_panel=IMAGES, help="That the network takes, e.g. 224x224.")
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            rich_help_panel=IMAGES,
+            help="Height and width that the network takes, e.g. 224x224. By default what the model states.",
+        ),
     ] = None,
-    resize: Annotated[str | None, typer.Option(rich_help_panel=IMAGES, help="squash or crop")] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=IMAGES,
+            help="How an image becomes that size: squash or crop. By default what the model states.",
+        ),
+    ] = None,
     mean: Annotated[
-        str | None, typer.Option(metavar="X,X,X", rich_help_panel=IMAGES, help="Per channel, of pixels in 0..1.")
+        str | None,
+        typer.Option(
+            metavar="X,X,X",
+            rich_help_panel=IMAGES,
+            help="Mean per channel, of pixels in 0..1. By default what the model states.",
+        ),
     ] = None,
-    std: Annotated[str | None, typer.Option(metavar="X,X,X", rich_help_panel=IMAGES, help="Per channel.")] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,X",
+            rich_help_panel=IMAGES,
+            help="Standard deviation per channel, of pixels in 0..1. By default what the model states.",
+        ),
+    ] = None,
     softmax: Annotated[
-        bool | None, typer.Option("--softmax", rich_help_panel=IMAGES, help="Probabilities come out, not logits.")
+        bool | None,
+        typer.Option("--softmax", rich_help_panel=IMAGES, help="Let probabilities come out in place of logits."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(metavar="K", rich_help_panel=IMAGES, help="The best classes come out, too, by name.")
+        int | None,
+        typer.Option(
+            metavar="K",
+            rich_help_panel=IMAGES,
+            help="Number of best classes that come out, too, by name. By default what the recipe says, else 0, none.",
+        ),
     ] = None,
     quantize: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", rich_help_panel=SMALLER, help="int8, int8-dynamic, fp16, int4; repeatable."),
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SMALLER,
+            help="Smaller variant to write: int8, int8-dynamic, fp16 or int4; may be repeated. By default what "
+            "the recipe says, else none.",
+        ),
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(rich_help_panel=SMALLER, help="auto, minmax, entropy or percentile")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SMALLER,
+            help="How int8 ranges are found: auto, minmax, entropy or percentile. By default what the recipe "
+            "says, else auto.",
+        ),
     ] = None,
-    calibration_samples: Annotated[int | None, typer.Option(metavar="N", rich_help_panel=SMALLER)] = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=SMALLER,
+            help="Samples that int8 ranges are found on. By default what the recipe says, else 256.",
+        ),
+    ] = None,
     weight_bits: Annotated[
         int | None,
-        typer.Option(metavar="7|8", rich_help_panel=SMALLER, help="8 overflows on x86 without VNNI; 7 by default."),
+        typer.Option(
+            metavar="7|8",
+            rich_help_panel=SMALLER,
+            help="Bits of int8 weights; 8 overflows on x86 without VNNI. By default what the recipe says, else 7.",
+        ),
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
-            metavar="X", rich_help_panel=SMALLER, help="Of a variant on validation: operators return to fp32 for it."
+            metavar="X",
+            rich_help_panel=SMALLER,
+            help="Largest loss of accuracy of a variant, on validation; operators return to fp32 until it "
+            "holds. By default no limit.",
         ),
     ] = None,
     max_output_error: Annotated[
@@ -143,7 +253,8 @@ def export(
         typer.Option(
             metavar="X",
             rich_help_panel=SMALLER,
-            help="The same for what is no classifier: RMS of the difference from fp32, as a share of its output.",
+            help="The same for what is no classifier: RMS of the difference from fp32, as a share of its "
+            "output. By default no limit.",
         ),
     ] = None,
     json: Json = False,
@@ -154,6 +265,12 @@ def export(
 
     A run's own files are brought up to date in its directory; a bare
     reference gives a file of its own.
+
+    Examples:
+      kdexport export runs/digits --onnx --quantize int8 --quantize fp16
+      kdexport export torchvision:resnet18 --weights pretrained --onnx
+      kdexport export nets.py:Net --weights w.pt --input-shape 3,224,224 --onnx
+      kdexport export --describe student.onnx
     """
     settings: dict[str, object] = {
         "opset": opset,

@@ -10,9 +10,11 @@ from kdexport.cli.console import Json, Quiet, Verbose, command
 
 def init(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Of a reference pair; --list shows them.")
+        str | None, typer.Argument(metavar="[NAME]", help="Name of a reference pair; --list shows them.")
     ] = None,
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Where to; ./NAME by default.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder to write to. By default ./NAME.")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the reference pairs.")] = False,
     reference: Annotated[
         bool, typer.Option("--reference", help="Print every key of a recipe; with --json, its JSON Schema.")
@@ -21,7 +23,13 @@ def init(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Copy a reference pair, a recipe with its networks, to start from."""
+    """Copy a reference pair, a recipe with its networks, to start from.
+
+    Examples:
+      kdexport init --list
+      kdexport init digits mine
+      kdexport init --reference
+    """
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         from kdexport.errors import KDExportError
         from kdexport.models.reference_pairs import copy_pair, reference_pairs

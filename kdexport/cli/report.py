@@ -19,28 +19,51 @@ Benches = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Where to write; beside a single input, else ./report.")
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder to write to. By default beside a single input, else ./report."),
 ]
 Baseline = Annotated[
     Path | None,
-    typer.Option("--baseline", metavar="FILE", help="An earlier report.json or bench.json: fail on a regression."),
+    typer.Option(
+        "--baseline",
+        metavar="FILE",
+        help="An earlier report.json or bench.json: a regression against it exits with 3. By default there is none.",
+    ),
 ]
 Tolerance = Annotated[
-    float, typer.Option(min=0, help="With --baseline: by what share latency, size and memory may grow.")
+    float,
+    typer.Option(
+        metavar="SHARE",
+        min=0,
+        help="With --baseline, the share by which latency, size and memory may grow. By default 0.05.",
+    ),
 ]
-AccuracyTolerance = Annotated[float, typer.Option(min=0, max=1, help="With --baseline: by how much accuracy may fall.")]
+AccuracyTolerance = Annotated[
+    float,
+    typer.Option(
+        metavar="X",
+        min=0,
+        max=1,
+        help="With --baseline, how much the accuracy may fall. By default 0.005, half a point.",
+    ),
+]
 PushToHub = Annotated[
     str | None,
     typer.Option(
         "--push-to-hub",
         metavar="OWNER/NAME",
-        help="Upload the files to ship and their card to this Hugging Face repository, if every requirement passes.",
+        help="Upload the files to ship and their card to this Hugging Face repository, if every requirement "
+        "passes. By default nothing is uploaded.",
         show_default=False,
     ),
 ]
 Format = Annotated[
     Literal["table", "junit", "github", "markdown"],
-    typer.Option("--format", help="What stdout gets: for people, for CI (JUnit XML), or for a GitHub job summary."),
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="What stdout gets: table, markdown, junit (XML for CI) or github (a job summary). By default table.",
+    ),
 ]
 
 
@@ -59,9 +82,13 @@ def report(
     """Join measurements into one report: trade-offs, the model to ship, and whether the requirements hold.
 
     Exits with 3 where a requirement of the recipe, or one that --baseline
-    sets, does not hold. For a GitHub job:
+    sets, does not hold.
 
-    kdexport report bench.json --format github >> "$GITHUB_STEP_SUMMARY"
+    Examples:
+      kdexport report runs/digits
+      kdexport report laptop=laptop.json phone=phone.json --out both
+      kdexport report runs/new --baseline runs/old/report.json
+      kdexport report bench.json --format github >> "$GITHUB_STEP_SUMMARY"
     """
     if json and format_ != "table":
         raise typer.BadParameter(f"--json and --format {format_} both want stdout; give one of them")

@@ -12,14 +12,25 @@ if TYPE_CHECKING:
     from kdexport.results import OnChange
 
 RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML; `kdexport init --list` has some.")
+    Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML; `kdexport init --list` shows some to start from.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory; runs/NAME by default.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory. By default runs/NAME.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. distill.epochs=10.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the recipe, e.g. distill.epochs=10; may be repeated. By default none is "
+        "changed; `kdexport init --reference` lists all keys.",
+    ),
 ]
 Track = Annotated[
-    list[str] | None, typer.Option("--track", metavar="NAME", help="Show the epochs in tensorboard or wandb.")
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Show the epochs in tensorboard or wandb as well; may be repeated. By default in neither.",
+    ),
 ]
 
 Restart = Annotated[
@@ -44,6 +55,12 @@ def run(
     """Distill, export, benchmark and report: the whole way, from a recipe to a file to ship.
 
     The same command again goes on where a run stopped, and does nothing twice.
+    Exits with 3 where a requirement of the recipe does not hold.
+
+    Examples:
+      kdexport run models/digits/recipe.toml
+      kdexport run recipe.toml --set distill.epochs=100 --out runs/long
+      kdexport run recipe.toml --set distill.epochs=200 --extend
     """
     with command(json=json, quiet=quiet, verbose=verbose, resumes=True) as console:
         from kdexport import artifacts, pipeline
