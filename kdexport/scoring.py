@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from kdexport.errors import SourceError
 from kdexport.results import Evaluation
-from kdexport.tasks import task_of
 from kdexport.tasks.base import Task, checked_outputs
 
 Predict = Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]
@@ -19,6 +18,10 @@ Predict = Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]
 
 class Samples(Protocol):
     """What is scored: inputs in batches, targets as a whole."""
+
+    @property
+    def task(self) -> Task:
+        """What they are for."""
 
     @property
     def labels(self) -> NDArray[Any] | None:
@@ -37,7 +40,6 @@ def evaluate(
     batch_size: int = 128,
     *,
     name: str = "test",
-    task: Task | None = None,
 ) -> tuple[Evaluation, NDArray[np.float32]]:
     """Score ``predict`` on a labelled split.
 
@@ -47,7 +49,6 @@ def evaluate(
         class_names: One per output: the classes, or what is estimated.
         batch_size: Samples per call.
         name: What the result calls the split.
-        task: What is scored; None reads it off the targets.
 
     Returns:
         The scores, and the outputs as float32 ``[samples, ...]``.
@@ -60,7 +61,7 @@ def evaluate(
             f"the {name} split has no labelled samples", hint="a score needs labels: give a labelled split"
         )
     targets = np.asarray(split.labels)
-    task = task or task_of(targets)
+    task = split.task
     outputs = np.concatenate(
         [
             checked_outputs(predict(batch.inputs), len(batch.inputs[0]), task, class_names)

@@ -94,6 +94,7 @@ def pack(
         "training": list(training),
         "models": [to_json(dataclasses.replace(model, file=Path(model.file).name)) for model in models],
         "class_names": list(dataset.class_names) if dataset is not None else [],
+        "task": dataset.task.name if dataset is not None else None,
         "feeds": {model: digest for model, (digest, _) in feeds.items()},
         "plan": _packed_plan(plan),
     }

@@ -189,8 +189,8 @@ def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[A
         raise KDExportError("the pack holds no data for it", hint="pack it again with data that it takes")
     with np.load(job.folder / "data" / f"{digest}.npz") as archive:
         names = [key for key in archive.files if key.startswith("input:")]
-        split: Any = Sample(tuple(archive[name] for name in names), archive["labels"])
-    session = session_for(path, device, split.multi_label)
+        split: Any = Sample(tuple(archive[name] for name in names), archive["labels"], job.manifest["task"])
+    session = session_for(path, device, split.task)
     return evaluate(session.predict, split, job.manifest["class_names"], SCORE_BATCH)
 
 
@@ -200,20 +200,23 @@ class Sample:
 
     inputs: tuple[Any, ...]
     labels: Any
+    task_name: str
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
     @property
-    def multi_label(self) -> bool:
-        """Whether a sample can have several labels."""
-        return bool(self.labels.ndim == 2)
+    def task(self) -> Any:
+        """What the samples are for."""
+        from kdexport.tasks import TASKS
+
+        return TASKS[self.task_name]
 
     def batches(self, size: int) -> Iterator["Sample"]:
         """Yield the samples in order, ``size`` at a time."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            yield Sample(tuple(array[part] for array in self.inputs), self.labels[part])
+            yield Sample(tuple(array[part] for array in self.inputs), self.labels[part], self.task_name)
 
 
 def summary(result: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ from kdexport.bench.warnings import in_words
 from kdexport.errors import DeviceError, KDExportError
 from kdexport.progress import Progress
 from kdexport.results import ModelFile
+from kdexport.tasks.base import Task
 
 CPU = "CPUExecutionProvider"
 
@@ -39,8 +40,8 @@ def scoring_device(outcome: Measured, model: str, devices: Sequence[Device]) -> 
     return None if any(one.model == model for one in outcome.failures) else devices[0]
 
 
-def session_for(model: Path, device: Device, multi_label: bool, preprocessing: Any = None) -> Any:
-    """Open a file for scoring on a device; returns an ``OnnxSession``.
+def session_for(model: Path, device: Device, task: Task, preprocessing: Any = None) -> Any:
+    """Open a file for scoring by a task on a device; returns an ``OnnxSession``.
 
     Raises:
         DeviceError: ONNX Runtime dropped the device's provider.
@@ -54,7 +55,7 @@ def session_for(model: Path, device: Device, multi_label: bool, preprocessing: A
             raise DeviceError(
                 f"ONNX Runtime dropped {device.provider}", hint="run `kdexport doctor`: it shows what is missing"
             )
-    return OnnxSession(model, preprocessing, multi_label=multi_label, session=session)
+    return OnnxSession(model, preprocessing, expects=task.activation, session=session)
 
 
 def score_models(

@@ -281,7 +281,7 @@ def score(
     from kdexport.scoring import evaluate
 
     def evaluated(model: ModelFile, device: Device) -> tuple[Any, Any]:
-        session = session_for(folder / model.file, device, dataset.multi_label, dataset.preprocessing)
+        session = session_for(folder / model.file, device, dataset.task, dataset.preprocessing)
         predict = by_name(session.predict, session.class_names, dataset.class_names, model.name)
         return evaluate(predict, dataset.test, dataset.class_names)
 

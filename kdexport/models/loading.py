@@ -68,7 +68,7 @@ def load_model(
     args = with_pretrained_args(spec.model, spec.args, spec.weights)
     network, fresh = load_with_fresh(spec.model, args, dataset.num_classes)
     if isinstance(network, OnnxNetwork):
-        network.onnx.multi_label = dataset.multi_label
+        network.onnx.expects = dataset.task.activation
     fitted = Fit()
     if weights is not None:
         load_weights(network, weights)

@@ -43,7 +43,7 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
         if spec.weights is not None:
             raise SourceError(f"{spec.model} holds its weights itself", hint="take --weights out")
         own = with_spec(dataset.preprocessing, spec.preprocessing)
-        return Predictor(OnnxSession(Path(reference.target), own, multi_label=dataset.multi_label).predict)
+        return Predictor(OnnxSession(Path(reference.target), own, expects=dataset.task.activation).predict)
     import torch
 
     from kdexport.models.loading import load_model

@@ -44,12 +44,12 @@ class OnnxSession:
     Args:
         model: The file, or a serialized model.
         preprocessing: For a file that carries none (``kdexport.preprocessing`` in its metadata).
-        multi_label: Whether a sample can have several labels: each class is then a decision of its own.
+        expects: What the task applies to a network's output (``Task.activation``): it is taken back where the file has.
         threads: Of one operator; None takes ``OMP_NUM_THREADS``, else ONNX Runtime chooses.
         session: An ``onnxruntime.InferenceSession`` over ``model`` that is open already, on whatever device.
 
     Attributes:
-        multi_label: As given.
+        expects: As given.
         metadata: The file's own entries, ``kdexport.*`` and others.
         activation: What the scores have been through: ``none`` (logits), ``softmax`` or ``sigmoid``; None before the
             first batch.
@@ -63,7 +63,7 @@ class OnnxSession:
         model: Path | bytes,
         preprocessing: "Preprocessing | None" = None,
         *,
-        multi_label: bool = False,
+        expects: Activation = "softmax",
         threads: int | None = None,
         session: Any = None,
     ) -> None:
@@ -74,7 +74,7 @@ class OnnxSession:
         self.output_names = tuple(item.name for item in self.session.get_outputs())
         self.activation: Activation | None = None
         self._model = model
-        self.multi_label = multi_label
+        self.expects = expects
         self._preprocessing = preprocessing
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:
@@ -180,7 +180,9 @@ class OnnxSession:
         )
 
     def _logits(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.multi_label and self.activation == "softmax":
+        if self.expects == "none":
+            return scores
+        if self.expects == "sigmoid" and self.activation == "softmax":
             raise SourceError(
                 f"{self.name} gives a softmax over its classes, and the samples here have several labels each",
                 hint="export it without the softmax, or with a sigmoid per class",

@@ -22,6 +22,7 @@ from kdexport.onnx import sessions
 from kdexport.onnx.describe import describe_file
 from kdexport.progress import Silent
 from kdexport.results import Failure
+from kdexport.tasks import TASKS
 
 from .conftest import save, value
 
@@ -65,7 +66,7 @@ def data() -> Dataset:
 def test_a_pack_takes_from_a_model_what_this_machine_takes(tmp_path, data):
     path = classifier(tmp_path / "m.onnx")
     here = sessions.OnnxSession(path).predict(data.test.inputs)
-    there = session_for(path, CPU, multi_label=False).predict(data.test.inputs)
+    there = session_for(path, CPU, task=TASKS["classification"]).predict(data.test.inputs)
     assert there.shape == (20, 3)
     np.testing.assert_array_equal(there, here)
     np.testing.assert_allclose(np.exp(there).sum(axis=1), 1, rtol=1e-5)
@@ -137,7 +138,11 @@ def test_in_a_pack_one_that_cannot_be_scored_costs_only_its_own_score(tmp_path, 
     (tmp_path / "odd.onnx").write_bytes(b"cut off")
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "d.npz", labels=data.test.labels, **{"input:x": data.test.inputs[0]})
-    manifest = {"feeds": {model.name: "d" for model in models}, "class_names": data.class_names}
+    manifest = {
+        "feeds": {model.name: "d" for model in models},
+        "class_names": data.class_names,
+        "task": "classification",
+    }
     plan = SimpleNamespace(targets=[SimpleNamespace(path=model.file) for model in models])
     progress = Captured()
     result = SimpleNamespace(models=models, measurements=[], failures=[failure("bad")])

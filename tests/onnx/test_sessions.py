@@ -108,12 +108,12 @@ def test_files_and_inputs_that_do_not_fit(tmp_path):
         numbers.predict((np.ones((2, 12)),))
 
 
-def scored(tmp_path, *tail, multi_label=True, output="out"):
+def scored(tmp_path, *tail, expects="sigmoid", output="out"):
     """A linear layer with operators after it, over random rows; the rows' logits, and the session."""
     inputs, outputs = [("x", TensorProto.FLOAT, ["n", 12])], [(output, TensorProto.FLOAT, ["n", 3])]
     path = save(tmp_path / "m.onnx", [*linear("x"), *tail], inputs, outputs)
     rows = np.random.default_rng(2).normal(size=(9, 12)).astype(np.float32)
-    return rows, rows @ WEIGHT, OnnxSession(path, multi_label=multi_label)
+    return rows, rows @ WEIGHT, OnnxSession(path, expects=expects)
 
 
 ONE_MINUS = [  # a sigmoid that some exporters write out: 1 / (1 + exp(-x))
@@ -162,7 +162,7 @@ def test_a_softmax_over_classes_cannot_score_several_labels(tmp_path):
     rows, _, model = scored(tmp_path, softmax)
     with pytest.raises(SourceError, match="gives a softmax over its classes, and the samples here have several"):
         model.predict((rows,))
-    rows, logits, model = scored(tmp_path, softmax, multi_label=False)
+    rows, logits, model = scored(tmp_path, softmax, expects="softmax")
     assert np.array_equal(model.predict((rows,)).argmax(1), logits.argmax(1))
 
 
