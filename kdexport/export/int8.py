@@ -43,7 +43,7 @@ def builder(given: VariantInputs) -> VariantBuilder:
     minmax where it was the only one.
     """
     spec, progress = given.spec, given.progress
-    graph = prepared(given.source)
+    graph = with_transposed_constants(prepared(given.source))
     samples = given.data.calibration()
     found, failed = _calibrated(graph, samples, given)
     notes = [f"calibration by {method} failed ({why})" for method, why in failed.items()]
@@ -76,6 +76,23 @@ def builder(given: VariantInputs) -> VariantBuilder:
         notes=(said, *notes),
         changed=_quantized,
     )
+
+
+def with_transposed_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph in which no constant is transposed while it runs.
+
+    onnxruntime's quantizer takes the input of a Transpose for an activation: a matrix that two products share, one of
+    them transposed (tied embeddings), would stay in fp32.
+    """
+    constants = {item.name: item for item in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in constants]:
+        array = onnx.numpy_helper.to_array(constants[node.input[0]])
+        axes = next((list(item.ints) for item in node.attribute if item.name == "perm"), None)
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.ascontiguousarray(array.transpose(axes)), node.output[0])
+        )
+        model.graph.node.remove(node)
+    return model
 
 
 def _calibrated(graph: onnx.ModelProto, samples: Arrays, given: VariantInputs) -> tuple[dict[str, Any], dict[str, str]]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from kdexport.export.int8 import Ranges
 
 VALIDATION_SAMPLES = 2000  # of the validation split: enough to tell calibrations apart, in a few seconds
+# Output error that a variant may have where there is no accuracy and the user says nothing: beyond it the noise is half
+# of the signal, and operators return to fp32.
+LARGEST_OUTPUT_ERROR = 0.5
 NOTEWORTHY = 0.01  # output error that the user is told of
 NAMED = 8  # operators that stay in fp32, by name
 
@@ -188,7 +191,10 @@ def _make(
 ) -> tuple[VariantBuilder, onnx.ModelProto, Score, tuple[str, ...]]:
     """Return how the graph is made, the graph, its score, and what to say of it."""
     guard = guard_for(source, data)
-    limits = Limits(spec.max_accuracy_drop, spec.max_output_error)
+    largest = spec.max_output_error
+    if largest is None and guard.labels is None:
+        largest = LARGEST_OUTPUT_ERROR
+    limits = Limits(spec.max_accuracy_drop, largest)
     builder = PRECISIONS[spec.precision].load()(VariantInputs(source, spec, data, guard, progress))
     few = data.feed(tuple(array[: guard.fixed_batch or 2] for array in data.samples()))
 

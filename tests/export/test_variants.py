@@ -402,3 +402,25 @@ def test_a_fixed_batch_is_kept(tmp_path):
     done = export_given(source, "--quantize", "int8", "--quantize", "fp16", "--input", tmp_path / "c.npz")
     assert done.exit_code == 0, done.stderr
     assert {item["parity"]["samples"] for item in json.loads(done.stdout)["models"]} == {28}
+
+
+def test_noise_beyond_half_of_the_signal_goes_back_to_fp32_unasked(tmp_path):
+    """A Concat gives values of 1 and of 1000 one scale: in 8 bits the small ones are gone."""
+    nodes = [node("MatMul", "x a", "h"), node("MatMul", "x b", "k"), node("Concat", "h k", "y", "join", axis=1)]
+    weights = {"a": normal(16, 8), "b": normal(16, 8) * 1000}
+    source, entry = graph(tmp_path / "net.onnx", nodes, weights, [16], [16])
+    samples = (normal(40, 16, scale=1),)
+    model, path = write(source, entry, "int8", samples)
+    assert output_error(OnnxSession(source)(samples), OnnxSession(path)(samples)) < 0.1
+    assert any("returned to fp32" in note and "join" in note for note in model.notes)
+    assert model.quantized == (2, 2)
+
+
+def test_tied_matrices_are_quantized_both(tmp_path):
+    transpose = helper.make_node("Transpose", ["w"], ["t"], name="t", perm=[1, 0])
+    nodes = [node("MatMul", "x w", "h"), transpose, node("MatMul", "h t", "y")]
+    source, entry = graph(tmp_path / "net.onnx", nodes, {"w": normal(16, 24)}, [16], [16])
+    samples = (normal(40, 16, scale=1),)
+    model, path = write(source, entry, "int8", samples)
+    assert model.quantized == (2, 2)
+    assert output_error(OnnxSession(source)(samples), OnnxSession(path)(samples)) < 0.1
