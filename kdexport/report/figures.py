@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from kdexport.results import Interval
+from kdexport.results import Interval, Speedup
 
 MINUS, DASH = "\u2212", "\u2013"
 UNKNOWN = "n/a"  # not measured
@@ -84,6 +84,13 @@ def signed_plain(value: float) -> str:
 def times(ratio: float | None) -> str:
     """A ratio as ``3.4x``."""
     return UNKNOWN if ratio is None else f"{_significant(ratio, 3 if 1 <= ratio < 2 or ratio >= 10 else 2)}×"
+
+
+def speedup(found: Speedup | None) -> str:
+    """A speed-up as ``times``; "undecided" where the machine was too busy to tell, nothing where there is none."""
+    if found is None:
+        return ""
+    return "undecided" if found.disturbed else times(found.ratio)
 
 
 def times_interval(interval: Interval | None) -> str:

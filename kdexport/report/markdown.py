@@ -117,8 +117,8 @@ def _rows(view: ConditionView) -> list[list[str]]:
     rows = []
     for row in view.rows:
         change = row.change + (f" ({row.change_interval})" if row.change_interval else "")
-        speed = figures.times(row.speedup.ratio) if row.speedup else ""
-        if row.speedup and row.speedup.ci95:
+        speed = figures.speedup(row.speedup)
+        if row.speedup and row.speedup.ci95 and not row.speedup.disturbed:
             speed += f" ({figures.times_interval(row.speedup.ci95)})"
         rows.append(
             [

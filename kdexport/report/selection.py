@@ -25,7 +25,7 @@ from kdexport.report.requirements import (
 from kdexport.report.scores import goodness
 from kdexport.report.tradeoffs import SAME_SIZE
 from kdexport.results import DevicePick, Gate, Measurement, ModelFile, Pick
-from kdexport.statistics import median_ratio
+from kdexport.statistics import disturbed, median_ratio
 
 SAME_SPEED = 0.05  # nobody gives up score for less; two runs on one machine differ by about as much
 LIMITS = ("max_drop", "min_score", "min_speedup", "max_size_mib", "max_latency_ms", "max_memory_mib")
@@ -151,6 +151,9 @@ def _compare_speed(joined: Joined, condition: Condition, candidates: Sequence[Ca
     if name != joined.baseline and joined.baseline in measured:
         ratio, interval = median_ratio(measured[joined.baseline].latency_ms, measured[name].latency_ms)
         words = f"{name} is {figures.times(ratio)} as fast as {joined.baseline}"
+        if disturbed(measured[joined.baseline], measured[name]):
+            words = f"the speed of {name} against {joined.baseline} is undecided (the machine was busy)"
+            interval = None
         if interval is not None:
             words += f" (95 % interval {figures.times_interval(interval)})"
         if interval is None or interval[0] <= 1:
@@ -278,7 +281,10 @@ def _against_baseline(joined: Joined, best: Candidate) -> str:
     base = joined.by_condition[condition].get(baseline.name)
     if base is not None:
         ratio, _ = median_ratio(base.latency_ms, best.measurement.latency_ms)
-        parts.append(f"{figures.times(ratio)} as fast as {baseline.name}")
+        told = f"{figures.times(ratio)} as fast as {baseline.name}"
+        if disturbed(base, best.measurement):
+            told = f"speed against {baseline.name} undecided (the machine was busy)"
+        parts.append(told)
     parts.append(f"{figures.times(baseline.size_bytes / best.model.size_bytes)} smaller")
     delta, interval = joined.score_delta(best.model.name, baseline.name)
     if interval is not None and interval[0] <= 0 <= interval[1]:

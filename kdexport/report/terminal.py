@@ -84,7 +84,7 @@ def _table(name: str, view: ConditionView) -> "Table":
             row.score,
             row.change,
             view.unit.write(median),
-            figures.times(row.speedup.ratio) if row.speedup else "",
+            figures.speedup(row.speedup),
             Text(bar(fastest / median), style="cyan"),
             figures.size(row.model.size_bytes),
             Text(bar(row.model.size_bytes / largest), style="magenta"),

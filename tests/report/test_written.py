@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -135,3 +136,15 @@ def test_each_split_has_its_figures(build) -> None:
         split_table(dataclasses.replace(made, training=({"phase": "student", "kept": True, "terms": 3},))) is not None
     )
     assert split_table(dataclasses.replace(made, training=())) is None
+
+
+def test_no_speed_up_is_written_of_a_busy_machine(build) -> None:
+    bench = build.bench()
+    busy = [dataclasses.replace(one, disturbed="other work kept 2.0 of 2 cores busy") for one in bench.measurements]
+    made, disturbed = (report([one]) for one in (bench, dataclasses.replace(bench, measurements=tuple(busy))))
+    ratio = re.search(r"[\d.]+×", printed(made, width=120)).group()
+    for write in (lambda it: printed(it, width=120), markdown):
+        assert ratio in write(made)
+        assert "undecided" not in write(made)
+        assert "undecided" in write(disturbed)
+    assert ratio not in printed(disturbed, width=120)
