@@ -347,7 +347,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Networks that this project did not write",
         "",
-        f"`python benchmarks/strangers.py`, {versions}. {len(rows)} networks: {counts['passed']} passed, "
+        f"`python benchmarks/strangers.py`, {versions}. {len(rows)} of {len(STRANGERS)} networks: {counts['passed']} passed, "
         f"{counts['refused']} refused with a reason, {counts['failed']} failed, {counts['WRONG']} wrong. Every file "
         f"that passed was run on fresh inputs with ONNX Runtime, {evaluated} with onnx's reference evaluator too.",
         "",
