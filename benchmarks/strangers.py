@@ -348,8 +348,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Networks that this project did not write",
         "",
         f"`python benchmarks/strangers.py`, {versions}. {len(rows)} of {len(STRANGERS)} networks: "
-        f"{counts['passed']} passed, {counts['refused']} refused with a reason, {counts['failed']} failed, {counts['WRONG']} wrong. Every file "
-        f"that passed was run on fresh inputs with ONNX Runtime, {evaluated} with onnx's reference evaluator too.",
+        f"{counts['passed']} passed, {counts['refused']} refused with a reason, {counts['failed']} failed, "
+        f"{counts['WRONG']} wrong. Every file that passed was run on fresh inputs with "
+        f"ONNX Runtime, {evaluated} with onnx's reference evaluator too.",
         "",
         "| network | outcome | proof | hard samples | other sizes | fresh inputs | evaluator | s |",
         "|---|---|---|---|---|---|---|---|",
