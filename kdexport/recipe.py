@@ -544,6 +544,9 @@ class Bench(Section):
     provider_options: dict[str, str] = Field(
         {}, description="Options of the execution provider, for every device but the CPU."
     )
+    dims: dict[str, Count] = Field(
+        {}, description="Sizes of dynamic axes beside the batch, by name, e.g. { length = 64 }; texts need none."
+    )
     batch_axis: str | None = Field(
         None,
         description=(

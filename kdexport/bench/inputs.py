@@ -140,6 +140,7 @@ def resolve_shapes(
                 raise KDExportError(
                     f"{model}: axis {position} of input '{name}' is dynamic{shown} and has no value",
                     hint=f"give one with --dim {flag}"
+                    + f' (in a recipe: [bench] dims = {{ "{label}" = 64 }})'
                     + ("" if any(batches.values()) else f"; if that is the batch: --batch-axis {label}"),
                 )
         shapes[name] = tuple(sizes)

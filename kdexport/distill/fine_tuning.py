@@ -38,7 +38,7 @@ def _lr(context: DistillContext, name: str, spec: Spec, training: Training) -> f
         return None
     key = "distill.lr" if isinstance(training, Distill) else "teacher.train.lr"
     context.progress.say(
-        f"{name}: a pretrained transformer, trained with lr = {FINE_TUNING_LR:g}, for {training.lr:g} would ruin it;"
+        f"{name}: a pretrained transformer, trained with lr = {FINE_TUNING_LR:g} because {training.lr:g} would ruin it;"
         f" {key} sets another"
     )
     return FINE_TUNING_LR

@@ -200,3 +200,10 @@ def test_real_inputs_are_repeated_along_the_batch_that_is_asked_for(tmp_path):
     fed = inputs.from_file(path, kinds, {"x": ["seq_len", "batch", 1]}, 4)["x"]
     assert fed[..., 0].tolist() == [[0, 1, 0, 1], [2, 3, 2, 3], [4, 5, 4, 5]]
     assert inputs.from_file(path, kinds, {"x": ["a", "b", 1]}, 1, "b")["x"].shape == (3, 1, 1)
+
+
+def test_an_axis_without_a_value_names_the_flag_and_the_recipes_key() -> None:
+    with pytest.raises(KDExportError) as caught:
+        resolve_shapes({"ids": ("batch", "length")}, 1, {}, model="m")
+    assert "--dim length=64" in caught.value.hint
+    assert '[bench] dims = { "length" = 64 }' in caught.value.hint
