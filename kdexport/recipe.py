@@ -393,7 +393,7 @@ class Distill(Training):
             "Train on images that are made from the teacher alone, without any data. Left out: train on the data."
         ),
     )
-    track: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="Where the epochs of all trainings are shown as well."
     )
     quantize_aware: bool = Field(

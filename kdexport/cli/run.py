@@ -29,7 +29,7 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="NAME",
-        help="Show the epochs in tensorboard or wandb as well; may be repeated. By default in neither.",
+        help="Show the epochs in tensorboard, wandb or mlflow as well; may be repeated. By default in none.",
     ),
 ]
 

@@ -10,19 +10,21 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from kdexport.artifacts import write_text
+from kdexport.distill.mlflow_tracker import MlflowTracker
 from kdexport.errors import KDExportError
 
 FOLDER = "tensorboard"  # in the run directory: tensorboard --logdir RUN/tensorboard
-PROJECT = "kdexport"  # on Weights & Biases
+PROJECT = "kdexport"  # on Weights & Biases; the experiment in MLflow
+FIXES = {"wandb": " (wandb login, or WANDB_MODE=offline)", "mlflow": " (MLFLOW_TRACKING_URI names its server)"}
 
 
 class Trackers:
     """The trackers of one sitting; they open when the first phase begins to train.
 
     Args:
-        names: ``"tensorboard"``, ``"wandb"``; none: nothing is done.
+        names: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``; none: nothing is done.
         folder: The run directory.
-        run_name: How Weights & Biases calls the run.
+        run_name: How Weights & Biases and MLflow call the run.
 
     Raises:
         KDExportError: A package that a tracker needs is not installed.
@@ -61,7 +63,7 @@ class Trackers:
             except Exception as error:
                 raise KDExportError(
                     f"{name} does not start: {error}",
-                    hint=f"fix that (wandb login, or WANDB_MODE=offline), or leave {name} out",
+                    hint=f"fix that{FIXES.get(name, '')}, or leave {name} out",
                 ) from error
             self._open.append(tracker)
         earlier, self._earlier = self._earlier, []
@@ -71,7 +73,7 @@ class Trackers:
     def add(self, entry: dict[str, Any]) -> None:
         """Show one epoch: a line of metrics.jsonl."""
         for tracker in self._open:
-            if tracker.name == "tensorboard":
+            if tracker.name in ("tensorboard", "mlflow"):
                 tracker.log(points(entry), step=entry["epoch"])
             else:  # its steps only grow, and phases count their epochs each from 0
                 tracker.log({**points(entry), f"{entry['phase']}/epoch": entry["epoch"]})
@@ -87,6 +89,8 @@ class Trackers:
             for old in (self._folder / FOLDER).glob("events.out.tfevents.*"):
                 old.unlink()
             return LOGGER_TYPE_TO_CLASS[name](FOLDER, self._folder)
+        if name == "mlflow":
+            return MlflowTracker(PROJECT, self._run_name, self._folder)
         return LOGGER_TYPE_TO_CLASS[name](PROJECT, name=self._run_name, dir=str(self._folder))
 
 

@@ -1,8 +1,10 @@
 """TensorBoard shows what logging.jsonl says: all of it, each point once, whatever was killed or trained again."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -59,6 +61,66 @@ def test_a_tracker_that_does_not_start_stops_the_run_before_it_trains(
     with pytest.raises(KDExportError, match="tensorboard does not start: no network"):
         distill(tiny("distill.track=['tensorboard']"), RunDirectory(tmp_path))
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_mlflow_keeps_every_epoch_in_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = pytest.importorskip("mlflow.tracking", reason="mlflow is not installed: pip install 'kdexport[mlflow]'")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    trackers = Trackers(("mlflow",), tmp_path, "digits")
+    trackers.remember([{**ENTRY, "epoch": 1, "loss": 0.9}])
+    trackers.begin()
+    trackers.add(ENTRY)
+    trackers.close()
+    client = tracking.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("kdexport").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("digits", "FINISHED")
+    history = client.get_metric_history(run.info.run_id, "student/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.9), (2, 0.5)]
+
+
+def test_mlflow_is_asked_for_what_its_client_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in of its client, where MLflow itself is not installed."""
+    calls: list[tuple[str, object]] = []
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            calls.append(("at", tracking_uri))
+
+        def get_experiment_by_name(self, name: str) -> None:
+            calls.append(("experiment", name))
+
+        def create_experiment(self, name: str) -> str:
+            return "7"
+
+        def create_run(self, experiment: str, run_name: str) -> SimpleNamespace:
+            calls.append(("run", (experiment, run_name)))
+            return SimpleNamespace(info=SimpleNamespace(run_id="id"))
+
+        def log_batch(self, run: str, metrics: list[tuple[str, float, int]]) -> None:
+            calls.append((run, metrics))
+
+        def set_terminated(self, run: str) -> None:
+            calls.append(("end", run))
+
+    metric = SimpleNamespace(Metric=lambda name, value, time, step: (name, value, step))  # noqa: ARG005
+    monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", SimpleNamespace(MlflowClient=Client))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", metric)
+    monkeypatch.setattr(logging.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    trackers = Trackers(("mlflow",), tmp_path, "digits")
+    trackers.begin()
+    trackers.add(ENTRY)
+    trackers.close()
+    assert calls == [
+        ("at", (tmp_path / "mlruns").as_uri()),
+        ("experiment", "kdexport"),
+        ("run", ("7", "digits")),
+        ("id", [("student/loss", 0.5, 2), ("student/terms/labels", 1.0, 2)]),
+        ("end", "id"),
+    ]
 
 
 def test_tensorboard_shows_every_epoch_once_after_a_kill_and_a_change(
