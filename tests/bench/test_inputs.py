@@ -204,6 +204,6 @@ def test_real_inputs_are_repeated_along_the_batch_that_is_asked_for(tmp_path):
 
 def test_an_axis_without_a_value_names_the_flag_and_the_recipes_key() -> None:
     with pytest.raises(KDExportError) as caught:
-        resolve_shapes({"ids": ("batch", "length")}, 1, {}, model="m")
+        inputs.resolve_shapes({"ids": ("batch", "length")}, 1, {}, model="m")
     assert "--dim length=64" in caught.value.hint
     assert '[bench] dims = { "length" = 64 }' in caught.value.hint
