@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from kdexport import results
 from kdexport.errors import KDExportError
 
 T = TypeVar("T")
@@ -121,21 +118,6 @@ class RunDirectory:
             if former is not None:
                 write_text(self.recipe, former)
             raise
-
-    def finished(self, stage: str, kind: type[T], key: str) -> T | None:
-        """Return a stage's earlier result if it was made from what ``key`` stands for, else None."""
-        document = read_json(self.stage(stage))
-        if document is None or document.pop("key", None) != key:
-            return None
-        try:
-            return results.from_json(kind, document)
-        except ValidationError:  # written by another version of kdexport
-            return None
-
-    def finish(self, stage: str, result: Any, key: str) -> None:
-        """Write a stage's result with the key that it was made from."""
-        document = {**results.to_json(result), "key": key}
-        write_json(self.stage(stage), document)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -43,35 +43,43 @@ def cache_key(kind: str, **depends_on: Any) -> str:
     return key_of(kind, __version__, depends_on)
 
 
-def mark_done(record: Path, key: str, result: Any, files: Iterable[Path] = ()) -> None:
+def mark_done(record: Path, key: str, result: Any, files: Iterable[Path] = (), *, hashed: bool = True) -> None:
     """Write a result's JSON with the key that it was made from and the digests of its files.
 
     Args:
         record: The JSON file.
         key: From ``cache_key``; empty for a result that is not finished.
         result: A dataclass of ``kdexport.results``, or a JSON object.
-        files: What lies beside the record, or below it.
+        files: What the result stands for.
+        hashed: Whether files are known by their bytes; else by their size, where reading them takes too long.
     """
-    write_json(record, stamped(results.to_json(result), record.parent, key, files))
+    write_json(record, stamped(results.to_json(result), record.parent, key, files, hashed=hashed))
 
 
-def stamped(document: dict[str, Any], folder: Path, key: str, files: Iterable[Path] = ()) -> dict[str, Any]:
+def stamped(
+    document: dict[str, Any], folder: Path, key: str, files: Iterable[Path] = (), *, hashed: bool = True
+) -> dict[str, Any]:
     """Return a result's document with what ``is_done`` compares; for a record in ``folder`` in a form of its own."""
-    return {**document, "key": key, "files": {file.relative_to(folder).as_posix(): _digest(file) for file in files}}
+    digests = {os.path.relpath(file, folder): _digest(file, hashed=hashed) for file in files}
+    return {**document, "key": key, "files": digests}
 
 
-def is_done(record: Path, key: str) -> dict[str, Any] | None:
-    """Return a record's document if it was made from ``key`` and its files are whole, else None."""
+def is_done(record: Path, key: str, moved: Mapping[str, Path] | None = None) -> dict[str, Any] | None:
+    """Return a record's document if it was made from ``key`` and its files are whole, else None.
+
+    Args:
+        record: The JSON file.
+        key: From ``cache_key``.
+        moved: Where files lie now that the record knows under another name, by that name.
+    """
     document = read_json(record)
     if document is None or not key or document.get("key") != key:
         return None
     files = document.get("files")
     if not isinstance(files, dict):
         return None
-    whole = all(
-        (record.parent / name).is_file() and _digest(record.parent / name) == was for name, was in files.items()
-    )
-    return document if whole else None
+    places = {name: (moved or {}).get(name, record.parent / name) for name in files}
+    return document if all(_is_whole(place, files[name]) for name, place in places.items()) else None
 
 
 def done(record: Path, key: str, kind: type[T]) -> T | None:
@@ -87,9 +95,15 @@ def done(record: Path, key: str, kind: type[T]) -> T | None:
         return None
 
 
-def _digest(file: Path) -> list[Any]:
+def _digest(file: Path, *, hashed: bool) -> list[Any]:
     size = file.stat().st_size
-    return [size, sha256(file) if size < HASHED_BELOW else None]
+    return [size, sha256(file) if hashed and size < HASHED_BELOW else None]
+
+
+def _is_whole(file: Path, was: Any) -> bool:
+    if not (isinstance(was, list) and len(was) == 2 and file.is_file()):
+        return False
+    return _digest(file, hashed=was[1] is not None) == was
 
 
 def _parts(text: str) -> tuple[str, str, str]:

@@ -11,7 +11,6 @@ import pytest
 
 from kdexport.artifacts import RunDirectory, read_json, write_atomically, write_text
 from kdexport.errors import KDExportError
-from kdexport.results import ExportResult
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -61,16 +60,6 @@ def test_two_runs_in_one_directory(tmp_path: Path) -> None:
         pass
     with second.lock():  # free again
         pass
-
-
-def test_a_finished_stage_is_known_by_its_key(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path)
-    result = ExportResult("x", ())
-    directory.finish("export", result, "abc")
-    assert directory.finished("export", ExportResult, "abc") == result
-    assert directory.finished("export", ExportResult, "abd") is None
-    write_text(directory.stage("export"), directory.stage("export").read_text()[:-20])
-    assert directory.finished("export", ExportResult, "abc") is None
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:

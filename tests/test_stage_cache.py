@@ -97,6 +97,10 @@ def test_a_result_is_done_while_key_and_files_are_what_they_were(tmp_path):
     mark_done(record, "k", RESULT, [file])
     assert done(record, "k", ExportResult) == RESULT
     assert is_done(record, "other") is None
+    whole = record.read_text()
+    record.write_text(whole[:-20])
+    assert done(record, "k", ExportResult) is None
+    record.write_text(whole)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for path in (record, file):

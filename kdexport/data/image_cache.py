@@ -1,6 +1,5 @@
 """Decode once: pictures of any kind become one file of uint8 samples, so that an epoch does no JPEG work."""
 
-import json
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from kdexport.artifacts import read_json, write_atomically, write_text
+from kdexport.artifacts import write_atomically
 from kdexport.data.disk_arrays import open_rows
 from kdexport.data.samples import PicturesNeeded
 from kdexport.errors import SourceError
 from kdexport.machine import usable_cores
 from kdexport.progress import Progress, Silent
+from kdexport.stage_cache import cache_key, is_done, mark_done
 
 LARGEST_SIDE = 256  # of pictures of differing sizes as stored, unless a network or the recipe needs more: ImageNet's
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras, scanners and detectors give
@@ -86,10 +86,10 @@ def decode_once(
         SourceError: A picture is damaged (its name is said), or all are.
     """
     description = path.with_suffix(".json")
-    found = read_json(description)
     needed = needed or PicturesNeeded()
-    wanted = [key, list(size) if size else needed.key, list(levels) if levels else None]
-    if found is None or found.get("made_from") != wanted or not _whole(path, found):
+    whole_key = cache_key("pictures", content=key, size=list(size) if size else needed.key, levels=levels)
+    found = is_done(description, whole_key)
+    if found is None:
         description.unlink(missing_ok=True)  # from here to its writing, the file of samples is not to be trusted
         progress = progress or Silent()
         stored, smaller = (size, None) if size else _common_size(pictures, skip_bad, needed)
@@ -98,8 +98,8 @@ def decode_once(
         except _Deep:
             levels = _levels(pictures, progress)
             found = _decode(pictures, path, stored, levels, skip_bad, progress)
-        found.update(made_from=wanted, levels=list(levels) if levels else None, smaller=smaller)
-        write_text(description, json.dumps(found))
+        found.update(levels=list(levels) if levels else None, smaller=smaller)
+        mark_done(description, whole_key, found, [path], hashed=False)
     skipped = cast(list[list[Any]], found["skipped"])
     if skipped and not skip_bad:
         raise _damaged(skipped[0][1])
@@ -235,10 +235,6 @@ def _damaged(reason: str) -> SourceError:
         f"a picture cannot be decoded: {reason}",
         hint='replace or delete it, or set on_bad_sample = "skip" under [data] to leave out and list such pictures',
     )
-
-
-def _whole(path: Path, description: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == int(np.prod(description["shape"], dtype=np.int64))
 
 
 def _common_size(pictures: Pictures, skip_bad: bool, needed: PicturesNeeded) -> tuple[tuple[int, int], int | None]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from kdexport import __version__, artifacts
-from kdexport.artifacts import RunDirectory, key_of
+from kdexport import artifacts
+from kdexport.artifacts import RunDirectory
 from kdexport.data.augment import MIXES
 from kdexport.data.samples import Dataset
 from kdexport.distill.logging import MetricsLog, Trackers
@@ -16,7 +16,7 @@ from kdexport.models.loading import Model, load_model
 from kdexport.progress import Progress
 from kdexport.recipe import Distill, Recipe, Student, TeacherSpec, Training
 from kdexport.results import OnChange, TrainedNetwork
-from kdexport.stage_cache import data_fingerprint, fingerprint, weights_fingerprint
+from kdexport.stage_cache import cache_key, data_fingerprint, fingerprint, weights_fingerprint
 
 Spec = TeacherSpec | Student
 SEED_STEP = 1_000_003  # between networks that are to start differently
@@ -137,8 +137,8 @@ def depends_on(identity: list[object], training: Training, exclude: Set[str] = f
             term["method"] = fingerprint(term["method"])
     how = {name: value for name, value in settings.items() if name in Training.model_fields}
     objective = {name: value for name, value in settings.items() if name not in how}
-    whole = key_of(identity, objective, __version__)
-    return Depends(key_of(whole, how), whole, how)
+    whole = cache_key("training", identity=identity, objective=objective)
+    return Depends(cache_key("phase", training=whole, how=how), whole, how)
 
 
 def mixes_samples(training: Training) -> bool:

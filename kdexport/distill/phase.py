@@ -10,7 +10,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from kdexport import artifacts, references, results
@@ -22,6 +24,7 @@ from kdexport.errors import KDExportError
 from kdexport.models.loading import Model, count_macs
 from kdexport.models.weights import save_weights
 from kdexport.results import TrainedNetwork
+from kdexport.stage_cache import is_done, mark_done
 
 ASK_SECONDS = 600.0  # of training that a change would throw away, whatever it is that has changed
 
@@ -57,13 +60,10 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
     """
     folder = context.directory.checkpoints / phase.name
     record = folder / "done.json"
+    unchanged = _unchanged(context, phase, record)
+    if unchanged is not None:
+        return unchanged
     done = artifacts.read_json(record) or {}
-    if done.get("key") == phase.depends.key:
-        unchanged = _unchanged(context, phase, results.from_json(TrainedNetwork, done["network"]))
-        if unchanged is not None:
-            if artifacts.is_main() and unchanged.weights != done["network"]["weights"]:
-                artifacts.write_json(record, {**done, "network": results.to_json(unchanged)})
-            return unchanged
     checkpoints = Checkpoints(folder, **asdict(phase.depends))
     if phase.train is not None:
         checkpoints.extended = _extended(context, phase, checkpoints, done)
@@ -95,27 +95,37 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
         activation_ranges=trained.activation_ranges if trained else {},
     )
     if artifacts.is_main():
-        artifacts.write_json(record, {**asdict(phase.depends), "network": results.to_json(made)})
+        _mark_done(record, phase, made, weights)
         checkpoints.clear()  # the weights are written: hundreds of megabytes would be left
     return made
 
 
-def _unchanged(context: DistillContext, phase: Phase, earlier: TrainedNetwork) -> TrainedNetwork | None:
+def _mark_done(record: Path, phase: Phase, made: TrainedNetwork, weights: Path) -> None:
+    mark_done(record, phase.depends.key, {**asdict(phase.depends), "network": results.to_json(made)}, [weights])
+
+
+def _unchanged(context: DistillContext, phase: Phase, record: Path) -> TrainedNetwork | None:
     """Return an earlier result under the name that it has now, if its weights are still there."""
     name = phase.ships_as or phase.name
     weights = context.directory.weights(name)
-    # They may lie under the name that they had when quantize_aware was set otherwise.
-    for place in (weights, context.directory.root / earlier.weights):
-        if not place.exists() or artifacts.sha256(place) != earlier.weights_sha256:
-            continue
-        context.progress.say(f"{phase.name}: unchanged, not trained again")
-        context.log.unchanged(phase.name)
-        if place == weights:
-            return earlier
-        if artifacts.is_main():
-            artifacts.write_atomically(weights, partial(shutil.copyfile, place))
-        return replace(earlier, name=name, weights=weights.name)
-    return None
+    files = (artifacts.read_json(record) or {}).get("files")
+    known_as = next(iter(files), "") if isinstance(files, dict) else ""  # with quantize_aware set otherwise
+    renamed = is_done(record, phase.depends.key, {known_as: weights})
+    document = renamed or is_done(record, phase.depends.key)
+    if document is None:
+        return None
+    try:
+        earlier = results.from_json(TrainedNetwork, document["network"])
+    except (KeyError, ValidationError):  # written by another version
+        return None
+    context.progress.say(f"{phase.name}: unchanged, not trained again")
+    context.log.unchanged(phase.name)
+    made = replace(earlier, name=name, weights=weights.name)
+    if made != earlier and artifacts.is_main():
+        if renamed is None:
+            artifacts.write_atomically(weights, partial(shutil.copyfile, record.parent / known_as))
+        _mark_done(record, phase, made, weights)
+    return made
 
 
 def _extended(

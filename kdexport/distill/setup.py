@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdexport import __version__
-from kdexport.artifacts import key_of, write_atomically
+from kdexport.artifacts import write_atomically
 from kdexport.data.augment import Augmentation
 from kdexport.data.samples import Split
 from kdexport.distill.batches import Batches
@@ -26,6 +25,7 @@ from kdexport.models.loading import Model
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.recipe import DataFree, Distill, TeacherSpec, Training
 from kdexport.results import TeacherScore, TrainedNetwork
+from kdexport.stage_cache import cache_key
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,12 @@ def _with_made_samples(
     They are made once, by one process: another device, or a GPU at another time, would make other ones.
     """
     seed, shape = context.recipe.seed, context.dataset.train.inputs[0].shape[1:]
-    key = key_of(teacher_key, teacher.preprocessing.to_json(), settings.model_dump(), seed, shape, __version__)
+    key = cache_key(
+        "made samples",
+        teacher=[teacher_key, teacher.preprocessing.to_json()],
+        settings=settings.model_dump(),
+        drawn=[seed, shape],
+    )
     path = context.directory.cache / f"made-{key}.npy"
     if accelerator.is_main_process and not path.exists():
         about = (teacher.network, teacher.preprocessing, shape, settings)

@@ -11,7 +11,7 @@ from functools import partial
 
 from accelerate import Accelerator
 
-from kdexport import __version__, artifacts
+from kdexport import artifacts, results
 from kdexport.artifacts import RunDirectory
 from kdexport.distill import preflight, qat, teacher_verdict
 from kdexport.distill.context import Depends, DistillContext, depends_on, network_key
@@ -36,6 +36,7 @@ from kdexport.models.loading import Model
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Distill, Recipe, TeacherSpec, Training
 from kdexport.results import DistillResult, OnChange, TrainedNetwork
+from kdexport.stage_cache import cache_key, mark_done
 
 
 def distill(
@@ -92,7 +93,9 @@ def _phases(context: DistillContext) -> DistillResult:
         teachers=teacher_scores(context, teachers) if len(teachers) > 1 else (),
     )
     if artifacts.is_main():
-        directory.finish("distill", result, artifacts.key_of([network.weights_sha256 for network in networks]))
+        weights = [directory.root / network.weights for network in networks]
+        key = cache_key("distill", networks=results.to_json(result)["networks"])
+        mark_done(directory.stage("distill"), key, result, weights)
     return result
 
 
@@ -110,7 +113,7 @@ def _teacher(context: DistillContext, name: str, spec: TeacherSpec) -> TrainedNe
                 f"the {name} {spec.model} has no weights: it would teach noise",
                 hint='give teacher.weights (a file or "pretrained"), or [teacher.train] to fit it on the labels',
             )
-        key = artifacts.key_of(network_key(spec), __version__)
+        key = cache_key("network", identity=network_key(spec))
         return run_phase(context, Phase(name, spec, Depends(key, key, {})))
     depends = depends_on([network_key(spec), context.data_key], training)
     return run_phase(context, Phase(name, spec, depends, _on_labels(context, name, training)))

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdexport import artifacts
 from kdexport.data.samples import Split
 from kdexport.distill.batches import Batch, Batches
 from kdexport.distill.context import DistillContext
@@ -21,6 +20,7 @@ from kdexport.distill.logit_cache import AllLogits, TeacherCache, TopK, compress
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.progress import SILENT, Progress
 from kdexport.results import TeacherScore
+from kdexport.stage_cache import cache_key
 
 
 def _never() -> bool:
@@ -228,7 +228,7 @@ def cache_of(
         made_from.append([compression.k])
     cache = TeacherCache(
         _folder(context),
-        artifacts.key_of(*made_from),
+        cache_key("teacher logits", made_from=made_from),
         views=batches.views,
         samples=len(batches.split),
         compression=compression,
@@ -258,7 +258,7 @@ def kept_logits(
     split = getattr(context.dataset, name)
     cache = TeacherCache(
         _folder(context),
-        artifacts.key_of(*_made_from(context, teacher, teacher_key), name),
+        cache_key(f"teacher logits on {name}", made_from=_made_from(context, teacher, teacher_key)),
         views=1,
         samples=len(split),
         compression=AllLogits(context.dataset.num_classes, np.float32),
