@@ -71,6 +71,7 @@ def _values(report: Report) -> dict[str, Any]:
         "created": report.created[:10],
         "decisions": decided,
         "most_verdicts": MOST_VERDICTS,
+        "noise": noise.elsewhere([item.noise for item in decided if item.view]) if len(decided) > 1 else "",
         "views": views,
         "groups": _groups(views) if len(views) > MOST_BUTTONS else [],
         "left_out": len(every) - len(views),

@@ -23,7 +23,7 @@ KINDS = (
     Kind(
         r"other work|hypervisor took|quiet machine",
         "the machine was busy",
-        "medians may be too high and speed-ups wrong: measure on a quiet machine",
+        "medians may be too high and speed-ups wrong",
     ),
     Kind(r"slowed down for heat|throttled\)", "the CPU slowed down for heat", "medians are those of a hot machine"),
     Kind(
@@ -65,6 +65,12 @@ def summary(measurements: Sequence[Measurement]) -> str:
     return f"{len(noisy)} of {len(measurements)} timings noisy: {gravest.cause}"
 
 
+def elsewhere(summaries: Sequence[str]) -> str:
+    """Return on how many of several devices timings are noisy; nothing where on none."""
+    noisy = sum(bool(summary) for summary in summaries)
+    return f"noisy timings on {noisy} of {len(summaries)} devices" if noisy else ""
+
+
 def lines(measurements: Sequence[Measurement]) -> list[str]:
     """Return a sentence for each kind of warning: how many timings, an example, and whether the median is touched."""
     found: dict[Kind, list[tuple[Measurement, str]]] = {}
@@ -77,6 +83,7 @@ def lines(measurements: Sequence[Measurement]) -> list[str]:
 def _line(kind: Kind, warned: Sequence[tuple[Measurement, str]], every: int) -> str:
     timings = {(item.model, item.machine, item.device, item.batch_size, item.threads) for item, _ in warned}
     first, text = warned[0]
+    text = text.removeprefix("noisy: ").removeprefix(f"{kind.cause}: ")
     where = f"{first.model} on {first.device} of {first.machine}, batch {first.batch_size}"
     models = figures.joined_names(list(dict.fromkeys(item.model for item, _ in warned)))
     example = f"{where}: {text}" if len(timings) > 1 else f"{where}"

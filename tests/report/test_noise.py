@@ -28,9 +28,9 @@ def test_one_line_a_kind_not_one_a_timing(build) -> None:
     assert lines == [
         "The machine was busy: 5 of 5 timings (teacher, student, student-plain, student.int8, student-plain.int8), "
         "e.g. teacher on cpu of laptop, batch 1: other work kept 1.0 of 2 cores busy. "
-        "Medians may be too high and speed-ups wrong: measure on a quiet machine.",
+        "Medians may be too high and speed-ups wrong.",
         "Single calls vary: 5 of 5 timings (teacher, student, student-plain, student.int8, student-plain.int8), "
-        "e.g. teacher on cpu of laptop, batch 1: noisy: single calls vary by 30%. "
+        "e.g. teacher on cpu of laptop, batch 1: single calls vary by 30%. "
         "The median is hardly touched; mean and slowest calls are.",
         "Odd … x: 5 of 5 timings (teacher, student, student-plain, student.int8, student-plain.int8), "
         "e.g. teacher on cpu of laptop, batch 1: odd 0 x.",

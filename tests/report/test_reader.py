@@ -106,6 +106,18 @@ def test_the_first_screen_states_the_decision_in_words(open_page, build, viewpor
         page.context.close()
 
 
+def test_noise_on_any_of_many_devices_is_in_the_first_800_pixels(open_page, build) -> None:
+    """Twelve devices, the noise on the last: on a phone too."""
+    benches = [build.bench(build.machine(f"device-{index:02}"), with_training=False) for index in range(12)]
+    busy = tuple(dataclasses.replace(item, warnings=(BUSY,)) for item in benches[-1].measurements)
+    benches[-1] = dataclasses.replace(benches[-1], measurements=busy)
+    page = open_page(html(report(benches, Require(min_speedup=8.0))), PHONE)
+    seen = page.evaluate(VISIBLE)
+    assert "noisy timings on 1 of 12 devices" in seen
+    assert page.title().startswith("fail on 12 of 12 devices")
+    assert "fail" in seen
+
+
 def test_the_worst_comes_first_and_is_what_opens(open_page, build) -> None:
     page = open_page(html(three_devices(build)))
     rows = page.locator(".strip li")
