@@ -43,8 +43,7 @@ AccuracyTolerance = Annotated[
     typer.Option(
         metavar="X",
         min=0,
-        max=1,
-        help="With --baseline, how much the accuracy may fall. By default 0.005, half a point.",
+        help="With --baseline, how much the score may fall, or an error rise. By default 0.005, half a point.",
     ),
 ]
 PushToHub = Annotated[

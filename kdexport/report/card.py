@@ -15,8 +15,7 @@ from kdexport.report import figures, scores
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape
 from kdexport.report.next_steps import snippet
-from kdexport.report.tables import quantized
-from kdexport.report.view import ConditionView, Row, condition_views, costs_of, plain_comparison
+from kdexport.report.view import ConditionView, Row, condition_views, costs_of, plain_comparison, quantized
 from kdexport.results import ModelFile, Report
 
 MOST_NAMED = 20  # classes written out by name
@@ -210,7 +209,7 @@ def _facts(model: ModelFile) -> list[str]:
     if model.macs is not None:
         facts.append(f"{figures.count(model.macs)} multiply-accumulates a sample")
     if quantized(model):
-        facts.append(f"{quantized(model)} operators quantized")
+        facts.append(quantized(model))
     if model.opset is not None:
         facts.append(f"opset {model.opset}")
     return [f"{', '.join(facts)}; sha256 `{model.sha256}`."]

@@ -70,7 +70,7 @@ def concerns(gate: Gate, view: ConditionView) -> bool:
 def gate_sentence(gate: Gate) -> str:
     """Write a requirement as ``speed-up 2.2x, at least 3x``."""
     doubt = gate.setting or (f"95 % interval {describe_interval(gate)}" if gate.ci95 else "")
-    doubt = f" (undecided: {doubt})" if gate.verdict == "undecided" and doubt else ""
+    doubt = f" ({doubt})" if gate.verdict == "undecided" and doubt else ""
     return f"{title(gate)} {describe_value(gate)}, {describe_limit(gate)}{doubt}"
 
 

@@ -8,7 +8,7 @@ from kdexport.report.charts.marks import marks
 from kdexport.report.charts.svg import standalone
 from kdexport.report.decisions import decisions
 from kdexport.report.join import Condition
-from kdexport.report.view import ConditionView, gate_words, judged_views, split_table
+from kdexport.report.view import ConditionView, gate_words, judged_views, quantized, split_table
 from kdexport.results import Report
 
 MOST_PICTURES = 6  # devices with pictures of their own
@@ -129,7 +129,7 @@ def _rows(view: ConditionView) -> list[list[str]]:
                 speed,
                 figures.size(row.model.size_bytes),
                 figures.mib(row.memory),
-                escape(row.status),
+                escape("; ".join(part for part in (row.status, quantized(row.model)) if part)),
             ]
         )
     return rows

@@ -11,8 +11,8 @@ from kdexport.report import figures, noise, scores
 from kdexport.report.charts.marks import Mark, swatch
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.tradeoffs import speedup_at
-from kdexport.report.view import ConditionView, Row, speed_words
-from kdexport.results import ModelFile, Report
+from kdexport.report.view import ConditionView, Row, quantized, speed_words
+from kdexport.results import Report
 
 MOST_COLUMNS = 60  # of the map of devices
 SHORTEST = 0.06  # share of a bar's length that the least figure has, on a log scale
@@ -163,11 +163,6 @@ def proofs(report: Report, look: Mapping[str, Mark]) -> list[Proof]:
         for model in report.models
         if model.parity is not None
     ]
-
-
-def quantized(model: ModelFile) -> str:
-    """Return ``3 of 4``: the operators that a variant has in fewer bits; empty where that is not known."""
-    return "" if model.quantized is None else f"{model.quantized[0]} of {model.quantized[1]}"
 
 
 def _against_plain(report: Report, view: ConditionView) -> list[dict[str, str]]:

@@ -72,6 +72,11 @@ class Row:
         return f"dominated by {self.dominated.by}" + ("" if self.dominated.shown else " (within the noise)")
 
 
+def quantized(model: ModelFile) -> str:
+    """Return ``3 of 4 operators quantized``; empty where that is not known."""
+    return "" if model.quantized is None else f"{model.quantized[0]} of {model.quantized[1]} operators quantized"
+
+
 @dataclass(frozen=True)
 class ConditionView:
     """All that is known under one condition."""

@@ -7,6 +7,7 @@ import pytest
 from kdexport.report.card import card
 from kdexport.report.findings import gain_in_words
 from kdexport.report.html import html
+from kdexport.report.markdown import markdown
 from kdexport.report.stage import report
 
 
@@ -90,6 +91,9 @@ def test_what_was_left_out_and_what_it_was_tested_on_are_told(build) -> None:
     assert "split (stratified 0.2 of all, seed 3; the given nets.pt may have been" in text
     assert "\n- student.fp16 was left out: too many bins\n" in text
     assert "too many bins" in html(made)
+    some = tuple(dataclasses.replace(item, quantized=(3, 4)) if "int8" in item.name else item for item in bench.models)
+    for shown in (html, markdown):
+        assert shown(report([dataclasses.replace(bench, models=some)])).count("3 of 4 operators quantized") == 2
     quiet = report([dataclasses.replace(bench, tested_on="source: its validation split")])
     assert "Tested on its validation split." in quiet.findings
     assert not any("Tested on" in line for line in report([dataclasses.replace(bench, tested_on="source")]).findings)
