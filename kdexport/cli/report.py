@@ -92,7 +92,7 @@ def report(
     if json and format_ != "table":
         raise typer.BadParameter(f"--json and --format {format_} both want stdout; give one of them")
     with command(json=json, quiet=quiet, verbose=verbose) as console:
-        from kdexport.report.join import folder_of, read_benches, read_report, requirements_of
+        from kdexport.report.reading import folder_of, read_benches, read_report, requirements_of
         from kdexport.report.regression import against_earlier
         from kdexport.report.stage import enforce, write_report
         from kdexport.report.stage import report as make

@@ -12,10 +12,11 @@ from typing import Any
 
 from kdexport import __version__
 from kdexport.report import figures, scores
+from kdexport.report.costs import costs_of
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape
 from kdexport.report.next_steps import snippet
-from kdexport.report.view import ConditionView, Row, condition_views, costs_of, plain_comparison, quantized
+from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison, quantized
 from kdexport.results import ModelFile, Report
 
 MOST_NAMED = 20  # classes written out by name

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from kdexport.report.costs import costs_of
 from kdexport.report.requirements import ABOVE_CHANCE, describe_interval, describe_limit, describe_value, title
-from kdexport.report.view import ConditionView, costs_of, judged_views
+from kdexport.report.view import ConditionView, judged_views
 from kdexport.results import DevicePick, Gate, Report
 
 DecisionKind = Literal["fail", "undecided", "compared", "pass"]

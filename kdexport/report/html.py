@@ -15,16 +15,15 @@ from kdexport.report import figures, noise
 from kdexport.report.charts import catalog, curves
 from kdexport.report.charts.bullet import bullet
 from kdexport.report.charts.marks import Mark, legend, marks
+from kdexport.report.costs import costs_of
 from kdexport.report.decisions import SEVERITY, Decision, concerns, decisions, headline
 from kdexport.report.next_steps import changed_settings, command, snippet
+from kdexport.report.splits import SplitTable, split_table
 from kdexport.report.tables import device_map, model_table, proofs
 from kdexport.report.view import (
     ConditionView,
-    SplitTable,
     condition_views,
-    costs_of,
     gate_words,
-    split_table,
 )
 from kdexport.results import Gate, Report
 

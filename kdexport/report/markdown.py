@@ -8,7 +8,8 @@ from kdexport.report.charts.marks import marks
 from kdexport.report.charts.svg import standalone
 from kdexport.report.decisions import decisions
 from kdexport.report.join import Condition
-from kdexport.report.view import ConditionView, gate_words, judged_views, quantized, split_table
+from kdexport.report.splits import split_table
+from kdexport.report.view import ConditionView, gate_words, judged_views, quantized
 from kdexport.results import Report
 
 MOST_PICTURES = 6  # devices with pictures of their own

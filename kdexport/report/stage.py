@@ -34,7 +34,7 @@ def report(benches: Sequence[BenchResult], require: Require | None = None, *, na
         name: What the report is called; else the first bench result's name.
 
     Raises:
-        KDExportError: The results cannot be joined; see ``joined.join``.
+        KDExportError: The results cannot be joined; see ``join.join``.
     """
     joined = join(benches, name)
     devices, gates, pick = pick_devices(joined, require or Require())

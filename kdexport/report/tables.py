@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 from kdexport.report import figures, noise, scores
 from kdexport.report.charts.marks import Mark, swatch
+from kdexport.report.costs import speed_words
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.tradeoffs import speedup_at
-from kdexport.report.view import ConditionView, Row, quantized, speed_words
+from kdexport.report.view import ConditionView, Row, quantized
 from kdexport.results import Report
 
 MOST_COLUMNS = 60  # of the map of devices

@@ -9,7 +9,7 @@ from kdexport.artifacts import RunDirectory
 from kdexport.errors import KDExportError
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
-from kdexport.report.join import read_benches, read_report
+from kdexport.report.reading import read_benches, read_report
 from kdexport.report.stage import report, report_run
 
 

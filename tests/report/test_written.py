@@ -13,9 +13,9 @@ from kdexport.recipe import Require
 from kdexport.report import figures
 from kdexport.report.ci import github, junit
 from kdexport.report.markdown import markdown, pictures_of
+from kdexport.report.splits import split_table
 from kdexport.report.stage import report
 from kdexport.report.terminal import bar, terminal
-from kdexport.report.view import split_table
 
 HOSTILE = (
     "<script>alert(1)</script>",
