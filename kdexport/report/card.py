@@ -20,6 +20,14 @@ from kdexport.report.view import ConditionView, Row, condition_views, plain_comp
 from kdexport.results import ModelFile, Report
 
 MOST_NAMED = 20  # classes written out by name
+# Of the identifiers that the hub takes for a license, those that weights come under.
+HUB_LICENSES = """
+    apache-2.0 mit bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0
+    cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
+    cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 afl-3.0 artistic-2.0 bsl-1.0 ecl-2.0 epl-1.0 epl-2.0 eupl-1.1
+    eupl-1.2 agpl-3.0 gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc ms-pl mpl-2.0 ncsa odbl odc-by openrail osl-3.0
+    pddl postgresql unlicense wtfpl zlib cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 unknown other
+"""
 # What torchvision's and scikit-learn's data sets are called on the hub.
 HUB_DATASETS = {
     "torchvision:CIFAR10": "uoft-cs/cifar10",
@@ -74,7 +82,7 @@ def _front_matter(report: Report, model: ModelFile, view: ConditionView | None) 
         "library_name": "onnx",
         "tags": tags,
         "base_model": _on_hub(_teacher_reference(report)),
-        "datasets": [HUB_DATASETS.get(source, _data_name(source))] if source else None,
+        "datasets": [dataset] if source and (dataset := _dataset_id(source)) else None,
         "pipeline_tag": task,
     }
     data = {key: value for key, value in data.items() if value}
@@ -195,12 +203,18 @@ def _is_path(name: str) -> bool:
 
 
 def _license(license_: Any) -> dict[str, str]:
-    """Return the hub's keys for a license: an SPDX identifier in lower case, else other with its name."""
+    """Return the hub's keys for a license: one that it knows, else other with its name; it refuses a card otherwise."""
     if not isinstance(license_, str) or not license_.strip():
         return {}
-    if re.fullmatch(r"[A-Za-z0-9.+-]+", license_):
-        return {"license": license_.lower()}
-    return {"license": "other", "license_name": " ".join(license_.split())}
+    name = re.sub(r"[^a-z0-9.+]+", "-", license_.lower()).strip("-")
+    known = name.removesuffix("-only").removesuffix("-or-later")
+    return {"license": known} if known in HUB_LICENSES.split() else {"license": "other", "license_name": name}
+
+
+def _dataset_id(source: str) -> str | None:
+    """Return a data source as the hub's ``datasets`` takes it: the hub's own name, or one that could be; else None."""
+    name = HUB_DATASETS.get(source, _data_name(source))
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def _facts(model: ModelFile) -> list[str]:

@@ -43,7 +43,7 @@ def push(report: Report, folder: Path, repository: str) -> str:
     Args:
         report: What ``report`` returned.
         folder: The run directory.
-        repository: ``OWNER/NAME``. Where it is: the ``HF_ENDPOINT`` variable, else huggingface.co.
+        repository: ``OWNER/NAME``, or ``NAME`` of one's own, at ``HF_ENDPOINT``, else at huggingface.co.
 
     Returns:
         Its address.
@@ -59,11 +59,11 @@ def push(report: Report, folder: Path, repository: str) -> str:
         operations.append(hub.CommitOperationAdd("README.md", text.encode()))
     api = hub.HfApi()
     try:
-        address = str(api.create_repo(repository, exist_ok=True))
-        api.create_commit(repository, operations, commit_message=f"{report.name}: files and card of kdexport")
+        made = api.create_repo(repository, exist_ok=True)
+        api.create_commit(made.repo_id, operations, commit_message=f"{report.name}: files and card of kdexport")
     except (OSError, ValueError, hub.errors.OfflineModeIsEnabled) as error:  # its own errors are of these kinds
         raise KDExportError(f"{repository} could not be pushed to: {_first_line(error)}", hint=_hint(error)) from error
-    return address
+    return str(made)
 
 
 def _measured(model: ModelFile, folder: Path) -> Path:

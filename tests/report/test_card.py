@@ -66,9 +66,16 @@ def test_it_says_what_the_model_is_and_where_it_comes_from(build, teacher: str, 
     expected = f"A 19.9 k-parameter image classifier for torchvision:CIFAR10 (10 classes), distilled from {name} "
     assert opening == f"{expected}(420 k parameters)."
     assert "/home/someone" not in text
-    words = {**recipe, "export": {"license": "Research only"}}
-    data = hub.ModelCard(card(report([build.bench(recipe=words)]))).data.to_dict()
-    assert (data["license"], data["license_name"]) == ("other", "Research only")
+    for given, license_, called in (
+        ("Research only", "other", "research-only"),
+        ("Acme-1.0", "other", "acme-1.0"),
+        ("GPL-3.0-or-later", "gpl-3.0", None),
+        ("BSD-3-Clause", "bsd-3-clause", None),
+    ):
+        words = {**recipe, "export": {"license": given}, "data": {"source": "imagefolder:/home/someone/photos"}}
+        data = hub.ModelCard(card(report([build.bench(recipe=words)]))).data.to_dict()
+        assert (data["license"], data.get("license_name")) == (license_, called)
+        assert "datasets" not in data, "the hub refuses what cannot be a data set's name"
 
 
 def test_an_is_written_where_it_is_said(build) -> None:

@@ -23,9 +23,11 @@ class StandIn(BaseHTTPRequestHandler):
     """What the hub answers to the calls that one commit of small files makes."""
 
     commits: ClassVar[list[dict]]
+    paths: ClassVar[list[str]]
     refuse = 0
 
     def do_POST(self) -> None:
+        self.paths.append(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.refuse:
             return self._answer({"error": "not allowed"}, self.refuse)
@@ -67,7 +69,7 @@ class StandIn(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    handler = type("Handler", (StandIn,), {"commits": [], "refuse": 0})
+    handler = type("Handler", (StandIn,), {"commits": [], "paths": [], "refuse": 0})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -106,6 +108,12 @@ def test_files_and_card_go_in_one_commit(run: Path, stand_in) -> None:
     assert set(commit) == {"student.onnx", "infer.py", "report.html", "report.json", "README.md"}
     assert base64.b64decode(commit["student.onnx"]) == b"the weights of student"
     assert base64.b64decode(commit["README.md"]).decode() == (run / "card.md").read_text()
+
+
+def test_a_name_without_an_owner_is_ones_own(run: Path, stand_in) -> None:
+    done = invoke(run, "--push-to-hub", "digits")
+    assert done.exit_code == 0, done.output
+    assert "/api/models/someone/digits/commit/main" in stand_in.paths
 
 
 def test_what_fails_is_not_pushed(run: Path, stand_in, build) -> None:
