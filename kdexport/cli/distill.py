@@ -126,7 +126,8 @@ def distill(
         typer.Option(
             metavar="X",
             rich_help_panel=TRAINING,
-            help="Learning rate, at its peak. By default what the recipe says, else 0.002.",
+            help="Learning rate, at its peak. By default what the recipe says, else 0.002, and 5e-5 for a "
+            "pretrained transformer under adamw.",
         ),
     ] = None,
     weight_decay: Annotated[

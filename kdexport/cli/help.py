@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from kdexport.cli.console import OUTPUT
 
 MAX_WIDTH = 100  # characters; longer lines are hard to read
-FLAGS_WIDTH = 22  # characters; a longer flag has a line of its own
+FLAGS_WIDTH = 23  # characters; a longer flag has a line of its own
 EXAMPLES = "Examples:"  # the paragraph of a command's docstring that is printed as it is
 UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or that of the click inside Typer
 

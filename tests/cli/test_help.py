@@ -9,7 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from kdexport.cli import app
+from kdexport.recipe import Bench, Distill, Export
 
+RENAMED = {"tolerance": "parity_tolerance", "timeout": "timeout_s"}
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -50,6 +52,24 @@ def test_a_page_is_whole_at_80_columns_and_without_noise(name: str, monkeypatch:
     assert all(len(line) <= 80 for line in shown.splitlines())
     whole = " ".join(shown.split())
     assert [flag.name for flag in flags(name) if " ".join(flag.help.split()) not in whole] == []
+
+
+SECTIONS = {"distill": Distill, "bench": Bench, "export": Export}
+TOLD = [
+    (name, flag, section.model_fields[key].default)
+    for name, section in SECTIONS.items()
+    for flag in flags(name)
+    for key in {flag.name, f"{flag.name}s", RENAMED.get(flag.name)} & section.model_fields.keys()
+]
+
+
+@pytest.mark.parametrize(("name", "flag", "default"), TOLD, ids=[f"{name}-{flag.name}" for name, flag, _ in TOLD])
+def test_the_default_that_is_told_is_the_recipes(name: str, flag: Any, default: Any) -> None:
+    value = default[0] if isinstance(default, tuple) and default else default
+    if isinstance(value, bool) or value in (None, (), {}):
+        return
+    told = f"{value:g}" if isinstance(value, float) else str(value)
+    assert re.search(rf"\b{re.escape(told)}\b", flag.help.partition("default")[2]), told
 
 
 def examples() -> list[str]:
