@@ -28,6 +28,8 @@ class Command(TyperCommand):
             if near := getattr(error, "possibilities", None):
                 error.message = f"{error.message.rstrip('.')}. Did you mean {' or '.join(near)}?"
                 error.possibilities = None
+            elif any("--set" in item.opts for item in self.params) and (key := _recipe_key(error)):
+                error.message = f"{error.message.rstrip('.')}. It is a key of the recipe: --set {key}=VALUE"
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -60,6 +62,17 @@ class Group(TyperGroup):
             panels.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append((name, purpose))
         options = [(_flags(item), str(getattr(item, "help", ""))) for item in self.get_params(ctx)]
         _print(f"{ctx.command_path} COMMAND [OPTIONS]", self.help or "", {**panels, "Options": options})
+
+
+def _recipe_key(error: Any) -> str | None:
+    """Return the recipe's key that an unknown flag is called like, if there is one."""
+    from kdexport.recipe import Recipe
+
+    name = str(getattr(error, "option_name", None)).lstrip("-").replace("-", "_")
+    for section, field in Recipe.model_fields.items():
+        if name in getattr(field.annotation, "model_fields", {}):
+            return f"{section}.{name}"
+    return None
 
 
 def _metavar(argument: Any) -> str:

@@ -93,6 +93,12 @@ def test_a_flag_that_is_nearly_right_is_suggested() -> None:
     assert "Usage: kdexport bench RUN_OR_ONNX... [OPTIONS]" in result.output
 
 
+def test_a_key_of_the_recipe_typed_as_a_flag_is_told() -> None:
+    result = CliRunner().invoke(app, ["run", "recipe.toml", "--max-size-mib", "3"])
+    assert result.exit_code == 2
+    assert "--set require.max_size_mib=VALUE" in result.output
+
+
 def test_the_first_four_commands_come_first() -> None:
     shown = CliRunner().invoke(app, []).output
     assert re.findall(r"^  (\w+) ", shown, re.M)[:4] == ["init", "run", "export", "bench"]
