@@ -96,7 +96,9 @@ def test_a_flag_that_is_nearly_right_is_suggested() -> None:
 def test_a_key_of_the_recipe_typed_as_a_flag_is_told() -> None:
     result = CliRunner().invoke(app, ["run", "recipe.toml", "--max-size-mib", "3"])
     assert result.exit_code == 2
-    assert "--set require.max_size_mib=VALUE" in result.output
+    assert "It is a key of the recipe: --set require.max_size_mib=VALUE" in " ".join(
+        re.findall(r"[^\s│]+", result.output)
+    )
 
 
 def test_the_first_four_commands_come_first() -> None:
