@@ -11,6 +11,7 @@ from kdexport.report import figures, noise, scores
 from kdexport.report.charts.marks import Mark, swatch
 from kdexport.report.costs import speed_words
 from kdexport.report.join import PLAIN_STUDENT
+from kdexport.report.requirements import chance
 from kdexport.report.tradeoffs import speedup_at
 from kdexport.report.view import ConditionView, Row, quantized
 from kdexport.results import Report
@@ -50,7 +51,14 @@ def model_table(report: Report, view: ConditionView, look: Mapping[str, Mark]) -
         }
         for row in best_first
     ]
-    return {"view": view, "headings": headings, "rows": rows, "plain": _against_plain(report, view)}
+    guess = next((found for row in view.rows if (found := chance(row.model.evaluation)) is not None), None)
+    return {
+        "view": view,
+        "headings": headings,
+        "rows": rows,
+        "chance": "" if guess is None else view.metric.write(guess),
+        "plain": _against_plain(report, view),
+    }
 
 
 def _median(row: Row) -> float:

@@ -63,6 +63,12 @@ def test_without_requirements_too(build) -> None:
     assert {gate.requirement for gate in made.gates} == {"above_chance"}
 
 
+def test_what_a_constant_scores_stands_beside_the_scores(build) -> None:
+    assert "The best constant answer scores 10.0 %." in html(report([build.bench()]))
+    unscored = {"a": (None, 100.0, 1.0, 1)}
+    assert "constant answer" not in html(report([build.bench(models=unscored)]))
+
+
 def test_a_majority_is_no_skill(build) -> None:
     """80 % of the samples are of one class: an accuracy of 82 % is what a constant scores, 90 % is not."""
     uneven = [dataclasses.replace(score, samples=8) for score in build.evaluation(0.8, 1).per_class]
