@@ -95,15 +95,15 @@ READERS = [
 ]
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1280", "390"])
-def test_the_first_screen_states_the_decision_in_words(open_page, build, viewport) -> None:
-    for made, title, said in READERS:
-        page = open_page(html(made(build)), viewport)
-        assert page.title() == f"{title} · digits", made.__name__
+@pytest.mark.parametrize(("made", "title", "said"), READERS, ids=[made.__name__ for made, _, _ in READERS])
+def test_the_first_screen_states_the_decision_in_words(open_page, build, made, title: str, said: list[str]) -> None:
+    page = open_page(html(made(build)), DESKTOP)
+    assert page.title() == f"{title} · digits"
+    for viewport in (DESKTOP, PHONE):
+        page.set_viewport_size(viewport)
         seen = page.evaluate(VISIBLE)
         for words in said:
-            assert words in seen, f"{made.__name__}: {words!r} is not on the first screen: {seen}"
-        page.context.close()
+            assert words in seen, f"{words!r} is not on the first screen of {viewport['width']} pixels: {seen}"
 
 
 def test_noise_on_any_of_many_devices_is_in_the_first_800_pixels(open_page, build) -> None:
