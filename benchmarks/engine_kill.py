@@ -33,7 +33,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "models" / "digits" / "recipe.tom
 SHORTER = (
     "teacher.train.epochs=5", "distill.epochs=16", "distill.views=4", "export.quantize=[]",
     "bench.min_seconds=0.05", "bench.max_seconds=0.1", "bench.rounds=1",
-    "require.max_accuracy_drop=1.0", "require.min_speedup=0.01",
+    "require.max_drop=1.0", "require.min_speedup=0.01",
 )  # fmt: skip
 WEIGHTS = ("teacher", "student", "student-plain")
 KILLS = 30

@@ -88,10 +88,10 @@ def main() -> None:
         for form, wanted in (
             ("int8", variants.VariantSpec("int8")),
             ("int8, full 8-bit weights", variants.VariantSpec("int8", weight_bits=8)),
-            ("int8, guard 0.01", variants.VariantSpec("int8", max_accuracy_drop=0.01)),
+            ("int8, guard 0.01", variants.VariantSpec("int8", max_drop=0.01)),
             (
                 "int8, full 8-bit weights, guard 0.01",
-                variants.VariantSpec("int8", weight_bits=8, max_accuracy_drop=0.01),
+                variants.VariantSpec("int8", weight_bits=8, max_drop=0.01),
             ),
         ):
             path = folder / "small.onnx"

@@ -433,6 +433,8 @@ class Distill(Training):
 class Export(Section):
     """[export]: the ONNX files to write."""
 
+    OLD_NAMES = {"max_accuracy_drop": "max_drop", "licence": "license"}
+
     opset: int = Field(18, ge=17, le=26, description="ONNX operator set of the files.")
     quantize: Annotated[tuple[str, ...], AfterValidator(checked)] = Field(
         (),
@@ -471,7 +473,7 @@ class Export(Section):
     weight_bits: Literal[7, 8] = Field(
         7, description="Bits of an int8 weight; 8 is finer, and overflows on x86 processors without VNNI."
     )
-    max_accuracy_drop: float | None = Field(
+    max_drop: float | None = Field(
         None,
         ge=0,
         description=(

@@ -239,9 +239,11 @@ def export(
             help="Bits of int8 weights; 8 overflows on x86 without VNNI. By default what the recipe says, else 7.",
         ),
     ] = None,
-    max_accuracy_drop: Annotated[
+    max_drop: Annotated[
         float | None,
         typer.Option(
+            "--max-drop",
+            "--max-accuracy-drop",
             metavar="X",
             rich_help_panel=SMALLER,
             help="Largest loss of accuracy of a variant, on validation; operators return to fp32 until it "
@@ -284,7 +286,7 @@ def export(
         "calibration": calibration,
         "calibration_samples": calibration_samples,
         "weight_bits": weight_bits,
-        "max_accuracy_drop": max_accuracy_drop,
+        "max_drop": max_drop,
         "max_output_error": max_output_error,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -450,7 +452,7 @@ def _bare(console: Console, reference: str, settings: dict[str, object], own: _O
         calibration=asked.calibration,
         calibration_samples=asked.calibration_samples,
         weight_bits=asked.weight_bits,
-        max_accuracy_drop=asked.max_accuracy_drop,
+        max_drop=asked.max_drop,
         max_output_error=asked.max_output_error,
         dynamic=own.dynamic,
         ort=ort,
@@ -480,7 +482,7 @@ def _given(
             f"kdexport export --describe {reference}, kdexport bench {reference}",
         )
     usable = {"out", "data", "input", "seed", "force", "size", "resize", "mean", "std"}
-    variant = {"quantize", "calibration", "calibration_samples", "weight_bits", "max_accuracy_drop", "max_output_error"}
+    variant = {"quantize", "calibration", "calibration_samples", "weight_bits", "max_drop", "max_output_error"}
     idle = [name for name in own.given if name not in usable]
     idle += [name.replace("_", "-") for name in settings if name not in variant]
     if idle:
@@ -495,7 +497,7 @@ def _given(
             precision,
             asked.calibration,
             asked.weight_bits,
-            max_accuracy_drop=asked.max_accuracy_drop,
+            max_drop=asked.max_drop,
             max_output_error=asked.max_output_error,
         )
         for precision in asked.quantize

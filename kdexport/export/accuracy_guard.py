@@ -1,9 +1,9 @@
 """The accuracy guard: what a variant loses against fp32, and which operators go back to fp32 until it holds.
 
-A classifier is judged by its accuracy on the validation split; any other network, or one without labels, by its output
-error: the root mean square of the difference over that of fp32's output, of the worst output channel (1 over it, in dB,
-is the signal-to-quantization-noise ratio). Operators are ranked by what each does alone: the change of the outputs when
-it is the only one in fewer bits (layer-wise sensitivity).
+A network whose outputs are a task's is judged by the task's score on the validation split; any other, or one without
+labels, by its output error: the root mean square of the difference over that of fp32's output, of the worst output
+channel (1 over it, in dB, is the signal-to-quantization-noise ratio). Operators are ranked by what each does alone: the
+change of the outputs when it is the only one in fewer bits (layer-wise sensitivity).
 
 Variants run in a child process: what the runtime cannot run must not end this one.
 """
@@ -25,6 +25,8 @@ from kdexport.errors import KDExportError
 from kdexport.export import parity
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays, OnnxSession
+from kdexport.tasks import task_of
+from kdexport.tasks.base import Task
 
 BATCH = 64
 RANKING_SAMPLES = 128
@@ -39,16 +41,16 @@ Feed = Callable[[Arrays], Arrays]
 
 
 class Score(NamedTuple):
-    """Better is greater: accuracy first (None for what is no classifier), then nearness to fp32's outputs."""
+    """Better is greater: the task's score first, its sign turned where lower is better, then nearness to fp32."""
 
-    accuracy: float | None
+    value: float | None  # None for what no task can score
     nearness: float  # minus the output error
 
 
 class Limits(NamedTuple):
     """What a variant may lose; None: whatever it does."""
 
-    max_accuracy_drop: float | None = None  # in shares of 1, against fp32
+    max_drop: float | None = None  # of the task's score, against fp32
     max_output_error: float | None = None
 
 
@@ -79,20 +81,21 @@ class AccuracyGuard:
     Args:
         source: The fp32 file.
         inputs: Raw samples, one array per input, first axis samples.
-        labels: int64 [samples]; None where nothing is labelled. They count where the first output is [samples,
-            classes].
+        targets: Of the samples; None where nothing is labelled. They count where the first output is the task's.
         feed: Turns a batch of samples into what the file takes.
         samples_are: What the samples are, in words.
-        classes: That the labels are of; None: as many as the network gives.
+        task: What the targets are of; None: read off them.
+        classes: That they are of; None: as many as the network gives.
     """
 
     def __init__(
         self,
         source: Path,
         inputs: Arrays,
-        labels: NDArray[np.int64] | None,
+        targets: NDArray[Any] | None,
         feed: Feed = lambda batch: batch,
         samples_are: str = "validation",
+        task: Task | None = None,
         classes: int | None = None,
     ) -> None:
         self.source, self.inputs, self.feed = source, inputs, feed
@@ -101,30 +104,28 @@ class AccuracyGuard:
         self.fixed_batch = runner.fixed_batch
         self.batch = self.fixed_batch or BATCH
         self.outputs = self._outputs(runner, inputs)
-        self.labels = labels if labels is not None and _are_scores(self.outputs[0], labels, classes) else None
-        self.fp32 = self._accuracy(self.outputs)
+        task = task_of(targets) if task is None and targets is not None else task
+        fits = task is not None and targets is not None and _fits(self.outputs[0], targets, task, classes)
+        self.task, self.targets = (task, targets) if fits else (None, None)
+        self.fp32 = self._value(self.outputs)
 
     def score(self, model: onnx.ModelProto, builder: VariantBuilder | None = None) -> Score:
         """Return what a graph scores."""
         runner = IsolatedRunner(model.SerializeToString()) if builder is None else builder.runner(model)
         outputs = self._outputs(runner, self.inputs)
-        return Score(self._accuracy(outputs), -output_error(self.outputs, outputs))
+        return Score(self._value(outputs), -output_error(self.outputs, outputs))
 
     def score_or_worst(self, make: Callable[[], onnx.ModelProto]) -> Score:
         """Return what a graph scores, or the worst score where it cannot be made or run."""
         try:
             return self.score(make())
         except KDExportError:
-            return Score(None if self.fp32 is None else -1.0, -math.inf)
-
-    def accuracy(self, model: onnx.ModelProto) -> float | None:
-        """Return a graph's accuracy; None where the network is no classifier."""
-        return self.score(model).accuracy
+            return Score(None if self.fp32 is None else -math.inf, -math.inf)
 
     def holds(self, score: Score, limits: Limits) -> bool:
         """Whether a score is within the limits."""
-        if self.fp32 is not None and score.accuracy is not None and limits.max_accuracy_drop is not None:
-            return score.accuracy >= self.fp32 - limits.max_accuracy_drop
+        if self.fp32 is not None and score.value is not None and limits.max_drop is not None:
+            return score.value >= self.fp32 - limits.max_drop
         if limits.max_output_error is not None:
             return -score.nearness <= limits.max_output_error
         return True
@@ -132,8 +133,9 @@ class AccuracyGuard:
     def said(self, score: Score) -> str:
         """Return a score in words, against fp32's."""
         count = len(self.inputs[0])
-        if score.accuracy is not None:
-            return f"{score.accuracy:.4f} correct of {count} {self.samples_are} samples, fp32 {self.fp32:.4f}"
+        if self.task is not None and score.value is not None and self.fp32 is not None:
+            value, fp32 = abs(score.value), abs(self.fp32)
+            return f"{self.task.label} {value:.4f} on {count} {self.samples_are} samples, fp32 {fp32:.4f}"
         error = -score.nearness
         ratio = f"signal to noise {-20 * math.log10(error):.1f} dB" if 0 < error < math.inf else "signal to noise none"
         return f"output error {error:.2g} of fp32's over {count} {self.samples_are} samples ({ratio})"
@@ -159,16 +161,24 @@ class AccuracyGuard:
             parts.append(runner(self.feed(tuple(array[start : start + self.batch] for array in inputs))))
         return tuple(np.concatenate([np.atleast_1d(part) for part in output]) for output in zip(*parts, strict=True))
 
-    def _accuracy(self, outputs: Arrays) -> float | None:
-        return None if self.labels is None else float((outputs[0].argmax(axis=-1) == self.labels).mean())
+    def _value(self, outputs: Arrays) -> float | None:
+        if self.task is None or self.targets is None:
+            return None
+        score = self.task.score(outputs[0], self.targets)
+        return score if score is None or self.task.higher_is_better else -score
 
 
-def _are_scores(output: NDArray[Any], labels: NDArray[np.int64], classes: int | None) -> bool:
-    """Whether an output can be a classifier's: [samples, classes], with a class for every label."""
-    if output.dtype.kind != "f" or output.ndim != 2 or len(output) != len(labels):
+def _fits(output: NDArray[Any], targets: NDArray[Any], task: Task, classes: int | None) -> bool:
+    """Whether an output can be a task's, with a class for every target."""
+    if output.dtype.kind != "f" or output.ndim < 2:
         return False
-    width = output.shape[1]
-    return bool(width == (classes or width) and labels.max(initial=0) < width)
+    names = [str(index) for index in range(classes or output.shape[1])]
+    try:
+        task.check_outputs(output.shape, len(targets), names, "the file")
+        task.check_targets(targets, names, "validation")
+    except KDExportError:
+        return False
+    return True
 
 
 def output_error(expected: Arrays, actual: Arrays) -> float:
@@ -313,8 +323,8 @@ def _with_returned(
 
 
 def _limit(guard: AccuracyGuard, limits: Limits) -> str:
-    if guard.fp32 is not None and limits.max_accuracy_drop is not None:
-        return f"max_accuracy_drop = {limits.max_accuracy_drop:g} (fp32 is {guard.fp32:.4f} on {guard.samples_are})"
+    if guard.fp32 is not None and limits.max_drop is not None:
+        return f"max_drop = {limits.max_drop:g} (fp32 is {abs(guard.fp32):.4f} on {guard.samples_are})"
     return f"max_output_error = {limits.max_output_error:g}"
 
 

@@ -110,12 +110,13 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
         fitted = OnnxSession(request.file, with_spec(dataset.preprocessing, request.preprocessing))
         val, train = dataset.val, dataset.train
         few = val.take(parity.spread(len(val), variants.VALIDATION_SAMPLES))
-        labelled = few.labels is not None and not dataset.multi_label and session.fixed_batch in (None, 1)
+        labelled = few.labels is not None and session.fixed_batch in (None, 1)
         return variants.CalibrationData(
             lambda: whole(parity.samples_of(val.inputs, train.inputs)),
             lambda: whole(train.inputs, request.calibration_samples),
             lambda: (few.inputs, few.labels) if labelled and few.labels is not None else None,
             lambda batch: tuple(fitted.feeds(batch).values()),
+            task=dataset.task,
             classes=dataset.num_classes,
         )
     arrays = _random(request, session) if request.inputs is None else _read(request.inputs, session)

@@ -75,7 +75,7 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
             parameters=subject.parameters,
             macs=subject.macs,
             license=subject.license,
-            val_accuracy=subject.accuracy,
+            val_score=subject.val_score,
         )
     )
     proofs: list[ModelFile] = []

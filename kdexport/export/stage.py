@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -132,10 +133,10 @@ class _Work:
         chosen = np.random.default_rng(self.recipe.seed).choice(len(train), count, replace=False)
         return train.take(np.sort(chosen)).inputs
 
-    def validation(self) -> tuple[Arrays, NDArray[np.int64]] | None:
-        """Return raw validation samples with their labels; None where a sample can have several, or has none."""
+    def validation(self) -> tuple[Arrays, NDArray[Any]] | None:
+        """Return raw validation samples with their targets; None where they have none."""
         val = self.dataset.val.take(parity.spread(len(self.dataset.val), variants.VALIDATION_SAMPLES))
-        return None if val.labels is None or val.multi_label else (val.inputs, val.labels)
+        return None if val.labels is None else (val.inputs, val.labels)
 
     @cached_property
     def recipe_hash(self) -> str:
@@ -193,7 +194,7 @@ class _Work:
             macs=network.macs,
             recipe=self.recipe_hash,
             license=settings.license,
-            accuracy=network.val_score,
+            val_score=network.val_score,
         )
         form = Form(
             settings.opset,
@@ -215,7 +216,7 @@ class _Work:
         key = cache_key(
             precision,
             fp32=fp32_key,  # stands for the data, too
-            limits=[settings.max_accuracy_drop, settings.max_output_error],
+            limits=[settings.max_drop, settings.max_output_error],
             calibration=calibration,
         )
         path = self.directory.onnx(network.name, precision)
@@ -236,6 +237,7 @@ class _Work:
             calibration=self.calibration,
             validation=self.validation,
             feed=feed,
+            task=self.dataset.task,
             classes=self.dataset.num_classes,
         )
         settings = self.recipe.export
@@ -243,7 +245,7 @@ class _Work:
             precision,
             settings.calibration,
             settings.weight_bits,
-            max_accuracy_drop=settings.max_accuracy_drop,
+            max_drop=settings.max_drop,
             learnt=network.activation_ranges,
             max_output_error=settings.max_output_error,
         )

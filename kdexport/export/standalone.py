@@ -50,7 +50,7 @@ class Request:
     calibration: str = "auto"
     calibration_samples: int = 256
     weight_bits: int = 7
-    max_accuracy_drop: float | None = None
+    max_drop: float | None = None
     max_output_error: float | None = None
     dynamic: tuple[str, ...] = ()  # NAME:AXIS=LABEL
     ort: bool = False  # the ORT format is written, too
@@ -93,7 +93,7 @@ def _specs(request: Request) -> list[variants.VariantSpec]:
             precision,
             request.calibration,
             request.weight_bits,
-            max_accuracy_drop=request.max_accuracy_drop,
+            max_drop=request.max_drop,
             max_output_error=request.max_output_error,
         )
         for precision in request.quantize
@@ -114,8 +114,8 @@ def _check(request: Request, paths: list[Path]) -> None:
             "int8 needs samples to calibrate on, and there are none",
             hint="give data with --data REF, e.g. --data imagefolder:photos; int8-dynamic and fp16 need none",
         )
-    if request.data is None and request.max_accuracy_drop is not None:
-        raise KDExportError("--max-accuracy-drop needs labelled data", hint="give data with --data REF")
+    if request.data is None and request.max_drop is not None:
+        raise KDExportError("--max-drop needs labelled data", hint="give data with --data REF")
     if request.data is None and not request.inputs:
         raise KDExportError(
             "the shape of the network's input is not known",
@@ -281,8 +281,8 @@ def _calibration_data(
         chosen = np.random.default_rng(request.seed).choice(len(dataset.train), count, replace=False)
         return dataset.train.take(np.sort(chosen)).inputs
 
-    def validation() -> tuple[Arrays, NDArray[np.int64]] | None:
-        if dataset is None or dataset.val.labels is None or dataset.multi_label:
+    def validation() -> tuple[Arrays, NDArray[Any]] | None:
+        if dataset is None or dataset.val.labels is None:
             return None
         few = dataset.val.take(parity.spread(len(dataset.val), variants.VALIDATION_SAMPLES))
         return None if few.labels is None else (few.inputs, few.labels)
@@ -292,6 +292,7 @@ def _calibration_data(
         calibration,
         validation,
         feed,
+        task=None if dataset is None else dataset.task,
         classes=None if dataset is None else dataset.num_classes,
         samples_are="validation" if dataset is not None else "random",
     )

@@ -30,7 +30,7 @@ class ExportTarget:
     macs: int | None = None
     recipe: str | None = None  # hash of what it was trained by
     license: str | None = None  # of the weights, SPDX or in words
-    accuracy: float | None = None  # of the network in PyTorch, on the validation split
+    val_score: float | None = None  # of the network in PyTorch, on the validation split
     parameter_names: tuple[str, ...] | None = None  # of forward: inputs are passed by them; None: by position
     batch_axes: tuple[int, ...] | None = None  # of each input as the network takes it; None: the first of each
     notes: tuple[str, ...] = ()  # what the user should know of how the samples were made

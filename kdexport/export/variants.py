@@ -9,9 +9,8 @@ refused.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ from kdexport.onnx.sessions import Arrays, OnnxSession
 from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress
 from kdexport.results import ExportFailure, ModelFile
+from kdexport.tasks.base import Task
 
 if TYPE_CHECKING:
     from kdexport.export.int8 import Ranges
@@ -43,9 +43,10 @@ class CalibrationData:
 
     samples: Callable[[], Arrays]  # for the comparison with fp32
     calibration: Callable[[], Arrays]  # training samples
-    validation: Callable[[], tuple[Arrays, NDArray[np.int64]] | None]  # inputs and labels; None without labels
+    validation: Callable[[], tuple[Arrays, NDArray[Any]] | None]  # inputs and targets; None without
     feed: Callable[[Arrays], Arrays] = lambda batch: batch  # turns a batch of them into what the fp32 file takes
-    classes: int | None = None  # that the labels are of; None: what the network gives
+    task: Task | None = None  # what the targets are of
+    classes: int | None = None  # that they are of; None: what the network gives
     samples_are: str = "validation"  # what ``samples`` are, in words
 
 
@@ -56,7 +57,7 @@ class VariantSpec:
     precision: str  # a key of PRECISIONS
     calibration: str = "auto"  # int8: minmax, entropy, percentile, or the best of them on the validation split
     weight_bits: int = 7  # int8
-    max_accuracy_drop: float | None = None  # on the validation split, against fp32
+    max_drop: float | None = None  # on the validation split, against fp32
     learnt: "Ranges" = field(default_factory=dict)  # int8: ranges that the student was trained with
     max_output_error: float | None = None  # where there is no accuracy: of fp32's output, see accuracy_guard
 
@@ -118,9 +119,9 @@ def write(
             "kdexport.precision": spec.precision,
             "kdexport.quantized": f"{census.quantized} of {census.operators} operators",
         }
-        stamped.pop("kdexport.val_accuracy", None)  # that is the fp32 network's
-        if score.accuracy is not None:
-            stamped["kdexport.val_accuracy"] = str(score.accuracy)
+        stamped.pop("kdexport.val_score", None)  # that is the fp32 network's
+        if score.value is not None:
+            stamped["kdexport.val_score"] = str(abs(score.value))
         if key is not None:
             stamped["kdexport.key"] = key
         metadata.stamp(temporary, stamped)
@@ -192,9 +193,9 @@ def _make(
     """Return how the graph is made, the graph, its score, and what to say of it."""
     guard = guard_for(source, data)
     largest = spec.max_output_error
-    if largest is None and guard.labels is None:
+    if largest is None and guard.targets is None:
         largest = LARGEST_OUTPUT_ERROR
-    limits = Limits(spec.max_accuracy_drop, largest)
+    limits = Limits(spec.max_drop, largest)
     builder = PRECISIONS[spec.precision].load()(VariantInputs(source, spec, data, guard, progress))
     few = data.feed(tuple(array[: guard.fixed_batch or 2] for array in data.samples()))
 
@@ -210,16 +211,15 @@ def _make(
         progress.warn(f"{spec.precision}: {notes[-1]}")
     score = guard.score(model, builder)
     if guard.holds(score, limits):
-        if guard.labels is not None or -score.nearness > NOTEWORTHY:
+        if guard.targets is not None or -score.nearness > NOTEWORTHY:
             notes.append(guard.said(score))
     else:
         progress.say(f"{spec.precision} {guard.said(score)}: returning operators to fp32")
         model, score, more = restore(builder, guard, limits, kept)
         notes += more
-    if guard.labels is None and spec.max_accuracy_drop is not None:
+    if guard.targets is None and spec.max_drop is not None:
         notes.append(
-            "max_accuracy_drop does not apply, for there is no accuracy to judge by; max_output_error limits the "
-            "output error"
+            "max_drop does not apply, for there is no score to judge by; max_output_error limits the output error"
         )
         progress.warn(f"{spec.precision}: {notes[-1]}")
     described = builder.describe(model)
@@ -227,10 +227,10 @@ def _make(
 
 
 def guard_for(source: Path, data: CalibrationData) -> AccuracyGuard:
-    """Return what judges variants: the accuracy of a classifier on its labels, the output error of anything else."""
+    """Return what judges variants: the task's score on labelled samples, the output error of anything else."""
     validation = data.validation()
     if validation is not None:
-        return AccuracyGuard(source, *validation, data.feed, classes=data.classes)
+        return AccuracyGuard(source, *validation, data.feed, task=data.task, classes=data.classes)
     return AccuracyGuard(source, data.samples(), None, data.feed, data.samples_are)
 
 

@@ -29,7 +29,7 @@ def entries(
     parameters: int | None = None,
     macs: int | None = None,
     license: str | None = None,
-    val_accuracy: float | None = None,
+    val_score: float | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a file; what is not known is left out.
 
@@ -44,7 +44,7 @@ def entries(
         parameters: Of the network.
         macs: Multiply-accumulates of one sample.
         license: Of the weights.
-        val_accuracy: Of the network on the validation split.
+        val_score: Of the network on the validation split.
     """
     import torch  # here: who only reads files does not wait for it
 
@@ -61,7 +61,7 @@ def entries(
         "parameters": parameters,
         "macs": macs,
         "license": license,
-        "val_accuracy": val_accuracy,
+        "val_score": val_score,
     }
     return {PREFIX + name: str(value) for name, value in known.items() if value is not None}
 

@@ -142,7 +142,7 @@ def test_the_guard_returns_the_sensitive_layers(samples, tmp_path):
         return float((OnnxSession(file)(samples)[0].argmax(1) == answers).mean())
 
     assert right(tmp_path / "loose.onnx") < 0.9  # there is something to guard
-    tight = dataclasses.replace(loose, max_accuracy_drop=0.01)
+    tight = dataclasses.replace(loose, max_drop=0.01)
     guarded = variants.write(path, made, tight, tmp_path / "tight.onnx", data, Silent(), key=None)
     assert right(tmp_path / "tight.onnx") >= 0.99
     assert any("returned to fp32" in note and "of 3 layers" in note for note in guarded.notes)
@@ -201,7 +201,7 @@ def test_every_precision_is_guarded(precision, network, culprit, of, samples, tm
         return float((OnnxSession(file)(samples)[0].argmax(1) == answers).mean())
 
     assert right(tmp_path / "loose.onnx") < 0.9  # there is something to guard
-    tight = dataclasses.replace(loose, max_accuracy_drop=0.1)
+    tight = dataclasses.replace(loose, max_drop=0.1)
     guarded = variants.write(path, made, tight, tmp_path / "tight.onnx", data, Silent(), key=None)
     assert right(tmp_path / "tight.onnx") >= 0.9
     returned = next(note for note in guarded.notes if "returned to fp32" in note)
@@ -213,8 +213,8 @@ def test_every_precision_is_guarded(precision, network, culprit, of, samples, tm
 def test_a_variant_that_cannot_be_guarded_is_an_error(samples, tmp_path):
     path, made = _write(Spread().fragile, (np.tile(samples[0], 2)[:, :96],), tmp_path / "net.onnx")
     few = (np.tile(samples[0], 2)[:, :96],)
-    spec = variants.VariantSpec("int8-dynamic", max_accuracy_drop=0.0)
-    with pytest.raises(KDExportError, match="int8-dynamic loses more than max_accuracy_drop"):
+    spec = variants.VariantSpec("int8-dynamic", max_drop=0.0)
+    with pytest.raises(KDExportError, match="int8-dynamic loses more than max_drop"):
         variants.write(path, made, spec, tmp_path / "q.onnx", _data(few, _labels(path, few)), Silent(), key=None)
     assert not (tmp_path / "q.onnx").exists()
 
