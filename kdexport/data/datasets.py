@@ -240,5 +240,6 @@ def _notes_on_features(source: Source) -> Iterator[str]:
     if len(used) > 1 and used.max() > 10 * used.min():
         yield (
             f"the {first.shape[1]} features are fed as they are, not standardized: "
-            f"their standard deviations go from {used.min():.3g} to {used.max():.3g}"
+            f"their standard deviations go from {used.min():.3g} to {used.max():.3g}; where that is not meant, begin "
+            f"the networks with nn.BatchNorm1d({first.shape[1]}), or scale the numbers before they are stored"
         )

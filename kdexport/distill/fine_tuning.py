@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from kdexport.distill.context import DistillContext, Spec
+from kdexport.models.hub import has_weights
 from kdexport.recipe import Distill, Training
 from kdexport.references import parse
 
@@ -31,9 +32,8 @@ def with_fitting_lr(context: DistillContext) -> DistillContext:
 def _lr(context: DistillContext, name: str, spec: Spec, training: Training) -> float | None:
     if "lr" in training.model_fields_set or training.optimizer != "adamw":
         return None
-    pretrained = spec.weights is not None or (
-        parse(spec.model).kind == "hf" and spec.args.get("pretrained", True) is not False
-    )
+    reference = parse(spec.model)
+    pretrained = spec.weights is not None or (reference.kind == "hf" and has_weights(reference.target, spec.args))
     if not pretrained or not is_transformer(context.load(name, spec).network):
         return None
     key = "distill.lr" if isinstance(training, Distill) else "teacher.train.lr"

@@ -258,8 +258,13 @@ def _called(part: _Part, arguments: list[Any]) -> Tensor:
 def _check_task(part: _Part, task: Task, *, mixed: bool) -> None:
     objection = task.objection(part.term)
     if objection is not None:
-        fitting = ", ".join(name for name, method in METHODS.items() if task.objection(method) is None)
-        raise KDExportError(f"{part.name} {objection}", hint=f"use one of {fitting}")
+        fitting = [name for name, method in METHODS.items() if task.objection(method) is None]
+        first = next((name for name in fitting if name.endswith("soft_targets")), fitting[0])
+        raise KDExportError(
+            f"{part.name} {objection}",
+            hint=f'give the recipe [[distill.terms]] with method = "{first}" (distill: --method {first}); '
+            f"those that fit: {', '.join(fitting)}",
+        )
     if mixed and "labels" in part.loss.needs:
         raise KDExportError(
             f"{part.name} needs one class per sample, and mixing samples leaves none",

@@ -162,10 +162,11 @@ def _extended(
         return work
     what = ", ".join(changed) if changed else "what it depends on has changed"
     minutes = f"{work.seconds / 60:.0f} minutes" if work.seconds >= 90 else f"{work.seconds:.0f} s"
-    extend = ", or --extend to go on from its last weights" if changed and phase.extendable else ""
+    extend = ', or --extend (on_change="extend") to go on from its last weights' if changed and phase.extendable else ""
     raise KDExportError(
         f"{phase.name} would be trained again from the start ({what}): {work.epochs} epochs, {minutes}, would be lost",
-        hint=f"add --restart to train it again{extend}; or take the change back, or choose another --out",
+        hint=f'add --restart (from Python on_change="restart") to train it again{extend}; '
+        "or take the change back, or choose another --out",
     )
 
 

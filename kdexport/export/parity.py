@@ -431,7 +431,7 @@ def _check_meaning(pairs: list[_Pair], tolerance: float, subject: str, other: st
         raise ParityError(
             f"parity of {subject} would prove nothing: {other} answers all {samples} samples alike "
             f"(outputs vary by {max(spreads):.2g}, the largest is {max(largest):.2g})",
-            hint="give it trained weights; networks fresh from initialization often answer all zeros",
+            hint="train it for longer, or give it trained weights; networks fresh from initialization often do so",
         )
     return tuple(constant)
 

@@ -75,7 +75,7 @@ def export(
             except KDExportError as error:
                 failures[job.name] = error
                 job.path.unlink(missing_ok=True)  # an older one is not this run's
-                progress.warn(f"{job.path.name} is left out: {error.message}")
+                progress.warn(f"{job.path.name} is left out: {error.message} ({error.hint})")
             # An unfinished result has no key: it says what is there, so that a killed export goes on after it.
             mark_done(record, "", ExportResult(recipe.name, tuple(models.values())))
             task.advance()

@@ -211,7 +211,7 @@ def _network(request: Request, progress: Progress) -> nn.Module:
     network, fresh = load_with_fresh(
         request.reference, with_pretrained_args(request.reference, request.args, request.weights)
     )
-    if request.weights is None and fresh is None and parse(request.reference).kind in ("torchvision", "timm"):
+    if request.weights is None and fresh is None and parse(request.reference).kind in ("torchvision", "timm", "hf"):
         progress.warn(f"no weights are given: {request.reference} is exported as it starts, untrained")
     elif request.weights is None and fresh:
         progress.warn(f"not in the files of {request.reference}, and exported as they start: {', '.join(fresh)}")

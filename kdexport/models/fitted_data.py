@@ -103,19 +103,29 @@ def _in_their_order(dataset: Dataset, networks: Sequence[Spec]) -> Dataset:
 
 def _with_doubts(dataset: Dataset, networks: Sequence[Spec]) -> Dataset:
     """Say where a given network may have been trained on what it is scored on."""
-    cut = dataset.splits_made_by["test"]
+    made_by = dataset.splits_made_by
     given = [spec for spec in networks if _is_given(spec)]
-    if cut.startswith("source") or not given:
+    cut = [name for name in ("val", "test") if not made_by[name].startswith("source")]
+    if not cut or not given:
         return dataset
     reference = parse(given[0].model)
     name = ":".join(part for part in (_name(given[0]), reference.name) if part)
     doubt = f"the given {name} may have been trained on these samples"
-    made_by = {**dataset.splits_made_by, "test": f"{cut}; {doubt}"}
-    warning = (
-        f"the test samples are cut from the data ({cut}), and {doubt}: its score is then too high; "
-        "give a test split that no network has seen"
+    doubted = dataclasses.replace(
+        dataset, splits_made_by={**made_by, **{split: f"{made_by[split]}; {doubt}" for split in cut}}
     )
-    return dataclasses.replace(dataset, splits_made_by=made_by, warnings=(*dataset.warnings, warning))
+    if "test" in cut:
+        warning = (
+            f"the test samples are cut from the data ({made_by['test']}), and {doubt}: its score is then too high; "
+            "give a test split that no network has seen"
+        )
+        return dataclasses.replace(doubted, warnings=(*dataset.warnings, warning))
+    if len(networks) == 1:  # scored on one split: how that was made is shown beside the score
+        return doubted
+    note = (
+        f"the val samples are cut from the data ({made_by['val']}), and {doubt}: its score on test is the one to go by"
+    )
+    return dataclasses.replace(doubted, notes=(*dataset.notes, note))
 
 
 def _is_given(spec: Spec) -> bool:

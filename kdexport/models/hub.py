@@ -31,7 +31,19 @@ class HuggingFaceClassifier(nn.Module):
         return self.model(**named, return_dict=False)[0]  # type: ignore[no-any-return]
 
 
-def load_classifier(name: str, args: Mapping[str, Any], num_classes: int | None) -> tuple[nn.Module, tuple[str, ...]]:
+def has_weights(name: str, args: Mapping[str, Any]) -> bool:
+    """Whether a model comes with its weights: not from a folder that holds its configuration alone, nor where the
+    recipe's ``pretrained = false`` leaves them out.
+    """
+    asked = args.get("pretrained")
+    if asked is not None:
+        return bool(asked)
+    return not Path(name).is_dir() or any((Path(name) / file).is_file() for file in WEIGHT_FILES)
+
+
+def load_classifier(
+    name: str, args: Mapping[str, Any], num_classes: int | None
+) -> tuple[nn.Module, tuple[str, ...] | None]:
     """Build a classifier from a model of the hub, or of a folder.
 
     Args:
@@ -41,14 +53,14 @@ def load_classifier(name: str, args: Mapping[str, Any], num_classes: int | None)
         num_classes: Of its head; a head of another width is made anew.
 
     Returns:
-        The network, and the names of the weights that its files don't hold or hold in another shape: they are fresh.
+        The network, and the names of the weights that its files don't hold or hold in another shape: they are fresh;
+        None where it comes without weights.
 
     Raises:
         SourceError: transformers is not installed, there is no such model, or it is no classifier.
     """
     transformers = import_transformers()
-    changes = dict(args)
-    pretrained = changes.pop("pretrained", None)
+    changes = {key: value for key, value in args.items() if key != "pretrained"}
     if num_classes is not None:
         changes.setdefault("num_labels", num_classes)
     config = _loaded(transformers.AutoConfig, name, **changes)
@@ -60,10 +72,8 @@ def load_classifier(name: str, args: Mapping[str, Any], num_classes: int | None)
             hint="name a model for image or sequence classification, or wrap it yourself as file.py:Name",
         )
     auto = transformers.AutoModelForImageClassification if image else transformers.AutoModelForSequenceClassification
-    if pretrained is None:
-        pretrained = not Path(name).is_dir() or any((Path(name) / file).is_file() for file in WEIGHT_FILES)
-    fresh: tuple[str, ...] = ()
-    if pretrained:
+    fresh: tuple[str, ...] | None = None
+    if has_weights(name, args):
         model, said = _loaded(auto, name, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
         mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in said["mismatched_keys"]]
         fresh = tuple(sorted({*said["missing_keys"], *mismatched}))

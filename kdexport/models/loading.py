@@ -79,6 +79,12 @@ def load_model(
         fitted = fit(network, read(Path(spec.weights)), spec.weights, spec.strict, spec.weights_key)
     elif fresh:
         fitted = Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)
+    bare = parse(spec.model).kind == "hf" and fresh is None and weights is None and spec.weights is None
+    if bare and isinstance(spec, TeacherSpec) and spec.train is None:
+        raise SourceError(
+            f"the teacher {spec.model} has no weights: it would teach noise",
+            hint="name a folder that holds them beside its config.json, or fit it on the labels with [teacher.train]",
+        )
     if fitted.fresh and isinstance(spec, TeacherSpec) and spec.train is None:
         shown = ", ".join(fitted.fresh[:4]) + (", ..." if len(fitted.fresh) > 4 else "")
         raise SourceError(

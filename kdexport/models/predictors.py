@@ -54,6 +54,9 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
         with torch.no_grad():
             return model.network(*model.preprocessing.apply(inputs)).float().numpy()  # type: ignore[no-any-return]
 
-    bare = spec.weights is None and reference.kind not in ("path", "hf")
+    from kdexport.models.hub import has_weights
+
+    brings_weights = reference.kind == "path" or (reference.kind == "hf" and has_weights(reference.target, spec.args))
+    bare = spec.weights is None and not brings_weights
     untrained = (f"no weights are given: the network is scored as {spec.model} makes it",) if bare else ()
     return Predictor(predict, model.notes, (*untrained, *model.left_out, *model.warnings))

@@ -1,4 +1,5 @@
-"""Whether an ONNX file's scores are logits, or have been through a softmax or a sigmoid already.
+"""Whether an ONNX file's scores are logits, or have been through a softmax or a sigmoid already; and of which classes
+they are, where a classifier's operator lists them.
 
 Read off the graph's last operators, straight from the file's protobuf wire format
 (https://protobuf.dev/programming-guides/encoding): the onnx package is not there where a packed benchmark runs. Only
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 Activation = Literal["none", "softmax", "sigmoid"]
 
 MODEL_GRAPH, GRAPH_NODE = 7, 1  # field numbers of onnx.proto
-NODE_INPUT, NODE_OUTPUT, NODE_TYPE = 1, 2, 4
+NODE_INPUT, NODE_OUTPUT, NODE_TYPE, NODE_ATTRIBUTE = 1, 2, 4, 5
+ATTRIBUTE_NAME, ATTRIBUTE_STRINGS = 1, 9
+LABELS = b"classlabels_strings"  # of ZipMap, LinearClassifier, TreeEnsembleClassifier, ... (ai.onnx.ml)
 PASSED_THROUGH = frozenset(
     ("Identity", "Cast", "CastLike", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout", "Clip",
      "QuantizeLinear", "DequantizeLinear", "ZipMap")
@@ -38,6 +41,22 @@ class Node(NamedTuple):
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    labels: tuple[str, ...] = ()  # of the classes, that a classifier of ai.onnx.ml carries
+
+
+def class_labels(model: Path | bytes) -> tuple[str, ...] | None:
+    """Return the class names that a file's own operators carry (scikit-learn's), in the order of its scores.
+
+    None where there are none, or the graph cannot be read. A ZipMap's dictionaries are read in the order of their keys.
+    """
+    try:
+        listed = [node for node in _nodes(model) if node.labels]
+    except (OSError, ValueError, IndexError):
+        return None
+    if not listed:
+        return None
+    last = listed[-1]
+    return tuple(sorted(last.labels)) if last.operator == "ZipMap" else last.labels
 
 
 def last_operator(model: Path | bytes, output: str) -> str | None:
@@ -100,11 +119,26 @@ def _nodes(model: Path | bytes) -> Iterator[Node]:
         for kind, body in _fields(graph):
             if kind == GRAPH_NODE:
                 texts: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: [], NODE_TYPE: []}
+                labels: tuple[str, ...] = ()
                 for field, text in _fields(body):
                     if field in texts:
                         texts[field].append(bytes(text).decode())
+                    elif field == NODE_ATTRIBUTE:
+                        labels = labels or _labels(text)
                 operator = texts[NODE_TYPE][0] if texts[NODE_TYPE] else ""
-                yield Node(operator, tuple(texts[NODE_INPUT]), tuple(texts[NODE_OUTPUT]))
+                yield Node(operator, tuple(texts[NODE_INPUT]), tuple(texts[NODE_OUTPUT]), labels)
+
+
+def _labels(attribute: memoryview) -> tuple[str, ...]:
+    name, strings = b"", []
+    for field, value in _fields(attribute):
+        if field == ATTRIBUTE_NAME:
+            name = bytes(value)
+            if name != LABELS:  # a constant's tensor may be large
+                return ()
+        elif field == ATTRIBUTE_STRINGS:
+            strings.append(bytes(value).decode())
+    return tuple(strings) if name == LABELS else ()
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:

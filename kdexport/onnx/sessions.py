@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from kdexport.errors import SourceError
-from kdexport.onnx.activation import Activation, activation_of, last_operator, to_logits
+from kdexport.onnx.activation import Activation, activation_of, class_labels, last_operator, to_logits
 
 if TYPE_CHECKING:
     from kdexport.models.preprocessing import Preprocessing
@@ -99,11 +99,11 @@ class OnnxSession:
 
         return Preprocessing.from_json(self._json("kdexport.preprocessing", dict))
 
-    @property
+    @cached_property
     def class_names(self) -> tuple[str, ...] | None:
-        """The labels that the file carries, or None."""
+        """The labels that the file carries in its metadata or in a classifier's operator (scikit-learn's), or None."""
         if not self.metadata.get("kdexport.labels"):
-            return None
+            return class_labels(self._model)
         return tuple(map(str, self._json("kdexport.labels", list)))
 
     @property

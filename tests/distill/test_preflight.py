@@ -18,9 +18,10 @@ from kdexport.distill.fine_tuning import with_fitting_lr
 from kdexport.distill.logging import Trackers
 from kdexport.distill.stage import distill
 from kdexport.distill.teacher_verdict import warn_of_doubt
-from kdexport.errors import KDExportError
-from kdexport.models.loading import Model, count_macs, evaluating
+from kdexport.errors import KDExportError, SourceError
+from kdexport.models.loading import Model, count_macs, evaluating, load_model
 from kdexport.models.networks import load_network
+from kdexport.models.predictors import load_predictor
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
 from kdexport.tasks import TASKS
@@ -302,6 +303,27 @@ def test_a_pretrained_transformer_is_trained_at_a_rate_that_does_not_ruin_it(
     assert fitting.teacher.train is not None
     assert fitting.distill.lr == fitting.teacher.train.lr == lr
     assert len(recorder.said) == (2 if lr == 5e-5 else 0)
+
+
+def test_a_configuration_without_weights_is_no_pretrained_transformer(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="it is an extra: pip install 'kdexport[text]'")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = transformers.ViTConfig(**sizes, image_size=8, patch_size=4, num_channels=1, num_labels=10)
+    config.architectures = ["ViTForImageClassification"]
+    config.save_pretrained(tmp_path / "vit")
+    network = {"model": f"hf:{tmp_path / 'vit'}"}
+    document = {"name": "x", "data": {"source": "digits"}, "teacher": {**network, "train": {}}, "student": network}
+    recipe, recorder = Recipe.parse(document), Recorder()
+    data = load("digits")
+    context = DistillContext(recipe, RunDirectory(tmp_path / "run"), data, recorder, Trackers((), tmp_path, "x"))
+    assert with_fitting_lr(context).recipe.distill.lr == 0.002
+    assert recorder.said == []
+    load_model("teacher", recipe.teacher, data)  # it is to be fitted on the labels
+    with pytest.raises(SourceError, match="has no weights: it would teach noise"):
+        load_model("teacher", recipe.teacher.model_copy(update={"train": None}), data)
+    assert "no weights are given" in load_predictor(recipe.student, data).warnings[0]
 
 
 class Warnings(Silent):

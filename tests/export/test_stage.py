@@ -208,7 +208,11 @@ def test_a_network_that_proves_nothing_costs_no_other(run):
     safetensors.torch.save_file(weights, directory.weights("student"))
     student = dataclasses.replace(distilled.networks[1], weights_sha256="other")
     dead = dataclasses.replace(distilled, networks=(distilled.networks[0], student))
-    again = stage.export(recipe, dead, directory, Silent())
+    told: list[str] = []
+    progress = Silent()
+    progress.warn = told.append
+    again = stage.export(recipe, dead, directory, progress)
+    assert "(train it for longer, or give it trained weights" in told[0]  # what can be done, not only what is wrong
     assert [model.name for model in again.models] == ["teacher"]
     assert [failure.model for failure in again.failures] == [
         "student", "student.int8", "student.int8-dynamic", "student.fp16",

@@ -185,6 +185,11 @@ def test_a_test_split_that_a_given_teacher_may_know_is_told(source):
     told = load_fitted_data(whole, (given, student), 0, source)
     assert "may have been trained on these samples" in told.splits_made_by["test"]
     assert "its score is then too high" in told.warnings[0]
+    half = load_fitted_data(split, (given, student), 0, source)  # train and test are the source's, val is cut
+    assert "may have been trained on these samples" in half.splits_made_by["val"]
+    assert half.splits_made_by["test"] == "source"
+    assert any("its score on test is the one to go by" in note for note in half.notes)
     fitted = given.model_copy(update={"train": Training()})
+    assert not any("trained on" in text for text in load_fitted_data(split, (fitted, student), 0, source).notes)
     for data, networks in ((split, (given, student)), (whole, (fitted, student)), (whole, (student,))):
         assert load_fitted_data(data, networks, 0, source).warnings == ()

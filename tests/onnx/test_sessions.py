@@ -82,6 +82,34 @@ def test_a_scikit_learn_file_gives_labels_and_dictionaries(tmp_path):
     assert np.allclose(np.exp(found), shares / shares.sum(1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("zipped", "labels", "names"),
+    [
+        (True, ["dog", "ant", "cow"], ("ant", "cow", "dog")),  # its dictionaries are read in the order of their keys
+        (True, ["10", "2", "9"], ("10", "2", "9")),
+        (False, ["dog", "ant", "cow"], ("dog", "ant", "cow")),
+    ],
+)
+def test_a_scikit_learn_file_names_its_classes(zipped, labels, names, tmp_path):
+    nodes = [
+        helper.make_node(
+            "LinearClassifier", ["x"], ["label", "shares"], domain="ai.onnx.ml", classlabels_strings=labels,
+            coefficients=WEIGHT.T.flatten().tolist(), intercepts=[0.0] * 3, post_transform="SOFTMAX",
+        )
+    ]  # fmt: skip
+    outputs = [("label", TensorProto.STRING, ["n"]), ("shares", TensorProto.FLOAT, ["n", 3])]
+    if zipped:
+        nodes.append(helper.make_node("ZipMap", ["shares"], ["maps"], domain="ai.onnx.ml", classlabels_strings=labels))
+        kind = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+        outputs[1] = helper.make_value_info("maps", helper.make_sequence_type_proto(kind))
+    model = OnnxSession(save(tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, ["n", 12])], outputs))
+    rows = np.random.default_rng(2).normal(size=(7, 12)).astype(np.float32)
+    assert model.class_names == names
+    scores = (rows @ WEIGHT)[:, [labels.index(name) for name in names]]
+    found = model.predict((rows,))
+    assert np.allclose(found - found[:, :1], scores - scores[:, :1], atol=1e-4)
+
+
 def test_a_fixed_batch_is_run_as_often_as_it_takes(tmp_path):
     inputs, outputs = [("x", TensorProto.FLOAT, [2, 12])], [("logits", TensorProto.FLOAT, [2, 3])]
     model = OnnxSession(save(tmp_path / "m.onnx", linear("x"), inputs, outputs))
