@@ -1,5 +1,6 @@
 """The report on a terminal: 80 columns, a small bar for speed and for size, color only where there is a terminal."""
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from kdexport.report import figures
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDTH = 80
+SCORE_WIDTH = 9  # cells of the score's heading
 BAR_CELLS = 6
 FINDINGS_SHOWN = 6
 GATES_SHOWN = 10
@@ -70,7 +72,9 @@ def _table(name: str, view: ConditionView) -> "Table":
         show_edge=False,
     )
     table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
-    for heading in (view.metric.label, "change", f"p50, {view.unit.name}", "speed"):
+    # A long name of a score is broken, or the table's width leaves none for the models' names.
+    score = "\n".join(textwrap.wrap(view.metric.label, SCORE_WIDTH, break_long_words=False))
+    for heading in (score, "change", f"p50, {view.unit.name}", "speed"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)

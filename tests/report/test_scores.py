@@ -120,6 +120,20 @@ def test_every_text_calls_it_by_its_name(bench) -> None:
         assert not re.search(r"accurac|%</td>| points", text.split("</style>")[-1].split("<script>")[0])
 
 
+def test_a_long_name_of_a_score_leaves_room_for_those_of_the_models(bench) -> None:
+    from rich.console import Console
+
+    def renamed(model):
+        score = dataclasses.replace(model.score, metric="mean_intersection_over_union")
+        return dataclasses.replace(model, score=score, evaluation=dataclasses.replace(model.evaluation, score=score))
+
+    stream = io.StringIO()
+    made = report([dataclasses.replace(bench, models=tuple(map(renamed, bench.models)))])
+    Console(file=stream, width=80).print(terminal(made))
+    for name in ERRORS:
+        assert re.search(rf"^(▶|  ) *{name} ", stream.getvalue(), re.MULTILINE), name
+
+
 def test_upwards_is_better_in_pictures(bench, errors) -> None:
     made = report([bench])
     (drawing,) = scatter.draw(made, marks(made), 700)
