@@ -18,7 +18,7 @@ GUIDES = Path(__file__).parents[1] / "models" / "GUIDES.md"
 BLOCKS = re.compile(r"^```(sh|python|toml)\n(.*?)^```$", re.M | re.S)
 SMALLER = {  # the same commands, sooner done
     r'epochs("?( ?[=:] ?| ?=))\d+': r"epochs\g<1>6",
-    r"--max-accuracy-drop 0\.01": "--max-accuracy-drop 0.9",
+    r"--max-drop 0\.01": "--max-drop 0.9",
     r"6 --extend": "7 --extend",
     r"\[distill\]\n": "[distill]\nbaseline = false\nviews = 1\nbatch_size = 64\nlr = 0.01\n",
     r"\[export\]\n": '[export]\ncalibration = "minmax"\ncalibration_samples = 32\n',
