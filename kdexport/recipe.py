@@ -883,7 +883,11 @@ def _describe(error: ValidationError) -> list[str]:
         kind = fault["type"]
         if kind == "extra_forbidden":
             known = _keys_at(location[:-1])
-            hint = did_you_mean(str(location[-1]), known) or f"known here: {', '.join(sorted(known))}"
+            hint = (
+                did_you_mean(str(location[-1]), known)
+                or _one_table_below(location, known)
+                or f"known here: {', '.join(sorted(known))}"
+            )
             lines.append(f"{where}: unknown key; {hint.strip()}")
         elif kind == "missing":
             lines.append(f"{where}: missing, and there is no default")
@@ -907,18 +911,37 @@ def _dotted(location: list[Any]) -> str:
     )
 
 
+def _one_table_below(location: list[Any], known: list[str]) -> str:
+    """Name the tables that hold a key which stands one too high, as ``teacher.epochs`` does."""
+    *above, name = location
+    tables = [key for key in known if _table([*above, key]) is not None]
+    found = [_dotted([*above, table, name]) for table in tables if name in _keys_at([*above, table])]
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
 def _keys_at(location: list[Any]) -> list[str]:
-    """Return the keys that a table of the recipe may hold."""
-    model: Any = Recipe
+    """Return the keys that a table of the recipe may hold; of a term's, which depend on its method, all."""
+    table = _table(location)
+    return (
+        sorted({key for term in METHODS.values() for key in term.model_fields})
+        if table is None
+        else list(table.model_fields)
+    )
+
+
+def _table(location: list[Any]) -> type[BaseModel] | None:
+    """Return the model of a table of the recipe; None for what is none, or a term's."""
+    model: type[BaseModel] = Recipe
     for part in location:
-        if isinstance(part, int):  # a term: its keys depend on the method; all are offered
-            return sorted({key for term in METHODS.values() for key in term.model_fields})
-        annotation = model.model_fields[part].annotation
+        if isinstance(part, int) or part not in model.model_fields:
+            return None
+        annotation: Any = model.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
-        if model is None:
-            return sorted({key for term in METHODS.values() for key in term.model_fields})
-    return list(model.model_fields)
+        found = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+        if found is None:
+            return None
+        model = found
+    return model
 
 
 def _shorten(value: Any) -> str:

@@ -86,6 +86,16 @@ temprature = 2
         assert part in message
 
 
+def test_a_key_one_table_too_high_is_told_its_place() -> None:
+    base = {"name": "x", "data": {"source": "digits"}, "teacher": {"model": "a.py:A"}, "student": {"model": "a.py:B"}}
+    with pytest.raises(RecipeError, match=r"teacher\.epochs: unknown key; did you mean teacher\.train\.epochs\?"):
+        Recipe.parse({**base, "teacher": {"model": "a.py:A", "epochs": 3}})
+    with pytest.raises(RecipeError, match=r"epochs: unknown key; did you mean distill\.epochs\?"):
+        Recipe.parse({**base, "epochs": 3})
+    with pytest.raises(RecipeError, match=r"student\.quantize: unknown key; known here: args, "):
+        Recipe.parse({**base, "student": {"model": "a.py:B", "quantize": ["int8"]}})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("name = ", "is not TOML"), ("", "4 faults"), ('name = "../x"\n', "name: ")],
