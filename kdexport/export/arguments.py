@@ -38,6 +38,12 @@ def bind(network: nn.Module, names: Sequence[str], *, named: bool) -> tuple[str,
     by_position = [item.name for item in _parameters(network) if item.kind in POSITIONAL]
     if named and (len(names) > 1 or names[0] in known):
         unknown = [name for name in names if name not in known]
+        if len(names) > len(known):  # forward(batch), with a dict or a tuple for all of them
+            raise KDExportError(
+                f"{type(network).__name__}'s forward takes {', '.join(known)} alone, and {len(names)} inputs are given",
+                hint="ONNX inputs are tensors: wrap the network in a class with "
+                f"forward(self, {', '.join(names)}) that calls it as it wants, and give that as file.py:Name",
+            )
         if unknown:
             left = [name for name in known if name not in names]
             near = did_you_mean(unknown[0], left) or (f"did you mean '{left[0]}'? " if len(left) == 1 else "")

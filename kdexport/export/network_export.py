@@ -38,11 +38,7 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
         KDExportError: The network does not take the inputs, is random or depends on the batch, or cannot be exported.
     """
     subject = dataclasses.replace(subject, network=unwrapped(subject.network))
-    if isinstance(subject.network, torch.jit.ScriptModule):
-        raise KDExportError(
-            f"{subject.name} is TorchScript, which torch.export does not capture",
-            hint="give the nn.Module that it was made from, as file.py:Name, with its weights as a file",
-        )
+    _check_no_script(subject)
     form = dataclasses.replace(form, tolerance=max(form.tolerance, ROUNDINGS * _epsilon(subject)))
     example = _example(subject, form)
     names = form.output_names or ()
@@ -100,6 +96,17 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
 
     files.write(exported.model, path, fill)
     return proofs[0]
+
+
+def _check_no_script(subject: ExportTarget) -> None:
+    """Refuse a network that is TorchScript, or that has a part which is."""
+    for path, module in subject.network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise KDExportError(
+                f"{path or subject.name} is TorchScript, which torch.export does not capture",
+                hint="give the nn.Module that it was made from"
+                + (" in its place" if path else ", as file.py:Name, with its weights as a file"),
+            )
 
 
 def _epsilon(subject: ExportTarget) -> float:

@@ -38,6 +38,7 @@ CHANNELS = 4096  # an axis that is longer holds no channels
 ROUNDING = 10.0  # times PyTorch's own rounding error: what another order of summation may add
 
 FIXED_BATCH = "the network's forward, or a .pt2's capture, fixes the batch size; fix that, or export with --static"
+OTHER_AXIS = "; where the batch is not the first axis of an input, say so: --input-shape h:2,batch,64"
 OTHER_SIZE = "inputs of shape"  # begins what is said of a batch at another size of a dynamic axis
 FIXED_SIZE = (
     "forward takes the size in the data for a constant (adaptive pooling, int(x.shape[2]), a table of fixed length): "
@@ -370,7 +371,7 @@ def cannot_run(subject: str, batch: int, error: Exception) -> ParityError:
     """Return what to tell of a model that does not take a batch of some size."""
     return ParityError(
         f"{subject} cannot be run with a batch of {batch}: {first_line(error)}",
-        hint=f"{FIXED_BATCH}; where the batch is not the first axis of an input, say so: --input-shape h:2,batch,64",
+        hint=FIXED_BATCH + OTHER_AXIS,
     )
 
 

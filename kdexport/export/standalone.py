@@ -112,7 +112,9 @@ def _check(request: Request, paths: list[Path]) -> None:
     if request.data is None and "int8" in request.quantize:
         raise KDExportError(
             "int8 needs samples to calibrate on, and there are none",
-            hint="give data with --data REF, e.g. --data imagefolder:photos; int8-dynamic and fp16 need none",
+            hint="give data with --data REF, e.g. --data imagefolder:photos; or leave int8 out, then make it of the "
+            f"ONNX file: kdexport export {request.out.name} --onnx --quantize int8 --input calibration.npz, an array "
+            "per input; int8-dynamic and fp16 need none",
         )
     if request.data is None and request.max_drop is not None:
         raise KDExportError("--max-drop needs labelled data", hint="give data with --data REF")

@@ -6,9 +6,11 @@ are stripped, and each node is named after the module that it came from (``block
 Parity is not proved here: see ``parity``.
 """
 
+import contextlib
+import functools
 import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +19,15 @@ import torch
 from onnxscript import rewriter
 from onnxscript.rewriter import _pattern_ir as pattern_ir
 from torch import Tensor, nn
+from torch.onnx._internal.exporter import _registration
 
 from kdexport.errors import KDExportError
 from kdexport.export.faults import explain
-from kdexport.export.parity import FIXED_BATCH
+from kdexport.export.parity import FIXED_BATCH, OTHER_AXIS
 from kdexport.export.quiet import quiet, tail
 from kdexport.onnx import versions
 
+REGISTRY = functools.lru_cache(_registration.ONNXRegistry.from_torchlib)
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -69,18 +73,19 @@ def to_onnx(
     args, kwargs = (example, {}) if parameter_names is None else ((), dict(zip(parameter_names, example, strict=True)))
     with quiet() as heard:
         try:
-            program = torch.onnx.export(
-                network.eval(),
-                args,
-                kwargs=kwargs,
-                dynamo=True,
-                verbose=False,
-                optimize=False,
-                opset_version=opset,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                dynamic_shapes=_by_parameter(network, shapes, parameter_names),
-            )
+            with _one_registry():
+                program = torch.onnx.export(
+                    network.eval(),
+                    args,
+                    kwargs=kwargs,
+                    dynamo=True,
+                    verbose=False,
+                    optimize=False,
+                    opset_version=opset,
+                    input_names=list(input_names),
+                    output_names=list(output_names),
+                    dynamic_shapes=_by_parameter(network, shapes, parameter_names),
+                )
         except Exception as error:
             raise explain(error, network, args, kwargs, tail(heard)) from error
         if program is None or program.exported_program is None:  # the types allow it; the dynamo exporter does not
@@ -106,6 +111,21 @@ def _by_parameter(network: nn.Module, shapes: tuple[Any, ...], names: Sequence[s
     return dict(bound.arguments)
 
 
+@contextlib.contextmanager
+def _one_registry() -> Iterator[None]:
+    """Let torch build its table of ONNX functions once a process.
+
+    It parses the source of 500 functions for each export, which is more than half of a small network's export. Only
+    within kdexport's own: ``custom_translation_table`` of a user's ``torch.onnx.export`` writes into the table.
+    """
+    own = vars(_registration.ONNXRegistry)["from_torchlib"]
+    setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(REGISTRY))  # noqa: B010 mypy takes no method
+    try:
+        yield
+    finally:
+        setattr(_registration.ONNXRegistry, "from_torchlib", own)  # noqa: B010
+
+
 def _match_exactly() -> None:
     """Let the optimizer's rules take for 0 or 1 what is 0 or 1, and nothing near it.
 
@@ -128,7 +148,7 @@ def _check_axes(model: ir.Model, axes: list[dict[int, str]], network: str) -> No
             if isinstance(size, int):
                 raise KDExportError(
                     f"axis {axis} of {value.name} is to be dynamic ({name}), and {network} fixes it at {size}",
-                    hint=FIXED_BATCH
+                    hint=FIXED_BATCH + (OTHER_AXIS if len(axes) > 1 else "")
                     if axis == batch_axis
                     else "its forward takes that size for a Python number, e.g. "
                     "by int(x.shape[2]) or a table of fixed length: compute it from x.shape, or leave that axis fixed",

@@ -8,24 +8,19 @@ from torch.nn import functional as F
 
 
 class Guarded(nn.Module):
-    """Divisions, a logarithm, a factor and a difference whose constants are nearly nothing."""
+    """Divisions, a logarithm, a factor and a difference whose constants are nearly nothing, an output each."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, exact: bool = False) -> None:
         super().__init__()
-        self.kind, self.head = kind, nn.Linear(8, 5)
+        self.exact, self.head = exact, nn.Linear(8, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "norm":
-            x = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
-        elif self.kind == "log":
-            x = torch.log(x * x + 1e-9)
-        elif self.kind == "factor":
-            x = x * 1.000001
-        elif self.kind == "quotient":
-            x = x / 0.999999
-        elif self.kind == "minus":
-            x = torch.rsqrt(x * x - -1e-9)
-        return self.head(x)
+    def forward(self, x: Tensor):
+        if self.exact:
+            return self.head((x + 0) * 1)
+        norm = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
+        log = torch.log(x * x + 1e-9)
+        minus = torch.rsqrt(x * x - -1e-9)
+        return tuple(self.head(y) for y in (norm, log, x * 1.000001, x / 0.999999, minus))
 
 
 class Lstm(nn.Module):
@@ -82,9 +77,7 @@ class Clip(nn.Module):
         if self.gives == "matrix":
             logits = self.scale * a @ b.t()
             return logits, logits.t()
-        if self.gives == "anchors":
-            return a + b, self.anchors
-        return (a, b, self.scale) if self.gives == "parameter" else (a, b, self.scale.exp())
+        return a, b, self.scale, self.scale.exp(), self.anchors
 
 
 class Named(nn.Module):
@@ -195,6 +188,28 @@ def parallel() -> nn.Module:
 
 def scripted() -> nn.Module:
     return torch.jit.script(mlp())
+
+
+class ScriptedPart(nn.Module):
+    """One of its layers is TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.head = torch.jit.script(nn.Linear(8, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x))
+
+
+class Batched(nn.Module):
+    """Takes one dict of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(5, 3)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.left(batch["x"]) + self.right(batch["y"])
 
 
 class Bf16Inside(nn.Module):
