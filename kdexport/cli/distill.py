@@ -336,12 +336,12 @@ def _shown(result: Any, root: Path) -> Any:
 
     table = Table(title=f"{result.name}: trained", title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("network")
-    for column in ("parameters", "epochs", "best", "val accuracy", "seconds"):
+    for column in ("parameters", "epochs", "best", "val score", "seconds"):
         table.add_column(column, justify="right")
     for network in result.networks:
         table.add_row(
             network.name,
-            f"{network.parameters:,}",
+            f"{network.parameters:,}" if network.parameters else "",  # an ONNX file's are not counted
             str(network.epochs) if network.epochs else "given",
             "" if network.best_epoch is None else str(network.best_epoch + 1),
             "" if network.val_score is None else f"{network.val_score:.4f}",

@@ -1,6 +1,9 @@
 """`kdexport distill` from flags."""
 
+import dataclasses
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +87,24 @@ def test_what_a_signal_stops_ends_with_the_shells_code(stop: type[KeyboardInterr
     with pytest.raises(typer.Exit) as caught, command(json=False, quiet=True, verbose=False, resumes=True):
         raise stop
     assert caught.value.exit_code == code
+
+
+def test_the_table_calls_a_score_a_score_and_counts_nothing_that_it_has_not(tmp_path):
+    from rich.console import Console
+
+    from kdexport.cli.distill import _shown
+    from kdexport.results import DistillResult, TrainedNetwork
+
+    def network(name, parameters, score):
+        values = {field.name: None for field in dataclasses.fields(TrainedNetwork)}
+        return TrainedNetwork(
+            **{**values, "name": name, "weights": "w", "parameters": parameters, "epochs": 0, "val_score": score}
+        )
+
+    networks = (network("teacher", 0, None), network("student", 1234, 0.5))
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(_shown(DistillResult("x", ("a", "b"), {}, {}, networks), tmp_path))
+    text = console.export_text()
+    assert "val score" in text  # of several labels it is no accuracy
+    assert re.search(r"^teacher +given", text, re.MULTILINE)  # an ONNX file is not said to have 0 parameters
+    assert re.search(r"^student +1,234 ", text, re.MULTILINE)
