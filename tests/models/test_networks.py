@@ -1,5 +1,7 @@
 """Networks by reference, whatever they come from, and what is wrong with them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -345,3 +347,17 @@ def test_a_given_teacher_is_never_left_with_a_random_part(nets, digits, tmp_path
         load_model("teacher", Teacher(**spec), digits)
     assert len(load_model("teacher", Teacher(**spec, train=Training()), digits).left_out) == 2
     assert len(load_model("student", Student(**spec), digits).left_out) == 2
+
+
+def test_normalization_by_the_datas_own_statistics_is_said(nets, digits, tmp_path):
+    """A network to be trained takes it; weights from a file had something else, unless the recipe says what."""
+    digits = dataclasses.replace(digits, measured=True)
+    fresh = load_model("student", Student(model=f"{nets}:Fits"), digits)
+    assert "normalized with your data's mean" in fresh.notes[0]
+    assert fresh.warnings == ()
+    torch.save(load_network(f"{nets}:Fits", {}, 10).state_dict(), tmp_path / "w.pt")
+    given = {"model": f"{nets}:Fits", "weights": str(tmp_path / "w.pt")}
+    (warning,) = load_model("teacher", Teacher(**given), digits).warnings
+    assert "give the mean and std they were trained with (teacher.preprocessing)" in warning
+    told = load_model("teacher", Teacher(**given, preprocessing={"mean": (0.3,), "std": (0.4,)}), digits)
+    assert not any("normalized" in text for text in (*told.notes, *told.warnings))
