@@ -33,7 +33,7 @@ def run(
         KeyboardInterrupt: Ctrl-C; the same call goes on from the last checkpoint.
     """
     directory = RunDirectory(out or default_directory(recipe))
-    progress.say(f"{recipe.name} -> {directory.root}/")
+    progress.message(f"{recipe.name} -> {directory.root}/")
     with directory.lock():
         # The stages bring torch and onnx with them: not before the first line is on the screen.
         from kdexport.bench import devices

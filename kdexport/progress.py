@@ -29,7 +29,7 @@ class Task(Protocol):
 class Progress(Protocol):
     """Where a stage says what it does."""
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         """Report one fact."""
 
     def warn(self, message: str) -> None:
@@ -42,7 +42,7 @@ class Progress(Protocol):
 class Silent:
     """Says nothing."""
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         """Drop it."""
 
     def warn(self, message: str) -> None:
@@ -68,18 +68,18 @@ class PlainLines:
     def __init__(self) -> None:
         self._start = time.monotonic()
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         """Print one line with the seconds since the start."""
         print(f"[{time.monotonic() - self._start:7.1f}s] {message}", file=sys.stderr, flush=True)  # noqa: T201
 
     def warn(self, message: str) -> None:
         """Print one line that begins with ``warning:``."""
-        self.say(f"warning: {message}")
+        self.message(f"warning: {message}")
 
     @contextmanager
     def task(self, name: str, total: float | None = None, *, still: bool = False) -> Iterator[Task]:  # noqa: ARG002
         """Open a task that prints a line at most every few seconds, and one at its end."""
-        self.say(name)
+        self.message(name)
         task = _PlainTask(self, name, total)
         yield task
         task.end()
@@ -106,7 +106,7 @@ class _PlainTask:
     def _show(self) -> None:
         done = f"{round(self._done, 1):g}"
         parts = [f"{self._name} {done}/{self._total:g}" if self._total else f"{self._name} {done}"]
-        self._lines.say("  ".join(part for part in (*parts, self._note, self._left()) if part))
+        self._lines.message("  ".join(part for part in (*parts, self._note, self._left()) if part))
         self._shown, self._pending = time.monotonic(), False
 
     def _left(self) -> str:
@@ -124,7 +124,7 @@ class Bars:
         self._console = console
         self._live: RichProgress | None = None
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         """Print one line above the bars."""
         self._console.print(message, markup=False, highlight=False)
 

@@ -31,7 +31,7 @@ def test_bars_go_on_while_a_stage_catches_what_a_library_prints(terminal: Termin
         progress = for_terminal(quiet=False)
         with progress.task("export", 2) as task, contextlib.redirect_stderr(io.StringIO()) as caught:
             task.advance(note="student")
-            progress.say("a fact")
+            progress.message("a fact")
     assert caught.getvalue() == ""
     assert "a fact" in terminal.getvalue()
 

@@ -41,9 +41,9 @@ def measure_on(host: str, models: Any, settings: Any, *, python: str, progress: 
         packed = Path(folder) / "bench.pyz"
         written = pack(models, settings, packed, progress=progress, **asked)
         there = f"/tmp/kdexport-{secrets.token_hex(8)}.pyz"
-        progress.say(f"copying {written.size_bytes / 2**20:.1f} MiB to {host}")
+        progress.message(f"copying {written.size_bytes / 2**20:.1f} MiB to {host}")
         _call("scp", "-q", *SSH, "--", str(packed), f"{host}:{there}", host=host)
-    progress.say(f"measuring on {host}")
+    progress.message(f"measuring on {host}")
     script = f"{python} {shlex.quote(there)} --out -; code=$?; rm -f {shlex.quote(there)}; exit $code"
     command = f"sh -c {shlex.quote(script)}"  # the login shell may be zsh, fish or csh
     done = subprocess.run(

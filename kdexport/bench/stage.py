@@ -61,7 +61,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
     training = training_lines(directory.metrics)
     earlier = done(directory.stage("bench"), key, BenchResult)
     if earlier is not None:
-        progress.say("bench: measured before, nothing has changed")
+        progress.message("bench: measured before, nothing has changed")
         result = dataclasses.replace(earlier, name=recipe.name, recipe=document, training=training)
     else:
         settled = (read_json(directory.stage("distill")) or {}).get("class_names")  # their order, of the trained

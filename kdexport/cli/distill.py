@@ -278,7 +278,7 @@ def distill(
             layers = listed(whole, directory.cache, progress)
             console.result(layers, shown(layers))
             return
-        progress.say(f"{whole.name} -> {directory.root}/")
+        progress.message(f"{whole.name} -> {directory.root}/")
         with directory.lock():
             from kdexport.distill.stage import distill as stage
 

@@ -88,7 +88,7 @@ def evaluate(
             request = Recipe.load(recipe, ["name=evaluation", "student={}", *asked, *(set_ or ())])
         else:
             request = EvaluationRequest.parse([f"data.source={_text(data or '')}", *asked, *(set_ or ())])
-        console.progress.say(f"{model} on {request.data.source}")  # torch takes a while to come
+        console.progress.message(f"{model} on {request.data.source}")  # torch takes a while to come
         from kdexport.data.datasets import cache_folder
         from kdexport.models.fitted_data import load_fitted_data
         from kdexport.models.predictors import load_predictor
@@ -98,7 +98,7 @@ def evaluate(
         dataset = load_fitted_data(request.data, (spec,), request.seed, cache, console.progress, task=request.task)
         predictor = load_predictor(spec, dataset)
         for note in (*dataset.notes, *predictor.notes):
-            console.progress.say(note)
+            console.progress.message(note)
         skipped = (f"left out, it cannot be decoded: {reason}" for reason in dataset.skipped)
         for warning in (*skipped, *(dataset.warnings if split == "test" else ()), *predictor.warnings):
             console.progress.warn(warning)

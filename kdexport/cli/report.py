@@ -111,12 +111,12 @@ def report(
             )
         written = write_report(made, out or folder_of(benches))
         console.result(made, _shown(made, format_))
-        console.progress.say(f"written: {written[-1].parent}/{{report.html, report.md, report.json}}")
+        console.progress.message(f"written: {written[-1].parent}/{{report.html, report.md, report.json}}")
         enforce(made)
         if push_to_hub is not None:
             from kdexport.report.hub import push
 
-            console.progress.say(f"pushed to {push(made, folder_of(benches), push_to_hub)}")
+            console.progress.message(f"pushed to {push(made, folder_of(benches), push_to_hub)}")
 
 
 def _shown(made: "Report", format_: str) -> object:

@@ -23,7 +23,7 @@ from kdexport.errors import RecipeError, did_you_mean
 SHIFT = 8  # "shift" moves by up to an eighth of each side: CIFAR's 4 of 32
 CROP_AREA = (0.35, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
-COLOUR = 0.4  # brightness, contrast and saturation each within 1 ± this
+COLOR_JITTER = 0.4  # brightness, contrast and saturation each within 1 ± this
 ERASE_SHARE = 0.5  # of the samples
 ERASE_AREA = (0.02, 0.2)
 
@@ -150,7 +150,8 @@ def color(images: Tensor, draws: Tensor) -> Tensor:
     """Change brightness, contrast and saturation; ``draws`` is ``[batch, 3]``. Grey images have no saturation to
     change.
     """
-    brightness, contrast, saturation = ((1 - COLOUR + 2 * COLOUR * draws).T[:, :, None, None, None]).unbind(0)
+    factors = 1 - COLOR_JITTER + 2 * COLOR_JITTER * draws
+    brightness, contrast, saturation = factors.T[:, :, None, None, None].unbind(0)
     pixels = images.float() * brightness
     pixels = _towards(pixels, _grey(pixels).mean(dim=(1, 2), keepdim=True), contrast)
     if images.shape[3] == 3:

@@ -108,7 +108,7 @@ class Dataset:
 
     @property
     def with_unlabelled(self) -> Split:
-        """The training samples and then the unlabelled ones, whose label is ``UNLABELLED``: what a teacher speaks
+        """The training samples and then the unlabelled ones, whose label is ``UNLABELLED``: what a teacher is asked
         about.
 
         Raises:

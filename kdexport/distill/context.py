@@ -84,7 +84,7 @@ class DistillContext:
     def announce_data(self) -> None:
         """Say how the data were read, and what was left out of them."""
         for note in self.dataset.notes:
-            self.progress.say(note)
+            self.progress.message(note)
         for reason in self.dataset.skipped:
             self.progress.warn(f"left out, it cannot be decoded: {reason}")
         for warning in self.dataset.warnings:

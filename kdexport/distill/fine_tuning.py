@@ -37,7 +37,7 @@ def _lr(context: DistillContext, name: str, spec: Spec, training: Training) -> f
     if not pretrained or not is_transformer(context.load(name, spec).network):
         return None
     key = "distill.lr" if isinstance(training, Distill) else "teacher.train.lr"
-    context.progress.say(
+    context.progress.message(
         f"{name}: a pretrained transformer, trained with lr = {FINE_TUNING_LR:g} because {training.lr:g} would ruin it;"
         f" {key} sets another"
     )

@@ -72,7 +72,7 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
     for line in model.left_out:
         context.progress.warn(f"{phase.name} starts without weights for {line}")
     for line in model.notes:
-        context.progress.say(line)
+        context.progress.message(line)
     for line in model.warnings:
         context.progress.warn(line)
     trained = phase.train(model, checkpoints) if phase.train else None
@@ -118,7 +118,7 @@ def _unchanged(context: DistillContext, phase: Phase, record: Path) -> TrainedNe
         earlier = results.from_json(TrainedNetwork, document["network"])
     except (KeyError, ValidationError):  # written by another version
         return None
-    context.progress.say(f"{phase.name}: unchanged, not trained again")
+    context.progress.message(f"{phase.name}: unchanged, not trained again")
     context.log.unchanged(phase.name)
     made = replace(earlier, name=name, weights=weights.name)
     if made != earlier and artifacts.is_main():

@@ -72,7 +72,7 @@ def teacher_scores(context: DistillContext, teachers: Teachers) -> tuple[Teacher
     ensemble = build_teacher(context, teachers, device).network
     scores = ensemble.scores(context.dataset.val, device) if isinstance(ensemble, Ensemble) else ()
     for score in scores:
-        context.progress.say(
+        context.progress.message(
             f"{score.name}: agrees with all teachers together on {score.agreement.top1:.1%} of the samples"
         )
     return scores
@@ -117,9 +117,9 @@ def distillation_setup(
     batches = batches_of(shown, shown.dataset.with_unlabelled, settings, accelerator)
     hooks = feature_hooks(shown, objective, model, teacher, batches) if objective.needs_features else None
     for name, (ours, theirs) in (hooks.pairs if hooks else {}).items():
-        context.progress.say(f"{name}: student {', '.join(ours)} <- teacher {', '.join(theirs)}")
+        context.progress.message(f"{name}: student {', '.join(ours)} <- teacher {', '.join(theirs)}")
     if hooks:
-        context.progress.say("the teacher runs at every step: its features are too large to keep")
+        context.progress.message("the teacher runs at every step: its features are too large to keep")
     source: CachedTeacher | OnlineTeacher | None = None
     if objective.needs_teacher:
         cache = cache_of(shown, teacher, teacher_key, batches, accelerator)

@@ -237,7 +237,7 @@ def cache_of(
     )
     if isinstance(compression, TopK):
         whole = cache.size_bytes / compression.dtype.itemsize * AllLogits(compression.classes).dtype.itemsize
-        context.progress.say(
+        context.progress.message(
             f"teacher cache: the {compression.k} largest of {compression.classes:,} logits and the weight of the rest,"
             f" {_mib(cache.size_bytes)} in place of {_mib(whole)} (distill.teacher_top_k)"
         )

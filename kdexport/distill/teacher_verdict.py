@@ -36,7 +36,7 @@ def tell(context: DistillContext, name: str, *splits: Validation) -> None:
         if score is not None:
             told.append(f"{context.dataset.task.label} {score:.3f} on {len(logits)} {split.name} samples")
     if told:
-        context.progress.say(f"{name}: {', '.join(told)}")
+        context.progress.message(f"{name}: {', '.join(told)}")
     scored = [(split.teacher_logits, split.split.labels) for split in splits if split.split.labels is not None]
     outputs = [logits for logits, _ in scored if logits is not None]
     if outputs:

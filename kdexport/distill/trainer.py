@@ -78,7 +78,7 @@ def fit(
     elif saved is not None:
         restore(saved, plain, optimizer, average, loop, accelerator, hooks)
         begun = min(loop.step // batches.per_epoch + 1, training.epochs)
-        progress.say(f"{setup.phase}: going on from epoch {begun} of {training.epochs}")
+        progress.message(f"{setup.phase}: going on from epoch {begun} of {training.epochs}")
     step = Step(_compiled(network, setup, progress), setup, accelerator, progress, memory_format)
     log.start(setup.phase, loop.step // batches.per_epoch)
 

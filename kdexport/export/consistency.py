@@ -18,23 +18,23 @@ SAMPLES = 7  # looked at, all together and one by one
 ALIKE = 1e-3  # relative: batches of another size are summed in another order, by far less than this
 
 
-def check(subject: ExportTarget, *, static: bool) -> None:
+def check(target: ExportTarget, *, static: bool) -> None:
     """Hold that a network gives a sample the same output each time, whatever else is in the batch.
 
     Args:
-        subject: The network and its samples.
+        target: The network and its samples.
         static: Whether its batch is to be 1: then nothing else is in it.
 
     Raises:
         KDExportError: It does not.
     """
-    name = type(subject.network).__name__
-    count = 1 if static else min(SAMPLES, len(subject.samples[0]))
-    before = _state(subject)
-    first = _outputs(subject, slice(0, count))
-    changed = [key for key, value in _state(subject).items() if not torch.equal(value, before[key])]
-    second = _outputs(subject, slice(0, count))
-    _restore(subject, before)
+    name = type(target.network).__name__
+    count = 1 if static else min(SAMPLES, len(target.samples[0]))
+    before = _state(target)
+    first = _outputs(target, slice(0, count))
+    changed = [key for key, value in _state(target).items() if not torch.equal(value, before[key])]
+    second = _outputs(target, slice(0, count))
+    _restore(target, before)
     if any(_differ(a, b) for a, b in zip(first, second, strict=True)):
         if changed:
             raise KDExportError(
@@ -48,8 +48,8 @@ def check(subject: ExportTarget, *, static: bool) -> None:
         )
     if static or count < 2:
         return
-    single = [_outputs(subject, slice(index, index + 1)) for index in (0, count - 1)]
-    _restore(subject, before)
+    single = [_outputs(target, slice(index, index + 1)) for index in (0, count - 1)]
+    _restore(target, before)
     for number, whole in enumerate(first):
         axes = [axis for axis, size in enumerate(whole.shape) if size == count and single[0][number].shape[axis] == 1]
         if len(axes) != 1:  # of none or of several no sample can be told from the others
@@ -65,11 +65,11 @@ def check(subject: ExportTarget, *, static: bool) -> None:
                 )
 
 
-def _outputs(subject: ExportTarget, which: slice) -> list[Tensor]:
-    samples = tuple(array[which] for array in subject.samples)
+def _outputs(target: ExportTarget, which: slice) -> list[Tensor]:
+    samples = tuple(array[which] for array in target.samples)
     try:
         with torch.no_grad():
-            output = tensors_of(subject.call(subject.tensors(samples)))
+            output = tensors_of(target.call(target.tensors(samples)))
     except Exception as error:  # the user's own code may raise anything
         raise parity.cannot_run("the PyTorch model", len(samples[0]), error) from error
     return [item.detach().clone().to(torch.float64) for item in output or ()]
@@ -86,12 +86,12 @@ def _differ(one: Tensor, other: Tensor, largest: float = 0.0) -> bool:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) > ALIKE * largest
 
 
-def _state(subject: ExportTarget) -> dict[str, Tensor]:
-    return {name: copy.deepcopy(value.detach()) for name, value in subject.network.named_buffers()}
+def _state(target: ExportTarget) -> dict[str, Tensor]:
+    return {name: copy.deepcopy(value.detach()) for name, value in target.network.named_buffers()}
 
 
-def _restore(subject: ExportTarget, state: dict[str, Tensor]) -> None:
+def _restore(target: ExportTarget, state: dict[str, Tensor]) -> None:
     """Put the buffers back: what is exported is the network as it came."""
     with torch.no_grad():
-        for name, value in subject.network.named_buffers():
+        for name, value in target.network.named_buffers():
             value.copy_(state[name])

@@ -14,7 +14,7 @@ NODE = re.compile(r"Error when translating node %(\w+)")
 
 
 def explain(
-    error: BaseException, network: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], heard: str
+    error: BaseException, network: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], captured: str
 ) -> KDExportError:
     """Return what to tell the user of an error of ``torch.onnx.export``.
 
@@ -23,7 +23,7 @@ def explain(
         network: What was to be exported.
         args: Its inputs, by position.
         kwargs: The same, by name.
-        heard: What was printed and logged meanwhile.
+        captured: What was printed and logged meanwhile.
     """
     name = type(network).__name__
     text = "\n".join(_messages(error))
@@ -48,7 +48,7 @@ def explain(
     shown = next((line for line in reversed(_messages(error)) if line.strip()), type(error).__name__)
     return KDExportError(
         f"{name} cannot be exported to ONNX: {shown.strip().splitlines()[0]}{_place(text)}",
-        hint="--verbose shows torch's whole account" + (f"; it said: {heard}" if heard else ""),
+        hint="--verbose shows torch's whole account" + (f"; it said: {captured}" if captured else ""),
     )
 
 

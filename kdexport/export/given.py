@@ -76,7 +76,7 @@ def export(request: Request, progress: Progress) -> ExportResult:
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
         data = _samples(request, session, Path(cache))
-        progress.say(f"{request.file} -> {', '.join(map(str, paths.values()))}")
+        progress.message(f"{request.file} -> {', '.join(map(str, paths.values()))}")
         made, failures = variants.write_all(request.file, fp32, request.specs, paths, data, progress)
     if data.samples_are == "random":
         made = tuple(

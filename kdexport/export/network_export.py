@@ -1,4 +1,4 @@
-"""One network becomes one fp32 file: exported, dressed, written under a temporary name, proved, renamed."""
+"""One network becomes one fp32 file: exported, completed, written under a temporary name, proved, renamed."""
 
 import copy
 import dataclasses
@@ -24,11 +24,11 @@ ROUNDINGS = 4  # of a half-precision network's own type: what its proof allows
 OTHER_SIZES = 2  # at which each dynamic axis is proved, besides the one in the data
 
 
-def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = None) -> ModelFile:
+def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = None) -> ModelFile:
     """Write and prove a network's file.
 
     Args:
-        subject: The network and the samples to prove its file on.
+        target: The network and the samples to prove its file on.
         form: What the file is to look like.
         path: Its final name; a file of that name is replaced, once the new one is proved.
         key: Stands for all that the file is made from.
@@ -37,26 +37,26 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
         ParityError: The file differs from the network; nothing is left under ``path``.
         KDExportError: The network does not take the inputs, is random or depends on the batch, or cannot be exported.
     """
-    subject = dataclasses.replace(subject, network=unwrapped(subject.network))
-    _check_no_script(subject)
-    form = dataclasses.replace(form, tolerance=max(form.tolerance, ROUNDINGS * _epsilon(subject)))
-    example = _example(subject, form)
+    target = dataclasses.replace(target, network=unwrapped(target.network))
+    _check_no_script(target)
+    form = dataclasses.replace(form, tolerance=max(form.tolerance, ROUNDINGS * _epsilon(target)))
+    example = _example(target, form)
     names = form.output_names or ()
-    names = _checked_names(subject, names, _run(subject, example))
+    names = _checked_names(target, names, _run(target, example))
     form = dataclasses.replace(form, output_names=names)
-    exported = _export(subject, form, example)
-    consistency.check(subject, static=form.static)
-    baked = form.bake and subject.preprocessing.kind == "image"
+    exported = _export(target, form, example)
+    consistency.check(target, static=form.static)
+    baked = form.bake and target.preprocessing.kind == "image"
     if baked:
-        raw = subject.samples[0]
+        raw = target.samples[0]
         size = None if form.any_image_size else (int(raw.shape[1]), int(raw.shape[2]))
-        graph.prepend(exported.model, subject.preprocessing, channels=int(raw.shape[3]), size=size)
+        graph.prepend(exported.model, target.preprocessing, channels=int(raw.shape[3]), size=size)
     graph.append(
         exported.model,
         softmax=form.softmax,
         top_k=form.top_k,
-        labels=subject.class_names,
-        multi_label=subject.multi_label,
+        labels=target.class_names,
+        multi_label=target.multi_label,
     )
     exported.model.ir_version = form.ir
     exported.model.metadata_props.update(
@@ -64,33 +64,33 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
             key=key,
             precision="fp32",
             opset=exported.model.opset_imports[""],
-            labels=subject.class_names,
-            preprocessing=subject.preprocessing,
+            labels=target.class_names,
+            preprocessing=target.preprocessing,
             baked=baked,
-            recipe=subject.recipe,
-            parameters=subject.parameters,
-            macs=subject.macs,
-            license=subject.license,
-            val_score=subject.val_score,
+            recipe=target.recipe,
+            parameters=target.parameters,
+            macs=target.macs,
+            license=target.license,
+            val_score=target.val_score,
         )
     )
     proofs: list[ModelFile] = []
 
     def fill(temporary: Path) -> None:
-        proof = _prove(subject, form, temporary, path.name, baked=baked)
+        proof = _prove(target, form, temporary, path.name, baked=baked)
         if not proof.passed:
-            parity.demand(proof, path.name, where=_where(exported, subject, form, baked=baked))
+            parity.demand(proof, path.name, where=_where(exported, target, form, baked=baked))
         proofs.append(
             metadata.model_file(
-                subject.name,
+                target.name,
                 temporary,
                 shown_as=path.name,
                 precision="fp32",
-                parameters=subject.parameters,
-                macs=subject.macs,
+                parameters=target.parameters,
+                macs=target.macs,
                 parity=proof,
                 operators_before=exported.operators_before,
-                notes=_notes(subject, form, proof),
+                notes=_notes(target, form, proof),
             )
         )
 
@@ -98,29 +98,29 @@ def write(subject: ExportTarget, form: Form, path: Path, *, key: str | None = No
     return proofs[0]
 
 
-def _check_no_script(subject: ExportTarget) -> None:
+def _check_no_script(target: ExportTarget) -> None:
     """Refuse a network that is TorchScript, or that has a part which is."""
-    for path, module in subject.network.named_modules():
+    for path, module in target.network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise KDExportError(
-                f"{path or subject.name} is TorchScript, which torch.export does not capture",
+                f"{path or target.name} is TorchScript, which torch.export does not capture",
                 hint="give the nn.Module that it was made from"
                 + (" in its place" if path else ", as file.py:Name, with its weights as a file"),
             )
 
 
-def _epsilon(subject: ExportTarget) -> float:
+def _epsilon(target: ExportTarget) -> float:
     """Return the rounding error of the network's own type, where that is coarser than float32; else 0."""
-    kind = subject.lowest_precision
+    kind = target.lowest_precision
     return torch.finfo(kind).eps if kind in HALF else 0.0
 
 
-def _notes(subject: ExportTarget, form: Form, proof: Parity) -> tuple[str, ...]:
-    notes = [*subject.notes]
-    if subject.samples_are != "real":
+def _notes(target: ExportTarget, form: Form, proof: Parity) -> tuple[str, ...]:
+    notes = [*target.notes]
+    if target.samples_are != "real":
         notes.append("proved on random inputs: no data were given")
-    if subject.lowest_precision in HALF:
-        kind = str(subject.lowest_precision).removeprefix("torch.")
+    if target.lowest_precision in HALF:
+        kind = str(target.lowest_precision).removeprefix("torch.")
         notes.append(f"the network computes in {kind}: proved to {form.tolerance:.1g}, some roundings of that type")
     for number in proof.constant_outputs:
         name = (
@@ -130,44 +130,44 @@ def _notes(subject: ExportTarget, form: Form, proof: Parity) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _example(subject: ExportTarget, form: Form) -> tuple[Tensor, ...]:
+def _example(target: ExportTarget, form: Form) -> tuple[Tensor, ...]:
     """Return two samples (one where nothing is dynamic) as the network takes them."""
     count = 1 if form.static else 2
-    return subject.tensors(tuple(array[:count] for array in subject.samples))
+    return target.tensors(tuple(array[:count] for array in target.samples))
 
 
-def _axes(subject: ExportTarget, form: Form, example: tuple[Tensor, ...]) -> tuple[dict[int, str], ...]:
+def _axes(target: ExportTarget, form: Form, example: tuple[Tensor, ...]) -> tuple[dict[int, str], ...]:
     """Return the dynamic axes of each input, as the network takes it."""
     if form.static:
         return tuple({} for _ in example)
     if form.dynamic is not None:
         return form.dynamic
-    text = subject.preprocessing.kind == "tokens"
-    first = subject.batch_axes or (0,) * len(example)
+    text = target.preprocessing.kind == "tokens"
+    first = target.batch_axes or (0,) * len(example)
     return tuple(
         {axis: "batch", 1: "length"} if text and item.ndim > 1 else {axis: "batch"}
         for item, axis in zip(example, first, strict=True)
     )
 
 
-def _export(subject: ExportTarget, form: Form, example: tuple[Tensor, ...]) -> Exported:
+def _export(target: ExportTarget, form: Form, example: tuple[Tensor, ...]) -> Exported:
     return to_onnx(
-        subject.network,
+        target.network,
         example,
-        input_names=subject.input_names,
+        input_names=target.input_names,
         output_names=form.output_names or (),
         opset=form.opset,
-        dynamic=_axes(subject, form, example),
-        parameter_names=subject.parameter_names,
+        dynamic=_axes(target, form, example),
+        parameter_names=target.parameter_names,
     )
 
 
-def _run(subject: ExportTarget, example: tuple[Tensor, ...]) -> Any:
+def _run(target: ExportTarget, example: tuple[Tensor, ...]) -> Any:
     """Run the network once: what does not fit shows here, in the user's terms."""
-    name = type(subject.network).__name__
+    name = type(target.network).__name__
     try:
         with torch.no_grad():
-            return subject.call(example)
+            return target.call(example)
     except KDExportError:
         raise
     except Exception as error:  # the user's own code may raise anything
@@ -176,11 +176,11 @@ def _run(subject: ExportTarget, example: tuple[Tensor, ...]) -> Any:
             f"{name} does not take inputs of shape {shapes}: {first_line(error)}{place(error)}",
             hint="give the shape of one sample, without the batch: --input-shape 3,224,224, t::int64 for one number a "
             "sample, h:2,batch,64 where the batch is not the first axis"
-            + (f"; its forward takes {', '.join(takes)}" if (takes := parameters_of(subject.network)) else ""),
+            + (f"; its forward takes {', '.join(takes)}" if (takes := parameters_of(target.network)) else ""),
         ) from error
 
 
-def _checked_names(subject: ExportTarget, requested: tuple[str, ...], output: Any) -> tuple[str, ...]:
+def _checked_names(target: ExportTarget, requested: tuple[str, ...], output: Any) -> tuple[str, ...]:
     """Return a name for each output.
 
     Raises:
@@ -204,7 +204,7 @@ def _checked_names(subject: ExportTarget, requested: tuple[str, ...], output: An
             f"{len(names)} output names ({', '.join(names)}) are given, and the network has {len(tensors)} outputs",
             hint="give --output-name once for each output, in their order, or leave it out",
         )
-    both = [*subject.input_names, *names]
+    both = [*target.input_names, *names]
     twice = sorted({name for name in both if both.count(name) > 1})
     if twice:
         raise KDExportError(
@@ -214,72 +214,72 @@ def _checked_names(subject: ExportTarget, requested: tuple[str, ...], output: An
     return names
 
 
-def _prove(subject: ExportTarget, form: Form, file: Path, shown_as: str, *, baked: bool) -> Parity:
-    session = _loaded(subject, file, shown_as)
+def _prove(target: ExportTarget, form: Form, file: Path, shown_as: str, *, baked: bool) -> Parity:
+    session = _loaded(target, file, shown_as)
     dressed = form.softmax or form.top_k
 
     def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
         with torch.no_grad():
-            arrays = tuple(as_numpy(item) for item in tensors_of(subject.call(inputs, network)) or ())
+            arrays = tuple(as_numpy(item) for item in tensors_of(target.call(inputs, network)) or ())
         if not dressed:
             return arrays
         first = graph.reference(
             arrays[0],
             softmax=form.softmax,
             top_k=form.top_k,
-            labels=subject.class_names,
-            multi_label=subject.multi_label,
+            labels=target.class_names,
+            multi_label=target.multi_label,
         )
         return (first[0], *arrays[1:], *first[1:])
 
     def torch_model(inputs: Arrays) -> Arrays:
-        return outputs(subject.network, subject.tensors(inputs))
+        return outputs(target.network, target.tensors(inputs))
 
     doubled: list[nn.Module] = []
 
     def precise(inputs: Arrays) -> Arrays:
         if not doubled:
-            doubled.append(copy.deepcopy(subject.network).double())
-        tensors = subject.tensors(inputs)
+            doubled.append(copy.deepcopy(target.network).double())
+        tensors = target.tensors(inputs)
         return outputs(doubled[0], tuple(item.double() if item.is_floating_point() else item for item in tensors))
 
     def onnx_model(inputs: Arrays) -> Arrays:
-        return session(inputs if baked else numpy_inputs(subject, inputs))
+        return session(inputs if baked else numpy_inputs(target, inputs))
 
     return parity.compare(
         torch_model,
         onnx_model,
-        subject.samples,
+        target.samples,
         tolerance=form.tolerance,
         batch_sizes=(1,) if form.static else parity.BATCH_SIZES,
         subject=shown_as,
-        hard=hard_samples.hard(subject.samples, subject.input_names),
-        resized=_resized(subject, form, torch_model),
+        hard=hard_samples.hard(target.samples, target.input_names),
+        resized=_resized(target, form, torch_model),
         precise=precise,
     )
 
 
-def _loaded(subject: ExportTarget, file: Path, shown_as: str) -> OnnxSession:
+def _loaded(target: ExportTarget, file: Path, shown_as: str) -> OnnxSession:
     """Open a freshly written file; its temporary name is of no use to the user."""
     try:
         return OnnxSession(file)
     except SourceError as error:
         hint = "try another --opset, or a newer onnxruntime"
-        if subject.lowest_precision is torch.bfloat16:
+        if target.lowest_precision is torch.bfloat16:
             hint = "it computes in bfloat16, of which ONNX Runtime's CPU has no kernels: take .bfloat16() out of its "
             hint += "forward, and give a function that returns network.float()"
         raise KDExportError(error.message.replace(file.name, shown_as), hint=hint) from error
 
 
-def _resized(subject: ExportTarget, form: Form, run: parity.Predict) -> list[Arrays]:
+def _resized(target: ExportTarget, form: Form, run: parity.Predict) -> list[Arrays]:
     """Return batches of two samples in which each dynamic axis but the batch has two other sizes.
 
     Raises:
         KDExportError: The network itself takes no other size.
     """
-    samples = tuple(np.ascontiguousarray(array[:2]) for array in subject.samples)
+    samples = tuple(np.ascontiguousarray(array[:2]) for array in target.samples)
     found: list[Arrays] = []
-    for name, places in _other_axes(subject, form).items():
+    for name, places in _other_axes(target, form).items():
         size = samples[places[0][0]].shape[places[0][1]]
         taken, refused = 0, ""
         for other in hard_samples.other_sizes(size):
@@ -303,17 +303,17 @@ def _resized(subject: ExportTarget, form: Form, run: parity.Predict) -> list[Arr
     return found
 
 
-def _other_axes(subject: ExportTarget, form: Form) -> dict[str, list[tuple[int, int]]]:
+def _other_axes(target: ExportTarget, form: Form) -> dict[str, list[tuple[int, int]]]:
     """Return the dynamic axes other than the batch by name: which input's, and which axis of its raw samples."""
     places: dict[str, list[tuple[int, int]]] = {}
-    if form.bake and subject.preprocessing.kind == "image":
+    if form.bake and target.preprocessing.kind == "image":
         if form.any_image_size:
             places = {"height": [(0, 1)], "width": [(0, 2)]}
         return places
     if form.static or form.dynamic is None:  # text is cut at its longest sample: its batches have many lengths
         return places
     for number, axes in enumerate(form.dynamic):
-        batch = subject.batch_axes[number] if subject.batch_axes else 0
+        batch = target.batch_axes[number] if target.batch_axes else 0
         for axis, name in axes.items():
             if axis != batch:
                 places.setdefault(name, []).append((number, axis if axis > batch else axis + 1))
@@ -326,16 +326,16 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def numpy_inputs(subject: ExportTarget, inputs: Arrays) -> Arrays:
+def numpy_inputs(target: ExportTarget, inputs: Arrays) -> Arrays:
     """Return raw inputs as a file without preprocessing takes them."""
-    return tuple(tensor.numpy() for tensor in subject.tensors(inputs))
+    return tuple(tensor.numpy() for tensor in target.tensors(inputs))
 
 
-def _where(exported: Exported, subject: ExportTarget, form: Form, *, baked: bool) -> str | None:
+def _where(exported: Exported, target: ExportTarget, form: Form, *, baked: bool) -> str | None:
     """Say where the file and the network part, once it is known that they do; None for a model beyond one file."""
     if files.weight_bytes(exported.model) > files.SINGLE_FILE_BYTES:
         return None
-    example = _example(subject, form)
-    raw = tuple(np.ascontiguousarray(array[: 1 if form.static else 2]) for array in subject.samples)
+    example = _example(target, form)
+    raw = tuple(np.ascontiguousarray(array[: 1 if form.static else 2]) for array in target.samples)
     fed = raw if baked else tuple(item.numpy() for item in example)
     return first_difference(exported, example, fed, form.tolerance)

@@ -174,13 +174,13 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 @contextlib.contextmanager
 def guarded(variant: str) -> Iterator[None]:
     """Keep the quantizers quiet, and turn whatever they raise into an error that names the variant."""
-    with quiet() as heard:
+    with quiet() as captured:
         try:
             yield
         except KDExportError:
             raise
         except Exception as error:  # the quantizers raise whatever comes
-            said = tail(heard)
+            said = tail(captured)
             raise KDExportError(
                 f"{variant} could not be made: {first_line(error)}",
                 hint=without(variant) + (f"; onnxruntime said: {said}" if said else ""),

@@ -28,28 +28,28 @@ def quiet() -> Iterator[io.StringIO]:
     would otherwise gain a handler for the rest of the process. Warnings that are not known to be harmless are left
     alone.
     """
-    heard = io.StringIO()
+    captured = io.StringIO()
     loggers = [logging.getLogger(), *_loggers_of("torch")]  # torch's have handlers of their own
     before = [(logger.handlers[:], logger.level) for logger in loggers]
     for logger in loggers:
-        logger.handlers = [logging.StreamHandler(heard)]
-    out, err = _ThisThread(heard, sys.stdout), _ThisThread(heard, sys.stderr)
+        logger.handlers = [logging.StreamHandler(captured)]
+    out, err = _ThisThread(captured, sys.stdout), _ThisThread(captured, sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         for category in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", category=category)
         for message in KNOWN_MESSAGES:
             warnings.filterwarnings("ignore", message=message)
         try:
-            yield heard
+            yield captured
         finally:
             for logger, (handlers, level) in zip(loggers, before, strict=True):
                 logger.handlers = handlers
                 logger.setLevel(level)
 
 
-def tail(heard: io.StringIO, characters: int = 500) -> str:
-    """Return the end of what was heard, on one line."""
-    return " ".join(heard.getvalue().split())[-characters:]
+def tail(captured: io.StringIO, characters: int = 500) -> str:
+    """Return the end of what was captured, on one line."""
+    return " ".join(captured.getvalue().split())[-characters:]
 
 
 class _ThisThread(io.TextIOBase):

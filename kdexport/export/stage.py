@@ -182,7 +182,7 @@ class _Work:
             return write(Path(spec.model), network, path, self.preprocessing(network.name), key=key)
         settings = self.recipe.export
         model = load_model(network.name, spec, self.dataset, self.directory.root / network.weights)
-        subject = ExportTarget(
+        target = ExportTarget(
             network.name,
             model.network,
             model.preprocessing,
@@ -205,7 +205,7 @@ class _Work:
             softmax=settings.softmax,
             top_k=settings.top_k,
         )
-        return network_export.write(subject, form, path, key=key)
+        return network_export.write(target, form, path, key=key)
 
     def _variant_job(self, network: TrainedNetwork, fp32_key: str, precision: str) -> _Job:
         settings = self.recipe.export

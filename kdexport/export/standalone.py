@@ -76,11 +76,11 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         dataset = None
         if request.data is not None:
             dataset = load_fitted_data(request.data, (_spec(request),), request.seed, Path(cache))
-        subject = _subject(request, form, dataset, progress)
-        form = _with_axes(form, request, subject)
-        progress.say(f"{request.reference} -> {request.out}")
-        models = [network_export.write(subject, form, request.out)]
-        data = _calibration_data(request, form, subject, dataset)
+        target = _subject(request, form, dataset, progress)
+        form = _with_axes(form, request, target)
+        progress.message(f"{request.reference} -> {request.out}")
+        models = [network_export.write(target, form, request.out)]
+        data = _calibration_data(request, form, target, dataset)
         smaller, failures = variants.write_all(request.out, models[0], _specs(request), paths, data, progress)
     if example.write(request.out, force=request.force) is None:
         progress.warn("there is an infer.py that kdexport did not write: it is left as it is; --force replaces it")
@@ -142,13 +142,13 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
         for line in model.left_out:
             progress.warn(f"exported without weights for {line}")
         for line in model.notes:
-            progress.say(line)
+            progress.message(line)
         for line in model.warnings:
             progress.warn(line)
         names = dataset.input_names
         classifies = _classifies(model, dataset)
         if not classifies:
-            progress.say(
+            progress.message(
                 f"the network gives no logits of the data's {dataset.num_classes} classes: no labels are written"
             )
         by_name = len(names) > 1 and set(names) <= set(arguments.parameters_of(model.network))
@@ -244,19 +244,19 @@ def _preprocessing(request: Request, form: Form) -> Preprocessing:
     return with_spec(own or plain, request.preprocessing)
 
 
-def _with_axes(form: Form, request: Request, subject: ExportTarget) -> Form:
+def _with_axes(form: Form, request: Request, target: ExportTarget) -> Form:
     """Return the form with the axes that ``--dynamic NAME:AXIS[=LABEL]`` adds to the batch."""
     if not request.dynamic:
         return form
-    batch_axes = subject.batch_axes or (0,) * len(subject.input_names)
-    axes = {name: {axis: BATCH} for name, axis in zip(subject.input_names, batch_axes, strict=True)}
-    ranks = {name: array.ndim for name, array in zip(subject.input_names, subject.samples, strict=True)}
+    batch_axes = target.batch_axes or (0,) * len(target.input_names)
+    axes = {name: {axis: BATCH} for name, axis in zip(target.input_names, batch_axes, strict=True)}
+    ranks = {name: array.ndim for name, array in zip(target.input_names, target.samples, strict=True)}
     for text in request.dynamic:
         match = re.fullmatch(r"(\w+):(\d+)(?:=([A-Za-z_]\w*))?", text)
         if match is None or match[1] not in axes or int(match[2]) >= ranks[match[1]]:
             raise KDExportError(
                 f"--dynamic {text!r} names no axis of an input",
-                hint=f"e.g. {subject.input_names[0]}:2=height, axes counted from 0, the batch; "
+                hint=f"e.g. {target.input_names[0]}:2=height, axes counted from 0, the batch; "
                 f"inputs: {', '.join(f'{name} with {rank} axes' for name, rank in ranks.items())}",
             )
         label = match[3] or f"{match[1]}_{match[2]}"
@@ -265,20 +265,20 @@ def _with_axes(form: Form, request: Request, subject: ExportTarget) -> Form:
                 name: {axis: label if old == BATCH else old for axis, old in of.items()} for name, of in axes.items()
             }
         axes[match[1]][int(match[2])] = label
-    return dataclasses.replace(form, dynamic=tuple(axes[name] for name in subject.input_names))
+    return dataclasses.replace(form, dynamic=tuple(axes[name] for name in target.input_names))
 
 
 def _calibration_data(
-    request: Request, form: Form, subject: ExportTarget, dataset: Dataset | None
+    request: Request, form: Form, target: ExportTarget, dataset: Dataset | None
 ) -> variants.CalibrationData:
-    baked = form.bake and subject.preprocessing.kind == "image"
+    baked = form.bake and target.preprocessing.kind == "image"
 
     def feed(raw: Arrays) -> Arrays:
-        return raw if baked else network_export.numpy_inputs(subject, raw)
+        return raw if baked else network_export.numpy_inputs(target, raw)
 
     def calibration() -> Arrays:
         if dataset is None:  # _check has refused int8 without data
-            return subject.samples
+            return target.samples
         count = min(request.calibration_samples, len(dataset.train))
         chosen = np.random.default_rng(request.seed).choice(len(dataset.train), count, replace=False)
         return dataset.train.take(np.sort(chosen)).inputs
@@ -290,7 +290,7 @@ def _calibration_data(
         return None if few.labels is None else (few.inputs, few.labels)
 
     return variants.CalibrationData(
-        lambda: subject.samples,
+        lambda: target.samples,
         calibration,
         validation,
         feed,

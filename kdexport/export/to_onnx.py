@@ -71,7 +71,7 @@ def to_onnx(
     dims = {name: torch.export.Dim(name) for name in names}
     shapes = tuple({axis: dims[name] for axis, name in spec.items()} or None for spec in axes)
     args, kwargs = (example, {}) if parameter_names is None else ((), dict(zip(parameter_names, example, strict=True)))
-    with quiet() as heard:
+    with quiet() as captured:
         try:
             with _one_registry():
                 program = torch.onnx.export(
@@ -87,7 +87,7 @@ def to_onnx(
                     dynamic_shapes=_by_parameter(network, shapes, parameter_names),
                 )
         except Exception as error:
-            raise explain(error, network, args, kwargs, tail(heard)) from error
+            raise explain(error, network, args, kwargs, tail(captured)) from error
         if program is None or program.exported_program is None:  # the types allow it; the dynamo exporter does not
             raise KDExportError("torch.onnx.export returned nothing", hint="update torch")
         before = operators(program.model)

@@ -214,7 +214,7 @@ def _make(
         if guard.targets is not None or -score.nearness > NOTEWORTHY:
             notes.append(guard.said(score))
     else:
-        progress.say(f"{spec.precision} {guard.said(score)}: returning operators to fp32")
+        progress.message(f"{spec.precision} {guard.said(score)}: returning operators to fp32")
         model, score, more = restore(builder, guard, limits, kept)
         notes += more
     if guard.targets is None and spec.max_drop is not None:

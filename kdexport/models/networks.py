@@ -136,7 +136,7 @@ def _views_its_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     try:
         with torch.no_grad():
             network(*inputs)
-    except Exception as error:  # noqa: BLE001 - of any other fault ``check_output`` speaks
+    except Exception as error:  # noqa: BLE001 - any other fault is told by ``check_output``
         return "view size is not compatible" in str(error)
     finally:
         network.train(was_training)

@@ -204,7 +204,7 @@ def with_spec(preprocessing: Preprocessing, spec: PreprocessingSpec) -> Preproce
     """Return ``preprocessing`` with what the recipe says put in its place.
 
     Raises:
-        SourceError: The recipe speaks of pixels and the inputs are no images, or what it says would do nothing.
+        SourceError: The recipe tells of pixels and the inputs are no images, or what it says would do nothing.
     """
     said = {key: value for key, value in spec.model_dump().items() if value is not None}
     if said and preprocessing.kind != "image":

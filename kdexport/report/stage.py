@@ -68,11 +68,11 @@ def report_run(recipe: Recipe, benched: BenchResult, directory: RunDirectory, pr
     key = cache_key("report", benched=results.to_json(benched), require=recipe.require.model_dump())
     known = done(directory.report("json"), key, Report)
     if known is not None:
-        progress.say("report: nothing has changed")
+        progress.message("report: nothing has changed")
         return known
     made = report((benched,), recipe.require, name=recipe.name)
     write_report(made, directory.root, key=key)
-    progress.say(f"report: {directory.report('html')}")
+    progress.message(f"report: {directory.report('html')}")
     return made
 
 

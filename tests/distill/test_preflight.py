@@ -173,7 +173,7 @@ class Recorder(Silent):
         self.said: list[str] = []
         self.warned: list[str] = []
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         self.said.append(message)
 
     def warn(self, message: str) -> None:

@@ -34,10 +34,10 @@ class Recorder(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         self.said.append(message)
 
-    warn = say
+    warn = message
 
 
 def phases(directory: RunDirectory) -> list[tuple[str, int]]:

@@ -233,7 +233,7 @@ class Recorder(Silent):
     def __init__(self):
         self.said = []
 
-    def say(self, message):
+    def message(self, message):
         self.said.append(message)
 
     def clear(self):
