@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from kdexport.errors import KDExportError
 from kdexport.models.preprocessing import Preprocessing
+from kdexport.tasks.base import Activation
 
 
 def prepend(model: ir.Model, preprocessing: Preprocessing, *, channels: int, size: tuple[int, int] | None) -> None:
@@ -143,11 +144,13 @@ def _fixed(shape: ir.Shape) -> tuple[int, int] | None:
 PROBABILITIES, TOP_SCORES, TOP_LABELS = "probabilities", "top_scores", "top_labels"
 
 
-def append(model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...], multi_label: bool = False) -> None:
+def append(
+    model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...], activation: Activation = "softmax"
+) -> None:
     """Put softmax and top-k after the first output of a graph, in place.
 
     With ``softmax``, ``probabilities`` take the place of the logits: where a sample can have several labels
-    (``multi_label``) a sigmoid of each. With ``top_k``, two outputs are added:
+    (``activation`` sigmoid) a sigmoid of each. With ``top_k``, two outputs are added:
     ``top_scores`` and, where labels are known, ``top_labels`` (strings), both [batch, k], best first; ``top_indices``
     (int64) stand in for labels that are not known.
 
@@ -159,7 +162,9 @@ def append(model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...
         raise KDExportError(f"top_k = {top_k}, but there are {classes} classes", hint=f"choose at most {classes}")
     scores = model.graph.outputs[0]
     if softmax:
-        made = _node(model, "Sigmoid", [scores]) if multi_label else _node(model, "Softmax", [scores], axis=-1)
+        made = (
+            _node(model, "Sigmoid", [scores]) if activation == "sigmoid" else _node(model, "Softmax", [scores], axis=-1)
+        )
         probabilities = made[0]
         probabilities.name, probabilities.shape, probabilities.type = PROBABILITIES, scores.shape, scores.type
         scores.shape = scores.type = None
@@ -180,11 +185,11 @@ def append(model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...
 
 
 def reference(
-    logits: np.ndarray, *, softmax: bool, top_k: int, labels: tuple[str, ...], multi_label: bool = False
+    logits: np.ndarray, *, softmax: bool, top_k: int, labels: tuple[str, ...], activation: Activation = "softmax"
 ) -> tuple[np.ndarray, ...]:
     """Return what a file with these outputs must give for logits [batch, classes], worked out in float64."""
     scores = logits.astype(np.float64)
-    if softmax and multi_label:
+    if softmax and activation == "sigmoid":
         scores = 1 / (1 + np.exp(-scores))
     elif softmax:
         shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))

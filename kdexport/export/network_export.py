@@ -56,7 +56,7 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
         softmax=form.softmax,
         top_k=form.top_k,
         labels=target.class_names,
-        multi_label=target.multi_label,
+        activation=target.activation,
     )
     exported.model.ir_version = form.ir
     exported.model.metadata_props.update(
@@ -228,7 +228,7 @@ def _prove(target: ExportTarget, form: Form, file: Path, shown_as: str, *, baked
             softmax=form.softmax,
             top_k=form.top_k,
             labels=target.class_names,
-            multi_label=target.multi_label,
+            activation=target.activation,
         )
         return (first[0], *arrays[1:], *first[1:])
 

@@ -189,7 +189,7 @@ class _Work:
             self.dataset.input_names,
             self.samples,
             class_names=self.distilled.class_names,
-            multi_label=self.dataset.multi_label,
+            activation=self.dataset.task.activation,
             parameters=network.parameters,
             macs=network.macs,
             recipe=self.recipe_hash,

@@ -159,7 +159,7 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
             names,
             parity.samples_of(dataset.val.inputs, dataset.train.inputs),
             class_names=dataset.class_names if classifies else (),
-            multi_label=dataset.multi_label and classifies,
+            activation=dataset.task.activation if classifies else "softmax",
             license=request.license,
             parameter_names=names if by_name else None,
         )

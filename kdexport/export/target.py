@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import Arrays
+from kdexport.tasks.base import Activation
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -25,7 +26,7 @@ class ExportTarget:
     samples: Arrays  # raw, one array per input, first axis samples
     samples_are: str = "real"  # or "random", where no data were given
     class_names: tuple[str, ...] = ()
-    multi_label: bool = False  # a sample can have several: probabilities are a sigmoid of each class's logit
+    activation: Activation = "softmax"  # of the task: what makes probabilities of the network's outputs
     parameters: int | None = None
     macs: int | None = None
     recipe: str | None = None  # hash of what it was trained by

@@ -58,8 +58,7 @@ SENTENCES = """else:  # sentences
     found = tokenizer(given, padding=True, truncation=True, max_length=prepare.get("length"), return_tensors="np")
     arrays = [found["input_ids"], found["attention_mask"]][: len(inputs)]
 """
-NORMALIZED = """pixels = (arrays[0] / 255 - prepare.get("mean", 0)) / prepare.get("std", 1)
-arrays[0] = pixels.transpose(0, 3, 1, 2)
+NORMALIZED = """arrays[0] = ((arrays[0] / 255 - prepare.get("mean", 0)) / prepare.get("std", 1)).transpose(0, 3, 1, 2)
 """
 RUN = """feed = {item.name: array.astype(kind) for item, array, kind in zip(inputs, arrays, kinds, strict=True)}
 """

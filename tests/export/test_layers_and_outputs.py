@@ -53,10 +53,10 @@ def test_probabilities_and_the_best_classes_by_name_come_out(network, samples, t
 
 def test_of_several_labels_a_sample_each_has_a_probability_of_its_own(network, samples, tmp_path):
     subject = ExportTarget(
-        "net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS, multi_label=True
+        "net", network, Preprocessing("none"), ("image",), samples, class_names=LABELS, activation="sigmoid"
     )
     network_export.write(subject, Form(18, 8, 1e-4, softmax=True, top_k=2), tmp_path / "net.onnx")
-    session = OnnxSession(tmp_path / "net.onnx", multi_label=True)
+    session = OnnxSession(tmp_path / "net.onnx", expects="sigmoid")
     with torch.no_grad():
         logits = network(torch.from_numpy(samples[0]))
     np.testing.assert_allclose(session(samples)[0], torch.sigmoid(logits).numpy(), atol=1e-6)
