@@ -313,6 +313,7 @@ def export(
             return
         if model is None:
             raise typer.BadParameter("give a run directory or a model reference, or --describe FILE")
+        onnx = onnx or model.endswith(".onnx")  # what is made of an ONNX file is ONNX
         if not (onnx or ort):
             raise typer.BadParameter("say what to write: --onnx, --ort or both")
         if for_runtime is not None:

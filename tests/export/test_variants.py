@@ -340,7 +340,7 @@ def export_given(path, *arguments):
 
     from kdexport.cli import app
 
-    return CliRunner().invoke(app, ["export", str(path), "--onnx", *map(str, arguments), "--json"])
+    return CliRunner().invoke(app, ["export", str(path), *map(str, arguments), "--json"])
 
 
 def test_any_onnx_file_is_quantized_and_left_as_it_is(tmp_path):
