@@ -133,6 +133,13 @@ class Data(Section):
         None, description="Tokenizer of text, as hf:NAME_OR_DIR. Text from csv or hf needs one: usually the teacher's."
     )
     text_length: int = Field(128, ge=1, description="Number of tokens at which a text is cut.")
+    standardize: bool = Field(
+        False,
+        description=(
+            "Whether numeric features are brought to mean 0 and standard deviation 1 of the training samples; the ONNX "
+            "file then does it itself. By default they are fed as they are."
+        ),
+    )
     unlabelled: str | None = Field(
         None,
         description=(

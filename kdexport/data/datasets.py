@@ -13,7 +13,7 @@ from kdexport.artifacts import key_of
 from kdexport.data.samples import Dataset, PicturesNeeded, Reading, Source, Split
 from kdexport.data.splits import make_splits
 from kdexport.errors import RecipeError, SourceError, did_you_mean
-from kdexport.models.preprocessing import Preprocessing, of_images
+from kdexport.models.preprocessing import Preprocessing, of_features, of_images
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Data
 from kdexport.references import Reference, parse
@@ -49,11 +49,11 @@ SOURCES: dict[str, DataSource] = {
         "kdexport.data.torchvision:torchvision_data", "torchvision:NAME", ("root", "download", "args", *_PICTURES)
     ),
     "imagefolder": DataSource("kdexport.data.image_folder:image_folder", "imagefolder:DIR", _PICTURES),
-    "npz": DataSource("kdexport.data.arrays:npz", "npz:FILE"),
+    "npz": DataSource("kdexport.data.arrays:npz", "npz:FILE", ("standardize",)),
     "csv": DataSource("kdexport.data.text:csv_text", "csv:FILE", _TEXT),
     "hf": DataSource("kdexport.data.hub:hugging_face_data", "hf:NAME_OR_DIR", ("args", *_PICTURES, *_TEXT)),
-    "file": DataSource("kdexport.data.arrays:from_callable", "file.py:Name", ("args",)),
-    "module": DataSource("kdexport.data.arrays:from_callable", "package.module:Name", ("args",)),
+    "file": DataSource("kdexport.data.arrays:from_callable", "file.py:Name", ("args", "standardize")),
+    "module": DataSource("kdexport.data.arrays:from_callable", "package.module:Name", ("args", "standardize")),
 }
 
 
@@ -97,6 +97,9 @@ def load_data(
     first = train.inputs[0]
     pictures = first.dtype == np.uint8 and first.ndim == 4
     default = of_images(first) if pictures and source.preprocessing is None else Preprocessing("none")
+    if data.standardize:
+        default, note = _standardized(train, source, data.source)
+        notes = (*notes, note)
     return Dataset(
         name=data.source,
         input_names=source.input_names,
@@ -108,7 +111,7 @@ def load_data(
         splits_made_by=made_by,
         unlabelled=unlabelled,
         skipped=source.skipped,
-        notes=(*notes, *_notes_on_labels(source), *_notes_on_features(source)),
+        notes=(*notes, *_notes_on_labels(source), *(() if data.standardize else _notes_on_features(source))),
         warnings=source.warnings,
         measured=pictures and source.preprocessing is None,
     )
@@ -230,6 +233,18 @@ def _notes_on_labels(source: Source) -> Iterator[str]:
         yield note
 
 
+def _standardized(train: Split, source: Source, name: str) -> tuple[Preprocessing, str]:
+    first = train.inputs[0]
+    if first.ndim != 2 or first.dtype.kind not in "fiu" or source.preprocessing is not None:
+        raise RecipeError(
+            f"data.standardize is for tables of numbers [samples, features]; {name} gives {list(first.shape)} of "
+            f"{first.dtype}",
+            hint="take standardize out",
+        )
+    note = f"the {first.shape[1]} features are standardized: mean 0 and standard deviation 1 of the training samples"
+    return of_features(np.asarray(first)), note
+
+
 def _notes_on_features(source: Source) -> Iterator[str]:
     """Say that numbers are fed as they are, where their ranges differ so that it matters."""
     first = source.train.inputs[0]
@@ -240,6 +255,6 @@ def _notes_on_features(source: Source) -> Iterator[str]:
     if len(used) > 1 and used.max() > 10 * used.min():
         yield (
             f"the {first.shape[1]} features are fed as they are, not standardized: "
-            f"their standard deviations go from {used.min():.3g} to {used.max():.3g}; where that is not meant, begin "
-            f"the networks with nn.BatchNorm1d({first.shape[1]}), or scale the numbers before they are stored"
+            f"their standard deviations go from {used.min():.3g} to {used.max():.3g}; where that is not meant, set "
+            "data.standardize = true"
         )

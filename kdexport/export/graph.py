@@ -14,6 +14,19 @@ from kdexport.models.preprocessing import Preprocessing
 from kdexport.tasks.base import Activation
 
 
+def prepend_features(model: ir.Model, preprocessing: Preprocessing) -> None:
+    """Put the standardization of features before the first input of a graph, in place; its shape and type stay."""
+    old = model.graph.inputs[0]
+    graph = _Front(model)
+    numbers = ir.Value(name=old.name, shape=old.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    old.name = f"{old.name}_standardized"
+    scale, offset = preprocessing.feature_scale_and_offset()
+    scaled = graph.add("Mul", numbers, graph.constant("scale", scale.reshape(1, -1)))
+    old.replace_all_uses_with(graph.add("Add", scaled, graph.constant("offset", offset.reshape(1, -1))))
+    model.graph.inputs[0] = numbers
+    graph.place()
+
+
 def prepend(model: ir.Model, preprocessing: Preprocessing, *, channels: int, size: tuple[int, int] | None) -> None:
     """Put the preprocessing before the first input of a graph, in place.
 

@@ -46,8 +46,10 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
     form = dataclasses.replace(form, output_names=names)
     exported = _export(target, form, example)
     consistency.check(target, static=form.static)
-    baked = form.bake and target.preprocessing.kind == "image"
-    if baked:
+    baked = form.bake and target.preprocessing.fits_in_graph
+    if baked and target.preprocessing.kind == "features":
+        graph.prepend_features(exported.model, target.preprocessing)
+    elif baked:
         raw = target.samples[0]
         size = None if form.any_image_size else (int(raw.shape[1]), int(raw.shape[2]))
         graph.prepend(exported.model, target.preprocessing, channels=int(raw.shape[3]), size=size)

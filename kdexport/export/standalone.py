@@ -271,7 +271,7 @@ def _with_axes(form: Form, request: Request, target: ExportTarget) -> Form:
 def _calibration_data(
     request: Request, form: Form, target: ExportTarget, dataset: Dataset | None
 ) -> variants.CalibrationData:
-    baked = form.bake and target.preprocessing.kind == "image"
+    baked = form.bake and target.preprocessing.fits_in_graph
 
     def feed(raw: Arrays) -> Arrays:
         return raw if baked else network_export.numpy_inputs(target, raw)

@@ -17,7 +17,7 @@ from kdexport.recipe import PreprocessingSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["image", "tokens", "none"]
+Kind = Literal["image", "features", "tokens", "none"]
 Resize = Literal["squash", "crop"]
 Resample = Literal["bilinear", "bicubic"]
 
@@ -28,15 +28,16 @@ class Preprocessing:
 
     ``image``: uint8 NHWC in, float32 NCHW out: resized to ``size`` where it isn't that already, scaled to 0..1,
     then ``(x - mean) / std`` per channel. ``squash`` ignores the aspect ratio; ``crop`` resizes the short side to
-    ``size / crop_share`` and takes the middle; both average over what they shrink, as Pillow does. ``tokens``: ids and
-    mask made by ``tokenizer``, cut at ``length`` and at the longest of the batch. ``none``: fed as it is.
+    ``size / crop_share`` and takes the middle; both average over what they shrink, as Pillow does. ``features``:
+    numbers ``[batch, features]`` in, float32 out, ``(x - mean) / std`` for each. ``tokens``: ids and mask made by
+    ``tokenizer``, cut at ``length`` and at the longest of the batch. ``none``: fed as it is.
     """
 
     kind: Kind = "none"
     size: tuple[int, int] | None = None  # height, width; None: as the data comes
     resize: Resize = "squash"
     crop_share: float = 1.0  # ImageNet's evaluation takes 224 of 256: 0.875
-    mean: tuple[float, ...] = ()  # of pixels scaled to 0..1; empty: 0
+    mean: tuple[float, ...] = ()  # of pixels scaled to 0..1, or of features; empty: 0
     std: tuple[float, ...] = ()  # empty: 1
     tokenizer: str | None = None
     length: int | None = None  # tokens
@@ -105,9 +106,16 @@ class Preprocessing:
         tensors = tuple(as_tensor(item) for item in inputs)
         if self.kind == "tokens":
             return _trimmed(tensors)
+        if self.kind == "features":
+            return (self._features(tensors[0]), *tensors[1:])
         if self.kind != "image":
             return tensors
         return (self._image(tensors[0]), *tensors[1:])
+
+    @property
+    def fits_in_graph(self) -> bool:
+        """Whether an ONNX file can do it itself, so that raw samples go in."""
+        return self.kind in ("image", "features")
 
     def apply_numpy(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         """Return what ``apply`` gives, to float32's rounding, without PyTorch."""
@@ -115,6 +123,9 @@ class Preprocessing:
             used = np.flatnonzero(inputs[1].any(axis=0))
             length = int(used[-1]) + 1 if len(used) else 1
             return tuple(array[:, :length] if array.ndim == 2 else array for array in inputs)
+        if self.kind == "features":
+            scale, offset = self.feature_scale_and_offset()
+            return (inputs[0].astype(np.float32) * scale + offset, *inputs[1:])
         if self.kind != "image":
             return tuple(inputs)
         pixels = inputs[0].transpose(0, 3, 1, 2).astype(np.float32)
@@ -146,6 +157,11 @@ class Preprocessing:
         deviations = np.array(std, dtype=np.float64)
         return (1 / (255 * deviations)).astype(np.float32), (-np.array(mean) / deviations).astype(np.float32)
 
+    def feature_scale_and_offset(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return ``(x - mean) / std`` as one product and one sum, a number per feature, rounded once."""
+        mean, std = np.array(self.mean, dtype=np.float64), np.array(self.std, dtype=np.float64)
+        return (1 / std).astype(np.float32), (-mean / std).astype(np.float32)
+
     def resizing(self, given: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
         """Return the size that images of a size are scaled to, and where top and left of what is kept of it lie."""
         size = self.size or given
@@ -155,6 +171,12 @@ class Preprocessing:
         # Rounded as torchvision's Resize and CenterCrop round, or a network would see its pictures half a pixel off.
         whole = (max(size[0], int(given[0] * scale + 1e-6)), max(size[1], int(given[1] * scale + 1e-6)))
         return whole, round((whole[0] - size[0]) / 2), round((whole[1] - size[1]) / 2)
+
+    def _features(self, numbers: "Tensor") -> "Tensor":
+        import torch
+
+        scale, offset = (torch.from_numpy(array).to(numbers.device) for array in self.feature_scale_and_offset())
+        return numbers.to(torch.float32) * scale + offset
 
     def _image(self, images: "Tensor") -> "Tensor":
         import torch
@@ -242,6 +264,18 @@ def of_images(images: NDArray[Any], sample: int = 2000) -> Preprocessing:
     std = np.sqrt(np.maximum(square - mean**2, 0))
     std = np.where(std < 1e-3, 1.0, std)  # a channel that never changes is left as it is, not blown up
     return Preprocessing("image", mean=_rounded(mean), std=_rounded(std))
+
+
+def of_features(numbers: NDArray[Any]) -> Preprocessing:
+    """Return the preprocessing that gives each feature of these numbers mean 0 and standard deviation 1.
+
+    Args:
+        numbers: ``[samples, features]``; a feature that never changes keeps its scale.
+    """
+    rows = np.asarray(numbers, dtype=np.float64)
+    mean, std = rows.mean(axis=0), rows.std(axis=0)
+    std = np.where(std > 1e-12 * np.maximum(np.abs(mean), 1.0), std, 1.0)
+    return Preprocessing("features", mean=tuple(map(float, mean)), std=tuple(map(float, std)))
 
 
 def _rounded(values: NDArray[Any]) -> tuple[float, ...]:

@@ -107,6 +107,11 @@ class OnnxSession:
         return tuple(map(str, self._json("kdexport.labels", list)))
 
     @property
+    def _bakes(self) -> bool:
+        """Whether the file says that its preprocessing is in its graph."""
+        return self.metadata.get("kdexport.baked") == "true"
+
+    @property
     def takes_raw_images(self) -> bool:
         """Whether the preprocessing is in the file: it takes uint8 NHWC."""
         return bool(self.session.get_inputs()[0].type == "tensor(uint8)")
@@ -148,6 +153,8 @@ class OnnxSession:
                     f"{self.name} takes {specifications[0].type} and doesn't say how an image becomes that",
                     hint="export it with kdexport, which writes the preprocessing into the file",
                 )
+            inputs = self.preprocessing.apply_numpy(inputs)
+        elif self.preprocessing is not None and self.preprocessing.kind == "features" and not self._bakes:
             inputs = self.preprocessing.apply_numpy(inputs)
         return [
             np.ascontiguousarray(array, dtype=TYPES.get(item.type, array.dtype))
