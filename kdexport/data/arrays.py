@@ -176,6 +176,11 @@ def from_splits(given: Any, name: str) -> Source:
 def _split(pair: Any, where: str) -> Split:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise SourceError(f"{where} is {_kind(pair)}", hint="each split is a pair: (inputs, labels)")
+    if pair[1] is None:
+        raise SourceError(
+            f"{where} has no labels",
+            hint="give a label for each sample; to quantize a file without any: --input calibration.npz",
+        )
     labels = np.asarray(pair[1])
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

@@ -399,3 +399,10 @@ def test_npz_files_that_claim_more_than_they_hold(load, tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="x_train holds Python objects") as caught:
         load(f"npz:{tmp_path / 'objects.npz'}")
     assert "pickle" not in caught.value.message + caught.value.hint
+
+
+def test_samples_without_labels_are_told_as_that(load, tmp_path):
+    (tmp_path / "data.py").write_text("import numpy as np\ndef bare(): return {'train': (np.zeros((9, 3)), None)}\n")
+    with pytest.raises(SourceError, match="train has no labels") as caught:
+        load(f"{tmp_path / 'data.py'}:bare")
+    assert "--input" in caught.value.hint
