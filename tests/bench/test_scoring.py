@@ -89,7 +89,7 @@ def test_several_labels_are_scored_alike_with_and_without_a_sigmoid_here_and_in_
     hits = ((logits > 0) & (labels > 0.5)).sum(axis=0)
     assert [found.accuracy for found in here.evaluation.per_class] == pytest.approx(hits / labels.sum(axis=0))
     assert 0.6 < right.mean() < 1  # neither every class nor none
-    found = session_for(path, CPU, multi_label=True).predict((rows,))
+    found = session_for(path, CPU, task=TASKS["multilabel"]).predict((rows,))
     np.testing.assert_array_equal(found > 0, logits > 0)
 
 
