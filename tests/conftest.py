@@ -12,6 +12,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files of few tests that take long: begun first, or one worker is still at them when the other has nothing left.
+LONGEST = ("test_digits_run.py", "test_stage.py", "test_data_free.py", "test_toy_task.py", "test_guides.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let files be handed out in the order in which they were collected."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory: pytest.TempPathFactory):
     """Return a function that unpacks an archive of real data once and gives its folder; absent, the test skips."""
