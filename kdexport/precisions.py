@@ -45,6 +45,7 @@ def checked(names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(names))
     for name in names:
         if name not in PRECISIONS:
-            near = did_you_mean(name, PRECISIONS)
-            raise ValueError(f"there is no precision {name!r}; there are {', '.join(PRECISIONS)}{near}")
+            near = did_you_mean(name, PRECISIONS).strip()
+            known = ", ".join(PRECISIONS)
+            raise ValueError(f"there is no precision {name!r}; there are {known}{f'; {near}' if near else ''}")
     return names

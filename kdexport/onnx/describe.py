@@ -257,7 +257,9 @@ def describe(path: Path) -> Description:
         if not model.graph.output:  # an empty file parses too
             raise ValueError("no outputs")
     except Exception as error:
-        raise SourceError(f"{path} is no ONNX file", hint="give a file that ends in .onnx") from error
+        raise SourceError(
+            f"{path} is no ONNX file", hint="it may be cut off or another format: give a whole .onnx file"
+        ) from error
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
     operators = dict(Counter(node.op_type for node in metadata.nodes(model.graph)).most_common())
     return Description(
