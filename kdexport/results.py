@@ -43,6 +43,7 @@ class ClassScore:
     accuracy: float  # recall: share of this class's samples that were found
     precision: float | None  # None where the class was never predicted
     f1: float
+    iou: float | None = None  # intersection over union, where samples are pixels
 
 
 class _Scored:

@@ -7,10 +7,12 @@ held against float64 numpy written from the paper, and its class there.
 from kdexport.distill.losses.contrast import crd
 from kdexport.distill.losses.features import attention, cosine, hint, relational, review, similarity
 from kdexport.distill.losses.logits import binary_soft_targets, dist, dkd, hard_targets, logit_mse, soft_targets
+from kdexport.distill.losses.maps import channel_wise, pairwise
 
 __all__ = [
     "attention",
     "binary_soft_targets",
+    "channel_wise",
     "cosine",
     "crd",
     "dist",
@@ -18,6 +20,7 @@ __all__ = [
     "hard_targets",
     "hint",
     "logit_mse",
+    "pairwise",
     "relational",
     "review",
     "similarity",

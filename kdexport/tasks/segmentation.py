@@ -1,0 +1,316 @@
+"""A class for each pixel: mean IoU, pixel accuracy, IoU and recall of each class.
+
+Logits at full size do not fit in memory (CamVid's test split at 480x360 takes 1.8 GB), so that a batch is reduced
+before the next one is computed: see ``Segmentation.kept``.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.errors import KDExportError, SourceError
+from kdexport.results import Agreement, Evaluation
+from kdexport.statistics import bootstrap_interval, resample_counts
+from kdexport.tasks.base import Activation, Array, Task
+from kdexport.tasks.classification import MAX_CONFUSION_CLASSES, class_scores, correlation, log_softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VOID = 255  # as a target: the pixel has no class and counts nowhere
+MOST_CLASSES = 255  # a mask is a byte a pixel, and one value is void's
+GRID_PIXELS = 1024  # of a sample, evenly spread, whose logits are kept to compare networks by
+AT_ONCE = 32  # samples that are counted together
+
+
+class Segmentation(Task):
+    """Targets are class ids ``[samples, h, w]``, 255 for none; outputs logits ``[batch, classes, h, w]``.
+
+    The score is the mean intersection over union, over the classes that the targets hold: intersections and unions are
+    summed over all samples first, as in the benchmarks of VOC, Cityscapes and CamVid. A class that a model names and
+    the targets never hold lowers the IoU of the classes whose pixels it takes and is not averaged itself, so that all
+    models are averaged over the same classes.
+    """
+
+    name = "segmentation"
+    metric = "mean_iou"
+    label = "mean IoU"
+    activation: ClassVar[Activation] = "softmax"
+    other_metrics: ClassVar[dict[str, str]] = {"pixel_accuracy": "pixel accuracy"}
+    charts = ("classes", "confusions")
+
+    def fits(self, targets: Array) -> bool:
+        """Whether targets are whole numbers, a map a sample."""
+        return targets.ndim == 3 and targets.dtype.kind in "iu"
+
+    def check_targets(self, targets: Array, names: Sequence[str], where: str) -> None:
+        """Hold that every pixel is a class or void, and that some pixel has a class."""
+        if len(names) > MOST_CLASSES:
+            raise SourceError(
+                f"{where}: there are {len(names)} classes, and a mask holds {MOST_CLASSES} and void",
+                hint="merge the rare ones",
+            )
+        labelled = False
+        for start, part in _parts(targets):
+            wrong = (part != VOID) & ((part < 0) | (part >= len(names)))
+            if wrong.any():
+                sample = int(np.flatnonzero(wrong.any(axis=(1, 2)))[0])
+                raise SourceError(
+                    f"{where}: mask {start + sample} holds the class {int(part[wrong][0])}, and there are {len(names)} "
+                    f"classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})",
+                    hint=f"classes count from 0 to {len(names) - 1}, and {VOID} is a pixel without one",
+                )
+            labelled = labelled or bool((part != VOID).any())
+        if len(targets) and not labelled:
+            raise SourceError(
+                f"{where}: every pixel of every mask is void ({VOID})",
+                hint=f"give each pixel its class, 0 to {len(names) - 1}; what is to be found is not {VOID}",
+            )
+
+    def check_training(self, targets: Array, name: str) -> None:
+        """Hold that there are two classes or more."""
+        seen = np.zeros(VOID + 1, dtype=bool)
+        for _, part in _parts(targets):
+            seen[np.unique(part)] = True
+        seen[VOID] = False
+        if seen.sum() < 2:
+            raise SourceError(
+                f"{name}: all labelled pixels of the training masks are of one class",
+                hint=f"give masks of at least two classes; where {VOID} is meant as a class, give it another number",
+            )
+
+    def check_outputs(self, shape: Sequence[int], samples: int, names: Sequence[str], who: str) -> None:
+        """Hold that an output is a map of ``len(names)`` logits a pixel."""
+        if len(shape) != 4 or tuple(shape[:2]) != (samples, len(names)):
+            raise SourceError(
+                f"{who} gives {list(shape)} for {samples} samples; the masks have {len(names)} classes",
+                hint=f"it must give [batch, {len(names)}, height, width]: set its args, e.g. args = {{ num_classes = "
+                f"{len(names)} }}",
+            )
+
+    def label_loss(
+        self,
+        outputs: "Tensor",
+        targets: "Tensor",
+        *,
+        smoothing: float = 0.0,
+        labelled: "Tensor | None" = None,
+        mixed: bool = False,  # noqa: ARG002 - nothing mixes masks
+    ) -> "Tensor":
+        """Return the cross-entropy, the mean over labelled pixels, of which a batch may hold none."""
+        import torch.nn.functional as F
+
+        check_masks(targets, outputs, "the labels' loss")
+        if labelled is None:
+            labelled = (targets != VOID).sum().clamp(min=1)
+        total = F.cross_entropy(outputs, targets.long(), label_smoothing=smoothing, ignore_index=VOID, reduction="sum")
+        return total / labelled
+
+    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return how many pixels have a class and how many of them are right."""
+        known = targets != VOID
+        return known.sum(), ((outputs.argmax(1) == targets) & known).sum()
+
+    def kept(self, outputs: Array, targets: Array | None = None) -> Array:
+        """Return what is kept of a batch's logits: each pixel's class, and the logits of an even grid of pixels.
+
+        Score, pixel accuracy and the agreement's share are those of all pixels; the agreement's KL and correlation are
+        those of at most 1,024 pixels a sample. 480x360 pixels of 11 classes take 210 KiB in place of 7.3 MiB.
+
+        Args:
+            outputs: float32 ``[samples, classes, h, w]``, or what was kept of them.
+            targets: Of the same samples; None where there are none.
+
+        Returns:
+            ``[samples]`` of records: ``classes`` uint8 ``[h, w]``, 255 where the target is void, and ``logits`` float32
+            ``[classes, rows, columns]``.
+
+        Raises:
+            SourceError: The masks have another size.
+        """
+        if outputs.dtype.names is not None:
+            return outputs
+        if targets is not None and outputs.shape[2:] != targets.shape[1:]:
+            raise SourceError(
+                f"the model gives {outputs.shape[2]}x{outputs.shape[3]} pixels a sample, the masks have "
+                f"{targets.shape[1]}x{targets.shape[2]}",
+                hint="export it again for these data, or set data.image_size to the size that it was made for",
+            )
+        samples, classes, height, width = outputs.shape
+        rows, columns = grid(height, width, GRID_PIXELS)
+        form = [("classes", np.uint8, (height, width)), ("logits", np.float32, (classes, len(rows), len(columns)))]
+        records = np.empty(samples, dtype=form)
+        records["classes"] = outputs.argmax(axis=1)
+        records["logits"] = outputs[:, :, rows[:, None], columns]
+        if targets is not None:
+            records["classes"][targets == VOID] = VOID
+        return records
+
+    def score(self, outputs: Array, targets: Array) -> float | None:
+        """Return the mean IoU."""
+        return _mean_iou(*(counts.sum(axis=0) for counts in _counts(self.kept(outputs, targets), targets)))
+
+    def evaluate(self, outputs: Array, targets: Array, names: Sequence[str], split: str) -> Evaluation:
+        """Score what was kept of logits; the interval is a bootstrap over samples."""
+        kept, classes = self.kept(outputs, targets), len(names)
+        hits, actual, predicted = _counts(kept, targets)
+        resampled = np.concatenate(
+            [_mean_ious(*(b @ c for c in (hits, actual, predicted))) for b in resample_counts(len(kept))]
+        )
+        total = actual.sum(axis=0)
+        value = _mean_iou(hits.sum(axis=0), total, predicted.sum(axis=0)) or 0.0
+        resampled = np.where(np.isfinite(resampled), resampled, value)  # of nothing but void, where that was drawn
+        ious = _ious(hits.sum(axis=0), total, predicted.sum(axis=0))
+        per_class = class_scores(hits.sum(axis=0), total, predicted.sum(axis=0), names)
+        pixels = int(total.sum())
+        return Evaluation(
+            split=split,
+            samples=len(kept),
+            task=self.name,
+            score=self.made_score(value, bootstrap_interval(resampled)),
+            metrics={"pixel_accuracy": float(hits.sum() / pixels) if pixels else None},
+            per_class=tuple(
+                replace(row, iou=float(iou) if row.samples else None) for row, iou in zip(per_class, ious, strict=True)
+            ),
+            confusion=confusion(kept, targets, classes) if classes <= MAX_CONFUSION_CLASSES else (),
+            resamples=tuple(float(value) for value in resampled),
+            # Of one class everywhere, that class's IoU is its share of the pixels and the others' 0.
+            chance=float(total.max() / pixels / (total > 0).sum()) if pixels else None,
+        )
+
+    def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:
+        """Say where it does not beat one class everywhere."""
+        kept = self.kept(outputs, targets)
+        hits, total, predicted = (counts.sum(axis=0) for counts in _counts(kept, targets))
+        value, pixels = _mean_iou(hits, total, predicted), int(total.sum())
+        if value is None or (total > 0).sum() < 2:
+            return None
+        constant = float(total.max() / pixels / (total > 0).sum())
+        if value > constant:
+            return None
+        return (
+            f"it does not segment these data: mean IoU {value:.1%}, and '{names[int(total.argmax())]}' for every pixel "
+            f"gives {constant:.1%}; check its weights, its preprocessing and the order of its classes"
+        )
+
+    def agreement(self, teacher: Array, outputs: Array) -> Agreement:
+        """Return the share of pixels with the teacher's class; KL(teacher || model) and the correlation by the grid."""
+        theirs, ours = self.kept(teacher), self.kept(outputs)
+        alike = counted = 0
+        kls: list[NDArray[np.float64]] = []
+        pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+        for start in range(0, len(ours), AT_ONCE):
+            their, our = theirs[start : start + AT_ONCE], ours[start : start + AT_ONCE]
+            known = (their["classes"] != VOID) & (our["classes"] != VOID)
+            counted += int(known.sum())
+            alike += int(((their["classes"] == our["classes"]) & known).sum())
+            on_grid = at_grid(known, *their["logits"].shape[2:])
+            p, q = (np.moveaxis(part["logits"], 1, -1)[on_grid].astype(np.float64) for part in (their, our))
+            log_p, log_q = log_softmax(p), log_softmax(q)
+            kls.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+            pairs.append((p, q))
+        kl = np.concatenate(kls) if kls else np.zeros(0)
+        return Agreement(
+            top1=alike / counted if counted else 0.0,
+            kl=max(float(kl.mean()), 0.0) if len(kl) else 0.0,
+            logit_correlation=correlation(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+            if len(kl)
+            else None,
+        )
+
+    def groups(self, targets: Array) -> NDArray[np.int64]:
+        """Return each mask's commonest class; -1 where all is void."""
+        found = np.full(len(targets), -1, dtype=np.int64)
+        for start, part in _parts(targets):
+            for place, mask in enumerate(part, start):
+                counts = np.bincount(mask[mask != VOID].reshape(-1).astype(np.int64))
+                if counts.size:
+                    found[place] = counts.argmax()
+        return found
+
+
+def grid(height: int, width: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows and columns of an even grid of at most ``most`` pixels, about every k-th of each axis."""
+    step = max(1, math.isqrt(height * width // most))
+    while -(-height // step) * -(-width // step) > most:
+        step += 1
+    return positions(height, -(-height // step)), positions(width, -(-width // step))
+
+
+def positions(size: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` positions evenly spread over ``size``: the middle of each equal part."""
+    return (2 * np.arange(count, dtype=np.int64) + 1) * size // (2 * count)
+
+
+def at_grid(maps: Array, rows: int, columns: int) -> Array:
+    """Return maps ``[..., h, w]`` at an even grid of so many rows and columns."""
+    return maps[..., positions(maps.shape[-2], rows)[:, None], positions(maps.shape[-1], columns)]
+
+
+def check_masks(targets: "Tensor", logits: "Tensor", what: str) -> None:
+    """Hold that there is one class id for each pixel of the logits.
+
+    Raises:
+        KDExportError: There is not.
+    """
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if targets.is_floating_point() or targets.shape != wanted:
+        raise KDExportError(
+            f"{what} takes a class for each pixel, {list(wanted)}; the masks are {targets.dtype} {list(targets.shape)}",
+            hint="give masks of the size of the images",
+        )
+
+
+def confusion(kept: Array, targets: Array, classes: int) -> tuple[tuple[int, ...], ...]:
+    """Return how many pixels of each class are taken for which, ``[true][predicted]``."""
+    found = np.zeros(classes * classes, dtype=np.int64)
+    for start, part in _parts(targets):
+        known = part != VOID
+        true, predicted = part[known].astype(np.int64), kept["classes"][start : start + len(part)][known]
+        found += np.bincount(true * classes + predicted, minlength=classes * classes)
+    return tuple(tuple(int(cell) for cell in row) for row in found.reshape(classes, classes))
+
+
+def _parts(targets: Array) -> Iterator[tuple[int, Array]]:
+    """Yield masks some at a time, with the number of the first: they may lie on disk."""
+    for start in range(0, len(targets), AT_ONCE):
+        yield start, np.asarray(targets[start : start + AT_ONCE])
+
+
+def _counts(kept: Array, targets: Array) -> tuple[NDArray[np.float64], ...]:
+    """Return pixels that are right, that are of each class and that are taken for it, each ``[samples, classes]``."""
+    classes = kept["logits"].shape[1]
+    found = np.zeros((3, len(kept), classes))
+    for start, part in _parts(targets):
+        for place, (mask, predicted) in enumerate(
+            zip(part, kept["classes"][start : start + len(part)], strict=True), start
+        ):
+            known = mask != VOID
+            true, said = mask[known].astype(np.int64), predicted[known]
+            for row, counted in enumerate((true[true == said], true, said)):
+                found[row, place] = np.bincount(counted, minlength=classes)
+    return tuple(found)
+
+
+def _ious(hits: Array, actual: Array, predicted: Array) -> NDArray[np.float64]:
+    """Return the IoU of each class from counts of pixels ``[..., classes]``; NaN where the targets do not hold it."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ious: NDArray[np.float64] = np.where(actual > 0, hits / (actual + predicted - hits), np.nan)
+    return ious
+
+
+def _mean_ious(hits: Array, actual: Array, predicted: Array) -> NDArray[np.float64]:
+    """Return the mean IoU of rows of counts ``[rows, classes]``; NaN where no pixel has a class."""
+    ious, present = _ious(hits, actual, predicted), actual > 0
+    with np.errstate(invalid="ignore"):
+        means: NDArray[np.float64] = np.where(present, ious, 0.0).sum(axis=1) / present.sum(axis=1)
+    return means
+
+
+def _mean_iou(hits: Array, actual: Array, predicted: Array) -> float | None:
+    value = float(_mean_ious(hits[None], actual[None], predicted[None])[0])
+    return value if math.isfinite(value) else None
