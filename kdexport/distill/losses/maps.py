@@ -65,9 +65,9 @@ def pairwise(student_feature: Tensor, teacher_feature: Tensor, *, nodes: int = 1
     student, teacher = at_least_fp32(student_feature), teacher_side(teacher_feature, student_feature)
     for whose, feature in (("student", student), ("teacher", teacher)):
         _check_map(feature, whose, "pairwise")
-    size = tuple(min(nodes, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    height, width = (min(nodes, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
     with torch.autocast(student.device.type, enabled=False):
-        ours, theirs = (_similarities(F.adaptive_avg_pool2d(feature, size)) for feature in (student, teacher))
+        ours, theirs = (_similarities(F.adaptive_avg_pool2d(feature, (height, width))) for feature in (student, teacher))
     return (ours - theirs).square().mean()
 
 
