@@ -29,7 +29,7 @@ import onnxruntime
 from bench_common import OtherLoad, keep
 from onnx import TensorProto, helper, numpy_helper
 
-from kdexport.bench import contention
+from kdexport.bench import host
 from kdexport.bench.plan import Plan, Settings, Target
 from kdexport.bench.runner import run_plan
 from kdexport.progress import Silent
@@ -124,12 +124,12 @@ def every_call(turns: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]
 
 def trial(paths: dict[str, Path], settings: Settings, kind: str, quiet: float, before: bool) -> dict[str, object]:
     with Load(kind):
-        now = contention.undisturbed
+        now = host.undisturbed
         try:
-            contention.undisturbed = every_call if before else now
+            host.undisturbed = every_call if before else now
             first, second = measure(paths, settings)
         finally:
-            contention.undisturbed = now
+            host.undisturbed = now
     ratio, interval = (paired_ratio if before else speedup)(first.latency_ms, second.latency_ms)
     held = interval is not None and interval[0] <= quiet * (1 + KNOWN_TO) and quiet * (1 - KNOWN_TO) <= interval[1]
     return {

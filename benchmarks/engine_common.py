@@ -117,7 +117,7 @@ def accuracy(document: dict[str, Any], weights: str, role: str = "student") -> f
 
     from kdexport import Recipe
     from kdexport.data.datasets import load_data
-    from kdexport.distill.inference import predict_all
+    from kdexport.distill.batches import predict_all
     from kdexport.models.loading import load_model
 
     recipe = Recipe.parse(document)

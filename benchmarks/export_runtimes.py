@@ -25,7 +25,7 @@ from torch import nn
 from kdexport.export import network_export, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import versions
+from kdexport.onnx.files import RUNTIMES, for_runtime
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
 
@@ -86,7 +86,7 @@ def probes(folder: Path) -> None:
 def export(folder: Path, version: str, images: np.ndarray) -> dict[str, str | None]:
     """Write what kdexport writes for a release; returns each file with the oldest runtime that it is said to need."""
     folder.mkdir(exist_ok=True)
-    wanted = versions.for_runtime(version)
+    wanted = for_runtime(version)
     preprocessing = Preprocessing("image", (32, 32), "crop", 0.875, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     labels = tuple(f"class {number}" for number in range(10))
     subject = ExportTarget("net", Net().eval(), preprocessing, ("image",), (images,), class_names=labels)
@@ -124,8 +124,8 @@ def main() -> None:
         written: tuple[int, int] | None = None
         for version in given.versions:
             target = install(version, given.cache or root / "installed")
-            if versions.for_runtime(version) != written:
-                written = versions.for_runtime(version)
+            if for_runtime(version) != written:
+                written = for_runtime(version)
                 needs = export(root / "files", version, images)
                 expected = {name: OnnxSession(root / "files" / name)((images,))[0] for name in needs}
             done = subprocess.run(
@@ -147,7 +147,7 @@ def main() -> None:
                     "difference": float(np.abs(np.array(answer) - expected[name]).max()) if loads else None,
                     "error": None if loads else answer.replace(f"{root}/", ""),
                 }
-            table = versions.RUNTIMES[max(known for known in versions.RUNTIMES if known <= release)]
+            table = RUNTIMES[max(known for known in RUNTIMES if known <= release)]
             row = {"version": version, "opset": found["opset"], "ir": found["ir"], "files": files}
             row["as_in_table"] = (found["opset"], found["ir"]) == tuple(table)
             rows.append(row)

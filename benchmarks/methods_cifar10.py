@@ -175,7 +175,7 @@ def train(place: Path, document: dict, role: str, **about: object) -> dict:
 
     from kdexport.artifacts import RunDirectory, key_of, read_json, write_json
     from kdexport.data.datasets import load_data
-    from kdexport.distill.inference import predict_all
+    from kdexport.distill.batches import predict_all
     from kdexport.distill.stage import distill
     from kdexport.models.loading import load_model
     from kdexport.recipe import Recipe

@@ -102,7 +102,7 @@ def reading(file: Path, shape: tuple[int, ...]) -> dict[str, float]:
 
     import numpy as np
 
-    from kdexport.data.disk_arrays import open_rows
+    from kdexport.data.samples import open_rows
 
     rows = open_rows(file, shape)
     with file.open("rb") as handle:

@@ -36,9 +36,8 @@ import strangers_nets
 
 from kdexport.errors import KDExportError
 from kdexport.export import standalone
-from kdexport.export.arguments import select_outputs
-from kdexport.export.input_shape import InputShape, parse_shape
-from kdexport.export.target import Form
+from kdexport.export.random_inputs import InputShape, parse_shape
+from kdexport.export.target import Form, select_outputs
 from kdexport.export.to_onnx import to_onnx
 from kdexport.progress import Silent
 

@@ -18,8 +18,7 @@ from pydantic import ValidationError
 from kdexport import __version__, results
 from kdexport.artifacts import key_of, read_json, sha256, write_json
 from kdexport.recipe import PRETRAINED, Data
-from kdexport.references import Reference, parse, path_of
-from kdexport.user_code import local_sources
+from kdexport.references import Reference, local_sources, parse, path_of
 
 T = TypeVar("T")
 HASHED_BELOW = 1 << 30  # bytes: a larger file is known by its size alone, for its digest would take longer than its use

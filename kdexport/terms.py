@@ -144,7 +144,7 @@ class FeatureTerm(BaseTerm):
     """
 
     needs = ("features",)
-    adapter: ClassVar[str] = "kdexport.distill.projections:Unchanged"
+    adapter: ClassVar[str] = "kdexport.distill.features:Unchanged"
     adapter_options: ClassVar[tuple[str, ...]] = ()
     several_layers: ClassVar[bool] = False
     default_layers: ClassVar[Literal["last_map", "embedding", "stage_ends"]] = "last_map"
@@ -178,7 +178,7 @@ class Hint(OneLayerTerm):
     """Mean squared error of two features, projected where shapes differ (Romero 2015)."""
 
     function = f"{LOSSES}.features:hint"
-    adapter = "kdexport.distill.projections:Projection"
+    adapter = "kdexport.distill.features:Projection"
 
     method: Literal["hint"]
 
@@ -204,7 +204,7 @@ class Relational(OneLayerTerm):
     """Distances and angles between samples (Park 2019)."""
 
     function = f"{LOSSES}.features:relational"
-    adapter = "kdexport.distill.projections:Pooled"
+    adapter = "kdexport.distill.features:Pooled"
     default_layers = "embedding"
     compares_samples = True
     loss_options = ("distance_weight", "angle_weight")
@@ -218,7 +218,7 @@ class Cosine(OneLayerTerm):
     """Angle between embeddings."""
 
     function = f"{LOSSES}.features:cosine"
-    adapter = "kdexport.distill.projections:VectorProjection"
+    adapter = "kdexport.distill.features:VectorProjection"
     default_layers = "embedding"
 
     method: Literal["cosine"]
@@ -249,7 +249,7 @@ class Review(FeatureTerm):
     """Features fused across stages (Chen 2021); without names, the last map of each resolution."""
 
     function = f"{LOSSES}.features:review"
-    adapter = "kdexport.distill.projections:Fusion"
+    adapter = "kdexport.distill.features:Fusion"
     several_layers = True
     default_layers = "stage_ends"
 

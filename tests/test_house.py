@@ -16,7 +16,7 @@ LAYERS = (
     ("pipeline",),
     STAGES,
     ("models", "data", "onnx"),
-    ("stage_cache", "user_code", "machine"),
+    ("stage_cache", "machine"),
     ("scoring",),
     ("tasks",),
     ("recipe_reference",),

@@ -1,13 +1,85 @@
-"""Device names, and what stands behind them. Nothing is used that was not proved to be there."""
+"""Device names, and what stands behind them. Nothing is used that was not proved to be there.
+
+ONNX Runtime's execution providers have an entry each in ``ALL``: what its device is called, how it is had, where its
+data lie.
+
+A provider that is not here can still be measured if it is a plugin: by its own name, with data in the host's memory.
+"""
 
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from kdexport.bench import providers
 from kdexport.bench.plan import Device
 from kdexport.errors import DeviceError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider."""
+
+    device: str  # the name that users give
+    name: str  # ONNX Runtime's
+    install: str  # what to do where it is missing
+    numbered: bool = False  # takes an index: cuda:1
+    memory: str = "cpu"  # where inputs and outputs are bound, as OrtValue names it
+    nvidia: bool = False
+    behind: tuple[str, ...] = ()  # take what it leaves, before the CPU does
+
+
+GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'kdexport[gpu]'"
+ON_NVIDIA = "on a machine with an NVIDIA driver (see `nvidia-smi`)"
+
+ALL = (
+    Provider("cpu", "CPUExecutionProvider", "pip install onnxruntime"),
+    Provider("cuda", "CUDAExecutionProvider", f"{GPU_WHEEL} {ON_NVIDIA}", numbered=True, memory="cuda", nvidia=True),
+    Provider(
+        "tensorrt",
+        "TensorrtExecutionProvider",
+        f"{GPU_WHEEL} tensorrt {ON_NVIDIA}",
+        numbered=True,
+        memory="cuda",
+        nvidia=True,
+        behind=("CUDAExecutionProvider",),
+    ),
+    Provider(
+        "openvino",
+        "OpenVINOExecutionProvider",
+        "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
+    ),
+    Provider("coreml", "CoreMLExecutionProvider", "CoreML exists on macOS only: there, pip install onnxruntime"),
+    Provider(
+        "qnn",
+        "QNNExecutionProvider",
+        "pip uninstall -y onnxruntime && pip install onnxruntime-qnn (Snapdragon machines)",
+    ),
+    Provider("webgpu", "WebGpuExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-webgpu"),
+    Provider(
+        "dml",
+        "DmlExecutionProvider",
+        "DirectML exists on Windows only: there, pip uninstall -y onnxruntime && pip install onnxruntime-directml",
+        numbered=True,
+    ),
+    Provider(
+        "migraphx",
+        "MIGraphXExecutionProvider",
+        "pip uninstall -y onnxruntime && pip install onnxruntime-migraphx (AMD GPUs with ROCm)",
+        numbered=True,
+    ),
+    Provider("xnnpack", "XnnpackExecutionProvider", "build ONNX Runtime with --use_xnnpack; no wheel holds it"),
+)
+
+
+def of_device(device: str) -> Provider | None:
+    """Return the provider behind a device's name without its index."""
+    return next((provider for provider in ALL if provider.device == device), None)
+
+
+def by_name(name: str) -> Provider:
+    """Return what is known of a provider by ONNX Runtime's name; of a plugin that is not listed, only that."""
+    known = next((provider for provider in ALL if provider.name == name), None)
+    return known or Provider(name, name, f"see https://onnxruntime.ai/docs/execution-providers for {name}")
 
 
 def available() -> list[str]:
@@ -37,12 +109,12 @@ def find(names: Sequence[str], available: Sequence[str], options: Mapping[str, s
 
 def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> Device:
     kind, colon, index = name.partition(":")
-    provider = providers.of_device(kind)
+    provider = of_device(kind)
     if provider is None and name in available:  # a plugin provider by its own name
         return Device(name, name, options, installed_libraries())
     if provider is None:
-        listed = {known.name for known in providers.ALL}
-        known = [*(known.device for known in providers.ALL), *(other for other in available if other not in listed)]
+        listed = {known.name for known in ALL}
+        known = [*(known.device for known in ALL), *(other for other in available if other not in listed)]
         near = "did you mean 'cuda'? (others: tensorrt, webgpu, coreml)" if kind == "gpu" else did_you_mean(kind, known)
         raise DeviceError(
             f"there is no device called '{name}'", hint=(near or "there are: " + ", ".join(known)).strip()

@@ -13,10 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from kdexport.bench import devices, providers
-from kdexport.bench.devices import available
+from kdexport.bench import devices
+from kdexport.bench.devices import available, by_name
 from kdexport.bench.process import Child, ChildError
-from kdexport.bench.providers import by_name
 from kdexport.bench.warnings import in_words
 from kdexport.errors import KDExportError
 from kdexport.machine import driver_cuda, fingerprint, nvidia_gpus
@@ -210,7 +209,7 @@ def _provider(provider: str) -> Check:
 
     known = by_name(provider)
     fix = known.install
-    name = f"device {known.device}" if known in providers.ALL else provider
+    name = f"device {known.device}" if known in devices.ALL else provider
     try:
         placed = probe(provider)
     except (ChildError, KDExportError) as error:

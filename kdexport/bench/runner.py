@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kdexport import statistics
-from kdexport.bench import contention, devices, energy, extras, host
+from kdexport.bench import devices, energy, host
 from kdexport.bench.host import Surroundings, Watch
 from kdexport.bench.inputs import resolve_shapes
 from kdexport.bench.plan import Condition, Plan, Settings, Target
@@ -156,7 +156,7 @@ class Series:
     surroundings: list[Surroundings] = field(default_factory=list)  # one a round
     memory: Memory = field(default_factory=lambda: Memory(None, None, None))
     precision: float | None = None
-    left_out: contention.LeftOut = field(default_factory=contention.LeftOut)
+    left_out: host.LeftOut = field(default_factory=host.LeftOut)
     failed: bool = False
 
     @property
@@ -269,7 +269,7 @@ class Runner:
             turn += 1
         surroundings = watch.result()
         done = [one for one in series if not one.failed]
-        counted = contention.undisturbed({one.target.name: parts[one.target.name] for one in done})
+        counted = host.undisturbed({one.target.name: parts[one.target.name] for one in done})
         for one in done:
             own = counted[one.target.name]
             one.rounds.append(np.concatenate(own))
@@ -356,9 +356,9 @@ class Runner:
 
     def _record(self, one: Series, condition: Condition) -> None:
         latency = statistics.latency(one.rounds, one.turns, left_out=one.left_out.calls)
-        disturbed = contention.disturbance(one.left_out, one.surroundings, condition)
+        disturbed = host.disturbance(one.left_out, one.surroundings, condition)
         task = worker_task(one.target, one.batch_size, condition, self._settings)
-        extra = extras.measure(
+        extra = energy.measure(
             one.target.name, task, condition, self._settings, self._meter(condition), len(one.placement), self._progress
         )
         self._measurements.append(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort  # noqa: TID253 - only the measured process imports this module
 
+from kdexport.bench.devices import by_name
 from kdexport.bench.plan import Device
-from kdexport.bench.providers import by_name
 from kdexport.errors import DeviceError
 
 RECORD = "session.record_ep_graph_assignment_info"

@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
-from kdexport.bench.contention import LeftOut, disturbance
-from kdexport.bench.host import Surroundings
+from kdexport.bench.host import LeftOut, Surroundings, disturbance
 from kdexport.bench.plan import Condition, Settings
 from kdexport.bench.session import Placement, fallback
 from kdexport.machine import cpu_governor, cpu_quota, usable_cores

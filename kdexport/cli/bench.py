@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from kdexport.bench.providers import ALL
+from kdexport.bench.devices import ALL
 from kdexport.cli.console import Console, Json, Quiet, Verbose, command
 from kdexport.results import BenchResult, Measurement, ModelFile
 
@@ -289,7 +289,7 @@ def _pack(job: dict[str, Any], out: Path, console: Console) -> None:
 
 
 def _remote(job: dict[str, Any], host: str, python: str, console: Console) -> "BenchResult":
-    from kdexport.bench.remote import measure_on
+    from kdexport.bench.pack import measure_on
 
     return measure_on(host, job["models"], job["settings"], python=python, progress=console.progress, **_asked(job))
 

@@ -12,7 +12,7 @@ from kdexport.cli.run import Extend, Out, Restart, Set, Track, on_change, tracke
 from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
-    from kdexport.distill.show_layers import ShownLayers
+    from kdexport.distill.layers import ShownLayers
 
 DISTILL_WEIGHT = 0.9  # what --method terms share; the labels have the rest by default
 TEACHER, STUDENT, TRAINING = "Teacher", "Student", "Training"
@@ -273,7 +273,7 @@ def distill(
         directory = RunDirectory(out or default_directory(whole))
         progress = console.progress
         if show_layers:
-            from kdexport.distill.show_layers import show_layers as listed
+            from kdexport.distill.layers import show_layers as listed
 
             layers = listed(whole, directory.cache, progress)
             console.result(layers, shown(layers))

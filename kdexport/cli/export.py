@@ -317,7 +317,7 @@ def export(
         if not (onnx or ort):
             raise typer.BadParameter("say what to write: --onnx, --ort or both")
         if for_runtime is not None:
-            from kdexport.onnx.versions import for_runtime as reads
+            from kdexport.onnx.files import for_runtime as reads
 
             wanted = reads(for_runtime)
             if opset is not None and opset > wanted.opset:
@@ -419,15 +419,15 @@ def _bare(console: Console, reference: str, settings: dict[str, object], own: _O
         return
 
     from kdexport.export import standalone
-    from kdexport.export.input_shape import parse_shape
+    from kdexport.export.random_inputs import parse_shape
     from kdexport.export.target import Form
-    from kdexport.onnx import versions
+    from kdexport.onnx import files
 
     wants_images = bool(pixels) or asked.any_image_size or own.data is not None
     bake = settings.get("bake_preprocessing", wants_images)
     form = Form(
         asked.opset,
-        versions.ir_for(asked.opset),
+        files.ir_for(asked.opset),
         asked.parity_tolerance,
         bake=bool(bake),
         any_image_size=asked.any_image_size,

@@ -1,11 +1,87 @@
-"""`kdexport init`: a reference pair to start from."""
+"""`kdexport init`: a reference pair to start from.
 
+A pair is a folder of a recipe, its networks and a card with measured results. In a wheel they lie inside the package,
+in a checkout beside it.
+"""
+
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
+from kdexport.errors import KDExportError, did_you_mean
+
+RECIPE = "recipe.toml"
+DIRECTIVE = "#:schema"  # for editors; the schema lies beside the recipe, as a link that is copied as a file
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One reference pair."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Those that there are."""
+
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was written."""
+
+    name: str
+    folder: str
+    files: tuple[str, ...]
+
+
+def reference_pairs() -> Pairs:
+    """Return the pairs that come with this installation, by name."""
+    folders = sorted(recipe.parent for recipe in _root().glob(f"*/{RECIPE}"))
+    return Pairs(tuple(Pair(folder.name, _description(folder)) for folder in folders))
+
+
+def copy_pair(name: str, folder: Path) -> Copied:
+    """Copy a pair into a folder that doesn't exist yet, or is empty.
+
+    Raises:
+        KDExportError: No such pair, the folder holds something, or it cannot be written to.
+    """
+    names = [pair.name for pair in reference_pairs().pairs]
+    if name not in names:
+        near = did_you_mean(name, names) or f"there are: {', '.join(names)}"
+        raise KDExportError(f"no reference pair is called '{name}'", hint=near.strip())
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise KDExportError(f"{folder} is there already and is not empty", hint=f"kdexport init {name} OTHER_DIR")
+    try:
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "runs", ".*")
+        shutil.copytree(_root() / name, folder, ignore=ignored, dirs_exist_ok=True)
+    except OSError as error:
+        raise KDExportError(
+            f"{folder} cannot be written: {error.strerror or error}", hint="name another folder: kdexport init NAME DIR"
+        ) from error
+    return Copied(name, str(folder), tuple(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+def _root() -> Path:
+    package = Path(__file__).parents[1]
+    installed = package / "_models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def _description(folder: Path) -> str:
+    """Return the recipe's first comment that is not for editors: it says what the pair is."""
+    for line in (folder / RECIPE).read_text(encoding="utf-8").splitlines():
+        if not line.startswith(DIRECTIVE):
+            return line.removeprefix("#").strip() if line.startswith("#") else ""
+    return ""
 
 
 def init(
@@ -32,7 +108,6 @@ def init(
     """
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         from kdexport.errors import KDExportError
-        from kdexport.models.reference_pairs import copy_pair, reference_pairs
 
         if reference:
             from kdexport.recipe_reference import markdown, schema

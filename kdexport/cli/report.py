@@ -114,14 +114,14 @@ def report(
         console.progress.message(f"written: {written[-1].parent}/{{report.html, report.md, report.json}}")
         enforce(made)
         if push_to_hub is not None:
-            from kdexport.report.hub import push
+            from kdexport.report.publish import push
 
             console.progress.message(f"pushed to {push(made, folder_of(benches), push_to_hub)}")
 
 
 def _shown(made: "Report", format_: str) -> object:
-    from kdexport.report.ci import github, junit
     from kdexport.report.markdown import markdown
+    from kdexport.report.publish import github, junit
     from kdexport.report.terminal import terminal
 
     if format_ == "table":

@@ -13,8 +13,7 @@ from kdexport.data.samples import Reading, Source, Split
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
-from kdexport.references import parse
-from kdexport.user_code import call, load_object
+from kdexport.references import call, load_object, parse
 
 EXPANSION, SPARE_BYTES = 200, 256 << 20  # a larger array that was compressed further than this is no data
 MOST_UNNAMED, CLASSES_PER_SAMPLE = 1000, 10  # outputs; more are a slip of the labels, and gigabytes

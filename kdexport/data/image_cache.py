@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kdexport.artifacts import write_atomically
-from kdexport.data.disk_arrays import open_rows
-from kdexport.data.samples import PicturesNeeded
+from kdexport.data.samples import PicturesNeeded, open_rows
 from kdexport.errors import SourceError
 from kdexport.machine import usable_cores
 from kdexport.progress import Progress, Silent

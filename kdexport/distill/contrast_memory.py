@@ -7,8 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdexport.distill.losses.contrast import Keys
-from kdexport.distill.projections import Adapter, Shape, as_vectors, channels_of
+from kdexport.distill.features import Adapter, Shape, as_vectors, channels_of
+from kdexport.distill.losses.features import Keys
 
 
 class ContrastMemory(Adapter):

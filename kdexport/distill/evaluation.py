@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdexport.data.samples import Split
-from kdexport.distill.inference import at_once, even_parts, predict_all
+from kdexport.distill.batches import at_once, even_parts, predict_all
 from kdexport.distill.objective import Objective
 from kdexport.distill.teacher import OnlineTeacher
 from kdexport.models.loading import evaluating

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from kdexport.distill.losses.checks import at_least_fp32
 from kdexport.errors import KDExportError, did_you_mean
-from kdexport.references import parse
+from kdexport.references import load_object, parse
 from kdexport.tasks import TASKS
 from kdexport.tasks.base import Task, check_same_shape
 from kdexport.terms import METHODS, BaseTerm, FeatureTerm, Need, OwnLoss
-from kdexport.user_code import load_object
 
 T = TypeVar("T")
 Features = Mapping[str, tuple[Any, ...]]

@@ -4,23 +4,28 @@ Each network that is to be trained makes one step of a copy in training mode, on
 be refused (the longest text, the largest id), augmented and at the size of the smallest batch, with the terms and the
 layers of the recipe. A network that is given is run on the same samples. The networks, their statistics and the
 random state are left as they were.
+
+Later, what the teacher itself scores is told before its student is trained: a student of a poor teacher is hours lost.
 """
 
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from kdexport.data.samples import Dataset, Split
 from kdexport.distill.context import DistillContext, Spec
-from kdexport.distill.faults import check_output, named
+from kdexport.distill.evaluation import Validation
 from kdexport.distill.features import FeatureHooks
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.setup import batches_of, feature_hooks, teacher_of
+from kdexport.distill.step import check_output, named
 from kdexport.distill.teacher import Teacher
 from kdexport.errors import KDExportError
 from kdexport.models.loading import Model, evaluating
@@ -154,3 +159,45 @@ def _samples(split: Split, count: int) -> np.ndarray:
             extremes += [int(values.max(axis=1).argmax()), int((values != 0).sum(axis=1).argmax())]
     order = dict.fromkeys([*extremes, *range(min(len(split), count + len(extremes)))])
     return np.sort(np.array(list(order)[:count], dtype=np.int64))
+
+
+def tell(context: DistillContext, name: str, *splits: Validation) -> None:
+    """Say how good the teacher is, and warn where it guesses.
+
+    Args:
+        context: What the phases share.
+        name: Of the network that teaches.
+        splits: Validation and test, with the teacher's logits.
+
+    Raises:
+        KDExportError: Some of the logits are not finite: nothing can be learned from them.
+    """
+    told = []
+    for split in splits:
+        logits = split.teacher_logits
+        if logits is None:
+            continue
+        bad = int((~np.isfinite(logits)).reshape(len(logits), -1).any(axis=1).sum())
+        if bad:
+            raise KDExportError(
+                f"the {name} gives NaN or infinity for {bad} of {len(logits)} {split.name} samples",
+                hint="look at its weights and its preprocessing (a std of 0?); kdexport evaluate shows more",
+            )
+        score = split.value(logits)
+        if score is not None:
+            told.append(f"{context.dataset.task.label} {score:.3f} on {len(logits)} {split.name} samples")
+    if told:
+        context.progress.message(f"{name}: {', '.join(told)}")
+    scored = [(split.teacher_logits, split.split.labels) for split in splits if split.split.labels is not None]
+    outputs = [logits for logits, _ in scored if logits is not None]
+    if outputs:
+        warn_of_doubt(
+            context, name, np.concatenate(outputs), np.concatenate([np.asarray(labels) for _, labels in scored])
+        )
+
+
+def warn_of_doubt(context: DistillContext, name: str, outputs: NDArray[np.float32], targets: NDArray[Any]) -> None:
+    """Warn where a network's outputs say that it guesses, or that its classes come in another order."""
+    doubt = context.dataset.task.doubt(outputs, targets, context.dataset.class_names)
+    if doubt:
+        context.progress.warn(f"{name}: {doubt}; look at this before a student is trained by it")

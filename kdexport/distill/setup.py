@@ -11,12 +11,11 @@ from accelerate import Accelerator
 from kdexport.artifacts import write_atomically
 from kdexport.data.augment import Augmentation
 from kdexport.data.samples import Split
-from kdexport.distill.batches import Batches
+from kdexport.distill.batches import Batches, lay_out_for_inference
 from kdexport.distill.context import DistillContext, Spec, network_key
 from kdexport.distill.data_free import synthesize, with_images
 from kdexport.distill.evaluation import Validation
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.inference import lay_out_for_inference
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.teacher import CachedTeacher, Ensemble, OnlineTeacher, Teacher, cache_of, kept_logits

@@ -13,11 +13,10 @@ from accelerate import Accelerator
 
 from kdexport import artifacts, results
 from kdexport.artifacts import RunDirectory
-from kdexport.distill import preflight, qat, teacher_verdict
+from kdexport.distill import preflight, qat
 from kdexport.distill.context import Depends, DistillContext, depends_on, network_key
-from kdexport.distill.fine_tuning import with_fitting_lr
 from kdexport.distill.logging import Trackers
-from kdexport.distill.optimization import accelerator_for
+from kdexport.distill.optimization import accelerator_for, with_fitting_lr
 from kdexport.distill.phase import Phase, run_phase
 from kdexport.distill.preflight import Check
 from kdexport.distill.setup import (
@@ -140,7 +139,7 @@ def _generation(context: DistillContext, name: str, teachers: Teachers, ships_as
         setup = distillation_setup(context, name, model, teachers, settings, context.objective, accelerator)
         test = setup.test()  # all processes make it
         if accelerator.is_main_process:
-            teacher_verdict.tell(context, teachers[0][0].name, setup.validation, test)
+            preflight.tell(context, teachers[0][0].name, setup.validation, test)
         return _fit(context, model, setup, accelerator, checkpoints)
 
     return run_phase(context, Phase(name, spec, depends_on(made_from, settings, later), train, ships_as))

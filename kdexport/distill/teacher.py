@@ -12,10 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdexport.data.samples import Split
-from kdexport.distill.batches import Batch, Batches
+from kdexport.distill.batches import Batch, Batches, at_once, even_parts, in_parts, predict_all
 from kdexport.distill.context import DistillContext
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.inference import at_once, even_parts, in_parts, predict_all
 from kdexport.distill.logit_cache import AllLogits, TeacherCache, TopK, compression_for
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.progress import SILENT, Progress

@@ -1,9 +1,16 @@
-"""Where a file and its network part: the first layer whose output differs, found among the intermediate outputs.
+"""Where a network and its file part, or the network and itself.
+
+The first layer whose output differs is found among the intermediate outputs.
 
 The exporter names each ONNX value after the torch.export node that it was translated from, so both sides can be
 compared value by value. Values that optimization has folded away are passed over.
+
+PyTorch is held against itself first: a forward that is random, keeps state, or depends on the rest of the batch has no
+file. That is found before anything is exported, and named as what it is: the comparison with a file would call it a
+difference of the file's.
 """
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +20,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from kdexport.errors import KDExportError
+from kdexport.export import parity
+from kdexport.export.target import ExportTarget, tensors_of
 from kdexport.export.to_onnx import Exported
 from kdexport.onnx.sessions import Arrays, OnnxSession
 
@@ -79,3 +89,86 @@ class _Recorder(fx.Interpreter):
             path = stack[-1][0] if stack else ""
             self.seen[n.name] = (result.detach().numpy().astype(np.float64), f"{path or 'the network'} ({n.target})")
         return result
+
+
+SAMPLES = 7  # looked at, all together and one by one
+ALIKE = 1e-3  # relative: batches of another size are summed in another order, by far less than this
+
+
+def check(target: ExportTarget, *, static: bool) -> None:
+    """Hold that a network gives a sample the same output each time, whatever else is in the batch.
+
+    Args:
+        target: The network and its samples.
+        static: Whether its batch is to be 1: then nothing else is in it.
+
+    Raises:
+        KDExportError: It does not.
+    """
+    name = type(target.network).__name__
+    count = 1 if static else min(SAMPLES, len(target.samples[0]))
+    before = _state(target)
+    first = _outputs(target, slice(0, count))
+    changed = [key for key, value in _state(target).items() if not torch.equal(value, before[key])]
+    second = _outputs(target, slice(0, count))
+    _restore(target, before)
+    if any(_differ(a, b) for a, b in zip(first, second, strict=True)):
+        if changed:
+            raise KDExportError(
+                f"{name} keeps state from one call to the next ({', '.join(changed)}): an ONNX file keeps none",
+                hint="make the state an input and an output of forward, or leave it out in eval mode",
+            )
+        raise KDExportError(
+            f"{name} gives another output each time for the same input: its forward is random, or in training mode",
+            hint="F.dropout needs training=self.training, and a .pt2 is captured from network.eval(); "
+            "noise can be made an input",
+        )
+    if static or count < 2:
+        return
+    single = [_outputs(target, slice(index, index + 1)) for index in (0, count - 1)]
+    _restore(target, before)
+    for number, whole in enumerate(first):
+        axes = [axis for axis, size in enumerate(whole.shape) if size == count and single[0][number].shape[axis] == 1]
+        if len(axes) != 1:  # of none or of several no sample can be told from the others
+            continue
+        for alone, index in zip(single, (0, count - 1), strict=True):
+            if alone[number].ndim == whole.ndim and _differ(
+                whole.narrow(axes[0], index, 1), alone[number], float(whole.abs().max())
+            ):
+                raise KDExportError(
+                    f"{name} gives a sample another output alone than in a batch of {count}: it depends on the batch",
+                    hint="batch statistics come from training mode (a .pt2 is captured from network.eval()) or from "
+                    "x.mean(0) in forward; fix that, or export with --static, for batches of 1",
+                )
+
+
+def _outputs(target: ExportTarget, which: slice) -> list[Tensor]:
+    samples = tuple(array[which] for array in target.samples)
+    try:
+        with torch.no_grad():
+            output = tensors_of(target.call(target.tensors(samples)))
+    except Exception as error:  # the user's own code may raise anything
+        raise parity.cannot_run("the PyTorch model", len(samples[0]), error) from error
+    return [item.detach().clone().to(torch.float64) for item in output or ()]
+
+
+def _differ(one: Tensor, other: Tensor, largest: float = 0.0) -> bool:
+    if one.shape != other.shape:
+        return True
+    a, b = one.numpy(), other.numpy()
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return True
+    largest = max(largest, float(np.abs(a[finite]).max(initial=0.0)))
+    return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) > ALIKE * largest
+
+
+def _state(target: ExportTarget) -> dict[str, Tensor]:
+    return {name: copy.deepcopy(value.detach()) for name, value in target.network.named_buffers()}
+
+
+def _restore(target: ExportTarget, state: dict[str, Tensor]) -> None:
+    """Put the buffers back: what is exported is the network as it came."""
+    with torch.no_grad():
+        for name, value in target.network.named_buffers():
+            value.copy_(state[name])

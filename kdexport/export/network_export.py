@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.errors import KDExportError, SourceError
-from kdexport.export import consistency, graph, hard_samples, parity
-from kdexport.export.arguments import keys_of, parameters_of, unwrapped
+from kdexport.export import diagnosis, graph, parity, random_inputs
 from kdexport.export.diagnosis import first_difference
-from kdexport.export.target import HALF, ExportTarget, Form, tensors_of
+from kdexport.export.target import HALF, ExportTarget, Form, keys_of, parameters_of, tensors_of, unwrapped
 from kdexport.export.to_onnx import Exported, to_onnx
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
+from kdexport.references import place
 from kdexport.results import ModelFile, Parity
-from kdexport.user_code import place
 
 ROUNDINGS = 4  # of a half-precision network's own type: what its proof allows
 OTHER_SIZES = 2  # at which each dynamic axis is proved, besides the one in the data
@@ -45,7 +44,7 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
     names = _checked_names(target, names, _run(target, example))
     form = dataclasses.replace(form, output_names=names)
     exported = _export(target, form, example)
-    consistency.check(target, static=form.static)
+    diagnosis.check(target, static=form.static)
     baked = form.bake and target.preprocessing.fits_in_graph
     if baked and target.preprocessing.kind == "features":
         graph.prepend_features(exported.model, target.preprocessing)
@@ -255,7 +254,7 @@ def _prove(target: ExportTarget, form: Form, file: Path, shown_as: str, *, baked
         tolerance=form.tolerance,
         batch_sizes=(1,) if form.static else parity.BATCH_SIZES,
         subject=shown_as,
-        hard=hard_samples.hard(target.samples, target.input_names),
+        hard=random_inputs.hard(target.samples, target.input_names),
         resized=_resized(target, form, torch_model),
         precise=precise,
     )
@@ -284,10 +283,10 @@ def _resized(target: ExportTarget, form: Form, run: parity.Predict) -> list[Arra
     for name, places in _other_axes(target, form).items():
         size = samples[places[0][0]].shape[places[0][1]]
         taken, refused = 0, ""
-        for other in hard_samples.other_sizes(size):
+        for other in random_inputs.other_sizes(size):
             batch = list(samples)
             for number, axis in places:
-                batch[number] = hard_samples.with_size(batch[number], axis, other)
+                batch[number] = random_inputs.with_size(batch[number], axis, other)
             try:
                 run(tuple(batch))
             except Exception as error:  # noqa: BLE001 the user's own code may raise anything at a size it does not take

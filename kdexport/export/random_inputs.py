@@ -1,18 +1,90 @@
-"""Inputs for a network that no data are given for: drawn at random, in types and ranges that the network takes."""
+"""Inputs to prove a network on: drawn at random where no data are given, and hard ones in any case.
+
+Random inputs have the types and ranges that the network takes; ``--input-shape`` is what one looks like, written
+without the batch.
+
+Hard samples are those that real data seldom hold and a wrong file gives away: blank, flat, faint, at the ends of the
+value range.
+
+A guard lost in a division, a logarithm or a root shows on a blank sample alone; a size taken for a constant shows at
+another size alone.
+"""
 
 import copy
 import dataclasses
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdexport.errors import KDExportError
-from kdexport.export.input_shape import InputShape
+from kdexport.errors import KDExportError, did_you_mean
 from kdexport.export.target import ExportTarget
 from kdexport.onnx.sessions import Arrays
+
+BATCH = "batch"
+SHAPE = re.compile(
+    r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<dims>(?:(?:\d+|batch)(?:[,x](?:\d+|batch))*)?)"
+    r"(?::(?P<type>[a-z]+\d*)(?:<(?P<limit>\d+))?)?"
+)
+TYPES = ("float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool")  # numpy's names
+SHAPES_HELP = (
+    "[NAME:]SIZES[:TYPE[<LIMIT]], sizes without the batch, e.g. 3,224,224, ids:128:int64<30000, t::int64 for one "
+    "number a sample, h:2,batch,64 where the batch is not first"
+)
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """One input of a network: its sizes without the batch, and where the batch goes."""
+
+    name: str
+    dims: tuple[int, ...]
+    type: str | None = None  # of TYPES; None: float32, or what the network's weights are
+    limit: int | None = None  # integers are drawn below it; None: as large as the network takes, up to 100
+    batch_axis: int = 0
+    named: bool = False  # by the user: then it is a parameter of forward
+
+
+def parse_shape(text: str, number: int) -> InputShape:
+    """Parse one ``--input-shape``.
+
+    Args:
+        text: ``3,224,224``, ``pixels:3x224x224``, ``ids:128:int64<30000``, ``t::int64`` for an input of shape [batch],
+            ``h:2,batch,64`` where the batch is not the first axis; elsewhere the batch is left out.
+        number: Which input it is, counted from 0: names an input that has no name.
+
+    Raises:
+        KDExportError: It has another form.
+    """
+    match = SHAPE.fullmatch(text.strip())
+    types = ", ".join(TYPES)
+    if match is None or not text.strip(" :"):
+        raise KDExportError(f"--input-shape {text!r} is no shape", hint=f"it is {SHAPES_HELP}; types: {types}")
+    if match["type"] is not None and match["type"] not in TYPES:
+        near = did_you_mean(match["type"], TYPES)
+        if match["type"] == "bfloat16":
+            near = "ONNX Runtime's CPU takes no bfloat16: leave the type out, and the network is written in float32; "
+        raise KDExportError(f"--input-shape {text!r} has no known type", hint=f"{near}types: {types}")
+    sizes = re.split("[,x]", match["dims"]) if match["dims"] else []
+    dims = tuple(int(size) for size in sizes if size != BATCH)
+    if 0 in dims or sizes.count(BATCH) > 1:
+        raise KDExportError(
+            f"--input-shape {text!r} has {'an axis of size 0' if 0 in dims else 'two batch axes'}",
+            hint="an input with one number a sample has no sizes: e.g. timestep::int64",
+        )
+    return InputShape(
+        match["name"] or ("input" if number == 0 else f"input_{number}"),
+        dims,
+        match["type"],
+        None if match["limit"] is None else int(match["limit"]),
+        sizes.index(BATCH) if BATCH in sizes else 0,
+        named=match["name"] is not None,
+    )
+
 
 SAMPLES = 10  # batches of 1, 2 and 7
 FLOATS: dict[torch.dtype, str] = {torch.float16: "float16", torch.float64: "float64"}
@@ -133,3 +205,49 @@ def _draw(generator: np.random.Generator, item: InputShape, kind: str, limit: in
     if _is_mask(item, kind) and values.ndim > 1:
         values[..., 0] = 1
     return values.astype(kind)
+
+
+FAINT = 1e-4  # times a real sample: where an epsilon is as large as what it is added to
+
+# Other sizes of a dynamic axis, in the order in which they are tried: as multiples, then as steps of a stride.
+TIMES = (1.5, 0.5, 2.0, 3.0)
+PLUS = (1, -1, 8, -8, 32, -32)
+
+
+def hard(inputs: Arrays, names: Sequence[str]) -> Arrays:
+    """Return hard samples, one array per input, first axis samples.
+
+    Args:
+        inputs: Real or random samples in the same form; at least one.
+        names: Of the inputs: a mask keeps its first element, for a text without a word is none.
+    """
+    return tuple(_of_one(array, name) for array, name in zip(inputs, names, strict=True))
+
+
+def _of_one(array: np.ndarray, name: str) -> np.ndarray:
+    low, high, one = array.min(), array.max(), array[len(array) // 2]
+    if "mask" in name and array.dtype.kind in "biu":
+        first = np.zeros_like(one)
+        if first.ndim:
+            first[..., 0] = high
+        rows = [first, np.full_like(one, high), first, np.full_like(one, high), one, one]
+    else:
+        half = one.copy()
+        if half.ndim:
+            half[len(half) // 2 :] = 0
+        flat = one.dtype.type(0.5) if one.dtype.kind == "f" else one.dtype.type(int(high) // 2)
+        faint = one * one.dtype.type(FAINT) if one.dtype.kind == "f" else one
+        rows = [np.full_like(one, value) for value in (0, flat, low, high)] + [half, faint]
+    return np.stack(rows).astype(array.dtype)
+
+
+def other_sizes(size: int) -> list[int]:
+    """Return sizes to try an axis at besides ``size``, the most telling first."""
+    wanted = [*(int(size * times) for times in TIMES), *(size + step for step in PLUS)]
+    return [item for item in dict.fromkeys(wanted) if item > 0 and item != size]
+
+
+def with_size(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Return samples cut or repeated along an axis to another size."""
+    index = np.arange(size) % array.shape[axis]
+    return np.ascontiguousarray(array.take(index, axis=axis))

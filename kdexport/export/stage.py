@@ -26,7 +26,7 @@ from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import example, files, metadata, versions
+from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays
 from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress, Silent
@@ -82,7 +82,7 @@ def export(
     if not models:
         raise next(iter(failures.values()))
     if SHIPPED in models:
-        example.write(directory.onnx(SHIPPED))
+        metadata.write(directory.onnx(SHIPPED))
     left_out = tuple(ExportFailure(name, error.message, error.hint) for name, error in failures.items())
     result = ExportResult(recipe.name, tuple(models.values()), left_out)
     paths = [job.path for job in jobs if job.name in models]
@@ -198,7 +198,7 @@ class _Work:
         )
         form = Form(
             settings.opset,
-            versions.ir_for(settings.opset),
+            files.ir_for(settings.opset),
             settings.parity_tolerance,
             bake=settings.bake_preprocessing,
             any_image_size=settings.any_image_size,

@@ -19,15 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
-from kdexport.export import arguments, network_export, parity, random_inputs, variants
-from kdexport.export.input_shape import BATCH, InputShape
-from kdexport.export.target import ExportTarget, Form
+from kdexport.export import network_export, parity, random_inputs, variants
+from kdexport.export.random_inputs import BATCH, InputShape
+from kdexport.export.target import ExportTarget, Form, bind, parameters_of, select_outputs, unwrapped
 from kdexport.models.fitted_data import load_fitted_data
 from kdexport.models.loading import Model, inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
-from kdexport.onnx import example, files
+from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays
 from kdexport.progress import Progress
 from kdexport.recipe import PRETRAINED, Data, PreprocessingSpec, Student
@@ -82,7 +82,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         models = [network_export.write(target, form, request.out)]
         data = _calibration_data(request, form, target, dataset)
         smaller, failures = variants.write_all(request.out, models[0], _specs(request), paths, data, progress)
-    if example.write(request.out, force=request.force) is None:
+    if metadata.write(request.out, force=request.force) is None:
         progress.warn("there is an infer.py that kdexport did not write: it is left as it is; --force replaces it")
     return ExportResult(request.out.stem, (*models, *smaller), failures)
 
@@ -151,7 +151,7 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
             progress.message(
                 f"the network gives no logits of the data's {dataset.num_classes} classes: no labels are written"
             )
-        by_name = len(names) > 1 and set(names) <= set(arguments.parameters_of(model.network))
+        by_name = len(names) > 1 and set(names) <= set(parameters_of(model.network))
         target = ExportTarget(
             request.out.stem,
             model.network,
@@ -185,9 +185,9 @@ def _classifies(model: Model, dataset: Dataset) -> bool:
 def _random_target(request: Request, form: Form, progress: Progress) -> ExportTarget:
     network = _network(request, progress)
     if form.output_names:
-        arguments.select_outputs(network, form.output_names)
+        select_outputs(network, form.output_names)
     names = tuple(item.name for item in request.inputs)
-    parameters = arguments.bind(network, names, named=any(item.named for item in request.inputs))
+    parameters = bind(network, names, named=any(item.named for item in request.inputs))
     target = ExportTarget(
         request.out.stem,
         network,
@@ -221,7 +221,7 @@ def _network(request: Request, progress: Progress) -> nn.Module:
         fit_weights(network, pretrained_weights(request.reference, request.args), "the pretrained weights")
     elif request.weights is not None:
         load_weights(network, Path(request.weights))
-    return arguments.unwrapped(network).eval()
+    return unwrapped(network).eval()
 
 
 def _preprocessing(request: Request, form: Form) -> Preprocessing:

@@ -4,14 +4,19 @@ What is written carries no trace of the machine that wrote it: stack traces, fil
 are stripped, and each node is named after the module that it came from (``blocks.0.conv1/Conv``).
 
 Parity is not proved here: see ``parity``.
+
+Why a network could not be exported is told in the user's terms: the operator and its module, or the line that branches.
+``try_export`` runs before anything is trained: what ONNX cannot hold is told then, not after the training.
 """
 
 import contextlib
 import functools
 import inspect
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -21,11 +26,93 @@ from onnxscript.rewriter import _pattern_ir as pattern_ir
 from torch import Tensor, nn
 from torch.onnx._internal.exporter import _registration
 
+from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
-from kdexport.export.faults import explain
 from kdexport.export.parity import FIXED_BATCH, OTHER_AXIS
 from kdexport.export.quiet import quiet, tail
-from kdexport.onnx import versions
+from kdexport.models.loading import Model, evaluating
+from kdexport.onnx import files
+from kdexport.recipe import Export
+
+PLACE = re.compile(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)')
+OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+NODE = re.compile(r"Error when translating node %(\w+)")
+
+
+def explain(
+    error: BaseException, network: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], captured: str
+) -> KDExportError:
+    """Return what to tell the user of an error of ``torch.onnx.export``.
+
+    Args:
+        error: What it raised, with its causes.
+        network: What was to be exported.
+        args: Its inputs, by position.
+        kwargs: The same, by name.
+        captured: What was printed and logged meanwhile.
+    """
+    name = type(network).__name__
+    text = "\n".join(_messages(error))
+    operator = OPERATOR.search(text)
+    if operator:
+        node = NODE.search(text)
+        where = _module_of(node[1], network, args, kwargs) if node else None
+        return KDExportError(
+            f"{name} cannot be exported: ONNX has no {operator[1]}" + (f", which {where} uses" if where else ""),
+            hint="write that part of its forward with other operators, or try a higher --opset",
+        )
+    if "data-dependent" in text:
+        return KDExportError(
+            f"{name} cannot be exported: the way through it depends on the data{_place(text)}",
+            hint="ONNX holds one way for all data: use torch.where, or torch.cond, in place of if and while",
+        )
+    if "Constraints violated" in text or "specialized" in text:
+        return KDExportError(
+            f"{name} cannot be exported with dynamic axes: {_violated(text)}",
+            hint="take the fixed size out of its forward, or export with --static",
+        )
+    shown = next((line for line in reversed(_messages(error)) if line.strip()), type(error).__name__)
+    return KDExportError(
+        f"{name} cannot be exported to ONNX: {shown.strip().splitlines()[0]}{_place(text)}",
+        hint="--verbose shows torch's whole account" + (f"; it said: {captured}" if captured else ""),
+    )
+
+
+def _messages(error: BaseException | None) -> list[str]:
+    """Return the messages of an error and its causes, the root cause last."""
+    found = []
+    while error is not None:
+        found.append(str(error))
+        error = error.__cause__
+    return found
+
+
+def _place(text: str) -> str:
+    """Return the user's own line that a message points at, if it does."""
+    places = [match for match in PLACE.finditer(text) if "site-packages" not in match[1]]
+    if not places:
+        return ""
+    file, line, code = places[-1].groups()
+    return f": `{code.strip()}` ({Path(file).name}, line {line})"
+
+
+def _violated(text: str) -> str:
+    lines = [line.strip(" -") for line in text.splitlines()]
+    told = [line for line in lines if "specialized" in line or "violated" in line]
+    return max(told, key=lambda line: "specialized" in line) if told else "a size is fixed in its forward"
+
+
+def _module_of(node_name: str, network: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> str | None:
+    """Return the module that an operator belongs to, as ``blocks.1 (SelfAttention)``."""
+    program = torch.export.export(network, args, kwargs, strict=False).run_decompositions()
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if node.name == node_name and stack:
+            path, kind = list(stack.values())[-1]
+            kind = kind if isinstance(kind, str) else kind.__qualname__
+            return f"{path or 'it itself'} ({kind.rpartition('.')[2]})"
+    return None
+
 
 REGISTRY = functools.lru_cache(_registration.ONNXRegistry.from_torchlib)
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -162,7 +249,7 @@ def _check_opset(model: ir.Model, wanted: int) -> None:
         raise KDExportError(
             f"the network cannot be written in opset {wanted}: one of its operators ({', '.join(operators(model))}) "
             f"has no conversion, and the file would be of opset {version}",
-            hint=f"give --opset {version}, for onnxruntime {versions.oldest_runtime(version or 0, 0, {})} and later",
+            hint=f"give --opset {version}, for onnxruntime {files.oldest_runtime(version or 0, 0, {})} and later",
         )
 
 
@@ -196,3 +283,36 @@ def scope_of(node: ir.Node) -> str:
     text = node.metadata_props.get(SCOPES, "")
     scopes = [part.strip(" '\"") for part in text.strip("[]").split(",")]
     return scopes[-2] if len(scopes) > 1 else ""
+
+
+def try_export(export: Export, name: str, model: Model, data: Dataset) -> None:
+    """Export a network as it stands, with a dynamic batch, and run what was captured on one sample.
+
+    Args:
+        export: The recipe's table.
+        name: "teacher" or "student", for messages.
+        model: The network, on the CPU; one that is an ONNX file already is left out.
+        data: Whose samples it takes.
+
+    Raises:
+        KDExportError: It cannot be exported, or not with a batch of any size.
+    """
+    if not any(True for _ in model.network.parameters()):  # an ONNX file, which is copied
+        return
+    two, one = (model.preprocessing.apply(data.train.take(slice(0, count)).inputs) for count in (2, 1))
+    if len(two[0]) < 2:
+        return
+    text = model.preprocessing.kind == "tokens"
+    axes = tuple({0: "batch", 1: "length"} if text and item.ndim > 1 else {0: "batch"} for item in two)
+    try:
+        with evaluating(model.network):
+            exported = to_onnx(model.network, two, input_names=data.input_names, opset=export.opset, dynamic=axes)
+            exported.program.module()(*one)
+    except KDExportError as error:
+        raise KDExportError(f"the {name}, before it is trained: {error.message}", hint=error.hint) from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KDExportError(
+            f"the {name}, before it is trained: what torch.export captured of it does not take one sample: {reason}",
+            hint="take the fixed batch out of its forward: sizes are read off the input",
+        ) from error

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import SourceError
-from kdexport.models.checkpoints import read
+from kdexport.models.checkpoints import OnnxNetwork, read
 from kdexport.models.hub import image_preprocessing
 from kdexport.models.networks import (
     TWO_HEADED,
@@ -28,7 +28,6 @@ from kdexport.models.networks import (
     with_pretrained_args,
 )
 from kdexport.models.preprocessing import Preprocessing, resample_of, with_spec
-from kdexport.models.programs import OnnxNetwork
 from kdexport.models.weights import Fit, fit, load_weights
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
 from kdexport.references import parse

@@ -14,8 +14,7 @@ from kdexport.errors import SourceError, did_you_mean
 from kdexport.models.checkpoints import SUFFIXES
 from kdexport.models.hub import load_classifier
 from kdexport.recipe import PRETRAINED
-from kdexport.references import Reference, parse
-from kdexport.user_code import call, load_object
+from kdexport.references import Reference, call, load_object, parse
 
 SAFE_CHANNELS = 16  # see ``needs_channels_first``
 TWO_HEADED = ("googlenet", "inception_v3")  # torchvision's with a second head for training
@@ -220,11 +219,11 @@ def _program(reference: Reference, args: Mapping[str, Any]) -> nn.Module:
     if args:
         raise SourceError(f"{path} is a network already and takes no args", hint="take the args out")
     if path.suffix == ".pt2":
-        from kdexport.models.programs import Program
+        from kdexport.models.checkpoints import Program
 
         return Program(path)
     if path.suffix == ".onnx":  # only here: a training needs no ONNX Runtime otherwise
-        from kdexport.models.programs import OnnxNetwork
+        from kdexport.models.checkpoints import OnnxNetwork
 
         return OnnxNetwork(path)
     hint = f"a model reference is one of: {', '.join(_FORMS)}"

@@ -12,7 +12,7 @@ import onnx
 
 from kdexport import artifacts
 from kdexport.errors import KDExportError, SourceError
-from kdexport.onnx import files, metadata, versions
+from kdexport.onnx import files, metadata
 from kdexport.results import ModelFile
 
 N = TypeVar("N", int, None)
@@ -269,7 +269,7 @@ def describe(path: Path) -> Description:
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         opset=opset,
         ir_version=model.ir_version,
-        oldest_runtime=versions.oldest_runtime(opset or 0, model.ir_version, operators),
+        oldest_runtime=files.oldest_runtime(opset or 0, model.ir_version, operators),
         inputs={item.name: _value(item) for item in model.graph.input},
         outputs={item.name: _value(item) for item in model.graph.output},
         operators=operators,

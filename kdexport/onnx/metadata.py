@@ -1,5 +1,11 @@
-"""What a file says of itself: the ``kdexport.*`` entries of its metadata, and what can be read off its graph."""
+"""What a file says of itself: the ``kdexport.*`` entries of its metadata, what its graph shows, and its example.
 
+``infer.py`` is a complete example beside the file, with numpy and onnxruntime; Pillow or transformers read raw inputs.
+It holds what its file needs and nothing else, so that it can be read before it is run. It is the user's to change: one
+that was changed, or was there before, is not replaced unasked.
+"""
+
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from kdexport import __version__, artifacts, results
-from kdexport.onnx import files, versions
+from kdexport.onnx import files
 
 if TYPE_CHECKING:
     from kdexport.models.preprocessing import Preprocessing
@@ -129,7 +135,7 @@ def model_file(
         inputs={item.name: _shape(item) for item in model.graph.input},
         operators=operators,
         operators_before=operators_before or {},
-        oldest_runtime=versions.oldest_runtime(opset, model.ir_version, operators),
+        oldest_runtime=files.oldest_runtime(opset, model.ir_version, operators),
         parity=parity,
         notes=notes,
         quantized=quantized,
@@ -147,3 +153,126 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def _shape(item: onnx.ValueInfoProto) -> list[str | int]:
     return [dim.dim_param or (dim.dim_value if dim.dim_value > 0 else "?") for dim in item.type.tensor_type.shape.dim]
+
+
+SIGNATURE = "# kdexport: "
+
+HEAD = '''"""Run {file}: python infer.py {usage}"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported
+
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(Path(__file__).with_name("{file}"), providers=["CPUExecutionProvider"])
+metadata, inputs = session.get_modelmeta().custom_metadata_map, session.get_inputs()
+labels, prepare = (json.loads(metadata.get(f"kdexport.{{key}}", "[]")) for key in ("labels", "preprocessing"))
+given, kinds = sys.argv[1:], [item.type[7:-1].replace("float16", "half").replace("float", "float32") for item in inputs]
+if all(name.endswith(".npy") for name in given):  # one for each input, its first axis samples
+    arrays = [np.load(name) for name in given]
+'''
+PICTURES = """else:  # pictures, at the size that the file takes
+    from PIL import Image, ImageOps
+
+    pictures = [ImageOps.fit(Image.open(name).convert("{mode}"), ({width}, {height}){method}) for name in given]
+    arrays = [np.stack([np.asarray(picture).reshape({height}, {width}, -1) for picture in pictures])]
+"""
+SQUASHED = """else:  # pictures, at the size that the file takes
+    from PIL import Image
+
+    pictures = [Image.open(name).convert("{mode}").resize(({width}, {height}){method}) for name in given]
+    arrays = [np.stack([np.asarray(picture).reshape({height}, {width}, -1) for picture in pictures])]
+"""
+ANY_SIZE = """else:  # pictures of one size, which the file itself resizes
+    from PIL import Image
+
+    arrays = [np.stack([np.atleast_3d(Image.open(name).convert("{mode}")) for name in given])]
+"""
+SENTENCES = """else:  # sentences
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(prepare["tokenizer"].removeprefix("hf:"))
+    found = tokenizer(given, padding=True, truncation=True, max_length=prepare.get("length"), return_tensors="np")
+    arrays = [found["input_ids"], found["attention_mask"]][: len(inputs)]
+"""
+NORMALIZED = """arrays[0] = ((arrays[0] / 255 - prepare.get("mean", 0)) / prepare.get("std", 1)).transpose(0, 3, 1, 2)
+"""
+RUN = """feed = {item.name: array.astype(kind) for item, array, kind in zip(inputs, arrays, kinds, strict=True)}
+"""
+BEST = """scores = session.run(None, feed)[0]
+for number, best in enumerate(scores.argmax(axis=1)):
+    print(number, labels[best] if labels else best, f"{scores[number, best]:.3f}")
+"""
+RANKED = """scores, best = session.run(["top_scores", "{names}"], feed)
+for number, (row, names) in enumerate(zip(scores, best, strict=True)):
+    print(number, *(f"{{name}} {{score:.3f}}" for name, score in zip(names, row, strict=True)))
+"""
+SHAPES = """for item, array in zip(session.get_outputs(), session.run(None, feed), strict=True):
+    print(item.name, array.dtype, array.shape)
+"""
+
+
+def write(model: Path, *, force: bool = False) -> Path | None:
+    """Write ``infer.py`` beside a file.
+
+    Args:
+        model: The ONNX file.
+        force: Whether one that is the user's own is replaced.
+
+    Returns:
+        Its path, or None where the user's own is there and stays.
+    """
+    path = model.with_name("infer.py")
+    if path.exists() and not force and not _is_ours(path):
+        return None
+    text = code(model)
+    artifacts.write_text(path, f"{text}{SIGNATURE}{_digest(text)}\n")
+    return path
+
+
+def code(model: Path) -> str:
+    """Return a program that runs a file on arrays, pictures or sentences, whichever it takes."""
+    graph = onnx.load(model, load_external_data=False).graph
+    prepare = json.loads(read(model).get("kdexport.preprocessing", "{}"))
+    first, outputs = graph.input[0].type.tensor_type, {item.name: item.type.tensor_type for item in graph.output}
+    raw = first.elem_type == onnx.TensorProto.UINT8
+    sizes = [dim.dim_value for dim in first.shape.dim]
+    reading, usage = "", " ".join(f"{item.name}.npy" for item in graph.input)
+    if prepare.get("kind") == "image" and len(sizes) == 4:
+        height, width, channels = sizes[1:] if raw else (*(prepare.get("size") or sizes[2:]), sizes[1])
+        crop = prepare.get("resize") == "crop"
+        share = prepare.get("crop_share", 1.0)
+        form = ANY_SIZE if not (height and width) else PICTURES if crop else SQUASHED
+        method = f", {3 if prepare.get('resample') == 'bicubic' else 2}"  # Pillow's numbers: 2 is bilinear
+        method += f", bleed={(1 - share) / 2:g}" if crop else ""  # is cut off each side
+        reading = form.format(height=height, width=width, method=method, mode="L" if channels == 1 else "RGB")
+        usage = "photo.jpg (or samples.npy)"
+    elif prepare.get("tokenizer"):
+        reading, usage = SENTENCES, '"a sentence" (or ids.npy mask.npy)'
+    ranked = next((name for name in ("top_labels", "top_indices") if name in outputs), None)
+    scores = next(iter(outputs.values()))
+    shown = RANKED.format(names=ranked) if ranked else BEST if len(scores.shape.dim) == 2 else SHAPES
+    head = HEAD.format(file=model.name, usage=usage.replace('"', "'"))
+    if not reading:
+        head = head.replace('if all(name.endswith(".npy") for name in given):  # one', "# One").replace(
+            "    arrays = [np.load", "arrays = [np.load"
+        )
+    return head + reading + (NORMALIZED if prepare.get("kind") == "image" and not raw else "") + RUN + shown
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is as this module wrote it, to the letter."""
+    try:
+        text, signature, digest = path.read_text(encoding="utf-8").rpartition(SIGNATURE)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(signature) and digest.strip() == _digest(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,10 +12,9 @@ from typing import Any
 
 from kdexport import __version__
 from kdexport.report import figures, scores
-from kdexport.report.costs import costs_of
+from kdexport.report.decisions import costs_of, snippet
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape
-from kdexport.report.next_steps import snippet
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison, quantized
 from kdexport.results import ModelFile, Report
 
@@ -255,10 +254,10 @@ def _code_of(path: Path) -> str | None:
         return None
     from google.protobuf.message import DecodeError
 
-    from kdexport.onnx import example
+    from kdexport.onnx import metadata
 
     try:
-        return example.code(path)
+        return metadata.code(path)
     except DecodeError:
         return None
 

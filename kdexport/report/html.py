@@ -11,14 +11,21 @@ from importlib.resources import files
 from typing import Any
 
 from kdexport import __version__
-from kdexport.report import figures, noise
+from kdexport.report import figures, findings
 from kdexport.report.charts import catalog, curves
-from kdexport.report.charts.bullet import bullet
-from kdexport.report.charts.marks import Mark, legend, marks
-from kdexport.report.costs import costs_of
-from kdexport.report.decisions import SEVERITY, Decision, concerns, decisions, headline
-from kdexport.report.next_steps import changed_settings, command, snippet
-from kdexport.report.splits import SplitTable, split_table
+from kdexport.report.charts.marks import Mark, bullet, legend, marks
+from kdexport.report.decisions import (
+    SEVERITY,
+    Decision,
+    changed_settings,
+    command,
+    concerns,
+    costs_of,
+    decisions,
+    headline,
+    snippet,
+)
+from kdexport.report.scores import SplitTable, split_table
 from kdexport.report.tables import device_map, model_table, proofs
 from kdexport.report.view import (
     ConditionView,
@@ -70,7 +77,7 @@ def _values(report: Report) -> dict[str, Any]:
         "created": report.created[:10],
         "decisions": decided,
         "most_verdicts": MOST_VERDICTS,
-        "noise": noise.elsewhere([item.noise for item in decided if item.view]) if len(decided) > 1 else "",
+        "noise": findings.noise_elsewhere([item.noise for item in decided if item.view]) if len(decided) > 1 else "",
         "views": views,
         "groups": _groups(views) if len(views) > MOST_BUTTONS else [],
         "left_out": len(every) - len(views),
@@ -86,7 +93,7 @@ def _values(report: Report) -> dict[str, Any]:
         "splits": split_table(report),
         "proofs": proofs(report, look),
         "notes": [f"{model.name}: {'; '.join(model.notes)}." for model in report.models if model.notes],
-        "warnings": noise.lines(report.measurements),
+        "warnings": findings.noise_lines(report.measurements),
         "command": command(report),
         "settings": changed_settings(report.recipe),
     }

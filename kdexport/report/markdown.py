@@ -8,7 +8,7 @@ from kdexport.report.charts.marks import marks
 from kdexport.report.charts.svg import standalone
 from kdexport.report.decisions import decisions
 from kdexport.report.join import Condition
-from kdexport.report.splits import split_table
+from kdexport.report.scores import split_table
 from kdexport.report.view import ConditionView, gate_words, judged_views, quantized
 from kdexport.results import Report
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kdexport.report import figures, noise, scores
+from kdexport.report import figures, findings, scores
 from kdexport.report.charts.marks import Mark, swatch
-from kdexport.report.costs import speed_words
+from kdexport.report.decisions import speed_words
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.requirements import chance
 from kdexport.report.tradeoffs import speedup_at
@@ -46,7 +46,7 @@ def model_table(report: Report, view: ConditionView, look: Mapping[str, Mark]) -
             "kind": "pick" if row.picked else "dominated" if row.dominated else "",
             "swatch": swatch(look[row.name]),
             "status": row.status,
-            "noise": noise.summary([row.measurement]).partition(": ")[2],
+            "noise": findings.noise_summary([row.measurement]).partition(": ")[2],
             "cells": _cells(row, time, size, medians, sizes, energy=energy),
         }
         for row in best_first

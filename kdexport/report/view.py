@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
 
-from kdexport.report import figures, noise, scores
+from kdexport.report import figures, findings, scores
 from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, condition_of
 from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
 from kdexport.report.scores import Metric
@@ -125,7 +125,7 @@ class ConditionView:
     @property
     def noise(self) -> str:
         """How many of the timings here are noisy, and why; empty where none is."""
-        return noise.summary([row.measurement for row in self.rows])
+        return findings.noise_summary([row.measurement for row in self.rows])
 
     @cached_property
     def unit(self) -> figures.Unit:

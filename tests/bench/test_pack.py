@@ -10,10 +10,9 @@ import pytest
 
 from kdexport import results
 from kdexport.bench import process
-from kdexport.bench.pack import pack
+from kdexport.bench.pack import measure_on, pack
 from kdexport.bench.packed import _job, _parse
 from kdexport.bench.plan import Device
-from kdexport.bench.remote import measure_on
 from kdexport.bench.runner import Outcome
 from kdexport.data.samples import Dataset, Split
 from kdexport.errors import KDExportError

@@ -3,19 +3,19 @@
 import onnxruntime
 import pytest
 
-from kdexport.bench import devices, doctor, extras, providers, session
+from kdexport.bench import devices, doctor, energy, session
 from kdexport.bench.plan import Condition, Settings
 from kdexport.bench.process import ChildError
 from kdexport.errors import DeviceError
 
-TOY = providers.Provider(
+TOY = devices.Provider(
     "toy", "ToyExecutionProvider", "pip install toy", numbered=True, memory="toy", behind=("CUDAExecutionProvider",)
 )
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(providers, "ALL", (*providers.ALL, TOY))
+    monkeypatch.setattr(devices, "ALL", (*devices.ALL, TOY))
 
 
 def test_a_toy_provider_needs_one_entry(toy, monkeypatch):
@@ -62,9 +62,9 @@ def test_copies_are_timed_where_the_data_lie_elsewhere(toy, monkeypatch):
             asked.append(task["do"])
             return {"host_to_device": 1.0, "device_to_host": 2.0}, b""
 
-    monkeypatch.setattr(extras, "Child", Played)
+    monkeypatch.setattr(energy, "Child", Played)
     for name in ("toy", "cpu"):
         (device,) = devices.find([name], ["ToyExecutionProvider", "CPUExecutionProvider"], {})
-        found = extras.measure("m", {"batch_size": 1}, Condition(device, 1, (1,)), Settings(), None, 1, None)
+        found = energy.measure("m", {"batch_size": 1}, Condition(device, 1, (1,)), Settings(), None, 1, None)
         assert (found.transfer_ms is not None) == (name == "toy")
     assert asked == ["load", "prepare", "transfers"]

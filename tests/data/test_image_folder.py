@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from kdexport.data import image_cache
-from kdexport.data.disk_arrays import Rows
+from kdexport.data.samples import Rows
 from kdexport.errors import SourceError
 from kdexport.stage_cache import fingerprint
 
@@ -162,7 +162,7 @@ def test_unlabelled_pictures_are_scaled_to_the_labelled(folder, load, tmp_path):
 
 
 def test_rows_behave_like_the_array_they_stand_for(tmp_path):
-    from kdexport.data.disk_arrays import open_rows
+    from kdexport.data.samples import open_rows
 
     array = np.random.default_rng(0).integers(0, 255, (30, 4, 5, 3), dtype=np.uint8)
     (tmp_path / "a.u8").write_bytes(array.tobytes())

@@ -9,8 +9,8 @@ import torch
 from kdexport.artifacts import RunDirectory
 from kdexport.data.datasets import load_data
 from kdexport.distill import logging
+from kdexport.distill.batches import predict_all
 from kdexport.distill.data_free import synthesize
-from kdexport.distill.inference import predict_all
 from kdexport.distill.stage import distill
 from kdexport.errors import KDExportError
 from kdexport.models.loading import load_model

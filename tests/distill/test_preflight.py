@@ -11,13 +11,13 @@ import torch
 
 from kdexport.artifacts import RunDirectory
 from kdexport.data.samples import Dataset, Split
-from kdexport.distill import inference, layers, teacher_verdict
-from kdexport.distill.batches import Batches
+from kdexport.distill import layers, preflight
+from kdexport.distill.batches import Batches, even_parts
 from kdexport.distill.context import DistillContext
-from kdexport.distill.fine_tuning import with_fitting_lr
 from kdexport.distill.logging import Trackers
+from kdexport.distill.optimization import with_fitting_lr
+from kdexport.distill.preflight import warn_of_doubt
 from kdexport.distill.stage import distill
-from kdexport.distill.teacher_verdict import warn_of_doubt
 from kdexport.errors import KDExportError, SourceError
 from kdexport.models.loading import Model, count_macs, evaluating, load_model
 from kdexport.models.networks import load_network
@@ -151,7 +151,7 @@ def test_fp16_without_a_gpu_is_refused(tmp_path: Path, tiny: Tiny) -> None:
 @pytest.mark.parametrize("count", [2, 3, 64, 65, 129, 193])
 @pytest.mark.parametrize("size", [2, 64])
 def test_no_part_and_no_batch_holds_one_sample(count: int, size: int) -> None:
-    parts = inference.even_parts(np.arange(count), size)
+    parts = even_parts(np.arange(count), size)
     assert np.array_equal(np.concatenate(parts), np.arange(count))
     assert {len(part) for part in parts} <= set(range(2, size + 2))
     split = Split((np.zeros((count, 1), dtype=np.float32),))
@@ -209,13 +209,13 @@ def test_the_teachers_score_is_told_and_doubted(
         dataset = replace(load("digits"), train=split, class_names=("a", "b", "c"))
 
     logits = np.eye(3, dtype=np.float32)[predicted]
-    teacher_verdict.tell(Context, "teacher", Given("val", split, logits))  # type: ignore[arg-type]
+    preflight.tell(Context, "teacher", Given("val", split, logits))  # type: ignore[arg-type]
     expected = np.mean(predicted == labels)
     assert Context.progress.said == [f"teacher: accuracy {expected:.3f} on 300 val samples"]
     assert [warning is not None and warning in text for text in Context.progress.warned] == [True] * bool(warning)
     logits[7] = np.nan
     with pytest.raises(KDExportError, match="NaN or infinity for 1 of 300 val samples"):
-        teacher_verdict.tell(Context, "teacher", Given("val", split, logits))  # type: ignore[arg-type]
+        preflight.tell(Context, "teacher", Given("val", split, logits))  # type: ignore[arg-type]
 
 
 def test_operations_are_counted_in_evaluation_mode(load: Callable[..., Dataset]) -> None:

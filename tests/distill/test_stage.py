@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from kdexport.artifacts import RunDirectory
 from kdexport.data.datasets import load_data
 from kdexport.distill import logging, logit_cache
-from kdexport.distill.inference import predict_all
+from kdexport.distill.batches import predict_all
 from kdexport.distill.stage import distill
 from kdexport.distill.state import LoopState
 from kdexport.errors import KDExportError

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdexport.artifacts import RunDirectory
 from kdexport.data.datasets import load_data
-from kdexport.distill.inference import lay_out_for_inference
+from kdexport.distill.batches import lay_out_for_inference
 from kdexport.distill.stage import distill
 from kdexport.models.loading import load_model
 from kdexport.models.networks import needs_channels_first

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
-from kdexport.export.trial import try_export
+from kdexport.export.to_onnx import try_export
 from kdexport.models.loading import Model
 from kdexport.recipe import Export
 

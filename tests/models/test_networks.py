@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from kdexport.errors import SourceError
+from kdexport.models.checkpoints import OnnxNetwork, Program
 from kdexport.models.loading import load_model
 from kdexport.models.networks import check_output, load_network
 from kdexport.models.predictors import load_predictor
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.models.programs import OnnxNetwork, Program
 from kdexport.recipe import PreprocessingSpec, Student, Teacher, Training
 
 NETS = """

@@ -7,10 +7,10 @@ import pytest
 from kdexport.errors import RequirementError
 from kdexport.recipe import Require
 from kdexport.report.card import card
-from kdexport.report.ci import github, junit
 from kdexport.report.decisions import decisions, headline
 from kdexport.report.html import html
 from kdexport.report.markdown import markdown
+from kdexport.report.publish import github, junit
 from kdexport.report.requirements import chance
 from kdexport.report.stage import enforce, report
 

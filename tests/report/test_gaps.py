@@ -7,9 +7,9 @@ import pytest
 
 from kdexport.recipe import Require
 from kdexport.report.card import card
-from kdexport.report.ci import github, junit
 from kdexport.report.html import html
 from kdexport.report.markdown import markdown, pictures_of
+from kdexport.report.publish import github, junit
 from kdexport.report.stage import report
 from kdexport.results import Memory
 

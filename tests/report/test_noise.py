@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 
 from kdexport.recipe import Require
-from kdexport.report import noise
 from kdexport.report.decisions import decisions
-from kdexport.report.findings import findings
+from kdexport.report.findings import findings, noise_lines
 from kdexport.report.join import join
 from kdexport.report.stage import report
 
@@ -24,7 +23,7 @@ def warned(bench, *texts: str):
 def test_one_line_a_kind_not_one_a_timing(build) -> None:
     texts = ("other work kept 1.{} of 2 cores busy", "noisy: single calls vary by 3{}%", "odd {} x")
     bench = warned(build.bench(), *texts)
-    lines = noise.lines(bench.measurements)
+    lines = noise_lines(bench.measurements)
     assert lines == [
         "The machine was busy: 5 of 5 timings (teacher, student, student-plain, student.int8, student-plain.int8), "
         "e.g. teacher on cpu of laptop, batch 1: other work kept 1.0 of 2 cores busy. "

@@ -8,11 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from kdexport.report.charts import batches, catalog
-from kdexport.report.charts.bullet import bullet
 from kdexport.report.charts.confusion import confusion_change
 from kdexport.report.charts.curves import Curve, curves
-from kdexport.report.charts.marks import Mark, marks, marks_of
-from kdexport.report.charts.picture import FULL, Drawing, Picture
+from kdexport.report.charts.marks import FULL, Drawing, Mark, Picture, bullet, marks, marks_of
 from kdexport.report.charts.scatter import Point, scatter
 from kdexport.report.charts.svg import Labels, Scale, picture, short, tag
 from kdexport.report.html import html

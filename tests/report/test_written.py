@@ -11,9 +11,9 @@ from rich.console import Console
 
 from kdexport.recipe import Require
 from kdexport.report import figures
-from kdexport.report.ci import github, junit
 from kdexport.report.markdown import markdown, pictures_of
-from kdexport.report.splits import split_table
+from kdexport.report.publish import github, junit
+from kdexport.report.scores import split_table
 from kdexport.report.stage import report
 from kdexport.report.terminal import bar, terminal
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdexport.tasks.doubts import doubt_of
+from kdexport.tasks.classification import doubt_of
 
 NAMES = tuple("abcdefghij")
 

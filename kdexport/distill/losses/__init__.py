@@ -4,8 +4,7 @@ Which recipe term calls which stands in the term's class in ``kdexport.terms``; 
 held against float64 numpy written from the paper, and its class there.
 """
 
-from kdexport.distill.losses.contrast import crd
-from kdexport.distill.losses.features import attention, cosine, hint, relational, review, similarity
+from kdexport.distill.losses.features import attention, cosine, crd, hint, relational, review, similarity
 from kdexport.distill.losses.logits import binary_soft_targets, dist, dkd, hard_targets, logit_mse, soft_targets
 from kdexport.distill.losses.maps import channel_wise, pairwise
 

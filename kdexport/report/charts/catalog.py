@@ -1,7 +1,7 @@
 """Every picture of the report, in the order of the page. A line here and a module make a new one."""
 
 from kdexport.report.charts import batches, classes, confusion, curves, distributions, scatter
-from kdexport.report.charts.picture import Picture
+from kdexport.report.charts.marks import Picture
 
 PICTURES: tuple[Picture, ...] = (
     scatter.PICTURE,

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kdexport.report import figures
-from kdexport.report.charts.marks import Mark, glyph
-from kdexport.report.charts.picture import WIDE, Drawing, Picture
+from kdexport.report.charts.marks import WIDE, Drawing, Mark, Picture, glyph
 from kdexport.report.charts.svg import Scale, picture, short, tag, text, text_width
 from kdexport.report.join import PLAIN_STUDENT, STUDENT
 from kdexport.results import Evaluation, Interval, Report

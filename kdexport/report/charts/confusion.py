@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from markupsafe import Markup
 
 from kdexport.report.charts.classes import evaluation_of
-from kdexport.report.charts.marks import Mark
-from kdexport.report.charts.picture import Drawing, Picture
+from kdexport.report.charts.marks import Drawing, Mark, Picture
 from kdexport.report.charts.svg import picture, short, tag, text
 from kdexport.report.join import PLAIN_STUDENT, STUDENT
 from kdexport.results import Report

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from kdexport.report.charts.marks import Mark
-from kdexport.report.charts.picture import Drawing, Picture
+from kdexport.report.charts.marks import Drawing, Mark, Picture
 from kdexport.report.charts.svg import CHARACTER, Scale, picture, short, tag, text
 from kdexport.report.scores import Metric, metric_of
 from kdexport.results import Report

@@ -8,8 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kdexport.report import figures
-from kdexport.report.charts.marks import Mark, glyph
-from kdexport.report.charts.picture import Drawing, Picture
+from kdexport.report.charts.marks import Drawing, Mark, Picture, glyph
 from kdexport.report.charts.svg import Scale, picture, short, tag, text
 from kdexport.report.view import ConditionView, condition_views
 from kdexport.results import Latency, Report

@@ -1,12 +1,19 @@
-"""How a model looks wherever it is drawn: its color says which network it is, its shape in which precision."""
+"""What the report's pictures share: how a model looks, how a requirement looks, and what a picture is.
 
-from collections.abc import Iterable
+A model's color says which network it is, its shape in which precision. A picture is a name, where it stands, and a
+function that draws it. A new picture is one module with a ``PICTURE`` and one line in ``catalog.py``; page and
+report.md then show it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
-from kdexport.report.charts.svg import tag
-from kdexport.results import Report
+from kdexport.report.charts.svg import Scale, picture, tag
+from kdexport.report.join import Condition
+from kdexport.results import Gate, Report
 
 COLORS = 8  # besides the baseline's grey; they then repeat, and the labels tell models apart
 
@@ -81,3 +88,58 @@ def swatch(mark: Mark) -> Markup:
     return tag(
         "svg", glyph(mark, 6, 6, 4), class_="swatch", viewBox="0 0 12 12", width=12, height=12, aria_hidden="true"
     )
+
+
+def bullet(gate: Gate, *, label: str, width: int = 220) -> Markup:
+    """Draw the limit as a line, what it allows as a band, the figure as a dot, its interval as a whisker."""
+    value = gate.value if gate.value is not None else gate.limit
+    low, high = gate.ci95 or (value, value)
+    ends = [low, high, gate.limit, value]
+    ends += [] if gate.requirement == "min_score" else [0.0]
+    pad = (max(ends) - min(ends)) * 0.08 or 1.0
+    across = Scale(
+        min(ends) - (pad if min(ends) < 0 or gate.requirement == "min_score" else 0),
+        max(ends) + pad,
+        3.0,
+        width - 3.0,
+    )
+    limit, middle = across(gate.limit), 11.0
+    at_least = gate.requirement.startswith("min_")
+    start, end = (limit, across.end) if at_least else (across.start, limit)
+    style = {"pass": "pass", "undecided": "undecided"}.get(gate.verdict, "fail")
+    drawn = [
+        tag("rect", x=across.start, y=middle - 3, width=across.end - across.start, height=6, rx=3, class_="rail"),
+        tag("rect", x=start, y=middle - 3, width=max(end - start, 0.0), height=6, rx=3, class_="allowed"),
+    ]
+    if gate.value is not None:
+        if gate.ci95 is not None:
+            drawn.append(tag("line", x1=across(low), x2=across(high), y1=middle, y2=middle, class_=f"reaches {style}"))
+        drawn.append(tag("circle", cx=across(value), cy=middle, r=5, class_=f"figure {style}"))
+    drawn.append(tag("line", x1=limit, x2=limit, y1=1, y2=21, class_="bound"))
+    return picture(width, 22, label, *drawn)
+
+
+# Pixels. The page shows a wide or a narrow drawing: text in a picture must not shrink with the screen.
+FULL, WIDE, NARROW = 1180, 700, 350
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture drawn once."""
+
+    svg: Markup
+    caption: str  # what the marks mean; plain text
+    conditions: tuple[Condition, ...] = ()  # shown with these alone; empty: whatever condition is looked at
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A kind of picture."""
+
+    name: str  # of its file beside report.md: report-NAME.svg
+    title: str  # of its section on the page; pictures of one title stand side by side
+    draw: Callable[[Report, Mapping[str, Mark], int], Iterable[Drawing]]  # report, looks, width in pixels
+    wide: int = FULL
+    narrow: int = NARROW
+    where: Literal["answer", "section"] = "section"  # beside the answer, or in a section of its own
+    in_markdown: bool = True

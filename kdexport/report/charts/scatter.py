@@ -8,8 +8,7 @@ from markupsafe import Markup
 
 from kdexport.recipe import Require
 from kdexport.report import figures
-from kdexport.report.charts.marks import Mark, glyph
-from kdexport.report.charts.picture import WIDE, Drawing, Picture
+from kdexport.report.charts.marks import WIDE, Drawing, Mark, Picture, glyph
 from kdexport.report.charts.svg import Labels, Scale, picture, short, tag, text
 from kdexport.report.scores import Metric
 from kdexport.report.view import ConditionView, Row, condition_views

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from kdexport.distill import losses
-from kdexport.distill.losses.contrast import Keys
+from kdexport.distill.losses.features import Keys
 from kdexport.errors import KDExportError
 
 MAP = (3, 4, 5, 5)

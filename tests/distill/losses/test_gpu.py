@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdexport.distill import losses
-from kdexport.distill.losses.contrast import Keys
+from kdexport.distill.losses.features import Keys
 
 LOGIT_METHODS = ["soft_targets", "hard_targets", "logit_mse", "dkd", "dist", "binary_soft_targets"]
 FEATURE_METHODS = ["hint", "attention", "similarity", "relational", "cosine"]

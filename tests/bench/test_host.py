@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from kdexport.bench import host, timing
-from kdexport.bench.contention import LeftOut, disturbance, undisturbed
-from kdexport.bench.host import Surroundings
+from kdexport.bench.host import LeftOut, Surroundings, disturbance, undisturbed
 from kdexport.bench.plan import Condition, Device
 
 CPU = Condition(Device("cpu", "CPUExecutionProvider"), 1, (1,))

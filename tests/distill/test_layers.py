@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from kdexport import results
-from kdexport.distill.show_layers import show_layers
+from kdexport.distill.layers import show_layers
 from kdexport.errors import KDExportError
 
 

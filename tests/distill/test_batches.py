@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdexport.data.samples import Split
-from kdexport.distill.inference import at_once, in_parts, out_of_memory, predict_all
+from kdexport.distill.batches import at_once, in_parts, out_of_memory, predict_all
 from kdexport.errors import KDExportError
 from kdexport.models.preprocessing import Preprocessing
 
