@@ -214,6 +214,10 @@ class Training(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of each label's probability that is spread over all classes."
     )
+    label_loss: str | None = Field(
+        None,
+        description="Loss of the labels, one of the task's: cross_entropy; binary_cross_entropy. Left out: its first.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
         description="Number format of forward and backward passes; bf16 and fp16 mean automatic mixed precision.",
@@ -280,6 +284,13 @@ class NetworkSpec(Section):
         True,
         description=(
             "Whether every name and shape of the weights must match; false takes what fits and lists the rest."
+        ),
+    )
+    output: str | int | None = Field(
+        None,
+        description=(
+            "Which output is meant where the network returns several: a key, a field or an index, with dots into a "
+            "nest. Left out: a lone tensor, else logits or out."
         ),
     )
     class_order: Literal["by_name", "by_position"] = Field(

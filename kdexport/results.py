@@ -19,8 +19,8 @@ Interval = tuple[float, float]
 class Agreement:
     """How near a model's outputs are to the teacher's, over one split."""
 
-    top1: float  # share of samples with the same argmax
-    kl: float  # mean over samples of KL(teacher || model) at temperature 1, nats
+    top1: float | None  # share of decisions that are the same; None where outputs are no decisions
+    kl: float | None  # mean over samples of KL(teacher || model) at temperature 1, nats
     logit_correlation: float | None  # Pearson, over all logits centred per sample; None where one is constant
 
 

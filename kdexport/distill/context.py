@@ -54,7 +54,11 @@ class DistillContext:
     def label_objective(self, training: Training) -> Objective:
         """Return what a network minimizes that learns from the labels alone."""
         return Objective(
-            1.0, label_smoothing=training.label_smoothing, task=self.dataset.task, mixed=mixes_samples(training)
+            1.0,
+            label_smoothing=training.label_smoothing,
+            label_loss=training.label_loss,
+            task=self.dataset.task,
+            mixed=mixes_samples(training),
         )
 
     @property
@@ -68,6 +72,7 @@ class DistillContext:
             settings.label_weight,
             settings.terms,
             label_smoothing=settings.label_smoothing,
+            label_loss=settings.label_loss,
             task=self.dataset.task,
             mixed=mixes_samples(settings),
         )
@@ -79,7 +84,8 @@ class DistillContext:
         """
         number = role.rpartition("-")[2]
         torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
-        return load_model(role, spec, self.dataset)
+        learns = isinstance(spec, Student) or spec.train is not None
+        return load_model(role, spec, self.dataset, learns=learns)
 
     def announce_data(self) -> None:
         """Say how the data were read, and what was left out of them."""
@@ -97,7 +103,13 @@ class DistillContext:
 
 def network_key(spec: Spec) -> list[object]:
     """Return what stands for a network as it starts: its code, arguments, weights and preprocessing."""
-    made_from = [fingerprint(spec.model, spec.args), weights_fingerprint(spec.weights), spec.strict, spec.weights_key]
+    made_from = [
+        fingerprint(spec.model, spec.args),
+        weights_fingerprint(spec.weights),
+        spec.strict,
+        spec.weights_key,
+        spec.output,
+    ]
     return [*made_from, spec.preprocessing.model_dump()]
 
 
@@ -132,6 +144,8 @@ def depends_on(identity: list[object], training: Training, exclude: Set[str] = f
         exclude: The settings that this phase does not depend on.
     """
     settings = training.model_dump(mode="json", exclude={*exclude, *WITHOUT_EFFECT})
+    if training.label_loss is None:  # the usual one
+        del settings["label_loss"]
     for term in settings.get("terms", ()):
         if ":" in term["method"]:
             term["method"] = fingerprint(term["method"])

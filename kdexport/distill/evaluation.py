@@ -138,12 +138,13 @@ class BatchAgreement:
     Args:
         device: Where they are kept.
         per_epoch: Batches of an epoch.
-        task: Says which decisions are right; None where samples are mixed, so that there is nothing to be right about.
+        task: Says which decisions are right, and in how many the teacher is followed.
+        mixed: Whether samples are mixed, so that there is nothing to be right about.
     """
 
-    def __init__(self, device: torch.device, per_epoch: int, task: Task | None) -> None:
+    def __init__(self, device: torch.device, per_epoch: int, task: Task, *, mixed: bool = False) -> None:
         self._stride = max(1, per_epoch // BATCHES_LOOKED_AT)
-        self._task = task
+        self._task, self._mixed = task, mixed
         self._device = device
         self.clear()
 
@@ -151,8 +152,8 @@ class BatchAgreement:
         """Begin an epoch."""
         self._teacher = False
         self._waiting: list[Seen] = []
-        # samples, decided, right, teacher right, agreed, KL, and three sums of products for the correlation
-        self._sums = torch.zeros(9, dtype=sums_dtype(self._device), device=self._device)
+        # samples, decided, right, teacher right, compared, agreed, KL, three sums of products for the correlation
+        self._sums = torch.zeros(10, dtype=sums_dtype(self._device), device=self._device)
 
     def looks_at(self, step: int) -> bool:
         """Whether the batch of a step is to be counted."""
@@ -173,29 +174,27 @@ class BatchAgreement:
         student = seen.logits.float()
         none = student.new_zeros(())
         decided, right = self._right(student, seen.labels)
-        values = [none + len(student), decided, right, none, none, none, none, none, none]
+        values = [none + len(student), decided, right, *[none] * 7]
         if seen.teacher_logits is not None:
             self._teacher = True
             teacher = seen.teacher_logits.float()
             values[3] = self._right(teacher, seen.labels)[1]
-            values[4] = (student.argmax(1) == teacher.argmax(1)).sum()
-            ours, theirs = student.log_softmax(1), teacher.log_softmax(1)
-            values[5] = (theirs.exp() * (theirs - ours)).sum()
+            values[4:7] = self._task.batch_agreement(student, teacher) or (none, none, none)
             centred, teachers = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
-            values[6:] = [(centred * teachers).sum(), (centred**2).sum(), (teachers**2).sum()]
+            values[7:] = [(centred * teachers).sum(), (centred**2).sum(), (teachers**2).sum()]
         self._sums += torch.stack([value.to(self._sums.dtype) for value in values])
 
     def means(self, accelerator: Accelerator) -> dict[str, float | None]:
         """Return the epoch's figures over all processes; None for what is not known."""
         self._add_up()
         sums = accelerator.reduce(self._sums, "sum").tolist()
-        samples, decided, right, teacher_right, agreed, kl, product, ours, theirs = sums
+        samples, decided, right, teacher_right, compared, agreed, kl, product, ours, theirs = sums
         taught = self._teacher and samples > 0
         return {
             "train_accuracy": right / decided if decided else None,
             "train_teacher_accuracy": teacher_right / decided if decided and taught else None,
-            "train_top1_agreement": agreed / samples if taught else None,
-            "train_kl": max(kl / samples, 0.0) if taught else None,
+            "train_top1_agreement": agreed / compared if compared else None,
+            "train_kl": max(kl / samples, 0.0) if compared else None,
             "train_logit_correlation": product / (ours * theirs) ** 0.5 if taught and ours * theirs > 0 else None,
         }
 
@@ -211,7 +210,7 @@ class BatchAgreement:
 
     def _right(self, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return how many decisions labels tell of, and how many of them were right."""
-        if labels is None or self._task is None:
+        if labels is None or self._mixed:
             return logits.new_zeros(()), logits.new_zeros(())
         return self._task.right_in_batch(logits, labels)
 

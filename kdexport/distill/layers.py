@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError, did_you_mean
+from kdexport.models import outputs
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import evaluating, load_model
+from kdexport.models.outputs import PREFIX as OUTPUT
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Recipe
 
@@ -25,10 +27,10 @@ SHOWN = 40  # layers in an error message
 
 @dataclass(frozen=True)
 class Layer:
-    """One module that ran and gave a tensor."""
+    """One module that ran and gave a tensor, or another output of the network beside the one that is scored."""
 
-    path: str  # as in ``network.get_submodule``
-    kind: str  # its class
+    path: str  # as in ``network.get_submodule``, or ``output:NAME``
+    kind: str  # its class, or "output"
     shape: tuple[int, ...]  # of what it gives, without the batch
     calls: int  # how often it ran in one pass
     stage: int | None  # its place among the stages, from 0; None for a layer within one
@@ -55,7 +57,9 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
         shapes.setdefault(path, tuple(output.shape[1:]))
 
     paths = [name for name, _ in network.named_modules() if name]
-    with evaluating(network), capture_outputs(network, {path: path for path in paths}, note):
+    others: dict[str, Tensor] = {}
+    capturing = capture_outputs(network, {path: path for path in paths}, note)
+    with evaluating(network), capturing, outputs.listening(network, others.update):
         network(*inputs)
     if not shapes:
         raise KDExportError(
@@ -64,10 +68,12 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
         )
     stages = set(_stages(network, shapes))
     numbers = {path: number for number, path in enumerate(path for path in shapes if path in stages)}
-    return tuple(
+    modules = (
         Layer(path, type(network.get_submodule(path)).__name__, shape, calls[path], numbers.get(path))
         for path, shape in shapes.items()
     )
+    further = (Layer(f"{OUTPUT}{name}", "output", tuple(item.shape[1:]), 1, None) for name, item in others.items())
+    return (*modules, *further)
 
 
 @contextmanager
@@ -76,7 +82,7 @@ def capture_outputs(network: nn.Module, paths: Mapping[str, str], note: Any) -> 
 
     Args:
         network: Whose modules.
-        paths: Name -> module path.
+        paths: Name -> module path, or ``output:NAME`` for another of the network's outputs.
         note: Gets the name and the module's output: the tensor, or the first tensor of a tuple or dict.
     """
 
@@ -88,9 +94,16 @@ def capture_outputs(network: nn.Module, paths: Mapping[str, str], note: Any) -> 
 
         return captured
 
-    handles = [network.get_submodule(path).register_forward_hook(hook(name)) for name, path in paths.items()]
+    def others(named: Mapping[str, Tensor]) -> None:
+        for name, path in paths.items():
+            if path.startswith(OUTPUT) and path.removeprefix(OUTPUT) in named:
+                note(name, named[path.removeprefix(OUTPUT)])
+
+    modules = {name: path for name, path in paths.items() if not path.startswith(OUTPUT)}
+    handles = [network.get_submodule(path).register_forward_hook(hook(name)) for name, path in modules.items()]
     try:
-        yield
+        with outputs.listening(network, others):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -142,7 +155,7 @@ def stage_ends(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Return the last map of each resolution, in order: where a network's stages end, however it is written."""
     ends: dict[tuple[int, ...], Layer] = {}
     for layer in layers:
-        if layer.calls == 1 and len(layer.shape) == 3 and max(layer.shape[1:]) > 1:
+        if layer.kind != "output" and layer.calls == 1 and len(layer.shape) == 3 and max(layer.shape[1:]) > 1:
             ends.pop(layer.shape[1:], None)
             ends[layer.shape[1:]] = layer
     return tuple(ends.values())
@@ -171,7 +184,8 @@ def last_map(layers: Sequence[Layer], whose: str) -> Layer:
 
     Of a transformer on patches these are its last tokens: its only map is the patch embedding, before any block.
     """
-    tokens = [layer for layer in layers if layer.calls == 1 and len(layer.shape) == 2 and layer.shape[0] > 1]
+    inner = [layer for layer in layers if layer.kind != "output"]
+    tokens = [layer for layer in inner if layer.calls == 1 and len(layer.shape) == 2 and layer.shape[0] > 1]
     positions = [*tokens[-1:], *stage_ends(layers)[-1:]]
     return max(positions, key=layers.index) if positions else embedding(layers, whose)
 

@@ -90,6 +90,7 @@ class Objective:
         label_weight: Weight of the labels' own loss. At 0 no labels are looked at.
         terms: The recipe's terms. Those whose weight is 0 are left out.
         label_smoothing: Share of each label that is spread over all classes.
+        label_loss: One of the task's; None: its usual one.
         task: What the targets are and what their loss is.
         mixed: Whether samples are mixed, so that targets come as shares ``[batch, classes]`` that sum to 1. They look
             like multi-hot ones, so they are told apart here and never guessed.
@@ -104,9 +105,12 @@ class Objective:
         terms: Sequence[BaseTerm] = (),
         *,
         label_smoothing: float = 0.0,
+        label_loss: str | None = None,
         task: Task = TASKS["classification"],
         mixed: bool = False,
     ) -> None:
+        task.check_label_loss(label_loss)
+        self.label_loss = label_loss
         self.label_weight = label_weight
         self.label_smoothing = label_smoothing
         self.task, self.mixed = task, mixed
@@ -134,7 +138,13 @@ class Objective:
         ]
         if not terms and self.label_weight == 0:
             return None
-        return Objective(self.label_weight, terms, label_smoothing=self.label_smoothing, task=self.task)
+        return Objective(
+            self.label_weight,
+            terms,
+            label_smoothing=self.label_smoothing,
+            label_loss=self.label_loss,
+            task=self.task,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,11 +220,14 @@ class Objective:
             value = self._label_loss(student_logits, _given(labels, "the labels' loss", "labels"), labelled)
             parts["labels"] = value.detach()
             total = self.label_weight * value
+        student, teacher = self.task.comparable(student_logits), None
+        if teacher_logits is not None:
+            teacher = self.task.comparable(teacher_logits)
         for part in self._parts:
             arguments: list[Any] = []
             for need in part.loss.needs:
                 if need == "logits":
-                    arguments += [student_logits, _given(teacher_logits, part.name, "the teacher's logits")]
+                    arguments += [student, _given(teacher, part.name, "the teacher's logits")]
                 elif need == "labels":
                     arguments.append(_given(labels, part.name, "labels"))
                 else:
@@ -231,7 +244,12 @@ class Objective:
         if self.mixed:
             check_same_shape(targets, outputs, "mixed")
         return self.task.label_loss(
-            at_least_fp32(outputs), targets, smoothing=self.label_smoothing, labelled=labelled, mixed=self.mixed
+            at_least_fp32(outputs),
+            targets,
+            kind=self.label_loss,
+            smoothing=self.label_smoothing,
+            labelled=labelled,
+            mixed=self.mixed,
         )
 
 

@@ -71,9 +71,10 @@ def teacher_scores(context: DistillContext, teachers: Teachers) -> tuple[Teacher
     ensemble = build_teacher(context, teachers, device).network
     scores = ensemble.scores(context.dataset.val, device) if isinstance(ensemble, Ensemble) else ()
     for score in scores:
-        context.progress.message(
-            f"{score.name}: agrees with all teachers together on {score.agreement.top1:.1%} of the samples"
-        )
+        if score.agreement.top1 is not None:
+            context.progress.message(
+                f"{score.name}: agrees with all teachers together on {score.agreement.top1:.1%} of the samples"
+            )
     return scores
 
 

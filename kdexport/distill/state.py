@@ -41,7 +41,7 @@ class LoopState:
         self.last_score: float | None = None
         self.best_weights: dict[str, Tensor] = {}
         self._device, self._task = device, task
-        self._agreement = BatchAgreement(device, per_epoch, None if mixed else task)
+        self._agreement = BatchAgreement(device, per_epoch, task, mixed=mixed)
         self._seconds_before, self._started = 0.0, time.monotonic()
         self.clear_sums()
 

@@ -67,11 +67,9 @@ def check_output(output: object, samples: int, dataset: Dataset, who: str, *, tr
     """
     when = "in training mode" if training else "in evaluation mode"
     if not isinstance(output, Tensor):
-        size = f" of {len(output)}" if isinstance(output, tuple | list | dict) else ""
         raise KDExportError(
-            f"{when} {who} gives a {type(output).__name__}{size}, not a tensor of logits",
-            hint="leave its further heads out (e.g. args = { aux_logits = false }), or wrap it in a class whose forward"
-            " returns the logits alone in training too, and name that as file.py:Name",
+            f"{when} {who} gives a {type(output).__name__}, not a tensor",
+            hint="let its forward return a tensor, or tensors by name, and set output to the one that is meant",
         )
     dataset.task.check_outputs(tuple(output.shape), samples, dataset.class_names, f"{when} {who}")
     if not bool(torch.isfinite(output.detach()).all()):

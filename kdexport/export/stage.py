@@ -168,6 +168,7 @@ class _Work:
             torch=torch.__version__,
             weights=network.weights_sha256,
             network=fingerprint(spec.model, spec.args),
+            output=spec.output,
             pretrained=spec.weights == PRETRAINED,  # else what the library says of preprocessing does not count
             preprocessing=spec.preprocessing.model_dump(),
             data=self._data,

@@ -27,10 +27,12 @@ from kdexport.models.networks import (
     pretrained_weights,
     with_pretrained_args,
 )
+from kdexport.models.outputs import Output, install
 from kdexport.models.preprocessing import Preprocessing, resample_of, with_spec
-from kdexport.models.weights import Fit, fit, load_weights
+from kdexport.models.weights import Fit, fit, load_weights, postprocessing_in
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
 from kdexport.references import parse
+from kdexport.tasks.postprocessing import Postprocessing
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def load_model(
     dataset: Dataset,
     weights: Path | None = None,
     *,
+    learns: bool = False,
     any_output: bool = False,
 ) -> Model:
     """Build a recipe's network for a data set.
@@ -59,13 +62,15 @@ def load_model(
         spec: The recipe's table.
         dataset: Gives the classes and the preprocessing that neither the recipe nor the network's own library gives.
         weights: Weights to load instead of the recipe's: those that a run has trained.
-        any_output: Whether it may give something else than logits of the data's classes.
+        learns: Whether it is going to be trained on the data: a head without weights then learns scaled targets.
+        any_output: Whether it may give something else than the task's outputs; it is then left as it is, unless the
+            recipe names one of its outputs.
 
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
     args = with_pretrained_args(spec.model, spec.args, spec.weights)
-    network, fresh = load_with_fresh(spec.model, args, dataset.num_classes)
+    network, fresh = load_with_fresh(spec.model, args, dataset.task.num_outputs(dataset.class_names))
     if isinstance(network, OnnxNetwork):
         network.onnx.expects = dataset.task.activation
     fitted = Fit()
@@ -90,17 +95,34 @@ def load_model(
             f"the teacher {spec.model} comes without {shown}: it would teach noise",
             hint="fit it on the labels with a [teacher.train] table, or name a model that classifies these data",
         )
+    postprocessing = _postprocessing_of(spec, dataset, weights, learns=learns)
+    if not any_output or spec.output is not None:
+        table = "teacher" if isinstance(spec, TeacherSpec) else "student"
+        install(network, Output(spec.output, postprocessing, role, f"{table}.output"))
     preprocessing = preprocessing_of(spec, dataset)
     few = dataset.train.take(slice(0, 2)).inputs
     if needs_channels_first(network, preprocessing.apply(few)):
         preprocessing = replace(preprocessing, contiguous=True)
     _check_tokens(role, spec, network, dataset)
     if not any_output:
-        check_output(network, preprocessing.apply(_hardest(dataset)), dataset.num_classes, role)
+        check_output(network, preprocessing.apply(_hardest(dataset)), dataset.task, dataset.class_names, role)
     notes, warnings = _said_of(role, spec, args, preprocessing, dataset)
     if fitted.taken_from:
         notes = (*notes, f"{role}: weights taken from {fitted.taken_from} in {spec.weights}")
     return Model(network.eval(), preprocessing, fitted.left_out, notes, warnings)
+
+
+def _postprocessing_of(
+    spec: TeacherSpec | Student, dataset: Dataset, weights: Path | None, *, learns: bool
+) -> Postprocessing | None:
+    """Return what is done to a network's output: what its weights say, else what the task asks for."""
+    given = None if spec.weights in (None, PRETRAINED) else Path(str(spec.weights))
+    file = weights or given
+    kept = None if file is None else postprocessing_in(file)
+    if kept is not None:
+        return kept
+    shape = dataset.train.inputs[0].shape[1:]
+    return dataset.task.postprocessing(shape, fresh=learns and file is None)
 
 
 def _hardest(dataset: Dataset) -> tuple[NDArray[Any], ...]:

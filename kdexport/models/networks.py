@@ -3,18 +3,19 @@
 import copy
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdexport.errors import SourceError, did_you_mean
+from kdexport.errors import KDExportError, SourceError, did_you_mean
 from kdexport.models.checkpoints import SUFFIXES
 from kdexport.models.hub import load_classifier
 from kdexport.recipe import PRETRAINED
 from kdexport.references import Reference, call, load_object, parse
+from kdexport.tasks.base import Task
 
 SAFE_CHANNELS = 16  # see ``needs_channels_first``
 TWO_HEADED = ("googlenet", "inception_v3")  # torchvision's with a second head for training
@@ -142,17 +143,19 @@ def _views_its_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     return False
 
 
-def check_output(network: nn.Module, inputs: tuple[Tensor, ...], num_classes: int, role: str) -> None:
-    """Run one batch and hold that the network gives logits for these classes.
+def check_output(network: nn.Module, inputs: tuple[Tensor, ...], task: Task, names: Sequence[str], role: str) -> None:
+    """Run one batch and hold that the network gives what the task asks for.
 
     Raises:
-        SourceError: It raises, or its output is a tuple, a dict or has another shape.
+        SourceError: It raises, or its output has another shape.
     """
     was_training = network.training
     network.eval()
     try:
         with torch.no_grad():
             output = network(*inputs)
+    except KDExportError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}" for item in inputs)
         raise SourceError(
@@ -163,15 +166,10 @@ def check_output(network: nn.Module, inputs: tuple[Tensor, ...], num_classes: in
         network.train(was_training)
     if not isinstance(output, Tensor):
         raise SourceError(
-            f"the {role}'s output is a {type(output).__name__}, not a tensor of logits",
-            hint="wrap it in a class whose forward returns the logits alone, and name that as file.py:Name",
+            f"the {role}'s output is a {type(output).__name__}, not a tensor",
+            hint="let its forward return a tensor, or tensors by name, and set output to the one that is meant",
         )
-    batch = inputs[0].shape[0]
-    if output.shape != (batch, num_classes):
-        raise SourceError(
-            f"the {role} gives {list(output.shape)} for {batch} samples; the data have {num_classes} classes",
-            hint=f"it must give [batch, {num_classes}]: set its args, e.g. args = {{ num_classes = {num_classes} }}",
-        )
+    task.check_outputs(tuple(output.shape), inputs[0].shape[0], names, f"the {role}")
 
 
 def _torchvision(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:

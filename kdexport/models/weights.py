@@ -1,5 +1,6 @@
 """Weights in the forms that users have them: found in whatever they are nested in, and held against a network."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from kdexport.artifacts import write_atomically
 from kdexport.errors import SourceError
 from kdexport.models.checkpoints import read, state_dicts
+from kdexport.models.outputs import output_of
+from kdexport.tasks.postprocessing import Postprocessing
 
 WRAPPERS = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1; BatchNorm's own loading forgives it by version
+POSTPROCESSING = "kdexport.postprocessing"  # in the metadata of a safetensors file
 MAX_SHOWN = 20
 MAX_PREFIXES = 64  # that are tried
 
@@ -94,14 +98,37 @@ def fit(network: nn.Module, document: Any, origin: str, strict: bool = True, key
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors, whole or not at all; equal weights give equal bytes."""
+    """Write a network's weights as safetensors, whole or not at all; equal weights give equal bytes.
+
+    What is done to the network's output stands in the file's metadata: without it the weights mean something else.
+    """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    write_atomically(path, lambda temporary: _write_safetensors(state, temporary))
+    output = output_of(network)
+    metadata = None
+    if output is not None and output.postprocessing is not None:
+        metadata = {POSTPROCESSING: json.dumps(output.postprocessing.to_json())}
+    write_atomically(path, lambda temporary: _write_safetensors(state, metadata, temporary))
 
 
-def _write_safetensors(state: dict[str, Tensor], path: Path) -> None:
+def postprocessing_in(path: Path) -> Postprocessing | None:
+    """Return what weights that ``save_weights`` has written want done to the output; None where they say nothing.
+
+    Raises:
+        SourceError: What they say cannot be read.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
     try:
-        safetensors.torch.save_file(state, str(path))
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            text = (file.metadata() or {}).get(POSTPROCESSING)
+        return None if text is None else Postprocessing.from_json(json.loads(text))
+    except (SafetensorError, ValueError):  # a damaged file is told when its weights are read
+        return None
+
+
+def _write_safetensors(state: dict[str, Tensor], metadata: dict[str, str] | None, path: Path) -> None:
+    try:
+        safetensors.torch.save_file(state, str(path), metadata)
     except SafetensorError as error:  # what its writer makes of a full disk
         raise OSError(str(error)) from error
 

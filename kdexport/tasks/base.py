@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.errors import KDExportError, SourceError
+from kdexport.errors import KDExportError, RecipeError, SourceError, did_you_mean
 from kdexport.results import Agreement, Evaluation, Interval, Score
+from kdexport.tasks.postprocessing import Postprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,44 @@ class Task(ABC):
     activation: ClassVar[Activation] = "none"  # what a file's user applies to an output, outside of the network
     other_metrics: ClassVar[Mapping[str, str]] = {}  # what is told beside the score: name in JSON -> name for people
     charts: ClassVar[tuple[str, ...]] = ()  # that the report shows of this task alone
+    label_losses: ClassVar[tuple[str, ...]] = ()  # by the names that a recipe gives them, the usual one first
+    mixes: ClassVar[bool] = False  # whether samples can be mixed: mixup, cutmix
     cacheable: ClassVar[bool] = True  # whether a teacher's outputs [samples, width] are kept between epochs
+
+    def fitted(self, targets: Array, names: Sequence[str]) -> "Task":  # noqa: ARG002
+        """Return the task as the training split's targets make it: where losses go by their spread, for one.
+
+        A score does not depend on it.
+        """
+        return self
+
+    def num_outputs(self, names: Sequence[str]) -> int | None:
+        """Return what a network's factory is given as ``num_classes``; None: nothing."""
+        return len(names)
+
+    def postprocessing(self, shape: Sequence[int], *, fresh: bool) -> Postprocessing | None:  # noqa: ARG002
+        """Return what is done to a network's output, in every stage and in its file; None: nothing.
+
+        Args:
+            shape: Of one sample as the data give it, of the first input.
+            fresh: Whether the network's last layer starts here; one that comes with its weights speaks in the data's
+                units already.
+        """
+        return None
+
+    def comparable(self, outputs: "Tensor") -> "Tensor":
+        """Return outputs as distillation methods compare them: in units that make all of them count alike."""
+        return outputs
+
+    def check_label_loss(self, name: str | None) -> None:
+        """Hold that a recipe's ``label_loss`` is one of the task's; None stands for the usual one.
+
+        Raises:
+            RecipeError: It is not.
+        """
+        if name is not None and name not in self.label_losses:
+            near = did_you_mean(name, self.label_losses) or f"there are: {', '.join(self.label_losses) or 'none'}"
+            raise RecipeError(f"{self.name} has no label_loss '{name}'", hint=near.strip())
 
     @abstractmethod
     def fits(self, targets: Array) -> bool:
@@ -85,6 +123,7 @@ class Task(ABC):
         outputs: "Tensor",
         targets: "Tensor",
         *,
+        kind: str | None = None,
         smoothing: float = 0.0,
         labelled: "Tensor | None" = None,
         mixed: bool = False,
@@ -94,6 +133,7 @@ class Task(ABC):
         Args:
             outputs: The student's, fp32, ``[batch, ...]``.
             targets: As the data give them, or ``mixed``.
+            kind: One of ``label_losses``; None: the first.
             smoothing: ``label_smoothing``.
             labelled: What a sum over the labelled samples is divided by, where these are part of a larger batch.
             mixed: Whether targets are shares ``[batch, classes]`` that sum to 1, as mixup makes them.
@@ -105,6 +145,16 @@ class Task(ABC):
     @abstractmethod
     def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return how many decisions the targets tell of and how many are right: the share of a training epoch."""
+
+    def batch_agreement(
+        self,
+        outputs: "Tensor",  # noqa: ARG002
+        teacher: "Tensor",  # noqa: ARG002
+    ) -> "tuple[Tensor, Tensor, Tensor] | None":
+        """Return how many decisions are compared, in how many the teacher is followed, and the sum of KL(teacher ||
+        outputs); None where outputs are no decisions.
+        """
+        return None
 
     def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:  # noqa: ARG002
         """Return why a distillation method makes no sense here, or None where it does."""

@@ -88,6 +88,8 @@ class Classification(Task):
     metric = "accuracy"
     label = "accuracy"
     activation: ClassVar[Activation] = "softmax"
+    label_losses = ("cross_entropy",)
+    mixes = True
     other_metrics: ClassVar[dict[str, str]] = {"macro_f1": "macro-F1"}
     charts = ("classes", "confusions")
 
@@ -116,6 +118,7 @@ class Classification(Task):
         outputs: "Tensor",
         targets: "Tensor",
         *,
+        kind: str | None = None,  # noqa: ARG002 - there is one
         smoothing: float = 0.0,
         labelled: "Tensor | None" = None,
         mixed: bool = False,
@@ -135,6 +138,12 @@ class Classification(Task):
         """Return how many samples are labelled and how many of them are right."""
         known = targets != UNLABELLED
         return known.sum(), ((outputs.argmax(1) == targets) & known).sum()
+
+    def batch_agreement(self, outputs: "Tensor", teacher: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+        """Count samples with the teacher's class; KL(teacher || outputs) of the classes' distributions."""
+        ours, theirs = outputs.log_softmax(1), teacher.log_softmax(1)
+        agreed = (outputs.argmax(1) == teacher.argmax(1)).sum()
+        return outputs.new_zeros(()) + len(outputs), agreed, (theirs.exp() * (theirs - ours)).sum()
 
     def score(self, outputs: Array, targets: Array) -> float | None:
         """Return the accuracy."""

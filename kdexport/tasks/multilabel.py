@@ -25,6 +25,8 @@ class MultiLabel(Task):
     metric = "mean_average_precision"
     label = "mean average precision"
     activation: ClassVar[Activation] = "sigmoid"
+    label_losses = ("binary_cross_entropy",)
+    mixes = True
     other_metrics: ClassVar[dict[str, str]] = {
         "micro_f1": "micro-F1",
         "macro_f1": "macro-F1",
@@ -54,6 +56,7 @@ class MultiLabel(Task):
         outputs: "Tensor",
         targets: "Tensor",
         *,
+        kind: str | None = None,  # noqa: ARG002 - there is one
         smoothing: float = 0.0,
         labelled: "Tensor | None" = None,  # noqa: ARG002 - every sample is labelled
         mixed: bool = False,  # noqa: ARG002 - mixed rows are multi-hot rows with values between
@@ -69,6 +72,15 @@ class MultiLabel(Task):
         """Return how many decisions there are, one a sample and class, and how many are right."""
         right = (outputs > 0) == (targets > 0.5)
         return outputs.new_zeros(()) + right.numel(), right.sum()
+
+    def batch_agreement(self, outputs: "Tensor", teacher: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+        """Count the decisions that are the teacher's; KL(teacher || outputs) of the classes' Bernoullis."""
+        import torch.nn.functional as F
+
+        agreed = ((outputs > 0) == (teacher > 0)).sum()
+        kl = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(outputs))
+        kl = kl + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-outputs))
+        return outputs.new_zeros(()) + outputs.numel(), agreed, kl.sum()
 
     def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
         """Object to methods of one class a sample."""

@@ -97,6 +97,7 @@ class Segmentation(Task):
         outputs: "Tensor",
         targets: "Tensor",
         *,
+        kind: str | None = None,  # noqa: ARG002 - there is one
         smoothing: float = 0.0,
         labelled: "Tensor | None" = None,
         mixed: bool = False,  # noqa: ARG002 - nothing mixes masks

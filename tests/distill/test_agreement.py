@@ -12,9 +12,9 @@ STUDENT, TEACHER = (RANDOM.normal(size=(60, 5)).astype(np.float32) for _ in rang
 LABELS = RANDOM.integers(0, 5, 60)
 
 
-def summed(task=TASKS["classification"], labels=LABELS, teacher=TEACHER, per_epoch=3):
+def summed(task=TASKS["classification"], labels=LABELS, teacher=TEACHER, per_epoch=3, mixed=False):
     """Three batches of twenty, counted one by one."""
-    sums = BatchAgreement(CPU, per_epoch, task)
+    sums = BatchAgreement(CPU, per_epoch, task, mixed=mixed)
     for rows in np.split(np.arange(60), 3):
         sums.count(
             Seen(
@@ -46,7 +46,7 @@ def test_what_is_not_known_is_none():
     assert summed(teacher=None)["train_kl"] is None
     assert summed(teacher=None)["train_accuracy"] is not None
     assert summed(labels=None)["train_accuracy"] is None
-    assert summed(task=None, labels=np.full((60, 5), 0.2))["train_accuracy"] is None
+    assert summed(mixed=True, labels=np.full((60, 5), 0.2))["train_accuracy"] is None
 
 
 def test_several_labels_are_decisions_of_their_own():

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.models.checkpoints import OnnxNetwork, Program
 from kdexport.models.loading import load_model
 from kdexport.models.networks import check_output, load_network
 from kdexport.models.predictors import load_predictor
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import PreprocessingSpec, Student, Teacher, Training
+from kdexport.tasks import TASKS
 
 NETS = """
 import torch
@@ -134,13 +135,12 @@ def test_a_file_that_does_not_import(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Pair", "the teacher's output is a tuple, not a tensor"),
-        ("Named", "the teacher's output is a dict, not a tensor"),
+        ("Pair", "the teacher gives a tuple of 2, and nothing says which tensor of it is meant"),
         ("Deaf", r"does not take the data \(\[2, 1, 8, 8\] float32\): RuntimeError: cannot hear"),
     ],
 )
 def test_outputs_that_are_no_logits(name, message, nets, digits):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(KDExportError, match=message):
         load_model("teacher", Teacher(model=f"{nets}:{name}"), digits)
 
 
@@ -246,7 +246,7 @@ def test_the_same_scores_for_module_and_onnx(nets, digits, tmp_path):
 def test_timm(digits):
     pytest.importorskip("timm", reason="timm is an extra: pip install 'kdexport[timm]'")
     network = load_network("timm:test_resnet", {"in_chans": 1}, 10)
-    check_output(network, (torch.zeros(2, 1, 32, 32),), 10, "student")
+    check_output(network, (torch.zeros(2, 1, 32, 32),), TASKS["classification"], list("0123456789"), "student")
     with pytest.raises(SourceError, match="timm has no network 'test_resnett'") as caught:
         load_network("timm:test_resnett", {}, 10)
     assert "did you mean" in caught.value.hint

@@ -38,7 +38,7 @@ class Ordinal(Task):
     def check_training(self, targets, name):
         assert len(targets)
 
-    def label_loss(self, outputs, targets, *, smoothing=0.0, labelled=None, mixed=False):
+    def label_loss(self, outputs, targets, *, kind=None, smoothing=0.0, labelled=None, mixed=False):
         Ordinal.losses += 1
         steps = (targets[:, None] - torch.arange(outputs.shape[1])).abs()
         return (outputs.softmax(1) * steps).sum(1).mean()

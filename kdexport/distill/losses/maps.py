@@ -67,7 +67,9 @@ def pairwise(student_feature: Tensor, teacher_feature: Tensor, *, nodes: int = 1
         _check_map(feature, whose, "pairwise")
     height, width = (min(nodes, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
     with torch.autocast(student.device.type, enabled=False):
-        ours, theirs = (_similarities(F.adaptive_avg_pool2d(feature, (height, width))) for feature in (student, teacher))
+        ours, theirs = (
+            _similarities(F.adaptive_avg_pool2d(feature, (height, width))) for feature in (student, teacher)
+        )
     return (ours - theirs).square().mean()
 
 
