@@ -227,7 +227,7 @@ class Cosine(OneLayerTerm):
 class CRD(OneLayerTerm):
     """Contrast with a memory of all samples (Tian 2020)."""
 
-    function = f"{LOSSES}.contrast:crd"
+    function = f"{LOSSES}.features:crd"
     adapter = "kdexport.distill.contrast_memory:ContrastMemory"
     adapter_options = ("temperature", "width", "negatives", "momentum")
     default_layers = "embedding"
