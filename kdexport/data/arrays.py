@@ -14,6 +14,7 @@ from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
 from kdexport.references import call, load_object, parse
+from kdexport.tasks.segmentation import VOID, largest_class
 
 EXPANSION, SPARE_BYTES = 200, 256 << 20  # a larger array that was compressed further than this is no data
 MOST_UNNAMED, CLASSES_PER_SAMPLE = 1000, 10  # outputs; more are a slip of the labels, and gigabytes
@@ -185,13 +186,33 @@ def _split(pair: Any, where: str) -> Split:
         labels = labels[:, 0]
     if labels.ndim == 2:
         return Split(_inputs(pair[0], where), labels.astype(np.float32))
+    if labels.ndim in (3, 4) and labels.dtype.kind in "iu":
+        return Split(_inputs(pair[0], where), _masks(labels, where))
     whole = labels.ndim == 1 and (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool)
     if not whole:
         raise SourceError(
             f"{where}: labels are {labels.dtype} of shape {list(labels.shape)}",
-            hint="give whole numbers from 0, one a sample, or a table of 0 and 1 with a column per class",
+            hint="give whole numbers from 0: one a sample, a table of 0 and 1 with a column per class, or one a pixel",
         )
     return Split(_inputs(pair[0], where), labels.astype(np.int64))
+
+
+def _masks(labels: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    """Return masks uint8 ``[samples, h, w]`` of class ids that came with or without an axis of one channel."""
+    shape = labels.shape
+    if labels.ndim == 4 and 1 in (shape[1], shape[3]):
+        labels = labels[..., 0] if shape[3] == 1 else labels[:, 0]
+    if labels.ndim == 4:
+        raise SourceError(
+            f"{where}: masks of shape {list(shape)}", hint="give class ids [samples, h, w]: one-hot masks by argmax"
+        )
+    if labels.size and (labels.min() < 0 or labels.max() > VOID):
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise SourceError(
+            f"{where}: a mask holds the class {wrong}",
+            hint=f"classes count from 0, and a pixel without one is {VOID} (not -1 or -100)",
+        )
+    return labels.astype(np.uint8)
 
 
 def _is_one_hot(labels: NDArray[Any]) -> bool:
@@ -232,6 +253,8 @@ def _narrowed(array: NDArray[Any]) -> NDArray[Any]:
 def _classes(labels: NDArray[Any] | None) -> int:
     if labels is None or len(labels) == 0:
         return 0
+    if labels.ndim == 3:
+        return largest_class(labels) + 1
     return int(labels.shape[1]) if labels.ndim == 2 else max(int(labels.max()) + 1, 0)
 
 

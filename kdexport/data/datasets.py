@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdexport.artifacts import key_of
 from kdexport.data.samples import Dataset, PicturesNeeded, Reading, Source, Split
@@ -49,6 +50,7 @@ SOURCES: dict[str, DataSource] = {
         "kdexport.data.torchvision:torchvision_data", "torchvision:NAME", ("root", "download", "args", *_PICTURES)
     ),
     "imagefolder": DataSource("kdexport.data.image_folder:image_folder", "imagefolder:DIR", _PICTURES),
+    "masks": DataSource("kdexport.data.masks:mask_folder", "masks:DIR", _PICTURES),
     "npz": DataSource("kdexport.data.arrays:npz", "npz:FILE", ("standardize",)),
     "csv": DataSource("kdexport.data.text:csv_text", "csv:FILE", _TEXT),
     "hf": DataSource("kdexport.data.hub:hugging_face_data", "hf:NAME_OR_DIR", ("args", *_PICTURES, *_TEXT)),
@@ -171,7 +173,7 @@ def _for_task(source: Source, task: str | None, name: str) -> Source:
     """Return the source with its splits marked as a task's: the one that is asked for, else the one that fits."""
     if source.train.labels is None:
         raise SourceError(f"{name}: the train samples have no labels", hint="give a label for each sample")
-    targets = np.asarray(source.train.labels)
+    targets = source.train.labels
     found = task_of(targets) if task is None else task_named(task)
     if not found.fits(targets):
         raise SourceError(
@@ -191,8 +193,9 @@ def _check(source: Source, name: str) -> None:
         if split.labels is None:
             raise SourceError(f"{name}: the {split_name} samples have no labels", hint="give a label for each sample")
         _check_inputs(split, f"{name}: {split_name}")
-        split.task.check_targets(np.asarray(split.labels), source.class_names, f"{name}: {split_name}")
-    source.train.task.check_training(np.asarray(source.train.labels), name)
+        split.task.check_targets(split.labels, source.class_names, f"{name}: {split_name}")
+        split.task.check_inputs(split.inputs, split.labels, f"{name}: {split_name}")
+    source.train.task.check_training(cast(NDArray[Any], source.train.labels), name)
 
 
 def _splits(source: Source) -> Iterator[tuple[str, Split]]:
@@ -220,8 +223,8 @@ def _notes_on_labels(source: Source) -> Iterator[str]:
     """Say which classes no sample of a split has: labels that begin at 1, gaps, classes that are never scored."""
     names = source.class_names
     for split_name, split in _splits(source):
-        labels = np.asarray(split.labels)
-        if labels.ndim != 1:
+        labels = split.labels
+        if labels is None or labels.ndim != 1:
             continue
         absent = sorted(set(range(len(names))) - set(np.unique(labels).tolist()))
         if not absent:

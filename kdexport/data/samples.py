@@ -115,6 +115,11 @@ def open_rows(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     return cast(NDArray[Any], Rows(_File(path, shape[1:]), np.arange(shape[0])))
 
 
+def select(array: NDArray[Any], indices: NDArray[Any]) -> NDArray[Any]:
+    """Return some samples of an array; what lies on disk stays there."""
+    return cast(NDArray[Any], array.select(indices)) if isinstance(array, Rows) else np.asarray(array[indices])
+
+
 def joined(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Return samples of the same shape one after the other; what lies on disk stays there."""
     if isinstance(first, Rows) and isinstance(second, Rows):
@@ -127,8 +132,9 @@ class Split:
     """Some samples with or without labels.
 
     ``inputs`` holds one array per network input, its first axis the samples; one on disk is a ``Rows``, which is used
-    like an array and read when it is indexed. ``labels`` is int64 ``[samples]``, or
-    float32 ``[samples, classes]`` of 0 and 1 where a sample can have several, or None where nothing is labelled.
+    like an array and read when it is indexed. ``labels`` is int64 ``[samples]``, or float32 ``[samples, classes]`` of
+    0 and 1 where a sample can have several, or uint8 ``[samples, h, w]`` where each pixel has one, or None where
+    nothing is labelled.
     """
 
     inputs: tuple[NDArray[Any], ...]
@@ -140,7 +146,7 @@ class Split:
         """What the samples are for."""
         if self.given_task is not None:
             return self.given_task
-        return TASKS["classification"] if self.labels is None else task_of(np.asarray(self.labels))
+        return TASKS["classification"] if self.labels is None else task_of(self.labels)
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -167,10 +173,8 @@ class Split:
         """Return the samples at ``indices`` as a split; what lies on disk stays there."""
         return replace(
             self,
-            inputs=tuple(
-                cast(Any, array).select(indices) if isinstance(array, Rows) else array[indices] for array in self.inputs
-            ),
-            labels=None if self.labels is None else self.labels[indices],
+            inputs=tuple(select(array, indices) for array in self.inputs),
+            labels=None if self.labels is None else select(self.labels, indices),
         )
 
 

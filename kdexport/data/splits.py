@@ -1,7 +1,7 @@
 """Splits that a data source does not give: stratified and seeded, so that they are the same on every machine."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +124,7 @@ def balanced_order(labels: NDArray[Any], generator: np.random.Generator) -> NDAr
 
 
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    rest, taken = stratified(split.task.groups(np.asarray(split.labels)), fraction, seed)
+    rest, taken = stratified(split.task.groups(cast(NDArray[Any], split.labels)), fraction, seed)
     if len(taken) < LEAST and len(rest) > LEAST:  # of classes with a sample each
         more = np.random.default_rng(seed).permutation(rest)[: LEAST - len(taken)]
         rest, taken = np.setdiff1d(rest, more), np.union1d(taken, more)

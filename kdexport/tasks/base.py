@@ -95,6 +95,13 @@ class Task(ABC):
             SourceError: They are not, with what to change.
         """
 
+    def check_inputs(self, inputs: Sequence[Array], targets: Array, where: str) -> None:  # noqa: B027 - most take any
+        """Hold that inputs and targets belong together, beyond their number.
+
+        Raises:
+            SourceError: They do not, with what to change.
+        """
+
     @abstractmethod
     def check_training(self, targets: Array, name: str) -> None:
         """Hold that a network can learn something from the training split's targets, all of them legal.

@@ -71,6 +71,15 @@ class Segmentation(Task):
                 hint=f"give each pixel its class, 0 to {len(names) - 1}; what is to be found is not {VOID}",
             )
 
+    def check_inputs(self, inputs: Sequence[Array], targets: Array, where: str) -> None:
+        """Hold that a mask has the size of its image, whether that has its channels first or last."""
+        shape, size = inputs[0].shape, tuple(targets.shape[1:])
+        if len(shape) == 4 and size not in (tuple(shape[1:3]), tuple(shape[2:])):
+            raise SourceError(
+                f"{where}: masks of {size[0]}x{size[1]} pixels, and images {list(shape[1:])}",
+                hint="give each image a mask of its own size",
+            )
+
     def check_training(self, targets: Array, name: str) -> None:
         """Hold that there are two classes or more."""
         seen = np.zeros(VOID + 1, dtype=bool)
@@ -232,6 +241,12 @@ class Segmentation(Task):
                 if counts.size:
                     found[place] = counts.argmax()
         return found
+
+
+def largest_class(masks: Array) -> int:
+    """Return the largest class id of some masks; -1 where all is void."""
+    known = masks[masks != VOID]
+    return int(known.max()) if known.size else -1
 
 
 def grid(height: int, width: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
