@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kdexport import __version__
-from kdexport.report import figures, scores
+from kdexport import __version__, figures
+from kdexport.report import scores
 from kdexport.report.decisions import costs_of, snippet
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape

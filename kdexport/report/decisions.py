@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from kdexport import figures
 from kdexport.recipe import Recipe
-from kdexport.report import figures, scores
+from kdexport.report import scores
 from kdexport.report.requirements import ABOVE_CHANCE, describe_interval, describe_limit, describe_value, title
 from kdexport.report.view import ConditionView, Row, judged_views
 from kdexport.results import DevicePick, Gate, ModelFile, Report

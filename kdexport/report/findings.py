@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kdexport.report import figures
+from kdexport import figures
 from kdexport.report.join import STUDENT, Condition, Joined
 from kdexport.report.scores import Metric
 from kdexport.results import DevicePick, Interval, Measurement

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from kdexport import __version__
-from kdexport.report import figures, findings
+from kdexport import __version__, figures
+from kdexport.report import findings
 from kdexport.report.charts import catalog, curves
 from kdexport.report.charts.marks import Mark, bullet, legend, marks
 from kdexport.report.decisions import (

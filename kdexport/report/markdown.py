@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from kdexport.report import figures
+from kdexport import figures
 from kdexport.report.charts import catalog
 from kdexport.report.charts.marks import marks
 from kdexport.report.charts.svg import standalone

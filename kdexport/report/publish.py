@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.errors import KDExportError
+from kdexport.figures import xml_text
 from kdexport.report.card import card
-from kdexport.report.figures import xml_text
 from kdexport.report.markdown import answer, device_table, escape, gate_table
 from kdexport.report.view import gate_words, judged_views
 from kdexport.results import Gate, ModelFile, Report

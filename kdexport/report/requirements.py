@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
+from kdexport import figures
 from kdexport.recipe import Require
-from kdexport.report import figures, scores
+from kdexport.report import scores
 from kdexport.report.join import Condition, Joined
 from kdexport.report.scores import Metric
 from kdexport.report.tradeoffs import memory

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdexport.report import figures
+from kdexport import figures
 from kdexport.results import Interval, ModelFile, Report, Score
 from kdexport.tasks import TASKS
 

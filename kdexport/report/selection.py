@@ -8,9 +8,9 @@ its speed, those that are not shown to be less accurate than the best of them, t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdexport import figures
 from kdexport.errors import KDExportError
 from kdexport.recipe import Require
-from kdexport.report import figures
 from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, Joined
 from kdexport.report.requirements import (
     ABOVE_CHANCE,

@@ -7,7 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kdexport.report import figures, findings, scores
+from kdexport import figures
+from kdexport.report import findings, scores
 from kdexport.report.charts.marks import Mark, swatch
 from kdexport.report.decisions import speed_words
 from kdexport.report.join import PLAIN_STUDENT

@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from kdexport.report import figures
+from kdexport import figures
 from kdexport.report.view import ConditionView, gate_words, judged_views
 from kdexport.results import DevicePick, Gate, Report
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
 
-from kdexport.report import figures, findings, scores
+from kdexport import figures
+from kdexport.report import findings, scores
 from kdexport.report.join import PLAIN_STUDENT, STUDENT, Condition, condition_of
 from kdexport.report.requirements import describe_interval, describe_limit, describe_value, title
 from kdexport.report.scores import Metric

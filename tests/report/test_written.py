@@ -9,8 +9,8 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from kdexport import figures
 from kdexport.recipe import Require
-from kdexport.report import figures
 from kdexport.report.markdown import markdown, pictures_of
 from kdexport.report.publish import github, junit
 from kdexport.report.scores import split_table

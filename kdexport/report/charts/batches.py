@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from kdexport.report import figures
+from kdexport import figures
 from kdexport.report.charts.marks import Drawing, Mark, Picture
 from kdexport.report.charts.svg import Scale, picture, short, tag, text
 from kdexport.report.join import condition_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from kdexport.report import figures
+from kdexport import figures
 from kdexport.report.charts.marks import WIDE, Drawing, Mark, Picture, glyph
 from kdexport.report.charts.svg import Scale, picture, short, tag, text, text_width
 from kdexport.report.join import PLAIN_STUDENT, STUDENT

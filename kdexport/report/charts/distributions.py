@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from kdexport.report import figures
+from kdexport import figures
 from kdexport.report.charts.marks import Drawing, Mark, Picture, glyph
 from kdexport.report.charts.svg import Scale, picture, short, tag, text
 from kdexport.report.view import ConditionView, condition_views

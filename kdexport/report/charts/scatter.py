@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from kdexport import figures
 from kdexport.recipe import Require
-from kdexport.report import figures
 from kdexport.report.charts.marks import WIDE, Drawing, Mark, Picture, glyph
 from kdexport.report.charts.svg import Labels, Scale, picture, short, tag, text
 from kdexport.report.scores import Metric

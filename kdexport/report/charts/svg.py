@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from markupsafe import Markup, escape
 
-from kdexport.report.figures import xml_text
+from kdexport.figures import xml_text
 
 CHARACTER = 6.5  # mean width of a 12 px character
 # Widths at 12 px in DejaVu Sans, the widest of the fonts that a browser falls back to: a label is never wider.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdexport.report import figures
+from kdexport import figures
 
 
 @pytest.mark.parametrize(
