@@ -133,8 +133,8 @@ def export(
         typer.Option(
             metavar="NAME",
             rich_help_panel=FORM,
-            help="Names of the outputs, in their order; of a network that returns a dict, the entries to "
-            "export. By default all, by their own names.",
+            help="Names of the outputs, in their order; of a network that returns a dict or a dataclass, the entries "
+            "to export, which have to be named. By default logits, or output_0, output_1, ... of several.",
         ),
     ] = None,
     tolerance: Annotated[

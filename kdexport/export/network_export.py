@@ -175,7 +175,9 @@ def _run(target: ExportTarget, example: tuple[Tensor, ...]) -> Any:
         shapes = ", ".join(f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}" for item in example)
         raise KDExportError(
             f"{name} does not take inputs of shape {shapes}: {first_line(error)}{place(error)}",
-            hint="give the shape of one sample, without the batch: --input-shape 3,224,224, t::int64 for one number a "
+            hint=parity.SEVERAL_IN_ONE
+            if len(example) == 1 and parity.AS_A_LIST.search(str(error))
+            else "give the shape of one sample, without the batch: --input-shape 3,224,224, t::int64 for one number a "
             "sample, h:2,batch,64 where the batch is not the first axis"
             + (f"; its forward takes {', '.join(takes)}" if (takes := parameters_of(target.network)) else ""),
         ) from error

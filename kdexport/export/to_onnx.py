@@ -21,7 +21,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import rewriter
+from onnxscript import rewriter, version_converter
 from onnxscript.rewriter import _pattern_ir as pattern_ir
 from torch import Tensor, nn
 from torch.onnx._internal.exporter import _registration
@@ -246,11 +246,23 @@ def _check_opset(model: ir.Model, wanted: int) -> None:
     """Refuse a graph that could not be converted to the opset asked for."""
     version = model.opset_imports.get("")
     if version != wanted:
+        nearest = _nearest_opset(model, version or 0, wanted)
         raise KDExportError(
             f"the network cannot be written in opset {wanted}: one of its operators ({', '.join(operators(model))}) "
             f"has no conversion, and the file would be of opset {version}",
-            hint=f"give --opset {version}, for onnxruntime {files.oldest_runtime(version or 0, 0, {})} and later",
+            hint=f"give --opset {nearest}, for onnxruntime {files.oldest_runtime(nearest, 0, {})} and later",
         )
+
+
+def _nearest_opset(model: ir.Model, written: int, wanted: int) -> int:
+    """Return the newest opset up to the one asked for that a graph can be converted to."""
+    for opset in range(wanted - 1, written, -1):
+        tried = model.clone()
+        with quiet():
+            version_converter.convert_version(tried, opset)
+        if tried.opset_imports.get("") == opset:
+            return opset
+    return written
 
 
 def _tidy(model: ir.Model) -> None:

@@ -112,7 +112,7 @@ def _convert(model: Path, target: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(target)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if target.suffix == ".ort":
         options.add_session_config_entry("session.save_model_format", "ORT")
     onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

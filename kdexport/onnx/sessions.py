@@ -16,13 +16,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.onnx.activation import Activation, activation_of, class_labels, last_operator, to_logits
 
 if TYPE_CHECKING:
     from kdexport.models.preprocessing import Preprocessing
 
-onnxruntime.set_default_logger_severity(3)  # errors: what it says of initializers and placement is not for the user
+onnxruntime.set_default_logger_severity(4)  # fatal: its errors are raised too, and told in the user's terms
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -216,17 +216,33 @@ def _open(model: Path | bytes, threads: int | None) -> Any:
         wanted = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(wanted) if wanted.isdecimal() else 0
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
-        what = str(model) if isinstance(model, Path) else "the exported graph"
+        what = "the exported graph"
+        if isinstance(model, Path):
+            what = str(model)
+            _check_external(model)
         raise SourceError(
             f"{what} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}",
             hint="give a whole .onnx file with its external data beside it; a newer opset needs a newer onnxruntime",
         ) from None
+
+
+def _check_external(path: Path) -> None:
+    """Say which file of weights beside a model is missing or cut off, where that is what keeps it from being loaded."""
+    try:
+        from kdexport.onnx.describe import external_files, load_graph
+    except ImportError:  # in a packed benchmark, which has no onnx to read the file with
+        return
+    try:
+        graph = load_graph(path)
+    except KDExportError:  # no ONNX at all: ONNX Runtime's own message stands
+        return
+    external_files(graph, path)
 
 
 def first_line(error: BaseException) -> str:

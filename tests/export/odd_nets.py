@@ -212,6 +212,32 @@ class Batched(nn.Module):
         return self.left(batch["x"]) + self.right(batch["y"])
 
 
+class Normed(nn.Module):
+    """Its layer norm has no conversion to opset 26."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.gelu(self.norm(x)))
+
+
+class OfAList(nn.Module):
+    """Takes one list of tensors."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(8, 3)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        if self.kind == "index":
+            return self.head(xs[0] + xs[1])
+        if self.kind == "key":
+            return self.head(xs["pixels"])
+        return self.head(torch.cat(xs, 1)[:, :8] if self.kind == "cat" else sum(xs))
+
+
 class Bf16Inside(nn.Module):
     """bfloat16 inside, float32 in and out."""
 

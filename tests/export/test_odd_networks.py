@@ -210,6 +210,14 @@ def test_entries_of_a_dataclass_are_chosen_by_name(made):
     np.testing.assert_allclose(logits, found.logits.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["index", "key", "cat", "sum"])
+def test_a_list_or_a_dict_as_input_is_told_as_that(kind, made):
+    with pytest.raises(KDExportError) as caught:
+        made("OfAList", "8", args={"kind": kind})
+    assert "list" in caught.value.hint
+    assert "wrap" in caught.value.hint
+
+
 @pytest.mark.parametrize(("name", "kind"), [("half", "float16"), ("double", "double"), ("bfloat16", "float")])
 def test_networks_of_other_types(name, kind, made):
     _, session, network = made(name, "8")
@@ -247,6 +255,10 @@ def test_an_opset_that_cannot_be_had_is_an_error(made):
     with pytest.raises(KDExportError, match=r"cannot be written in opset 17: .*ReduceMean") as caught:
         made("Mean", "1,8,8", opset=17)
     assert "--opset 18" in caught.value.hint
+    with pytest.raises(KDExportError, match=r"cannot be written in opset 26") as caught:
+        made("Normed", "8", opset=26)
+    assert "--opset 25" in caught.value.hint
+    assert made("Normed", "8", opset=25)[0].opset == 25
     model, session, _ = made("mlp", "8", opset=17)
     whole = onnx.load(session._model_path)
     stamped = {item.key: item.value for item in whole.metadata_props}["kdexport.opset"]

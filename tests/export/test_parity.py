@@ -118,6 +118,22 @@ def test_rounding_of_the_references_own_excuses_a_channel_and_a_hard_sample_alon
     assert not shifted.passed  # real samples as a whole are excused by nothing
 
 
+def test_hard_samples_are_judged_as_finely_as_the_reference_can_tell():
+    """A norm over a flat signal: float32 is off by 2e-4 there, in the reference too; else its rounding is 1e-7."""
+    flat = (np.ones((2, 1), np.float32),)
+
+    def other(inputs):
+        return (line(inputs)[0] + (0.004 if len(inputs[0]) == 2 and inputs[0][0] == 1 == inputs[0][1] else 0.0),)
+
+    def judged(rounding):
+        return parity.compare(
+            line, other, INPUTS, tolerance=1e-4, hard=flat, precise=lambda i: (line(i)[0] + rounding,)
+        )
+
+    assert judged(2e-4).passed
+    assert judged(2e-7).max_rel == pytest.approx(0.002, rel=0.02)  # 0.004 of 2
+
+
 def test_what_is_not_finite_must_be_so_in_both():
     def guarded(inputs):
         return (np.concatenate([inputs[0], np.log(inputs[0] + 1e-9)], axis=1),)

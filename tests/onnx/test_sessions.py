@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import OnnxSession
 
@@ -134,6 +134,30 @@ def test_files_and_inputs_that_do_not_fit(tmp_path):
     numbers = OnnxSession(save(tmp_path / "n.onnx", flat, inputs, [("label", TensorProto.INT64, ["n", 1])]))
     with pytest.raises(SourceError, match=r"gives no scores of shape \[batch, classes\]; it gives label"):
         numbers.predict((np.ones((2, 12)),))
+
+
+def test_weights_that_are_cut_off_are_named(tmp_path):
+    """The runtime itself tells of a tensor that it could not deserialize."""
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", 12])], [("logits", TensorProto.FLOAT, ["n", 3])]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"])]
+    path = save(tmp_path / "m.onnx", nodes, inputs, outputs)
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert OnnxSession(path).predict((np.ones((2, 12), np.float32),)).shape == (2, 3)
+    whole = (tmp_path / "m.data").read_bytes()
+    (tmp_path / "m.data").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(KDExportError, match=r"m\.data, which is cut off") as caught:
+        OnnxSession(path)
+    assert caught.value.hint == "copy m.data again"
+
+
+def test_the_runtime_prints_nothing_of_its_own(tmp_path, capfd):
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", "k"])], [("logits", TensorProto.FLOAT, ["n", 3])]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"])]
+    model = OnnxSession(save(tmp_path / "m.onnx", nodes, inputs, outputs))
+    with pytest.raises(SourceError, match="does not take the data"):
+        model.predict((np.ones((2, 5), np.float32),))
+    assert capfd.readouterr() == ("", "")
 
 
 def scored(tmp_path, *tail, expects="sigmoid", output="out"):
