@@ -96,7 +96,7 @@ class Data(Section):
 
     source: str = Field(
         description=(
-            "Where the samples come from: digits, imagefolder:DIR, npz:FILE, csv:FILE, torchvision:NAME, "
+            "Where the samples come from: digits, imagefolder:DIR, npz:FILE, csv:FILE, table:FILE, torchvision:NAME, "
             "hf:NAME_OR_DIR, or file.py:Name, a function that returns the splits. A path is relative to "
             "the recipe."
         )
@@ -133,12 +133,18 @@ class Data(Section):
         None, description="Tokenizer of text, as hf:NAME_OR_DIR. Text from csv or hf needs one: usually the teacher's."
     )
     text_length: int = Field(128, ge=1, description="Number of tokens at which a text is cut.")
-    standardize: bool = Field(
-        False,
+    standardize: bool | None = Field(
+        None,
         description=(
             "Whether numeric features are brought to mean 0 and standard deviation 1 of the training samples; the ONNX "
-            "file then does it itself. By default they are fed as they are."
+            "file then does it itself. Left out: those of a table are, others are fed as they are."
         ),
+    )
+    label_columns: tuple[str, ...] = Field(
+        (), description="Names of a table's columns that are to be estimated: one, or several for several numbers."
+    )
+    feature_columns: tuple[str, ...] = Field(
+        (), description="Names of a table's columns that are fed, in this order. Left out: all but label_columns."
     )
     unlabelled: str | None = Field(
         None,
@@ -216,7 +222,10 @@ class Training(Section):
     )
     label_loss: str | None = Field(
         None,
-        description="Loss of the labels, one of the task's: cross_entropy; binary_cross_entropy. Left out: its first.",
+        description=(
+            "Loss of the labels, one of the task's: cross_entropy; binary_cross_entropy; mse, mae or huber of numbers "
+            "in standard deviations of the target. Left out: its first."
+        ),
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",

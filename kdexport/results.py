@@ -46,6 +46,19 @@ class ClassScore:
     iou: float | None = None  # intersection over union, where samples are pixels
 
 
+@dataclass(frozen=True)
+class TargetScore:
+    """One target's row of the score table, of a task that estimates numbers; in the target's unit."""
+
+    name: str
+    mae: float
+    rmse: float
+    r2: float | None  # None where the target does not vary over these samples
+    bias: float  # mean of predicted minus true
+    true: tuple[float, ...] = ()  # of some samples, evenly spread over the split
+    predicted: tuple[float, ...] = ()  # of the same
+
+
 class _Scored:
     """Accuracy, where that is the score: written into JSON beside it, read from it."""
 
@@ -76,6 +89,7 @@ class Evaluation(_Scored):
     score: Score
     metrics: dict[str, float | None] = field(default_factory=dict)  # told beside the score: {"macro_f1": 0.97}
     per_class: tuple[ClassScore, ...] = ()
+    per_target: tuple[TargetScore, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()  # [true][predicted]; empty above 100 classes
     per_sample: tuple[int | float, ...] = ()  # the score is their mean
     resamples: tuple[float, ...] = ()  # the score of each resample of ``statistics.resample_counts``

@@ -22,9 +22,10 @@ class BaseTerm(BaseModel):
 
     Of the class: ``function`` is the loss, ``needs`` what it takes, in its order: ``logits`` (student's and
     teacher's), ``labels``, ``features`` (what the adapter makes of the networks' layers). ``multi_label`` says whether
-    it makes sense where a sample has any number of classes, ``any_samples`` whether it can be told of samples that are
-    not trained on, ``compares_samples`` whether it needs more than one at a time, ``raw_logits`` whether it compares
-    logits as they are: a squared error, or a decision for each class.
+    it makes sense where a sample has any number of classes, ``classes`` and ``numbers`` whether where targets are the
+    one or the other, ``any_samples`` whether it can be told of samples that are not trained on, ``compares_samples``
+    whether it needs more than one at a time, ``raw_logits`` whether it compares logits as they are: a squared error,
+    or a decision for each class.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -32,6 +33,8 @@ class BaseTerm(BaseModel):
     function: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ("logits",)
     multi_label: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
+    numbers: ClassVar[bool] = False
     any_samples: ClassVar[bool] = True
     compares_samples: ClassVar[bool] = False
     raw_logits: ClassVar[bool] = False
@@ -136,6 +139,39 @@ class BinarySoftTargets(BaseTerm):
     temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
 
 
+class OutputMSE(BaseTerm):
+    """Mean squared error of outputs that are numbers or vectors (Ba 2014)."""
+
+    function = f"{LOSSES}.outputs:output_mse"
+    raw_logits = True
+    numbers = True
+
+    method: Literal["output_mse"]
+
+
+class TeacherBounded(BaseTerm):
+    """Squared error where the teacher is nearer to the label than the student, and nothing elsewhere (Chen 2017)."""
+
+    function = f"{LOSSES}.outputs:teacher_bounded"
+    needs = ("logits", "labels")
+    raw_logits = True
+    classes = False
+    numbers = True
+    loss_options = ("margin", "toward")
+
+    method: Literal["teacher_bounded"]
+    margin: float = Field(
+        0.0,
+        description=(
+            "How much better than the teacher the student must be before a sample stops to count, in squared standard "
+            "deviations of the target."
+        ),
+    )
+    toward: Literal["label", "teacher"] = Field(
+        "label", description="What the student is drawn to where the teacher is better: the label, or its output."
+    )
+
+
 class FeatureTerm(BaseTerm):
     """A term on what layers of both networks give; without a name, the layer that the method is meant for.
 
@@ -144,6 +180,7 @@ class FeatureTerm(BaseTerm):
     """
 
     needs = ("features",)
+    numbers = True
     adapter: ClassVar[str] = "kdexport.distill.features:Unchanged"
     adapter_options: ClassVar[tuple[str, ...]] = ()
     several_layers: ClassVar[bool] = False
@@ -289,7 +326,7 @@ class OwnLoss(OneLayerTerm):
 
 
 BUILT_IN: tuple[type[BaseTerm], ...] = (
-    *(SoftTargets, HardTargets, LogitMSE, DKD, DIST, BinarySoftTargets),
+    *(SoftTargets, HardTargets, LogitMSE, DKD, DIST, BinarySoftTargets, OutputMSE, TeacherBounded),
     *(Hint, Attention, Similarity, Relational, Cosine, CRD, Review),
 )
 METHODS: dict[str, type[BaseTerm]] = {

@@ -3,6 +3,7 @@
 import math
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
 from kdexport.references import call, load_object, parse
+from kdexport.tasks.regression import MOST_CLASSES, as_targets
 from kdexport.tasks.segmentation import VOID, largest_class
 
 EXPANSION, SPARE_BYTES = 200, 256 << 20  # a larger array that was compressed further than this is no data
 MOST_UNNAMED, CLASSES_PER_SAMPLE = 1000, 10  # outputs; more are a slip of the labels, and gigabytes
+NAMES = ("class_names", "target_names", "feature_names")
 DIGITS = Preprocessing("image", mean=(0.3053,), std=(0.376,))  # over all 1,797 scans
 
 
@@ -34,9 +37,9 @@ def digits(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every loader
     )
 
 
-def npz(data: Data, reading: Reading) -> Source:  # noqa: ARG001
+def npz(data: Data, reading: Reading) -> Source:
     """Return an npz file's ``x_train y_train``, with ``x_val y_val``, ``x_test y_test`` and ``x_unlabelled`` where they
-    are.
+    are; ``class_names`` or ``target_names`` where they are.
 
     Raises:
         SourceError: No such file, no npz file, or the keys are missing.
@@ -52,7 +55,7 @@ def npz(data: Data, reading: Reading) -> Source:  # noqa: ARG001
             f"{path} has no {' and no '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}",
             hint="write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
         )
-    names = arrays.get("class_names")
+    names = {key: [str(name) for name in arrays[key]] for key in NAMES if key in arrays}
     return from_splits(
         {
             **{
@@ -61,9 +64,10 @@ def npz(data: Data, reading: Reading) -> Source:  # noqa: ARG001
                 if f"x_{name}" in arrays
             },
             **({"unlabelled": arrays["x_unlabelled"]} if "x_unlabelled" in arrays else {}),
-            **({"class_names": [str(name) for name in names]} if names is not None else {}),
+            **names,
         },
         str(path),
+        reading.task,
     )
 
 
@@ -107,7 +111,7 @@ def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -
         )
 
 
-def from_callable(data: Data, reading: Reading) -> Source:  # noqa: ARG001
+def from_callable(data: Data, reading: Reading) -> Source:
     """Return what ``file.py:Name`` gives when it is called with ``data.args``; see ``from_splits`` for the form."""
     reference = parse(data.source)
     found = load_object(reference)
@@ -115,17 +119,19 @@ def from_callable(data: Data, reading: Reading) -> Source:  # noqa: ARG001
         raise SourceError(
             f"{data.source} is a {type(found).__name__}, not a function", hint="name a function that returns splits"
         )
-    return from_splits(call(reference, found, data.args), data.source)
+    return from_splits(call(reference, found, data.args), data.source, reading.task)
 
 
-def from_splits(given: Any, name: str) -> Source:
+def from_splits(given: Any, name: str, task: str | None = None) -> Source:
     """Return a source from a mapping of splits.
 
     Args:
         given: ``{"train": (inputs, labels), ...}`` with ``val`` and ``test`` where they are; ``inputs`` is an array, or
             a mapping of input name to array for a network with several. Beside them ``unlabelled`` (inputs alone),
-            ``class_names`` and ``preprocessing`` (a mapping of ``mean``, ``std``, ``size``, ``resize``).
+            ``class_names`` or ``target_names``, ``feature_names`` and ``preprocessing`` (a mapping of ``mean``,
+            ``std``, ``size``, ``resize``).
         name: What messages call it.
+        task: What the labels are for, where the recipe says so.
 
     Raises:
         SourceError: It is something else.
@@ -135,20 +141,29 @@ def from_splits(given: Any, name: str) -> Source:
             f"{name} gives {_kind(given)}, not splits",
             hint='return {"train": (inputs, labels), "test": (inputs, labels)}; test and val may be left out',
         )
-    known = {"train", "val", "test", "unlabelled", "class_names", "preprocessing"}
+    known = {"train", "val", "test", "unlabelled", "preprocessing", *NAMES}
     if unknown := sorted(set(map(str, given)) - known):
         raise SourceError(f"{name} gives {', '.join(unknown)} too", hint=f"known are: {', '.join(sorted(known))}")
     splits = {
-        key: _split(given[key], f"{name}: {key}") for key in ("train", "val", "test") if given.get(key) is not None
+        key: _split(given[key], f"{name}: {key}", task)
+        for key in ("train", "val", "test")
+        if given.get(key) is not None
     }
+    splits = _settled(splits, name, task)
     notes: tuple[str, ...] = ()
-    if all(split.labels is not None and _is_one_hot(split.labels) for split in splits.values()):
+    numbers = task == "regression" or any(_are_amounts(split.labels) for split in splits.values())
+    if numbers:
+        splits = {key: replace(split, labels=as_targets(split.labels, name)) for key, split in splits.items()}
+        classes = np.asarray(splits["train"].labels).shape[1]
+    elif all(split.labels is not None and _is_one_hot(split.labels) for split in splits.values()):
         classes = np.asarray(splits["train"].labels).shape[1]
         notes = (f"every sample has exactly one of the {classes} labels: they are taken as classes, not as several",)
         splits = {key: Split(split.inputs, np.asarray(split.labels).argmax(axis=1)) for key, split in splits.items()}
     else:
         classes = _classes(splits["train"].labels)
-    given_names = given.get("class_names")
+    given_names = given.get("target_names" if numbers else "class_names")
+    if numbers and (given_names is None or len(given_names) == 0):
+        given_names = ["target"] if classes == 1 else [f"target_{number}" for number in range(classes)]
     if given_names is None or len(given_names) == 0:
         if classes > max(MOST_UNNAMED, CLASSES_PER_SAMPLE * len(splits["train"])):
             raise SourceError(
@@ -157,7 +172,8 @@ def from_splits(given: Any, name: str) -> Source:
             )
         given_names = range(classes)
     elif len(set(map(str, given_names))) < len(given_names):
-        raise SourceError(f"{name}: two classes have one name", hint="give each class a name of its own in class_names")
+        what, key = ("targets", "target_names") if numbers else ("classes", "class_names")
+        raise SourceError(f"{name}: two {what} have one name", hint=f"give each one a name of its own in {key}")
     inputs = given["train"][0]
     unlabelled = given.get("unlabelled")
     said = given.get("preprocessing")
@@ -169,11 +185,12 @@ def from_splits(given: Any, name: str) -> Source:
         notes=notes,
         input_names=tuple(inputs) if isinstance(inputs, Mapping) else ("input",),
         preprocessing=Preprocessing.from_json({"kind": "image", **said}) if said else None,
+        feature_names=tuple(str(item) for item in given.get("feature_names", ())),
         unlabelled=Split(_inputs(unlabelled, f"{name}: unlabelled")) if unlabelled is not None else None,
     )
 
 
-def _split(pair: Any, where: str) -> Split:
+def _split(pair: Any, where: str, task: str | None) -> Split:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise SourceError(f"{where} is {_kind(pair)}", hint="each split is a pair: (inputs, labels)")
     if pair[1] is None:
@@ -182,17 +199,22 @@ def _split(pair: Any, where: str) -> Split:
             hint="give a label for each sample; to quantize a file without any: --input calibration.npz",
         )
     labels = np.asarray(pair[1])
+    if task == "regression":
+        return Split(_inputs(pair[0], where), as_targets(labels, where))
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2:
         return Split(_inputs(pair[0], where), labels.astype(np.float32))
     if labels.ndim in (3, 4) and labels.dtype.kind in "iu":
         return Split(_inputs(pair[0], where), _masks(labels, where))
+    if labels.ndim == 1 and labels.dtype.kind == "f":
+        return Split(_inputs(pair[0], where), labels)  # what they are, all splits together say
     whole = labels.ndim == 1 and (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool)
     if not whole:
         raise SourceError(
             f"{where}: labels are {labels.dtype} of shape {list(labels.shape)}",
-            hint="give whole numbers from 0: one a sample, a table of 0 and 1 with a column per class, or one a pixel",
+            hint="give whole numbers from 0: one a sample, a table of 0 and 1 with a column per class, or one a pixel;"
+            " or numbers to estimate, [samples] or [samples, targets]",
         )
     return Split(_inputs(pair[0], where), labels.astype(np.int64))
 
@@ -213,6 +235,34 @@ def _masks(labels: NDArray[Any], where: str) -> NDArray[np.uint8]:
             hint=f"classes count from 0, and a pixel without one is {VOID} (not -1 or -100)",
         )
     return labels.astype(np.uint8)
+
+
+def _settled(splits: Mapping[str, Split], name: str, task: str | None) -> dict[str, Split]:
+    """Return splits whose floats are amounts, or class ids as whole numbers where some tool has made them floats.
+
+    Raises:
+        SourceError: They may be either.
+    """
+    floats = [np.asarray(split.labels) for split in splits.values() if split.labels is not None]
+    if not all(labels.ndim == 1 and labels.dtype.kind == "f" for labels in floats):
+        return dict(splits)
+    labels = np.concatenate(floats)
+    known = labels[np.isfinite(labels)]
+    found = np.unique(known)
+    if len(known) == 0 or (known != np.round(known)).any() or (len(found) > MOST_CLASSES and task is None):
+        return dict(splits)
+    if task == "classification" and len(known) == len(labels):
+        return {key: replace(split, labels=np.asarray(split.labels).astype(np.int64)) for key, split in splits.items()}
+    raise SourceError(
+        f"{name}: labels are {labels.dtype} and hold {len(found)} different whole numbers, from {found[0]:g} to "
+        f"{found[-1]:g}: they may be classes or amounts",
+        hint='set task = "regression" or task = "classification" (--set task=...), or give class ids as int64',
+    )
+
+
+def _are_amounts(labels: NDArray[Any] | None) -> bool:
+    """Whether labels are numbers to estimate: floats, and no table of 0 and 1."""
+    return labels is not None and labels.dtype.kind == "f" and not (labels.ndim == 2 and np.isin(labels, (0, 1)).all())
 
 
 def _is_one_hot(labels: NDArray[Any]) -> bool:

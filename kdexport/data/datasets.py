@@ -52,6 +52,11 @@ SOURCES: dict[str, DataSource] = {
     "imagefolder": DataSource("kdexport.data.image_folder:image_folder", "imagefolder:DIR", _PICTURES),
     "masks": DataSource("kdexport.data.masks:mask_folder", "masks:DIR", _PICTURES),
     "npz": DataSource("kdexport.data.arrays:npz", "npz:FILE", ("standardize",)),
+    "table": DataSource(
+        "kdexport.data.tables:table",
+        "table:FILE",
+        ("label_columns", "feature_columns", "on_bad_sample", "standardize"),
+    ),
     "csv": DataSource("kdexport.data.text:csv_text", "csv:FILE", _TEXT),
     "hf": DataSource("kdexport.data.hub:hugging_face_data", "hf:NAME_OR_DIR", ("args", *_PICTURES, *_TEXT)),
     "file": DataSource("kdexport.data.arrays:from_callable", "file.py:Name", ("args", "standardize")),
@@ -81,7 +86,7 @@ def load_data(
         SourceError: There is no such data, or it cannot be learned from: one class only, labels out of range, NaN.
         RecipeError: A key of [data] does nothing with this source.
     """
-    kind, reading = _kind(data.source), Reading(cache, progress or SILENT, needed or PicturesNeeded())
+    kind, reading = _kind(data.source), Reading(cache, progress or SILENT, needed or PicturesNeeded(), task)
     _check_keys(data, kind)
     source = _for_task(SOURCES[kind].load(data, reading), task, data.source)
     _check(source, data.source)
@@ -101,7 +106,8 @@ def load_data(
     first = train.inputs[0]
     pictures = first.dtype == np.uint8 and first.ndim == 4
     default = of_images(first) if pictures and source.preprocessing is None else Preprocessing("none")
-    if data.standardize:
+    standardize = source.standardize if data.standardize is None else data.standardize
+    if standardize:
         default, note = _standardized(train, source, data.source)
         notes = (*notes, note)
     return Dataset(
@@ -115,8 +121,9 @@ def load_data(
         splits_made_by=made_by,
         unlabelled=unlabelled,
         skipped=source.skipped,
-        notes=(*notes, *_notes_on_labels(source), *(() if data.standardize else _notes_on_features(source))),
+        notes=(*notes, *_notes_on_labels(source), *(() if standardize else _notes_on_features(source))),
         warnings=source.warnings,
+        feature_names=source.feature_names,
         measured=pictures and source.preprocessing is None,
     )
 

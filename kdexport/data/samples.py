@@ -25,7 +25,6 @@ from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import SILENT, Progress
 from kdexport.tasks import TASKS, task_of
 from kdexport.tasks.base import Task
-from kdexport.tasks.classification import UNLABELLED
 
 
 class _File:
@@ -194,6 +193,7 @@ class Dataset:
     skipped: tuple[str, ...] = ()  # samples left out as damaged, each with its reason
     notes: tuple[str, ...] = ()  # what the user may want to know of how it was read
     warnings: tuple[str, ...] = ()  # what makes a score on it worth less than it looks
+    feature_names: tuple[str, ...] = ()  # of a table's columns, in the order in which they are fed
     measured: bool = False  # the preprocessing's mean and std are these images' own, for want of others
 
     @property
@@ -213,20 +213,19 @@ class Dataset:
 
     @property
     def with_unlabelled(self) -> Split:
-        """The training samples and then the unlabelled ones, whose label is ``UNLABELLED``: what a teacher is asked
-        about.
+        """The training samples and then the unlabelled ones (``Task.no_targets``): what a teacher is asked about.
 
         Raises:
-            SourceError: There are unlabelled samples and the others have several labels each.
+            SourceError: There are unlabelled samples, and the task's loss cannot leave them out.
         """
         if self.unlabelled is None:
             return self.train
-        if self.multi_label:
+        unknown = self.task.no_targets(len(self.unlabelled), np.asarray(self.train.labels))
+        if unknown is None:
+            what = "where a sample has several labels" if self.multi_label else f"for {self.task.name}"
             raise SourceError(
-                f"{self.name}: unlabelled samples cannot be used where a sample has several labels",
-                hint="take unlabelled out of [data]",
+                f"{self.name}: unlabelled samples cannot be used {what}", hint="take unlabelled out of [data]"
             )
-        unknown = np.full(len(self.unlabelled), UNLABELLED, dtype=np.int64)
         inputs = zip(self.train.inputs, self.unlabelled.inputs, strict=True)
         return replace(
             self.train,
@@ -250,6 +249,7 @@ class Reading:
     cache: Path  # folder for decoded samples
     progress: Progress = SILENT
     needed: PicturesNeeded = PicturesNeeded()
+    task: str | None = None  # what the data are for, where the recipe says so
 
 
 @dataclass(frozen=True)
@@ -267,3 +267,5 @@ class Source:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     levels: tuple[float, float] | None = None  # of deep pictures: what was scaled to 0..255
+    standardize: bool = False  # whether features are standardized unless the recipe says otherwise
+    feature_names: tuple[str, ...] = ()  # of a table's columns, in the order in which they are fed

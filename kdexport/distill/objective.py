@@ -229,7 +229,7 @@ class Objective:
                 if need == "logits":
                     arguments += [student, _given(teacher, part.name, "the teacher's logits")]
                 elif need == "labels":
-                    arguments.append(_given(labels, part.name, "labels"))
+                    arguments.append(self.task.comparable(_given(labels, part.name, "labels")))
                 else:
                     arguments += _given((features or {}).get(part.name), part.name, "features")
             value = _called(part, arguments)

@@ -8,10 +8,11 @@ from kdexport.errors import SourceError, did_you_mean
 from kdexport.tasks.base import Task
 from kdexport.tasks.classification import Classification
 from kdexport.tasks.multilabel import MultiLabel
+from kdexport.tasks.regression import Regression
 from kdexport.tasks.segmentation import Segmentation
 
 # In the order in which targets are tried where the recipe names no task.
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), MultiLabel(), Segmentation())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), MultiLabel(), Regression(), Segmentation())}
 
 
 def task_named(name: str) -> Task:

@@ -163,8 +163,14 @@ class Task(ABC):
         """
         return None
 
-    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:  # noqa: ARG002
+    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
         """Return why a distillation method makes no sense here, or None where it does."""
+        return None if method.classes else f"compares numbers, and these targets are {self.noun}"
+
+    def no_targets(self, count: int, like: Array) -> Array | None:  # noqa: ARG002
+        """Return targets, of the same form as others, that say of so many samples that they have none; None where a
+        loss cannot leave samples out.
+        """
         return None
 
     @abstractmethod

@@ -185,6 +185,10 @@ class Classification(Task):
             logit_correlation=correlation(theirs, ours),
         )
 
+    def no_targets(self, count: int, like: Array) -> Array:  # noqa: ARG002
+        """Return ``UNLABELLED`` so many times."""
+        return np.full(count, UNLABELLED, dtype=np.int64)
+
     def groups(self, targets: Array) -> NDArray[np.int64]:
         """Return the class ids."""
         return targets.astype(np.int64)

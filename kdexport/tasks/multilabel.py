@@ -84,6 +84,8 @@ class MultiLabel(Task):
 
     def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
         """Object to methods of one class a sample."""
+        if not method.classes:
+            return super().objection(method)
         return None if method.multi_label else "expects one class per sample, and these targets are multi-label"
 
     def score(self, outputs: Array, targets: Array) -> float | None:

@@ -75,9 +75,12 @@ class Postprocessing:
         Args:
             output: ``[batch, ...]``, floating point.
         """
+        import torch
         import torch.nn.functional as F
 
         if self.kind == "scale":
+            # Not in half precision, where a price of 70,000 is infinite and one of 700 is known to 2 or so.
+            output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
             return output * output.new_tensor(self.std) + output.new_tensor(self.mean)
         if self.kind == "normalize":
             return F.normalize(output, dim=-1)

@@ -166,7 +166,7 @@ def nan(x, y):
         (lambda x, y: (x, y - 1), "the label -1 is out of range for 2 classes"),
         (lambda x, y: (x, y * 0), "all of one class"),
         (lambda x, y: (x, y[:-1]), "60 samples and 59 labels"),
-        (lambda x, y: (x, y + 0.5), "labels are float64"),
+        (lambda x, y: (x, y * 2.0), "labels are float64 and hold 3 different whole numbers, from 0 to 4"),
         (lambda x, y: (x[:0], y[:0]), "all of one class|no sample is left"),
     ],
 )

@@ -1,5 +1,6 @@
 import inspect
 
+import numpy as np
 import pydantic
 import pytest
 import torch
@@ -10,6 +11,7 @@ from kdexport.distill.losses import soft_targets
 from kdexport.distill.objective import Objective, loss_of
 from kdexport.errors import KDExportError
 from kdexport.tasks import TASKS
+from kdexport.tasks.regression import Regression
 from kdexport.terms import METHODS
 
 TERM = pydantic.TypeAdapter(terms.Term)
@@ -106,7 +108,7 @@ def test_soft_labels_are_cross_entropy_with_probabilities(batch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_summed_in_fp32(dtype, batch):
     student = (batch[0] * 1e4).to(dtype).requires_grad_()
-    every = [term(name) for name, method in METHODS.items() if set(method.needs) <= {"logits", "labels"}]
+    every = [term(name) for name, method in METHODS.items() if method.classes and "features" not in method.needs]
     total, _ = Objective(1.0, every)(student, batch[1], (batch[2] * 1e4).to(dtype), progress_of_training=0.5)
     total.backward()
     assert total.dtype == torch.float32
@@ -116,7 +118,7 @@ def test_half_precision_logits_are_summed_in_fp32(dtype, batch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_autocast_changes_nothing(dtype, batch):
-    every = [term(name) for name, method in METHODS.items() if set(method.needs) <= {"logits", "labels"}]
+    every = [term(name) for name, method in METHODS.items() if method.classes and "features" not in method.needs]
     objective = Objective(1.0, every)
     expected, _ = objective(*batch, progress_of_training=0.5)
     with torch.autocast("cpu", dtype=dtype):
@@ -134,6 +136,38 @@ def test_refuses_multi_label_targets_for_a_single_label_method(name):
     with pytest.raises(KDExportError, match="multi-label") as caught:
         Objective(1.0, [term(name)], task=TASKS["multilabel"])
     assert "binary_soft_targets" in caught.value.hint
+
+
+def test_numbers_are_compared_in_standard_deviations_of_the_target():
+    generator = np.random.default_rng(1)
+    student, teacher, targets = generator.normal(100, 20, size=(3, 6, 2)).astype(np.float32)
+    std = np.array([20.0, 3.0])
+    task = Regression(mean=(100.0, 90.0), std=tuple(std))
+    objective = Objective(0.5, [term("output_mse"), term("teacher_bounded")], task=task, label_loss="mae")
+    total, parts = objective(*map(torch.tensor, (student, targets, teacher)), progress_of_training=0.0)
+    z, v, y = student / std, teacher / std, targets / std
+    own, bound = ((z - y) ** 2).mean(1), ((v - y) ** 2).mean(1)
+    expected = {
+        "labels": np.abs(z - y).mean(), "output_mse": ((z - v) ** 2).mean(),
+        "teacher_bounded": np.where(own > bound, own, 0).mean(),
+    }  # fmt: skip
+    assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, rel=1e-5)
+    weights = {"labels": 0.5, "output_mse": 1.0, "teacher_bounded": 1.0}
+    assert total.item() == pytest.approx(sum(weights[name] * value for name, value in expected.items()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["soft_targets", "dkd", "binary_soft_targets", "logit_mse"])
+def test_refuses_methods_of_classes_for_numbers(name):
+    with pytest.raises(KDExportError, match="compares classes, and these targets are numbers") as caught:
+        Objective(1.0, [term(name)], task=Regression())
+    assert 'method = "output_mse"' in caught.value.hint
+    assert "teacher_bounded, hint, attention" in caught.value.hint
+
+
+def test_refuses_methods_of_numbers_for_classes():
+    for task in ("classification", "multilabel"):
+        with pytest.raises(KDExportError, match="compares numbers, and these targets are classes"):
+            Objective(1.0, [term("teacher_bounded")], task=TASKS[task])
 
 
 def test_refuses_multi_label_targets_that_were_not_announced(batch):

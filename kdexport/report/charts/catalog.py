@@ -1,6 +1,6 @@
 """Every picture of the report, in the order of the page. A line here and a module make a new one."""
 
-from kdexport.report.charts import batches, classes, confusion, curves, distributions, scatter
+from kdexport.report.charts import batches, classes, confusion, curves, distributions, predictions, residuals, scatter
 from kdexport.report.charts.marks import Picture
 
 PICTURES: tuple[Picture, ...] = (
@@ -10,4 +10,6 @@ PICTURES: tuple[Picture, ...] = (
     curves.PICTURE,
     classes.PICTURE,
     confusion.PICTURE,
+    predictions.PICTURE,
+    residuals.PICTURE,
 )
