@@ -27,9 +27,9 @@ def run(
 ) -> "Report":
     """Distill, export, benchmark and report; see ``kdexport.pipeline.run``."""
     from kdexport import pipeline
-    from kdexport.progress import SILENT
+    from kdexport.progress import for_python
 
-    return pipeline.run(recipe, out, progress or SILENT, on_change=on_change)
+    return pipeline.run(recipe, out, progress or for_python(), on_change=on_change)
 
 
 def distill(
@@ -41,9 +41,9 @@ def distill(
 ) -> "DistillResult":
     """Train what the recipe asks for; see ``kdexport.distill.stage.distill``."""
     from kdexport.distill import stage
-    from kdexport.progress import SILENT
+    from kdexport.progress import for_python
 
-    return stage.distill(recipe, directory, progress or SILENT, on_change=on_change)
+    return stage.distill(recipe, directory, progress or for_python(), on_change=on_change)
 
 
 def export(
@@ -51,8 +51,9 @@ def export(
 ) -> "ExportResult":
     """Export every network of a run and prove each file; see ``kdexport.export.stage.export``."""
     from kdexport.export import stage
+    from kdexport.progress import for_python
 
-    return stage.export(recipe, distilled, directory, progress)
+    return stage.export(recipe, distilled, directory, progress or for_python())
 
 
 def bench(
@@ -60,9 +61,9 @@ def bench(
 ) -> "BenchResult":
     """Measure models against the first of them; ``options`` as ``kdexport.bench.stage.bench`` describes them."""
     from kdexport.bench import stage
-    from kdexport.progress import SILENT
+    from kdexport.progress import for_python
 
-    return stage.bench(models, settings, name=name, progress=progress or SILENT, **options)
+    return stage.bench(models, settings, name=name, progress=progress or for_python(), **options)
 
 
 def report(benched: "Sequence[BenchResult]", require: "Require | None" = None, name: str | None = None) -> "Report":

@@ -182,6 +182,15 @@ class _BarTask:
             self._live.update(self._identity, advance=steps, refresh=still)
 
 
+def for_python() -> Progress:
+    """Return what suits a call from Python: bars in a notebook, else silence."""
+    if "ipykernel" not in sys.modules:
+        return SILENT
+    from rich.console import Console
+
+    return Bars(Console())
+
+
 def for_terminal(*, quiet: bool) -> Progress:
     """Return what suits where stderr goes."""
     if quiet:

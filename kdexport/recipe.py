@@ -4,6 +4,7 @@ A ``Recipe`` in memory holds absolute paths; ``write`` turns them relative to th
 directory can be moved together with what it refers to.
 """
 
+import inspect
 import os
 import re
 import tomllib
@@ -14,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdexport import references
+from kdexport import objects, references
 from kdexport.artifacts import write_text
 from kdexport.errors import RecipeError, did_you_mean
 from kdexport.precisions import checked
@@ -31,16 +32,22 @@ class Section(BaseModel):
 
     OLD_NAMES: ClassVar[dict[str, str]] = {}  # keys that are still read: old name -> name
 
+    @classmethod
+    def from_python(cls, values: Any) -> Any:
+        """Return what Python code gives for the table in the form that TOML has: references in place of objects."""
+        return values
+
     @model_validator(mode="before")
     @classmethod
-    def _read_old_names(cls, values: Any) -> Any:
+    def _as_in_toml(cls, values: Any) -> Any:
+        values = cls.from_python(values)
         if not isinstance(values, dict):
             return values
         for old, new in cls.OLD_NAMES.items():
             if old in values and new in values:
                 raise ValueError(f"{old} is the old name of {new}: give one of the two")
             values = {new if key == old else key: value for key, value in values.items()}
-        return values
+        return {key: _tuples(value) for key, value in values.items()}
 
 
 Side = Annotated[int, Field(ge=1, lt=1 << 16)]  # of an image, in pixels
@@ -92,7 +99,19 @@ class PreprocessingSpec(Section):
 
 
 class Data(Section):
-    """[data]: where the samples come from and how they are split."""
+    """[data]: where the samples come from and how they are split.
+
+    In Python samples may stand for the reference or for the whole table: see ``kdexport.objects.splits_reference``.
+    """
+
+    @classmethod
+    def from_python(cls, values: Any) -> Any:
+        """Take samples for the table or for its reference."""
+        if isinstance(values, BaseModel):
+            return values
+        if not isinstance(values, dict) or "train" in values:
+            return {"source": objects.splits_reference(values)}
+        return {**values, "source": objects.splits_reference(values["source"])} if "source" in values else values
 
     source: str = Field(
         description=(
@@ -266,7 +285,19 @@ class Training(Section):
 
 
 class NetworkSpec(Section):
-    """A network by reference, its weights and its inputs: what [teacher] and [student] have in common."""
+    """A network by reference, its weights and its inputs: what [teacher] and [student] have in common.
+
+    In Python a network, or a function that makes one, may stand for the reference or for the whole table.
+    """
+
+    @classmethod
+    def from_python(cls, values: Any) -> Any:
+        """Take a network, or a function that makes one, for the table or for its reference."""
+        if not isinstance(values, dict | BaseModel):
+            values = {"model": values}
+        if isinstance(values, dict) and "model" in values:
+            values = {**values, "model": objects.network_reference(values["model"])}
+        return values
 
     model: str = Field(
         description=(
@@ -383,6 +414,13 @@ class DataFree(Section):
 
 class Distill(Training):
     """[distill]: how the student learns from the teacher."""
+
+    @classmethod
+    def from_python(cls, values: Any) -> Any:
+        """Take functions for the losses of one's own."""
+        if not isinstance(values, dict) or not isinstance(values.get("terms"), tuple | list):
+            return values
+        return {**values, "terms": tuple(_with_function(term) for term in values["terms"])}
 
     label_weight: float = Field(0.1, ge=0, description="Weight of the labels' own loss, beside the terms.")
     views: int = Field(
@@ -670,6 +708,18 @@ class Recipe(Section):
     bench: Bench = Field(Bench(), description="What to measure, and where.")
     require: Require = Field(Require(), description="What the model to ship must hold; exit code 3 where it does not.")
 
+    @classmethod
+    def from_python(cls, values: Any) -> Any:
+        """Take objects in every table; a path is relative to the working directory, and the name may be left out."""
+        if not isinstance(values, dict):
+            return values
+        tables: dict[str, type[Section]] = {"data": Data, "teacher": Teacher, "student": Student, "distill": Distill}
+        given = {key: tables[key].from_python(value) if key in tables else value for key, value in values.items()}
+        references = [value for table in given.values() if isinstance(table, dict) for value in table.values()]
+        if any(isinstance(value, str) and value.startswith(f"{objects.SCHEME}:") for value in references):
+            given.setdefault("name", "run")
+        return _with_absolute_paths(given, Path.cwd())
+
     @model_validator(mode="after")
     def _quantize_aware_is_for_int8(self) -> Self:
         if self.distill.quantize_aware and "int8" not in self.export.quantize:
@@ -801,6 +851,13 @@ def _validated(
             "\n".join([f"{origin} has {count}:", *shown]),
             hint="fix what is listed, then give the same command again",
         ) from None
+
+
+def _with_function(term: Any) -> Any:
+    """Return a term with a reference in place of a function: of its method, or of the whole."""
+    if isinstance(term, dict) and callable(term.get("method")):
+        return {**term, "method": objects.refer(term["method"])}
+    return {"method": objects.refer(term)} if inspect.isfunction(term) else term
 
 
 def _with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kdexport import objects
 from kdexport.errors import SourceError, did_you_mean
 
 PATH_SCHEMES = ("imagefolder", "npz", "csv", "table", "masks", "coco", "yolo")  # what follows the colon is a path
-SCHEMES = ("torchvision", "timm", "hf", *PATH_SCHEMES)
-_WITHOUT_PATH = ("torchvision", "timm", "hf", "module", "builtin")
+SCHEMES = ("torchvision", "timm", "hf", objects.SCHEME, *PATH_SCHEMES)
+_WITHOUT_PATH = ("torchvision", "timm", "hf", "module", "builtin", objects.SCHEME)
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,13 @@ OWN = Path(__file__).parent  # the package: what fails in it is not the user's l
 
 
 def load_object(reference: Reference) -> Any:
-    """Return what a ``file`` or ``module`` reference names.
+    """Return what a ``file``, ``module`` or ``object`` reference names.
 
     Raises:
-        SourceError: No such file, module or name, or the code raises while it is imported.
+        SourceError: No such object, file, module or name, or the code raises while it is imported.
     """
+    if reference.kind == objects.SCHEME:
+        return objects.kept(reference.target)
     module = _from_file(Path(reference.target)) if reference.kind == "file" else _from_package(reference)
     if not hasattr(module, reference.name):
         public = sorted(name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value))

@@ -5,6 +5,7 @@ report.json holds are a contract with other programs (see ``Report``).
 """
 
 import dataclasses
+import importlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -13,6 +14,18 @@ from typing import Any, ClassVar, Literal, TypeVar
 SCHEMA = 2
 
 Interval = tuple[float, float]
+
+
+class Shown:
+    """A result that is printed as a table, and displayed as the HTML report in a notebook."""
+
+    SHOWN_BY: ClassVar[str] = "kdexport.report.notebook"  # stands above this module, so it is named and not imported
+
+    def __str__(self) -> str:
+        return str(importlib.import_module(self.SHOWN_BY).text(self))
+
+    def _repr_html_(self) -> str:
+        return str(importlib.import_module(self.SHOWN_BY).page(self))
 
 
 @dataclass(frozen=True)
@@ -287,7 +300,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class BenchResult(Shown):
     """What `kdexport bench` hands over (bench.json): complete in itself, so that machines can be joined later."""
 
     schema: int = field(default=SCHEMA, kw_only=True)
@@ -410,7 +423,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """report.json."""
 
     schema: int = field(default=SCHEMA, kw_only=True)

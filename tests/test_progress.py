@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import sys
 import threading
 
 import pytest
@@ -68,3 +69,9 @@ def test_plain_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys:
     lines = capsys.readouterr().err.splitlines()
     assert "left" not in lines[1]
     assert re.search(r"train student 50\.2/100  going on  \d+ min left", lines[2])
+
+
+def test_a_notebook_shows_bars_and_a_script_nothing(monkeypatch):
+    assert progress_module.for_python() is progress_module.SILENT
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert isinstance(progress_module.for_python(), progress_module.Bars)

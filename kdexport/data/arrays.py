@@ -122,6 +122,12 @@ def from_callable(data: Data, reading: Reading) -> Source:
     return from_splits(call(reference, found, data.args), data.source, reading.task)
 
 
+def from_object(data: Data, reading: Reading) -> Source:
+    """Return the samples that a recipe was given in Python, or what a function gives that it was given."""
+    found = load_object(parse(data.source))
+    return from_callable(data, reading) if callable(found) else from_splits(found, "data", reading.task)
+
+
 def from_splits(given: Any, name: str, task: str | None = None) -> Source:
     """Return a source from a mapping of splits.
 

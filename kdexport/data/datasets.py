@@ -60,6 +60,7 @@ SOURCES: dict[str, DataSource] = {
     "csv": DataSource("kdexport.data.text:csv_text", "csv:FILE", _TEXT),
     "hf": DataSource("kdexport.data.hub:hugging_face_data", "hf:NAME_OR_DIR", ("args", *_PICTURES, *_TEXT)),
     "file": DataSource("kdexport.data.arrays:from_callable", "file.py:Name", ("args", "standardize")),
+    "object": DataSource("kdexport.data.arrays:from_object", "an object, from Python", ("args", "standardize")),
     "module": DataSource("kdexport.data.arrays:from_callable", "package.module:Name", ("args", "standardize")),
 }
 

@@ -268,7 +268,7 @@ def _takes(function: Any, argument: str) -> bool:
         return False
 
 
-_BUILDERS = {"torchvision": _torchvision, "timm": _timm, "file": _python, "module": _python}
+_BUILDERS = {"torchvision": _torchvision, "timm": _timm, "file": _python, "module": _python, "object": _python}
 _FORMS = (
     "torchvision:NAME",
     "timm:NAME",
