@@ -40,6 +40,12 @@ def read(path: Path) -> Any:
     Raises:
         SourceError: Absent, no weights file, or a pickle that would run code; it is not run.
     """
+    if path.is_dir():
+        inside = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES)
+        raise SourceError(
+            f"{path} is a folder, not a file of weights",
+            hint=f"name a file in it: {', '.join(inside[:8])}" if inside else "it holds none: give the file itself",
+        )
     if not path.is_file():
         raise SourceError(
             f"there is no weights file {path}", hint="check the path; in a recipe it is relative to the recipe"

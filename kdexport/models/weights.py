@@ -19,6 +19,7 @@ from kdexport.models.outputs import output_of
 from kdexport.tasks.postprocessing import Postprocessing
 
 WRAPPERS = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+OWN_BEST = "state.loop.best.2"  # of a run's checkpoints: the weights that scored best, which the run would ship
 COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1; BatchNorm's own loading forgives it by version
 POSTPROCESSING = "kdexport.postprocessing"  # in the metadata of a safetensors file
 MAX_SHOWN = 20
@@ -223,6 +224,9 @@ def _best(candidates: list[_Candidate], origin: str, strict: bool) -> _Candidate
     rivals = [other for other in tied[1:] if _differs(other, chosen)]
     if not rivals or not chosen.matching or (strict and not chosen.complete):
         return chosen
+    best = next((candidate for candidate in (chosen, *rivals) if candidate.place == OWN_BEST), None)
+    if best is not None:  # a checkpoint of kdexport's: beside the last weights and their average
+        return best
     averaged = [candidate for candidate in (chosen, *rivals) if candidate.averaged]
     if len(averaged) == 1 and len(rivals) == 1:  # an average of the weights, which is what one deploys, beside them
         return averaged[0]

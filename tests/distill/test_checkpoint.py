@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel
 
 from kdexport.distill.logit_cache import AllLogits, TeacherCache
-from kdexport.distill.state import Checkpoints
-from kdexport.errors import KDExportError
-from kdexport.models.weights import save_weights
+from kdexport.distill.state import Checkpoints, LoopState, snapshot
+from kdexport.errors import KDExportError, SourceError
+from kdexport.models.weights import load_weights, save_weights
 from kdexport.progress import SILENT
+from kdexport.tasks import TASKS
 
 
 @contextmanager
@@ -45,6 +48,28 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> Non
     assert saved["step"] == 1
     checkpoints.save(2, state(2))
     assert (checkpoints.latest() or {})["step"] == 2
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_runs_own_checkpoint_is_taken_as_weights(epochs: int, tmp_path: Path) -> None:
+    """It holds the last weights, their average and the best so far: the best, where an epoch was scored."""
+    torch.manual_seed(0)
+    best, network = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    average = AveragedModel(torch.nn.Linear(3, 3))
+    loop = LoopState(torch.device("cpu"), epochs=2, per_epoch=1, task=TASKS["classification"])
+    if epochs:
+        loop.judge(1, 0.9, best)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = snapshot(network, optimizer, average if epochs else None, loop, Accelerator(cpu=True))
+    path = Checkpoints(tmp_path, "key").save(1, state)
+    fresh = torch.nn.Linear(3, 3)
+    load_weights(fresh, path)
+    assert torch.equal(fresh.weight, (best if epochs else network).weight)
+    with pytest.raises(SourceError, match="is a folder") as caught:
+        load_weights(fresh, tmp_path)
+    assert path.name in caught.value.hint
 
 
 def test_a_full_disk_leaves_the_previous_weights_whole(tmp_path: Path) -> None:
