@@ -4,9 +4,10 @@ import codecs
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ ENCODINGS = (
 )  # by what a file begins with
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MISSING = ("", "nan")  # what an empty cell becomes
+LIKE_MISSING = ("na", "n/a", "null", "none", "-", "?", "unknown")  # what people write for one; it may be a class
+SEPARATOR_LINE = re.compile(r"sep=(.)\s*$")  # Excel's first line
 LINES_SHOWN = 10
 FEWEST, SHARE = 20, 0.5  # of that many labels or more, more than this share all different: no classes
 
@@ -47,7 +50,8 @@ def csv_text(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every load
     rows, lines, notes = _rows(path, data)
     texts = [row[data.text_column] for row in rows]
     labels, class_names = label_numbers([row[data.label_column] for row in rows], str(path), lines)
-    origin, note = _origins([row.get(SPLIT_COLUMN) for row in rows], lines, path)
+    column = _split_column(rows, data)
+    origin, note = _origins([row.get(column) for row in rows], lines, path)
     _check_learnable(labels, origin, class_names, path)
     tokens = encode(texts, data)
     parts = {
@@ -55,6 +59,7 @@ def csv_text(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every load
         for name in dict.fromkeys(origin.tolist())
     }
     empty = sum(not text.strip() for text in texts)
+    notes += [f"the column {column!r} names the splits"] if column != SPLIT_COLUMN else []
     notes += [note] if note else []
     notes += [f"{empty} of {len(texts)} texts are empty"] if empty else []
     return Source(
@@ -135,46 +140,125 @@ def _rows(path: Path, data: Data) -> tuple[list[dict[str, str]], list[int], list
     with path.open("rb") as handle:
         start = handle.read(4)
     encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8-sig")
-    wanted = (("text_column", data.text_column), ("label_column", data.label_column))
-    rows, lines = [], []
+    wanted = [data.text_column, data.label_column]
+    notes = []
     try:
         with path.open(newline="", encoding=encoding) as handle:
             head = handle.readline()
-            delimiter = max(DELIMITERS, key=lambda mark: _columns_found(head, mark, [column for _, column in wanted]))
-            handle.seek(0)
-            reader = csv.reader(handle, delimiter=delimiter)
-            columns = [column.strip() for column in next(reader, [])]
-            for key, column in wanted:
-                if column not in columns:
-                    near = did_you_mean(column, columns) or f"it has: {', '.join(columns) or 'nothing'}; "
-                    raise SourceError(f"{path} has no column '{column}'", hint=f"{near}set data.{key}")
-            wrong: list[str] = []
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(columns):
-                    wrong.append(f"line {reader.line_num} has {len(cells)}")
-                rows.append(dict(zip(columns, cells, strict=False)))
-                lines.append(reader.line_num)
+            mark = SEPARATOR_LINE.match(head)
+            skipped = 1 if mark else 0
+            head = handle.readline() if mark else head
+            delimiter = mark[1] if mark else max(DELIMITERS, key=lambda each: _columns_found(head, each, wanted))
+            columns, records = _records(handle, skipped, delimiter, csv.QUOTE_MINIMAL)
+            _check_columns(columns, data, path)
+            fault = _quote_fault(columns, records, delimiter, data.label_column)
+            if fault and delimiter == "\t":  # tables divided by tabs are often written without any quoting
+                columns, records = _records(handle, skipped, delimiter, csv.QUOTE_NONE)
+                notes.append("a quote is not closed where its text ends: quotes are taken as characters of the texts")
+            elif fault:
+                raise SourceError(
+                    f"{path}: {fault}",
+                    hint='write a quote within a quoted text twice (""), and a text that begins with one in quotes',
+                )
     except UnicodeError as error:
         raise SourceError(f"{path} is not UTF-8: {error}", hint="save it as UTF-8") from None
     except csv.Error as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}", hint="save it as comma-separated values") from None
+    _check_lengths(columns, records, path)
+    rows = [dict(zip(columns, record.cells, strict=True)) for record in records]
+    if not rows:
+        raise SourceError(f"{path} has a header and no rows", hint="give rows with text and label")
+    names = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    notes = [f"columns are divided by {names[delimiter]}", *notes] if delimiter in names else notes
+    return rows, [record.last for record in records], notes
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One row: its cells, and the lines that it begins and ends on."""
+
+    cells: list[str]
+    first: int
+    last: int
+    fault: str = ""  # of its quotes
+
+
+def _records(handle: TextIO, skipped: int, delimiter: str, quoting: Literal[0, 3]) -> tuple[list[str], list[_Record]]:
+    """Return the header's columns and every row that is not blank."""
+    handle.seek(0)
+    for _ in range(skipped):
+        handle.readline()
+    reader = csv.reader(handle, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=delimiter != "\t")
+    columns = [column.strip() for column in next(reader, [])]
+    records: list[_Record] = []
+    while True:
+        first = reader.line_num + skipped + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if quoting == csv.QUOTE_MINIMAL and ("expected after" in str(error) or "unexpected end" in str(error)):
+                records.append(_Record([], first, reader.line_num + skipped, str(error)))
+                return columns, records
+            raise
+        if cells is None:
+            return columns, records
+        if any(cell.strip() for cell in cells):
+            records.append(_Record(cells, first, reader.line_num + skipped))
+
+
+def _quote_fault(columns: list[str], records: list[_Record], delimiter: str, label_column: str) -> str:
+    """Say where a quote that was never meant to open a text has taken other rows into it; empty where none has.
+
+    A text may span lines. One of whose lines is by itself a row, with a label that other rows have, may not.
+    """
+    place = columns.index(label_column)
+    labels = {record.cells[place] for record in records if record.first == record.last and len(record.cells) > place}
+    for record in records:
+        if record.fault:
+            return f"the quote on line {record.first} is not closed where its text ends, on line {record.last}"
+        for number, cell in enumerate(record.cells) if record.first < record.last else ():
+            lines = cell.splitlines()
+            rows = [[*record.cells[:number], *lines[0].split(delimiter)]] if len(lines) > 1 else []
+            rows += [line.split(delimiter) for line in lines[1:-1]]
+            if any(len(row) == len(columns) and row[place] in labels for row in rows):
+                return f"the quote that opens on line {record.first} takes in whole rows, to line {record.last}"
+    return ""
+
+
+def _check_columns(columns: list[str], data: Data, path: Path) -> None:
+    for key, column in (("text_column", data.text_column), ("label_column", data.label_column)):
+        if column not in columns:
+            near = did_you_mean(column, columns) or f"it has: {', '.join(columns) or 'nothing'}; "
+            raise SourceError(f"{path} has no column '{column}'", hint=f"{near}set data.{key}")
+        if columns.count(column) > 1:
+            raise SourceError(f"{path} has {columns.count(column)} columns '{column}'", hint="rename all but one")
+
+
+def _check_lengths(columns: list[str], records: list[_Record], path: Path) -> None:
+    wrong = [f"line {record.last} has {len(record.cells)}" for record in records if len(record.cells) != len(columns)]
     if wrong:
         more = f" and {len(wrong) - LINES_SHOWN} more" if len(wrong) > LINES_SHOWN else ""
         raise SourceError(
             f"{path} has {len(columns)} columns, and {', '.join(wrong[:LINES_SHOWN])}{more}",
             hint='put a text that holds the delimiter into quotes ("a, b"), and give every row all its cells',
         )
-    if not rows:
-        raise SourceError(f"{path} has a header and no rows", hint="give rows with text and label")
-    names = {";": "semicolons", "\t": "tabs", "|": "bars"}
-    return rows, lines, [f"columns are divided by {names[delimiter]}"] if delimiter in names else []
 
 
 def _columns_found(head: str, delimiter: str, wanted: list[str]) -> int:
     columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
     return 1000 * sum(column in columns for column in wanted) + len(columns)
+
+
+def _split_column(rows: Sequence[Mapping[str, str]], data: Data) -> str:
+    """Return the column that names the splits: ``split``, else one in which every value is a split's name."""
+    if SPLIT_COLUMN in rows[0]:
+        return SPLIT_COLUMN
+    for column in rows[0]:
+        if column not in (data.text_column, data.label_column):
+            found = {split_of(value) for value in {row[column] for row in rows}}
+            if None not in found and "train" in found and len(found) > 1:
+                return column
+    return SPLIT_COLUMN
 
 
 def _origins(said: Sequence[str | None], lines: Sequence[int], path: Path) -> tuple[NDArray[Any], str | None]:
@@ -215,12 +299,16 @@ def _check_learnable(labels: NDArray[np.int64], origin: NDArray[Any], names: Seq
 
 
 def _nearly_alike(names: Sequence[str]) -> tuple[str, ...]:
-    """Say which classes differ in case or spaces alone: often one class written in two ways."""
+    """Say which classes differ in case or spaces alone, and which look like a label that is missing."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
+        plain = f"{float(name):g}" if NUMBER.fullmatch(name) else re.sub(r"[\s_-]+", "", name.casefold())
+        groups.setdefault(plain, []).append(name)
     alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
-    return (f"are taken as different classes though written nearly alike: {'; '.join(alike)}",) if alike else ()
+    none = [name for name in names if name.casefold() in LIKE_MISSING]
+    notes = [f"are taken as different classes though written nearly alike: {'; '.join(alike)}"] if alike else []
+    notes += [f"taken as classes, though often written where there is no label: {', '.join(none)}"] if none else []
+    return tuple(notes)
 
 
 def _places(indices: Sequence[int], fault: str, lines: Sequence[int] | None) -> str:

@@ -208,6 +208,50 @@ def test_rows_of_another_length_name_their_line(extra, message, bert, load, tmp_
         load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
 
 
+QUOTED = {  # delimiter, a row with a quote that opens and is never meant to
+    "closed in the middle": (",", '"one good film,good', 'a film" of note,bad'),
+    "closed at an end": (",", '"one good film,good', 'a film of note",bad'),
+    "never closed": (",", '"one good film,good', "a film of note,bad"),
+    "escaped by a backslash": (",", '"one \\"good, film\\" of note",good', "a film of note,bad"),
+}
+
+
+@pytest.mark.parametrize("kind", QUOTED)
+@pytest.mark.parametrize("tabs", [False, True])
+def test_a_quote_does_not_take_other_rows_into_its_text(kind, tabs, bert, load, tmp_path):
+    """Python's reader goes on to the next quote, over any number of rows, and says nothing."""
+    delimiter, first, second = QUOTED[kind]
+    lines = ["text,label", *(f"word{i} a,{('good', 'bad')[i % 2]}" for i in range(20))]
+    content = "\n".join([*lines[:8], first, *lines[8:14], second, *lines[14:], ""])
+    if tabs and "backslash" not in kind:
+        (tmp_path / "r.csv").write_text(content.replace(",", "\t"))
+        data = load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
+        assert len(data.train) + len(data.val) + len(data.test) == 22
+        assert any("quotes are taken as characters" in note for note in data.notes)
+        return
+    (tmp_path / "r.csv").write_text(content)
+    with pytest.raises(SourceError, match="quote .* line 9"):
+        load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
+
+
+def test_a_text_may_span_lines_and_hold_quotes(bert, load, tmp_path):
+    texts = ['"a film\nand, ""more"" of it\n\nindeed"', 'a "film" alone', '"a, b"', ' "spaced, out"'] * 10
+    lines = [f"{text},{('good', 'bad')[i // 2 % 2]}" for i, text in enumerate(texts)]
+    (tmp_path / "r.csv").write_text("\n".join(["sep=,", "text,label", *lines]))
+    data = load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
+    assert len(data.train) + len(data.val) + len(data.test) == 40
+    assert data.class_names == ("bad", "good")
+
+
+def test_columns_given_twice_and_splits_under_another_name(bert, load, tmp_path):
+    rows = [("a film", i // 2 % 2, ("train", "dev")[i % 2]) for i in range(40)]
+    data = load(write(tmp_path / "r.csv", rows, ("text", "label", "Subset")), tokenizer=f"hf:{bert}")
+    assert (len(data.test), data.splits_made_by["test"]) == (20, "source: its validation split")
+    assert "the column 'Subset' names the splits" in data.notes
+    with pytest.raises(SourceError, match="2 columns 'label'"):
+        load(write(tmp_path / "r.csv", rows, ("text", "label", "label")), tokenizer=f"hf:{bert}")
+
+
 def test_labels_that_are_numbers_measurements_or_nearly_alike():
     assert label_numbers(["10.0", "2.0", "1.0"], "x")[1] == ("1.0", "2.0", "10.0")
     assert label_numbers(["1", "2", "²"], "x")[1] == ("1", "2", "²")  # a digit to Python, and no number
@@ -220,6 +264,10 @@ def test_labels_that_are_numbers_measurements_or_nearly_alike():
 def test_classes_written_nearly_alike_are_said(bert, load, tmp_path):
     source = write(tmp_path / "r.csv", [("a film", ("pos", "Pos", "neg", "neg")[i % 4]) for i in range(40)])
     assert "written nearly alike: Pos and pos" in load(source, tokenizer=f"hf:{bert}").notes[0]
+    source = write(tmp_path / "n.csv", [("a film", ("1", "1.0", "NA", "-1")[i % 4]) for i in range(40)])
+    nearly, missing = load(source, tokenizer=f"hf:{bert}").notes
+    assert nearly.endswith("written nearly alike: 1 and 1.0")
+    assert missing.endswith("where there is no label: NA")
 
 
 def test_splits_of_rows(bert, load, tmp_path):
