@@ -700,6 +700,12 @@ class Recipe(Section):
     task: str | None = Field(
         None, description="What the network is for: classification or multilabel. Left out: read off the data."
     )
+    scores: tuple[str, ...] = Field(
+        (),
+        description=(
+            "Scores of your own, told beside the task's: file.py:name of functions (outputs, targets) -> number."
+        ),
+    )
     data: Data = Field(description="Where the samples come from and how they are split.")
     teacher: Teacher = Field(description="The network to learn from.")
     student: Student = Field(description="The network to ship.")
@@ -715,6 +721,8 @@ class Recipe(Section):
             return values
         tables: dict[str, type[Section]] = {"data": Data, "teacher": Teacher, "student": Student, "distill": Distill}
         given = {key: tables[key].from_python(value) if key in tables else value for key, value in values.items()}
+        if isinstance(given.get("scores"), tuple | list):
+            given["scores"] = [objects.refer(score) if callable(score) else score for score in given["scores"]]
         references = [value for table in given.values() if isinstance(table, dict) for value in table.values()]
         if any(isinstance(value, str) and value.startswith(f"{objects.SCHEME}:") for value in references):
             given.setdefault("name", "run")
@@ -816,6 +824,7 @@ class EvaluationRequest(Section):
 
     seed: int = Field(default=0, ge=0)
     task: str | None = None
+    scores: tuple[str, ...] = ()
     data: Data
     student: Student  # the model: under this name in a recipe too
 
@@ -891,6 +900,9 @@ def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict
     for term in terms if isinstance(terms, list) else ():
         if isinstance(term, dict) and isinstance(term.get("method"), str) and ":" in term["method"]:
             term["method"] = reference(term["method"])
+    for table, key in ((document, "scores"), (distill, "augment")):
+        if isinstance(table, dict) and isinstance(table.get(key), list | tuple):
+            table[key] = [reference(item) if isinstance(item, str) and ":" in item else item for item in table[key]]
     return document
 
 

@@ -3,7 +3,8 @@
 numpy only, so that PyTorch and ONNX Runtime both fit, here and in a packed benchmark.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from kdexport.results import Evaluation
 from kdexport.tasks.base import Task, checked_outputs
 
 Predict = Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]
+OwnScore = Callable[[NDArray[Any], NDArray[Any]], float]
 
 
 class Samples(Protocol):
@@ -40,6 +42,7 @@ def evaluate(
     batch_size: int = 128,
     *,
     name: str = "test",
+    further: Mapping[str, OwnScore] | None = None,
 ) -> tuple[Evaluation, NDArray[np.float32]]:
     """Score ``predict`` on a labelled split.
 
@@ -49,6 +52,7 @@ def evaluate(
         class_names: One per output: the classes, or what is estimated.
         batch_size: Samples per call.
         name: What the result calls the split.
+        further: Scores of the user's own, told beside the task's under these names: ``own_scores``.
 
     Returns:
         The scores, and the outputs as float32 ``[samples, ...]``.
@@ -68,4 +72,39 @@ def evaluate(
             for batch in split.batches(batch_size)
         ]
     )
-    return task.evaluate(outputs, targets, class_names, name), outputs
+    evaluation = task.evaluate(outputs, targets, class_names, name)
+    told = {label: _number(score, label, outputs, targets) for label, score in (further or {}).items()}
+    return dataclasses.replace(evaluation, metrics={**evaluation.metrics, **told}), outputs
+
+
+def own_scores(references: Sequence[str]) -> dict[str, OwnScore]:
+    """Return the functions that a recipe's ``scores`` names, by their names: ``f(outputs, targets) -> number``.
+
+    Args:
+        references: ``file.py:name``; outputs are float32 ``[samples, ...]``, targets as the data give them.
+
+    Raises:
+        SourceError: There is no such function.
+    """
+    from kdexport.references import load_object, parse
+
+    found: dict[str, OwnScore] = {}
+    for reference in references:
+        function = load_object(parse(reference))
+        if not callable(function):
+            raise SourceError(f"{reference} is no function", hint="name a function of outputs and targets")
+        found[getattr(function, "__name__", reference)] = function
+    return found
+
+
+def _number(score: OwnScore, name: str, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+    from kdexport.references import place
+
+    try:
+        return float(score(outputs, targets))
+    except Exception as error:
+        shapes = f"outputs {list(outputs.shape)}, targets {list(targets.shape)}"
+        raise SourceError(
+            f"the score {name} raises {type(error).__name__}: {error}{place(error)}",
+            hint=f"let it take ({shapes}) and return one number",
+        ) from error

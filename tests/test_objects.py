@@ -53,6 +53,10 @@ def soft(student_logits, teacher_logits, temperature=2.0):
     return -(teacher * (student_logits / temperature).log_softmax(1)).sum(1).mean() * temperature**2
 
 
+def worst_class(outputs, targets):
+    return min(float(np.mean(outputs[targets == one].argmax(1) == one)) for one in np.unique(targets))
+
+
 def test_a_whole_run_of_objects(tmp_path):
     teacher = network(64)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -61,6 +65,7 @@ def test_a_whole_run_of_objects(tmp_path):
         student=network(12),
         data=(Rows(range(1000)), Rows(range(1000, 1300)), Rows(range(1300, 1797))),
         distill={"epochs": 8, "lr": 0.02, "batch_size": 64, "terms": [{"method": soft, "temperature": 3.0}]},
+        scores=[worst_class],
         **FAST,
     )
     assert recipe.name == "run"
@@ -68,6 +73,7 @@ def test_a_whole_run_of_objects(tmp_path):
     student = next(model for model in report.models if model.name == "student")
     assert student.score.value > 0.7
     assert student.evaluation.samples == 497  # the third split is the test
+    assert student.evaluation.metrics["worst_class"] == min(one.accuracy for one in student.evaluation.per_class)
     for name, tensor in teacher.state_dict().items():  # what was handed over is as it was
         assert torch.equal(tensor, before[name])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

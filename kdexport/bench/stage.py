@@ -48,6 +48,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
     """
     from kdexport.models.fitted_data import load_run_data
     from kdexport.stage_cache import cache_key, data_fingerprint, done, mark_done
+    from kdexport.stage_cache import fingerprint as reference_fingerprint
 
     machine = fingerprint()
     key = cache_key(
@@ -55,6 +56,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         settings=recipe.bench.model_dump(),
         models=[[model.name, model.sha256] for model in exported.models],
         data=[data_fingerprint(recipe.data), recipe.seed],
+        scores=[reference_fingerprint(reference) for reference in recipe.scores],
         machine=[machine.name, machine.cpu, machine.cores, machine.container, machine.gpus, machine.versions],
     )
     document = recipe.to_dict(relative_to=directory.root)
@@ -73,6 +75,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
             name=recipe.name,
             folder=directory.root,
             dataset=dataset,
+            scores=recipe.scores,
             dims={**({"length": dataset.test.inputs[0].shape[1]} if text else {}), **recipe.bench.dims},
             recipe=document,
             training=training,
@@ -96,6 +99,7 @@ def bench(
     name: str,
     folder: Path = Path(),
     dataset: Any | None = None,
+    scores: Sequence[str] = (),
     recipe: dict[str, Any] | None = None,
     training: Sequence[dict[str, Any]] = (),
     samples_file: Path | None = None,
@@ -112,6 +116,7 @@ def bench(
         name: What the result is called.
         folder: What the models' paths are relative to.
         dataset: Its test split gives accuracy; None leaves it out.
+        scores: Of the user's own, told beside the task's: ``file.py:name``.
         recipe: The resolved recipe, kept in the result.
         training: metrics.jsonl, kept in the result.
         samples_file: Where the raw samples go (.npz, int64 nanoseconds); None keeps none.
@@ -133,7 +138,7 @@ def bench(
     outcome = run_plan(plan, machine.name, progress)
     if samples_file is not None:
         write_samples(samples_file, outcome)
-    scored = tuple(models) if dataset is None else score(models, folder, dataset, outcome, found, progress)
+    scored = tuple(models) if dataset is None else score(models, folder, dataset, outcome, found, progress, scores)
     made_by = {} if dataset is None else dataset.splits_made_by
     return BenchResult(
         name=name,
@@ -266,6 +271,7 @@ def score(
     outcome: Measured,
     found: Sequence[Device],
     progress: Progress,
+    scores: Sequence[str] = (),
 ) -> tuple[ModelFile, ...]:
     """Fill in accuracy, its interval and the agreement with the first model, on the test split.
 
@@ -276,13 +282,16 @@ def score(
         outcome: What was measured: a model is scored on a device that it ran on.
         found: The devices in the order asked for.
         progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
+        scores: Of the user's own, beside the task's.
     """
     from kdexport.models.class_names import by_name
-    from kdexport.scoring import evaluate
+    from kdexport.scoring import evaluate, own_scores
+
+    further = own_scores(scores)
 
     def evaluated(model: ModelFile, device: Device) -> tuple[Any, Any]:
         session = session_for(folder / model.file, device, dataset.task, dataset.preprocessing)
         predict = by_name(session.predict, session.class_names, dataset.class_names, model.name)
-        return evaluate(predict, dataset.test, dataset.class_names)
+        return evaluate(predict, dataset.test, dataset.class_names, further=further)
 
     return tuple(score_models(models, evaluated, outcome, found, progress))

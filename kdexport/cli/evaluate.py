@@ -93,6 +93,7 @@ def evaluate(
         from kdexport.models.fitted_data import load_fitted_data
         from kdexport.models.predictors import load_predictor
         from kdexport.scoring import evaluate as score
+        from kdexport.scoring import own_scores
 
         spec, cache = request.student, cache_folder(request.data)
         dataset = load_fitted_data(request.data, (spec,), request.seed, cache, console.progress, task=request.task)
@@ -103,7 +104,10 @@ def evaluate(
         for warning in (*skipped, *(dataset.warnings if split == "test" else ()), *predictor.warnings):
             console.progress.warn(warning)
         samples = getattr(dataset, split)
-        scores, outputs = score(predictor.predict, samples, dataset.class_names, batch_size, name=split)
+        further = own_scores(request.scores)
+        scores, outputs = score(
+            predictor.predict, samples, dataset.class_names, batch_size, name=split, further=further
+        )
         if doubt := dataset.task.doubt(outputs, samples.labels, dataset.class_names):
             console.progress.warn(doubt)
         console.result(scores, table(scores, dataset.splits_made_by[split]))
@@ -122,7 +126,7 @@ def table(scores: "Evaluation", made_by: str) -> Any:
     task = TASKS[scores.task]
     ci95 = scores.score.ci95
     interval = "" if ci95 is None else f"95 % interval {ci95[0]:.4f} to {ci95[1]:.4f}"
-    told = [(label, scores.metrics.get(name)) for name, label in task.other_metrics.items()]
+    told = [(task.other_metrics.get(name, name), value) for name, value in scores.metrics.items()]
     others = "  ".join(f"{label} {value:.4f}" for label, value in told if value is not None)
     origin = "" if made_by == "source" else f" ({made_by})"
     classes = Table(box=SIMPLE_HEAD, pad_edge=False)
