@@ -208,11 +208,11 @@ def test_rows_of_another_length_name_their_line(extra, message, bert, load, tmp_
         load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
 
 
-QUOTED = {  # delimiter, a row with a quote that opens and is never meant to
-    "closed in the middle": (",", '"one good film,good', 'a film" of note,bad'),
-    "closed at an end": (",", '"one good film,good', 'a film of note",bad'),
-    "never closed": (",", '"one good film,good', "a film of note,bad"),
-    "escaped by a backslash": (",", '"one \\"good, film\\" of note",good', "a film of note,bad"),
+QUOTED = {  # a row with a quote that opens and is never meant to
+    "closed in the middle": ('"one good film,good', 'a film" of note,bad'),
+    "closed at an end": ('"one good film,good', 'a film of note",bad'),
+    "never closed": ('"one good film,good', "a film of note,bad"),
+    "escaped by a backslash": ('"one \\"good, film\\" of note",good', "a film of note,bad"),
 }
 
 
@@ -220,7 +220,7 @@ QUOTED = {  # delimiter, a row with a quote that opens and is never meant to
 @pytest.mark.parametrize("tabs", [False, True])
 def test_a_quote_does_not_take_other_rows_into_its_text(kind, tabs, bert, load, tmp_path):
     """Python's reader goes on to the next quote, over any number of rows, and says nothing."""
-    delimiter, first, second = QUOTED[kind]
+    first, second = QUOTED[kind]
     lines = ["text,label", *(f"word{i} a,{('good', 'bad')[i % 2]}" for i in range(20))]
     content = "\n".join([*lines[:8], first, *lines[8:14], second, *lines[14:], ""])
     if tabs and "backslash" not in kind:
@@ -230,7 +230,7 @@ def test_a_quote_does_not_take_other_rows_into_its_text(kind, tabs, bert, load, 
         assert any("quotes are taken as characters" in note for note in data.notes)
         return
     (tmp_path / "r.csv").write_text(content)
-    with pytest.raises(SourceError, match="quote .* line 9"):
+    with pytest.raises(SourceError, match=r"quote .* line 9"):
         load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
 
 
