@@ -3,8 +3,9 @@
     python benchmarks/bench_busy.py [--trials 20] [--load every-core] [--seconds 3]
 
 The pair is one block of convolutions once, and eight times in a row: about 0.1 ms and 0.8 ms a call. Its quiet ratio is
-taken from the CPU time of the two, which holds no waiting, before each trial, in turns and on one core: so the script
-can run where others are at work too (``cores_busy_before`` says how much of that there was). Loads: ``every-core`` is a
+measured first, by a bare loop in turns on the clock, while nothing else runs: ``cores_busy_before`` says whether that
+was so, and the script stops where it was not. (The CPU time of the two would need no quiet machine, and is biased: 7.1
+for 7.5, for it charges both with the same cost of being read.) Loads: ``every-core`` is a
 busy loop pinned to each core, ``one-core`` to the first, ``pulses`` loops that work a fifth of the time on each core,
 in bursts; ``none`` adds nothing.
 
@@ -38,6 +39,7 @@ from kdexport.statistics import disturbed, paired_ratio, speedup
 
 SHAPE = (1, 32, 16, 16)
 KNOWN_TO = 0.02
+QUIET = 0.2  # cores that others may use while the quiet ratio is measured
 LOOPS = {
     "every-core": "while True: pass",
     "one-core": "while True: pass",
@@ -70,8 +72,8 @@ def chain(path: Path, blocks: int) -> Path:
     return path
 
 
-def cpu_ratio(long: Path, short: Path, turns: int = 15) -> float:
-    """The ratio of the two models' CPU time a call: the median over pairs of turns of 20 ms."""
+def quiet_ratio(long: Path, short: Path, turns: int = 60) -> float:
+    """The ratio of the two models' time a call by a bare loop: the median over pairs of turns of 40 ms."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     sessions = [onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"]) for path in (long, short)]
@@ -81,11 +83,11 @@ def cpu_ratio(long: Path, short: Path, turns: int = 15) -> float:
         spent = []
         for session in sessions:
             samples = []
-            end = time.thread_time_ns() + 20_000_000
-            while time.thread_time_ns() < end:
-                start = time.thread_time_ns()
+            end = time.perf_counter_ns() + 40_000_000
+            while time.perf_counter_ns() < end:
+                start = time.perf_counter_ns()
                 session.run(None, feed)
-                samples.append(time.thread_time_ns() - start)
+                samples.append(time.perf_counter_ns() - start)
             spent.append(statistics.median(samples))
         ratios.append(spent[0] / spent[1])
     return statistics.median(ratios)
@@ -155,12 +157,14 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         paths = {"eight": chain(folder / "eight.onnx", 8), "one": chain(folder / "one.onnx", 1)}
         with OtherLoad() as before:
-            time.sleep(2)
+            time.sleep(5)
+        if before.cores is None or before.cores > QUIET:
+            sys.exit(f"{before.cores} cores are busy with other work: the quiet ratio cannot be measured")
+        quiet = quiet_ratio(*paths.values())
         load = stack.enter_context(OtherLoad())
         runs = {"trials": [], "before": []}
         for name, count in (("trials", flags.trials), ("before", flags.before)):
             for _ in range(count):
-                quiet = cpu_ratio(*paths.values())
                 runs[name].append(trial(paths, settings, flags.load, quiet, name == "before"))
     keep(
         f"bench_busy_{flags.load.replace('-', '_')}",
