@@ -178,6 +178,11 @@ def joined_names(names: Sequence[str], most: int = 6) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
+def within_a_sentence(title: str) -> str:
+    """Return a heading as it stands within a sentence; an abbreviation (MAE) stays."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
 def xml_text(text: str) -> str:
     """Return text without the characters that XML 1.0 cannot hold."""
     return "".join(

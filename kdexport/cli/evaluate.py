@@ -9,7 +9,9 @@ from kdexport.cli.console import Json, Quiet, Verbose, command
 from kdexport.cli.run import Set
 
 if TYPE_CHECKING:
-    from kdexport.results import Evaluation
+    from collections.abc import Sequence
+
+    from kdexport.results import Evaluation, TargetScore
 
 CLASSES_SHOWN = 30
 CONFUSIONS_SHOWN = 5
@@ -129,6 +131,12 @@ def table(scores: "Evaluation", made_by: str) -> Any:
     told = [(task.other_metrics.get(name, name), value) for name, value in scores.metrics.items()]
     others = "  ".join(f"{label} {value:.4f}" for label, value in told if value is not None)
     origin = "" if made_by == "source" else f" ({made_by})"
+    if scores.per_target:
+        return Group(
+            Text(f"{task.label} {scores.score.value:.6g}  {interval}"),
+            Text(f"{others}  on {scores.samples} samples of {scores.split}{origin}"),
+            *([_targets(scores.per_target)] if len(scores.per_target) > 1 else []),
+        )
     classes = Table(box=SIMPLE_HEAD, pad_edge=False)
     classes.add_column("class")
     for column in ("samples", "found", "precision", "F1"):
@@ -150,6 +158,22 @@ def table(scores: "Evaluation", made_by: str) -> Any:
         parts.append(Text("most often confused:"))
         parts += [Text(f"  {count:4d}  {true} taken for {said}") for true, said, count in confusions]
     return Group(*parts)
+
+
+def _targets(rows: "Sequence[TargetScore]") -> Any:
+    """Return a table with a line for each target, in its own unit."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    targets = Table(box=SIMPLE_HEAD, pad_edge=False)
+    targets.add_column("target")
+    for column in ("MAE", "RMSE", "R²", "off by"):
+        targets.add_column(column, justify="right")
+    for row in rows:
+        r2 = "-" if row.r2 is None else f"{row.r2:.4f}"
+        targets.add_row(Text(row.name), f"{row.mae:.6g}", f"{row.rmse:.6g}", r2, f"{row.bias:+.4g}")
+    return targets
 
 
 def _text(value: str) -> str:

@@ -299,9 +299,17 @@ def _without_round_trips(model: onnx.ModelProto, own: set[str]) -> onnx.ModelPro
             and _target(node) == onnx.TensorProto.FLOAT
         ):
             shortcut[name] = before.input[0]
+    made = {name for node in model.graph.node for name in node.output}
+    renamed = {shortcut[name]: name for name in outputs if shortcut.get(name) in made}  # the output keeps its name
+    for node in [casts[name] for name in renamed.values()]:
+        model.graph.node.remove(node)
     for node in model.graph.node:
         for position, name in enumerate(node.input):
-            node.input[position] = shortcut.get(name, name)
+            source = shortcut.get(name, name)
+            node.input[position] = renamed.get(source, source)
+        for position, name in enumerate(node.output):
+            node.output[position] = renamed.get(name, name)
+    casts = {name: node for name, node in casts.items() if name not in renamed.values()}
     used = outputs | {name for node in model.graph.node for name in node.input}
     while dead := [node for node in model.graph.node if node.output[0] in casts and node.output[0] not in used]:
         for node in dead:

@@ -19,6 +19,7 @@ import onnx
 
 from kdexport.errors import KDExportError
 from kdexport.export.accuracy_guard import VariantBuilder
+from kdexport.export.graph import OWN
 from kdexport.export.quantize import guarded, own_nodes, prepared
 from kdexport.export.variants import VariantInputs
 from kdexport.onnx.sessions import Arrays
@@ -49,7 +50,9 @@ def builder(given: VariantInputs) -> VariantBuilder:
     notes = [f"calibration by {method} failed ({why})" for method, why in failed.items()]
     for note in notes:
         progress.warn(f"{spec.precision}: {note}; calibrated by {', '.join(found)}")
-    make = {method: partial(static_int8, graph, data, weight_bits=spec.weight_bits) for method, data in found.items()}
+    exact = given.data.task is not None and given.data.task.exact_outputs
+    quantize = partial(static_int8, weight_bits=spec.weight_bits, exact_outputs=exact)
+    make = {method: partial(quantize, graph, data) for method, data in found.items()}
     best = next(iter(found))
     chosen = ""
     if len(found) > 1:
@@ -60,7 +63,7 @@ def builder(given: VariantInputs) -> VariantBuilder:
     said = f"calibrated by {best}{chosen}"
     if spec.learnt:
         data, missing = with_learnt(graph, found[best], spec.learnt)
-        make[best] = partial(static_int8, graph, data, weight_bits=spec.weight_bits)
+        make[best] = partial(quantize, graph, data)
         said = f"activation ranges learnt by quantization-aware distillation, beside {_layers(spec.learnt, missing)}"
         said += f"; others calibrated by {best}"
         if missing:
@@ -180,6 +183,7 @@ def static_int8(
     weight_bits: int = 7,
     exclude: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
+    exact_outputs: bool = False,
 ) -> onnx.ModelProto:
     """Return a graph with weights and activations in 8-bit integers.
 
@@ -189,6 +193,7 @@ def static_int8(
         weight_bits: 7, or 8 for processors that add products of 8 bits without overflow (x86 with VNNI, Arm).
         exclude: Names of nodes that stay in fp32.
         only: Names of the only nodes to quantize; empty for all.
+        exact_outputs: Whether the outputs come as the last layer computes them, not rounded to 256 values.
 
     Raises:
         KDExportError: onnxruntime cannot.
@@ -210,7 +215,30 @@ def static_int8(
             extra_options={},
         )
         quantizer.quantize_model()
-        return quantizer.model.model  # type: ignore[no-any-return]
+        made: onnx.ModelProto = quantizer.model.model
+        return without_output_rounding(made) if exact_outputs else made
+
+
+def without_output_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph whose outputs are not quantized and dequantized at its end, nor before its scaling."""
+    producer = {output: node for node in model.graph.node for output in node.output}
+    for output in model.graph.output:
+        value = output.name
+        while value in producer and producer[value].name.startswith(OWN):
+            value = next((name for name in producer[value].input if name in producer), "")
+        back = producer.get(value)
+        there = producer.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
+        if back is None or there is None or there.op_type != "QuantizeLinear" or there.input[0] not in producer:
+            continue
+        exact = there.input[0]
+        model.graph.node.remove(back)
+        if not any(there.output[0] in node.input for node in model.graph.node):
+            model.graph.node.remove(there)
+        for node in model.graph.node:  # the value keeps the name that the output has
+            for names in (node.input, node.output):
+                for position, name in enumerate(names):
+                    names[position] = value if name == exact else name
+    return model
 
 
 def _batch_size(model: onnx.ModelProto) -> int:

@@ -14,6 +14,7 @@ from kdexport.export import diagnosis, graph, parity, random_inputs
 from kdexport.export.diagnosis import first_difference
 from kdexport.export.target import HALF, ExportTarget, Form, keys_of, parameters_of, tensors_of, unwrapped
 from kdexport.export.to_onnx import Exported, to_onnx
+from kdexport.models.outputs import output_of
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
 from kdexport.references import place
@@ -52,6 +53,9 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
         raw = target.samples[0]
         size = None if form.any_image_size else (int(raw.shape[1]), int(raw.shape[2]))
         graph.prepend(exported.model, target.preprocessing, channels=int(raw.shape[3]), size=size)
+    output = output_of(target.network)
+    if output is not None and output.postprocessing is not None and output.postprocessing.kind == "scale":
+        graph.name_scaling(exported.model)
     graph.append(
         exported.model,
         softmax=form.softmax,
@@ -66,6 +70,8 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
             precision="fp32",
             opset=exported.model.opset_imports[""],
             labels=target.class_names,
+            features=target.feature_names,
+            task=target.task,
             preprocessing=target.preprocessing,
             baked=baked,
             recipe=target.recipe,
@@ -200,7 +206,7 @@ def _checked_names(target: ExportTarget, requested: tuple[str, ...], output: Any
             + "wrap it in a class whose forward returns the tensor (or a tuple of tensors) to export, "
             "and give that as file.py:Name",
         )
-    default = ("logits",) if isinstance(output, Tensor) else tuple(f"output_{k}" for k in range(len(tensors)))
+    default = (target.output_name,) if isinstance(output, Tensor) else tuple(f"output_{k}" for k in range(len(tensors)))
     names = requested or default
     if len(names) != len(tensors):
         raise KDExportError(

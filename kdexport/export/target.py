@@ -31,6 +31,9 @@ class ExportTarget:
     samples: Arrays  # raw, one array per input, first axis samples
     samples_are: str = "real"  # or "random", where no data were given
     class_names: tuple[str, ...] = ()
+    feature_names: tuple[str, ...] = ()  # of a table's columns, in the order in which they are fed
+    task: str | None = None  # what the network is for, where that is known
+    output_name: str = "logits"  # of the task: what a lone output is called
     activation: Activation = "softmax"  # of the task: what makes probabilities of the network's outputs
     parameters: int | None = None
     macs: int | None = None
@@ -80,7 +83,7 @@ class Form:
     any_image_size: bool = False  # with bake: resized inside
     softmax: bool = False
     top_k: int = 0
-    output_names: tuple[str, ...] | None = None  # None: logits, or output_0, ... where there are several
+    output_names: tuple[str, ...] | None = None  # None: the target's, or output_0, ... where there are several
     dynamic: tuple[dict[int, str], ...] | None = None  # per input, axis -> name; None: the first, and a text's length
     static: bool = False  # no dynamic axis; the batch is 1
 

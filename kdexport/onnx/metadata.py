@@ -29,6 +29,8 @@ def entries(
     precision: str,
     opset: int,
     labels: tuple[str, ...] = (),
+    features: tuple[str, ...] = (),
+    task: str | None = None,
     preprocessing: "Preprocessing | None" = None,
     baked: bool = False,
     recipe: str | None = None,
@@ -43,7 +45,9 @@ def entries(
         key: Stands for all that the file was made from: the same key, the same file.
         precision: ``fp32``, ``fp16``, ``int8``, ``int8-dynamic``.
         opset: ONNX operator set version.
-        labels: Class names in the order of the outputs.
+        labels: Names of the classes or targets, in the order of the outputs.
+        task: What the network is for, as the recipe names it.
+        features: Names of a table's columns, in the order in which they are fed.
         preprocessing: What turns raw inputs into the network's.
         baked: Whether that is part of the graph already.
         recipe: Hash of the recipe that the network was trained by.
@@ -61,6 +65,8 @@ def entries(
         "key": key,
         "precision": precision,
         "labels": json.dumps(labels, ensure_ascii=False) if labels else None,
+        "task": task,
+        "features": json.dumps(features, ensure_ascii=False) if features else None,
         "preprocessing": None if preprocessing is None else json.dumps(preprocessing.to_json()),
         "baked": None if preprocessing is None else json.dumps(baked),
         "recipe": recipe,
@@ -200,6 +206,14 @@ SENTENCES = """else:  # sentences
     found = tokenizer(given, padding=True, truncation=True, max_length=prepare.get("length"), return_tensors="np")
     arrays = [found["input_ids"], found["attention_mask"]][: len(inputs)]
 """
+TABLE = """else:  # CSV files, whose columns have the features' names
+    import csv
+
+    rows = [row for name in given for row in csv.DictReader(Path(name).open(newline="", encoding="utf-8-sig"))]
+    arrays = [np.array([[float(row[name]) for name in json.loads(metadata["kdexport.features"])] for row in rows])]
+"""
+STANDARDIZED = """arrays[0] = (arrays[0] - prepare["mean"]) / prepare["std"]
+"""
 NORMALIZED = """arrays[0] = ((arrays[0] / 255 - prepare.get("mean", 0)) / prepare.get("std", 1)).transpose(0, 3, 1, 2)
 """
 RUN = """feed = {item.name: array.astype(kind) for item, array, kind in zip(inputs, arrays, kinds, strict=True)}
@@ -207,6 +221,10 @@ RUN = """feed = {item.name: array.astype(kind) for item, array, kind in zip(inpu
 BEST = """scores = session.run(None, feed)[0]
 for number, best in enumerate(scores.argmax(axis=1)):
     print(number, labels[best] if labels else best, f"{scores[number, best]:.3f}")
+"""
+NUMBERS = """predicted = session.run(None, feed)[0]
+for number, row in enumerate(predicted.reshape(len(predicted), -1)):
+    print(number, *(f"{name} {value:.6g}" for name, value in zip(labels or [""] * len(row), row, strict=True)))
 """
 RANKED = """scores, best = session.run(["top_scores", "{names}"], feed)
 for number, (row, names) in enumerate(zip(scores, best, strict=True)):
@@ -238,7 +256,8 @@ def write(model: Path, *, force: bool = False) -> Path | None:
 def code(model: Path) -> str:
     """Return a program that runs a file on arrays, pictures or sentences, whichever it takes."""
     graph = onnx.load(model, load_external_data=False).graph
-    prepare = json.loads(read(model).get("kdexport.preprocessing", "{}"))
+    known = read(model)
+    prepare = json.loads(known.get("kdexport.preprocessing", "{}"))
     first, outputs = graph.input[0].type.tensor_type, {item.name: item.type.tensor_type for item in graph.output}
     raw = first.elem_type == onnx.TensorProto.UINT8
     sizes = [dim.dim_value for dim in first.shape.dim]
@@ -254,15 +273,22 @@ def code(model: Path) -> str:
         usage = "photo.jpg (or samples.npy)"
     elif prepare.get("tokenizer"):
         reading, usage = SENTENCES, '"a sentence" (or ids.npy mask.npy)'
+    elif "kdexport.features" in known and len(graph.input) == 1:
+        reading, usage = TABLE, "rows.csv (or samples.npy)"
     ranked = next((name for name in ("top_labels", "top_indices") if name in outputs), None)
     scores = next(iter(outputs.values()))
     shown = RANKED.format(names=ranked) if ranked else BEST if len(scores.shape.dim) == 2 else SHAPES
+    if known.get("kdexport.task") == "regression":
+        shown = NUMBERS
     head = HEAD.format(file=model.name, usage=usage.replace('"', "'"))
     if not reading:
         head = head.replace('if all(name.endswith(".npy") for name in given):  # one', "# One").replace(
             "    arrays = [np.load", "arrays = [np.load"
         )
-    return head + reading + (NORMALIZED if prepare.get("kind") == "image" and not raw else "") + RUN + shown
+    prepared = NORMALIZED if prepare.get("kind") == "image" and not raw else ""
+    if prepare.get("kind") == "features" and known.get("kdexport.baked") != "true":
+        prepared = STANDARDIZED
+    return head + reading + prepared + RUN + shown
 
 
 def _is_ours(path: Path) -> bool:

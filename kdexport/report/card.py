@@ -6,7 +6,7 @@ is not known is left out.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,7 @@ from kdexport.report.decisions import costs_of, snippet
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison, quantized
-from kdexport.results import ModelFile, Report
+from kdexport.results import ModelFile, Report, TargetScore
 
 MOST_NAMED = 20  # classes written out by name
 # Of the identifiers that the hub takes for a license, those that weights come under.
@@ -27,6 +27,8 @@ HUB_LICENSES = """
     eupl-1.2 agpl-3.0 gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc ms-pl mpl-2.0 ncsa odbl odc-by openrail osl-3.0
     pddl postgresql unlicense wtfpl zlib cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 unknown other
 """
+# What the hub calls a metric -> for people.
+METRICS = {"macro_f1": ("f1", "Macro F1"), "rmse": ("rmse", "RMSE"), "r2": ("r_squared", "R²")}
 # What torchvision's and scikit-learn's data sets are called on the hub.
 HUB_DATASETS = {
     "torchvision:CIFAR10": "uoft-cs/cifar10",
@@ -131,7 +133,7 @@ def _metrics(model: ModelFile, view: ConditionView | None) -> list[dict[str, Any
     beside = model.evaluation.metrics if model.evaluation else {}
     for key, value in beside.items():
         if value is not None:
-            kind, name = ("f1", "Macro F1") if key == "macro_f1" else (key, key.replace("_", " ").capitalize())
+            kind, name = METRICS.get(key, (key, key.replace("_", " ").capitalize()))
             metrics.append({"type": kind, "value": round(value, 6), "name": name})
     row = view.by_name.get(model.name) if view else None
     if row is not None and view is not None:
@@ -169,7 +171,10 @@ def _result(view: ConditionView | None, model: ModelFile) -> list[str]:
     costs = []
     for cost in costs_of(view):
         interval = f", {cost.against_interval}" if cost.of_score and cost.against_interval else ""
-        costs.append(f"{cost.title.lower()} {cost.value}" + (f" ({cost.against}{interval})" if cost.against else ""))
+        costs.append(
+            f"{figures.within_a_sentence(cost.title)} {cost.value}"
+            + (f" ({cost.against}{interval})" if cost.against else "")
+        )
     against = f", against {view.baseline}'s" if view.baseline != model.name else ""
     return [escape(f"On {view.title}{against}: {'; '.join(costs)}.")] if view.chosen is row else []
 
@@ -230,6 +235,12 @@ def _facts(model: ModelFile) -> list[str]:
 
 
 def _intended_use(model: ModelFile) -> list[str]:
+    targets = [score.name for score in model.evaluation.per_target] if model.evaluation else []
+    if targets:
+        return [
+            f"Estimating {escape(figures.joined_names(targets, most=MOST_NAMED))}, in the units of the training data. "
+            "For data like those it was trained on; every input gets a number, also one unlike all of them."
+        ]
     names = [score.name for score in model.evaluation.per_class] if model.evaluation else []
     if not names:
         return ["For the task and the kind of data that it was trained on."]
@@ -307,10 +318,23 @@ def _evaluation(report: Report, view: ConditionView | None) -> list[str]:
     lines = ["The score is that of the ONNX file in ONNX Runtime; intervals are 95 %, differences paired by sample."]
     if view is not None and view.pick is not None:
         lines.append("\n".join(device_table(view, level=3)))
+    picked = next((item for item in report.models if view and view.chosen and item.name == view.chosen.name), None)
+    if picked is not None and picked.evaluation is not None and picked.evaluation.per_target:
+        lines.append("\n".join(_target_table(picked.evaluation.per_target)))
     plain = plain_comparison(report)
     if plain is not None:
         lines.append("\n".join(f"- {escape(line)}" for line in report.findings if line.startswith("Distillation")))
     return [line for line in lines if line]
+
+
+def _target_table(rows: Sequence[TargetScore]) -> list[str]:
+    """Return a line for each target, in its own unit."""
+    head = ["| target | MAE | RMSE | R² | off by, on average |", "|---|---:|---:|---:|---:|"]
+    return head + [
+        f"| {escape(row.name)} | {figures.plain(row.mae)} | {figures.plain(row.rmse)} | "
+        f"{figures.UNKNOWN if row.r2 is None else f'{row.r2:.3f}'} | {figures.signed_plain(row.bias)} |"
+        for row in rows
+    ]
 
 
 def _limits(report: Report, model: ModelFile, view: ConditionView | None) -> list[str]:
@@ -321,6 +345,10 @@ def _limits(report: Report, model: ModelFile, view: ConditionView | None) -> lis
         if worst is not None:
             recall = f"recall {figures.percent(worst.accuracy)} of {worst.samples} samples"
             limits.append(f"Weakest on the class {worst.name}: {recall}.")
+    for target in model.evaluation.per_target if model.evaluation else ():
+        if target.true:
+            seen = f"{figures.plain(min(target.true))} to {figures.plain(max(target.true))}"
+            limits.append(f"Tested where {target.name} is {seen}; beyond that nothing is known.")
     row: Row | None = view.by_name.get(model.name) if view else None
     if row is not None and view is not None:
         limits.append(f"Latency holds for {view.title}; other hardware may order the models otherwise.")
@@ -336,6 +364,8 @@ def _limits(report: Report, model: ModelFile, view: ConditionView | None) -> lis
 def _task(model: ModelFile) -> str | None:
     """Return the hub's name of the task, where what is known leaves no doubt."""
     own = model.evaluation.task if model.evaluation else "classification"
+    if own == "regression" and all(len(shape) == 2 for shape in model.inputs.values()):
+        return "tabular-regression"
     pictures = len(model.inputs) == 1 and all(len(shape) == 4 for shape in model.inputs.values())
     if own in ("classification", "multilabel"):
         text = any(name in model.inputs for name in ("input_ids", "attention_mask"))

@@ -44,7 +44,7 @@ class Cost:
         if not self.of_score:
             return self.against
         interval = f" ({self.against_interval})" if self.better is None and self.against_interval else ""
-        return f"{self.title[0].lower()}{self.title[1:]} {self.against}{interval}"
+        return f"{figures.within_a_sentence(self.title)} {self.against}{interval}"
 
 
 def costs_of(view: ConditionView) -> tuple[Cost, ...]:

@@ -52,6 +52,8 @@ class Regression(Task):
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[Literal["share", "value"]] = "value"
     bounds: ClassVar[Interval] = (0.0, float("inf"))
+    output_name: ClassVar[str] = "predictions"
+    exact_outputs: ClassVar[bool] = True
     other_metrics: ClassVar[dict[str, str]] = {"rmse": "RMSE", "r2": "R²"}
     charts: ClassVar[tuple[str, ...]] = ("predictions", "residuals")
     noun: ClassVar[str] = "targets"
