@@ -124,7 +124,8 @@ class _Work:
     @cached_property
     def samples(self) -> Arrays:
         """Raw samples for the proofs."""
-        return parity.samples_of(self.dataset.val.inputs, self.dataset.train.inputs)
+        data = self.dataset
+        return parity.samples_of(data.val.inputs, data.train.inputs, data.values_per_sample)
 
     def calibration(self) -> Arrays:
         """Return raw training samples, seeded."""

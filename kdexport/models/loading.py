@@ -72,7 +72,7 @@ def load_model(
     args = with_pretrained_args(spec.model, spec.args, spec.weights)
     network, fresh = load_with_fresh(spec.model, args, dataset.task.num_outputs(dataset.class_names))
     if isinstance(network, OnnxNetwork):
-        network.onnx.expects = dataset.task.activation
+        network.onnx.expects, network.onnx.output_ndim = dataset.task.activation, dataset.task.output_ndim
     fitted = Fit()
     if weights is not None:
         load_weights(network, weights)
