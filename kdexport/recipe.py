@@ -516,6 +516,13 @@ class Export(Section):
             "Smaller variants to write beside the fp32 file: fp16, int8, int8-dynamic, int4. By default none."
         ),
     )
+    also_outputs: tuple[str, ...] = Field(
+        (),
+        description=(
+            "Further outputs of the student that its files hold, behind the one that is scored: keys, fields or "
+            "indices as in student.output. Left out: none."
+        ),
+    )
     bake_preprocessing: bool = Field(
         True,
         description=(
