@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kdexport import objects, references
 from kdexport.artifacts import write_text
@@ -264,8 +264,8 @@ class Training(Section):
     augment: tuple[str, ...] = Field(
         (),
         description=(
-            "Augmentations of the training images, applied in the order given: shift, flip, crop, rotate, "
-            "color, erase; mixup and cutmix come last. Masks are moved with their images. Left out: none."
+            "Augmentations of the training images, applied in the order given: shift, flip, crop, color, "
+            "erase; mixup and cutmix come last. Left out: none."
         ),
     )
     balanced: bool = Field(
@@ -380,8 +380,57 @@ class Teacher(TeacherSpec):
         return ("teacher", self), *((f"teacher-{number}", also) for number, also in enumerate(self.also, 2))
 
 
+def _checked_layers(value: Any) -> Any:
+    """Say what ``layers`` can be in one line, not in one for each form."""
+    value = tuple(value) if isinstance(value, list) else value
+    number = isinstance(value, int) and not isinstance(value, bool)
+    places = isinstance(value, tuple) and value and all(isinstance(one, int) and one is not True for one in value)
+    if value is None or value == "every-other" or number or places:
+        return value
+    raise ValueError('is "every-other", a number of layers, or a list of layers counted from 0, e.g. [0, 5]')
+
+
+TEACHER = "teacher"  # as the student's model: the teacher's own, of which layers or tokens are kept
+CORPUS = "corpus"  # as vocabulary: cut to the tokens of the training texts
+
+
 class Student(NetworkSpec):
     """[student]: the network to ship."""
+
+    layers: Annotated[Literal["every-other"] | int | tuple[int, ...] | None, BeforeValidator(_checked_layers)] = Field(
+        None,
+        description=(
+            "Which layers of the hf: transformer the student has, with their weights: every-other, as DistilBERT began "
+            "(half of them, evenly spread), a number of them, evenly spread, or a list counted from 0. Left out: all."
+        ),
+    )
+    vocabulary: str | None = Field(
+        None,
+        description=(
+            "Which tokens the student has: corpus cuts tokenizer and embedding to those of the training texts, a path "
+            "takes the tokenizer.json of an earlier cut. The cut tokenizer.json is shipped with the model. Left out: the whole vocabulary."
+        ),
+    )
+    max_unknown: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description=(
+            "Largest share of the validation or test texts' tokens that may be unknown to the cut vocabulary, beyond "
+            "those that are unknown to the whole one."
+        ),
+    )
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it is a part of the network that ``model`` names."""
+        return self.layers is not None or self.vocabulary is not None
+
+    @model_validator(mode="after")
+    def _check_vocabulary(self) -> Self:
+        if self.vocabulary is not None and self.vocabulary != CORPUS and not self.vocabulary.endswith(".json"):
+            raise ValueError(f'vocabulary is "{CORPUS}" or the path of a tokenizer.json, not "{self.vocabulary}"')
+        return self
 
 
 class DataFree(Section):
@@ -436,15 +485,6 @@ class Distill(Training):
         description=(
             "Number of logits that are kept of each view. Left out: all of them, or the 128 largest above "
             "1,000 classes."
-        ),
-    )
-    teacher_pixels: int = Field(
-        4096,
-        ge=1,
-        description=(
-            "Segmentation: number of pixels of each view, evenly spread, whose teacher logits are kept; the methods on "
-            "logits then compare these alone. Where all views together take more than 4 GiB nothing is kept, and the "
-            "teacher runs at every step."
         ),
     )
     teacher_cache: str | None = Field(
@@ -514,13 +554,6 @@ class Export(Section):
         (),
         description=(
             "Smaller variants to write beside the fp32 file: fp16, int8, int8-dynamic, int4. By default none."
-        ),
-    )
-    also_outputs: tuple[str, ...] = Field(
-        (),
-        description=(
-            "Further outputs of the student that its files hold, behind the one that is scored: keys, fields or "
-            "indices as in student.output. Left out: none."
         ),
     )
     bake_preprocessing: bool = Field(
@@ -714,8 +747,7 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
     task: str | None = Field(
-        None,
-        description="What the network is for: classification, multilabel or segmentation. Left out: read off the data.",
+        None, description="What the network is for: classification or multilabel. Left out: read off the data."
     )
     scores: tuple[str, ...] = Field(
         (),
@@ -744,6 +776,19 @@ class Recipe(Section):
         if any(isinstance(value, str) and value.startswith(f"{objects.SCHEME}:") for value in references):
             given.setdefault("name", "run")
         return _with_absolute_paths(given, Path.cwd())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _student_of_the_teacher(cls, values: Any) -> Any:
+        """Let ``student.model = "teacher"`` stand for the teacher's own network, of which it is a part."""
+        student: Any = values.get("student") if isinstance(values, dict) else None
+        teacher: Any = values.get("teacher") if isinstance(values, dict) else None
+        if not isinstance(student, dict) or not isinstance(teacher, dict) or student.get("model") != TEACHER:
+            return values
+        if student.get("layers") is None and student.get("vocabulary") is None:
+            raise ValueError('student.model = "teacher" says nothing of what is kept of it: set student.layers')
+        own = {key: teacher[key] for key in ("model", "args", "weights", "weights_key", "strict") if key in teacher}
+        return {**values, "student": {**own, **student, "model": teacher.get("model")}}
 
     @model_validator(mode="after")
     def _quantize_aware_is_for_int8(self) -> Self:
@@ -905,6 +950,7 @@ def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict
         ("teacher", "weights", path),
         ("student", "model", reference),
         ("student", "weights", path),
+        ("student", "vocabulary", lambda text: path(text) if text.endswith(".json") else text),
         ("distill", "teacher_cache", path),
     ):
         head = document.get(section)

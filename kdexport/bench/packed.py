@@ -190,7 +190,7 @@ def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[A
     with np.load(job.folder / "data" / f"{digest}.npz") as archive:
         names = [key for key in archive.files if key.startswith("input:")]
         split: Any = Sample(tuple(archive[name] for name in names), archive["labels"], job.manifest["task"])
-    session = session_for(path, device, split.task)
+    session = session_for(path, device, split.task, raw=False)
     return evaluate(session.predict, split, job.manifest["class_names"], SCORE_BATCH)
 
 

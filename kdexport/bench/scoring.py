@@ -40,8 +40,8 @@ def scoring_device(outcome: Measured, model: str, devices: Sequence[Device]) -> 
     return None if any(one.model == model for one in outcome.failures) else devices[0]
 
 
-def session_for(model: Path, device: Device, task: Task, preprocessing: Any = None) -> Any:
-    """Open a file for scoring by a task on a device; returns an ``OnnxSession``.
+def session_for(model: Path, device: Device, task: Task, preprocessing: Any = None, *, raw: bool = True) -> Any:
+    """Open a file for scoring by a task on a device; returns an ``OnnxSession``, which says what ``raw`` is.
 
     Raises:
         DeviceError: ONNX Runtime dropped the device's provider.
@@ -55,7 +55,7 @@ def session_for(model: Path, device: Device, task: Task, preprocessing: Any = No
             raise DeviceError(
                 f"ONNX Runtime dropped {device.provider}", hint="run `kdexport doctor`: it shows what is missing"
             )
-    return OnnxSession(model, preprocessing, expects=task.activation, output_ndim=task.output_ndim, session=session)
+    return OnnxSession(model, preprocessing, expects=task.activation, session=session, raw=raw)
 
 
 def score_models(

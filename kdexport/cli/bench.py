@@ -257,7 +257,7 @@ def _job(
         "models": found,
         "settings": _settings(recipe, {**flags, "provider_options": pairs or None}),
         "name": recipe.name if recipe else found[0].name,
-        "dataset": _dataset(recipe, data, console),
+        "dataset": _dataset(recipe, data, [Path(model.file) for model in found], console),
         "recipe": recipe.to_dict(relative_to=paths[0]) if recipe else None,
         "training": training_lines(directory.metrics) if directory else (),
         "dims": _sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64")),
@@ -409,7 +409,7 @@ def _sizes(pairs: dict[str, str]) -> dict[str, int]:
     return {name: int(value) for name, value in pairs.items()}
 
 
-def _dataset(recipe: "Recipe | None", data: str | None, console: Console) -> Any:
+def _dataset(recipe: "Recipe | None", data: str | None, files: list[Path], console: Console) -> Any:
     """Load what the models are scored on: --data, else what the run's recipe says, else nothing."""
     from kdexport import references
     from kdexport.recipe import Data
@@ -423,9 +423,12 @@ def _dataset(recipe: "Recipe | None", data: str | None, console: Console) -> Any
     progress = console.progress  # one for both: a second would want a display of its own
     with progress.task("data"):
         from kdexport.data.datasets import cache_folder, load_data
+        from kdexport.models.own_vocabulary import data_for, with_own_vocabulary
 
         seed, task = (0, None) if recipe is None else (recipe.seed, recipe.task)
-        return load_data(chosen, seed, cache_folder(chosen), progress, task=task)
+        chosen = data_for(chosen, files)
+        dataset = load_data(chosen, seed, cache_folder(chosen), progress, task=task)
+        return with_own_vocabulary(dataset, chosen, (), files)
 
 
 def _failed(result: "BenchResult") -> Exception:

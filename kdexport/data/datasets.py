@@ -102,7 +102,7 @@ def load_data(
                 f"{data.source}: no sample is left for the {split_name} split",
                 hint="give more samples, or another data.val_fraction, data.test_fraction or data.fraction",
             )
-    fitted = train.task.fitted(cast(NDArray[Any], train.labels), source.class_names)
+    fitted = train.task.fitted(np.asarray(train.labels), source.class_names)
     train, val, test = (replace(split, given_task=fitted) for split in (train, val, test))
     first = train.inputs[0]
     pictures = first.dtype == np.uint8 and first.ndim == 4
@@ -149,7 +149,9 @@ def _check_keys(data: Data, kind: str) -> None:
     """Raise where the recipe says something of the data that this kind of source has no use for."""
     defaults = Data(source=data.source).model_dump()
     used = {*_EVERY, *SOURCES[kind].keys}
-    idle = [key for key, value in data.model_dump().items() if key not in used and value != defaults[key]]
+    # False asks for nothing either: runs of earlier versions have written it where nothing was said.
+    said = {key: value for key, value in data.model_dump().items() if key not in used and value is not False}
+    idle = [key for key, value in said.items() if value != defaults[key]]
     if idle:
         raise RecipeError(
             f"{', '.join(f'data.{key}' for key in idle)} would do nothing: the source is {data.source}",

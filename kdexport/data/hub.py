@@ -43,7 +43,8 @@ def hugging_face_data(data: Data, reading: Reading) -> Source:
     image = next((key for key, item in parts["train"].features.items() if type(item).__name__ == "Image"), None)
     if image is None:
         text = _column("text_column", data.text_column, columns, data)
-        whole = Split(encode([str(value) for found in parts.values() for value in found[text]], data), labels)
+        texts = [str(value) for found in parts.values() for value in found[text]]
+        whole = Split(encode(texts, data), labels, texts=np.array(texts, dtype=object))
         return _source(whole, origin, class_names, input_names=INPUT_NAMES, preprocessing=token_preprocessing(data))
     starts = np.cumsum([0, *(len(found) for found in parts.values())])
 

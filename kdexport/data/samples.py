@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.data.vocabulary import Vocabulary
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import SILENT, Progress
@@ -139,6 +140,7 @@ class Split:
     inputs: tuple[NDArray[Any], ...]
     labels: NDArray[Any] | None = None
     given_task: Task | None = None  # None: read off the labels
+    texts: NDArray[Any] | None = None  # of text the sentences themselves, str: another tokenizer may want them
 
     @property
     def task(self) -> Task:
@@ -166,6 +168,7 @@ class Split:
             self,
             inputs=tuple(array[indices] for array in self.inputs),
             labels=None if self.labels is None else self.labels[indices],
+            texts=None if self.texts is None else self.texts[indices],
         )
 
     def select(self, indices: NDArray[Any]) -> "Split":
@@ -174,6 +177,7 @@ class Split:
             self,
             inputs=tuple(select(array, indices) for array in self.inputs),
             labels=None if self.labels is None else select(self.labels, indices),
+            texts=None if self.texts is None else self.texts[indices],
         )
 
 
@@ -195,6 +199,8 @@ class Dataset:
     warnings: tuple[str, ...] = ()  # what makes a score on it worth less than it looks
     feature_names: tuple[str, ...] = ()  # of a table's columns, in the order in which they are fed
     measured: bool = False  # the preprocessing's mean and std are these images' own, for want of others
+    vocabulary: Vocabulary | None = None  # of the student's or the file's own: inputs[2:4] are by it
+    coverage: tuple[str, ...] = ()  # how much of the texts that knows, a line each
 
     @property
     def num_classes(self) -> int:
@@ -210,11 +216,6 @@ class Dataset:
     def multi_label(self) -> bool:
         """Whether a sample can have several labels."""
         return self.train.multi_label
-
-    @property
-    def values_per_sample(self) -> int:
-        """How many numbers an output has."""
-        return 1 if self.train.labels is None else self.task.values_per_sample(self.train.labels, self.class_names)
 
     @property
     def with_unlabelled(self) -> Split:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import SPLIT_NAMES, split_of
+from kdexport.data.vocabulary import ids_and_mask, ready
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
@@ -32,6 +33,8 @@ MISSING = ("", "nan")  # what an empty cell becomes
 LIKE_MISSING = ("na", "n/a", "null", "none", "-", "?", "unknown")  # what people write for one; it may be a class
 SEPARATOR_LINE = re.compile(r"sep=(.)\s*$")  # Excel's first line
 LINES_SHOWN = 10
+FEWEST_TOKENS = 3  # beside the special ones: a tokenizer with fewer has lost its vocabulary
+MOST = 1 << 20  # tokens: no cut that anyone would notice
 FEWEST, SHARE = 20, 0.5  # of that many labels or more, more than this share all different: no classes
 
 
@@ -54,10 +57,8 @@ def csv_text(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every load
     origin, note = _origins([row.get(column) for row in rows], lines, path)
     _check_learnable(labels, origin, class_names, path)
     tokens = encode(texts, data)
-    parts = {
-        name: Split(tuple(array[origin == name] for array in tokens), labels[origin == name])
-        for name in dict.fromkeys(origin.tolist())
-    }
+    whole = Split(tokens, labels, texts=np.array(texts, dtype=object))
+    parts = {name: whole.select(np.flatnonzero(origin == name)) for name in dict.fromkeys(origin.tolist())}
     empty = sum(not text.strip() for text in texts)
     notes += [f"the column {column!r} names the splits"] if column != SPLIT_COLUMN else []
     notes += [note] if note else []
@@ -79,6 +80,8 @@ def encode(texts: Sequence[str], data: Data) -> tuple[NDArray[np.int64], NDArray
     Raises:
         SourceError: No tokenizer is named, or it cannot be had.
     """
+    if data.tokenizer is not None and parse(data.tokenizer).kind == "path":
+        return ids_and_mask(ready(tokenizer_json(data.tokenizer), data.text_length), texts)
     if data.tokenizer is None:
         raise SourceError(
             f"{data.source} is text, and the recipe names no tokenizer",
@@ -93,6 +96,34 @@ def encode(texts: Sequence[str], data: Data) -> tuple[NDArray[np.int64], NDArray
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1
     return ids, mask
+
+
+def tokenizer_json(reference: str) -> str:
+    """Return a tokenizer as ``tokenizer.json`` holds it, with the padding token noted.
+
+    Args:
+        reference: ``hf:NAME_OR_DIR``, or the file itself.
+
+    Raises:
+        SourceError: It cannot be had, or is one of Python code alone, which no such file can hold.
+    """
+    parsed = parse(reference)
+    if parsed.kind == "path":
+        try:
+            return Path(parsed.target).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(
+                f"the tokenizer {parsed.target} cannot be read: {error}", hint="give the path of a tokenizer.json"
+            ) from None
+    loaded = _tokenizer(reference)
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise SourceError(
+            f"the tokenizer {reference} is Python code: it has no tokenizer.json",
+            hint="name a model whose tokenizer is a fast one (AutoTokenizer's is_fast), or take vocabulary out of "
+            "[student]",
+        )
+    return ready(str(backend.to_str()), MOST, loaded.pad_token)
 
 
 def token_preprocessing(data: Data) -> Preprocessing:
@@ -323,9 +354,16 @@ def _tokenizer(text: str) -> Any:
     reference = parse(text)
     transformers = import_transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(reference.target)
-    except (OSError, ValueError, KeyError) as error:
+        loaded = transformers.AutoTokenizer.from_pretrained(reference.target)
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise SourceError(
             f"the tokenizer {text} cannot be loaded: {(str(error).strip().splitlines() or [type(error).__name__])[0]}",
             hint="check the name; offline, give hf:DIR with its tokenizer.json",
         ) from error
+    # transformers 5 makes one of special tokens alone where a folder has a config.json and no vocabulary.
+    if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < FEWEST_TOKENS:
+        raise SourceError(
+            f"the tokenizer {text} has no vocabulary: all words would be unknown to it",
+            hint="put its tokenizer.json (or vocab.txt) beside its config.json, or name the model that it belongs to",
+        )
+    return loaded

@@ -117,12 +117,16 @@ def vocabulary_of(tokenizer: str, part: str) -> Vocabulary:
     return Vocabulary(np.array([whole[name] for name in names], dtype=np.int64), max(whole.values()) + 1, part)
 
 
-def ready(tokenizer: str, length: int, pad: str | None) -> str:
-    """Return a tokenizer.json that cuts texts at ``length`` tokens and pads a batch of them, as the student is fed."""
+def ready(tokenizer: str, length: int, pad: str | None = None) -> str:
+    """Return a tokenizer.json that cuts texts at ``length`` tokens and pads a batch of them, as the student is fed.
+
+    The padding token is ``pad``, else the file's own; a tokenizer without one pads with the id 0.
+    """
     made = _tokenizer(tokenizer)
     made.enable_truncation(length)
+    pad = pad or (made.padding or {}).get("pad_token")
     number = made.token_to_id(pad) if pad is not None else None
-    made.enable_padding(pad_id=number or 0, pad_token=pad if number is not None else "[PAD]")
+    made.enable_padding(pad_id=number or 0, pad_token=pad if pad is not None and number is not None else "[PAD]")
     return str(made.to_str())
 
 

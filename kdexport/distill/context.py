@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from kdexport.distill.logging import MetricsLog, Trackers
 from kdexport.distill.objective import Objective
 from kdexport.models.loading import Model, load_model
 from kdexport.progress import Progress
-from kdexport.recipe import Distill, Recipe, Student, TeacherSpec, Training
+from kdexport.recipe import CORPUS, Distill, Recipe, Student, TeacherSpec, Training
 from kdexport.results import OnChange, TrainedNetwork
 from kdexport.stage_cache import cache_key, data_fingerprint, fingerprint, weights_fingerprint
 
@@ -77,15 +78,24 @@ class DistillContext:
             mixed=mixes_samples(settings),
         )
 
-    def load(self, role: str, spec: Spec) -> Model:
+    def load(self, role: str, spec: Spec, start: Path | None = None) -> Model:
         """Build a network; its initialization depends on the seed alone, so that both students start alike.
+
+        A student that is cut out of a teacher starts from what the run has trained that to: ``start``.
 
         Further teachers ("teacher-2") and earlier generations ("student-1") start elsewhere: they are to differ.
         """
         number = role.rpartition("-")[2]
         torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
         learns = isinstance(spec, Student) or spec.train is not None
-        return load_model(role, spec, self.dataset, learns=learns)
+        return load_model(role, spec, self.dataset, learns=learns, start=start)
+
+    @property
+    def student_starts_from(self) -> Path | None:
+        """The trained teacher's weights, where the student is a part of that teacher; else None: its own files."""
+        teacher, student = self.recipe.teacher, self.recipe.student
+        part = student.cuts and (student.model, student.args, student.weights) == (teacher.model, teacher.args, None)
+        return self.directory.weights("teacher") if part and teacher.train is not None else None
 
     def announce_data(self) -> None:
         """Say how the data were read, and what was left out of them."""
@@ -103,13 +113,16 @@ class DistillContext:
 
 def network_key(spec: Spec) -> list[object]:
     """Return what stands for a network as it starts: its code, arguments, weights and preprocessing."""
-    made_from = [
+    made_from: list[object] = [
         fingerprint(spec.model, spec.args),
         weights_fingerprint(spec.weights),
         spec.strict,
         spec.weights_key,
         spec.output,
     ]
+    if isinstance(spec, Student) and spec.cuts:
+        tokens = spec.vocabulary if spec.vocabulary in (None, CORPUS) else fingerprint(spec.vocabulary)
+        made_from += [list(spec.layers) if isinstance(spec.layers, tuple) else spec.layers, tokens]
     return [*made_from, spec.preprocessing.model_dump()]
 
 

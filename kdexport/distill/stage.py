@@ -132,7 +132,9 @@ def _generation(context: DistillContext, name: str, teachers: Teachers, ships_as
     """Train a student on its teachers' outputs and, by ``label_weight``, on the labels."""
     spec, settings = context.recipe.student, context.recipe.distill
     later = {"baseline", "generations", "quantize_aware", "quantize_aware_epochs", "quantize_aware_lr"}
+    start = context.student_starts_from
     made_from: list[object] = [network_key(spec), context.data_key, key_of_teachers(context, teachers)]
+    made_from += [] if start is None else [artifacts.sha256(start)]
 
     def train(model: Model, checkpoints: Checkpoints) -> TrainingResult:
         accelerator = accelerator_for(settings.precision)
@@ -142,7 +144,8 @@ def _generation(context: DistillContext, name: str, teachers: Teachers, ships_as
             preflight.tell(context, teachers[0][0].name, setup.validation, test)
         return _fit(context, model, setup, accelerator, checkpoints)
 
-    return run_phase(context, Phase(name, spec, depends_on(made_from, settings, later), train, ships_as))
+    depends = depends_on(made_from, settings, later)
+    return run_phase(context, Phase(name, spec, depends, train, ships_as, partial(context.load, name, spec, start)))
 
 
 def _with_rounding(context: DistillContext, distilled: TrainedNetwork, teachers: Teachers) -> TrainedNetwork:
@@ -176,9 +179,12 @@ def _student_plain(context: DistillContext) -> TrainedNetwork:
     """Train the same student from the same start with the same budget, on the labels alone."""
     spec, settings = context.recipe.student, context.recipe.distill
     others = set(Distill.model_fields) - {*Training.model_fields, "views"}
-    depends = depends_on([network_key(spec), context.data_key], settings, others)
-    name = "student-plain"
-    return run_phase(context, Phase(name, spec, depends, _on_labels(context, name, settings)))
+    start = context.student_starts_from
+    made_from: list[object] = [network_key(spec), context.data_key]
+    made_from += [] if start is None else [artifacts.sha256(start)]
+    name, train = "student-plain", _on_labels(context, "student-plain", settings)
+    depends, begin = depends_on(made_from, settings, others), partial(context.load, name, spec, start)
+    return run_phase(context, Phase(name, spec, depends, train, start=begin))
 
 
 def _on_labels(

@@ -6,7 +6,7 @@ out, with the reason in the result.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from kdexport.export import network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
-from kdexport.models.outputs import output_of
+from kdexport.models.own_vocabulary import TOKENIZER_FILE, tokenizer_beside
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays
@@ -38,10 +38,7 @@ from kdexport.stage_cache import cache_key, data_fingerprint, done, fingerprint,
 SHIPPED = "student"  # the network that gets variants, and an example of its use
 
 # Settings of [export] that an fp32 file depends on; the rest are the variants'.
-FP32_SETTINGS = {
-    *("opset", "also_outputs", "bake_preprocessing", "any_image_size"),
-    *("softmax", "top_k", "license", "parity_tolerance"),
-}
+FP32_SETTINGS = {"opset", "bake_preprocessing", "any_image_size", "softmax", "top_k", "license", "parity_tolerance"}
 
 
 def export(
@@ -85,11 +82,12 @@ def export(
             task.advance()
     if not models:
         raise next(iter(failures.values()))
+    tokenizer = work.write_tokenizer()
     if SHIPPED in models:
         metadata.write(directory.onnx(SHIPPED))
     left_out = tuple(ExportFailure(name, error.message, error.hint) for name, error in failures.items())
     result = ExportResult(recipe.name, tuple(models.values()), left_out)
-    paths = [job.path for job in jobs if job.name in models]
+    paths = [*(job.path for job in jobs if job.name in models), *tokenizer]
     mark_done(record, "" if failures else key, result, paths)  # what failed is tried again next time
     return result
 
@@ -128,8 +126,7 @@ class _Work:
     @cached_property
     def samples(self) -> Arrays:
         """Raw samples for the proofs."""
-        data = self.dataset
-        return parity.samples_of(data.val.inputs, data.train.inputs, data.values_per_sample)
+        return parity.samples_of(self.dataset.val.inputs, self.dataset.train.inputs)
 
     def calibration(self) -> Arrays:
         """Return raw training samples, seeded."""
@@ -188,15 +185,14 @@ class _Work:
             return write(Path(spec.model), network, path, self.preprocessing(network.name), key=key)
         settings = self.recipe.export
         model = load_model(network.name, spec, self.dataset, self.directory.root / network.weights)
-        also = settings.also_outputs if network.name != "teacher" else ()
-        if (output := output_of(model.network)) is not None:
-            output.also = also
+        beside = TOKENIZER_FILE if self._tokenizer_of(network.name) is not None else None
+        preprocessing = replace(model.preprocessing, tokenizer_file=beside)
         target = ExportTarget(
             network.name,
             model.network,
-            model.preprocessing,
+            preprocessing,
             self.dataset.input_names,
-            self.samples,
+            preprocessing.own(self.samples),
             class_names=self.distilled.class_names,
             feature_names=self.dataset.feature_names,
             task=self.dataset.task.name,
@@ -207,6 +203,7 @@ class _Work:
             recipe=self.recipe_hash,
             license=settings.license,
             val_score=network.val_score,
+            notes=self._notes(network.name),
         )
         form = Form(
             settings.opset,
@@ -216,7 +213,6 @@ class _Work:
             any_image_size=settings.any_image_size,
             softmax=settings.softmax,
             top_k=settings.top_k,
-            output_names=(target.output_name, *(name.replace(".", "_") for name in also)) if also else None,
         )
         return network_export.write(target, form, path, key=key)
 
@@ -263,7 +259,33 @@ class _Work:
             max_output_error=settings.max_output_error,
         )
         path = self.directory.onnx(network.name, precision)
-        return variants.write(source, made[network.name], spec, path, data, self.progress, key=key)
+        model = variants.write(source, made[network.name], spec, path, data, self.progress, key=key)
+        return replace(model, notes=(*model.notes, *self._notes(network.name)))
+
+    def write_tokenizer(self) -> list[Path]:
+        """Write the tokenizer that makes the shipped file's ids beside it, where it takes text."""
+        text, path = self._tokenizer_of(SHIPPED), self.directory.root / TOKENIZER_FILE
+        if text is None:
+            return []
+        artifacts.write_text(path, text)
+        return [path]
+
+    def _tokenizer_of(self, network: str) -> str | None:
+        """Return the ``tokenizer.json`` of a network that takes text; None where none lies beside its file.
+
+        There is one: the student's. A teacher with another vocabulary has none.
+        """
+        data, dataset = self.recipe.data, self.dataset
+        if dataset.preprocessing.kind != "tokens" or data.tokenizer is None:
+            return None
+        if self.recipe.student.vocabulary is None:
+            return tokenizer_beside(data.tokenizer, data.text_length)
+        cut = None if network == "teacher" else dataset.vocabulary
+        return None if cut is None else cut.tokenizer
+
+    def _notes(self, network: str) -> tuple[str, ...]:
+        """Return what is to be said of a network's vocabulary, beside its file."""
+        return self.dataset.coverage if isinstance(self._spec(network), Student) else ()
 
 
 def _holds(model: ModelFile, job: _Job) -> bool:

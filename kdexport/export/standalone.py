@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdexport.artifacts import write_text
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
 from kdexport.export import network_export, parity, random_inputs, variants
@@ -25,6 +26,7 @@ from kdexport.export.target import ExportTarget, Form, bind, parameters_of, sele
 from kdexport.models.fitted_data import load_fitted_data
 from kdexport.models.loading import Model, inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
+from kdexport.models.own_vocabulary import TOKENIZER_FILE, tokenizer_beside
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
 from kdexport.onnx import files, metadata
@@ -76,15 +78,40 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         dataset = None
         if request.data is not None:
             dataset = load_fitted_data(request.data, (_spec(request),), request.seed, Path(cache))
+        tokenizer = _tokenizer(request, dataset)
         target = _subject(request, form, dataset, progress)
+        if tokenizer is not None:
+            told = dataclasses.replace(target.preprocessing, tokenizer_file=TOKENIZER_FILE)
+            target = dataclasses.replace(target, preprocessing=told)
         form = _with_axes(form, request, target)
         progress.message(f"{request.reference} -> {request.out}")
         models = [network_export.write(target, form, request.out)]
         data = _calibration_data(request, form, target, dataset)
         smaller, failures = variants.write_all(request.out, models[0], _specs(request), paths, data, progress)
+    if tokenizer is not None:
+        write_text(request.out.with_name(TOKENIZER_FILE), tokenizer)
     if metadata.write(request.out, force=request.force) is None:
         progress.warn("there is an infer.py that kdexport did not write: it is left as it is; --force replaces it")
     return ExportResult(request.out.stem, (*models, *smaller), failures)
+
+
+def _tokenizer(request: Request, dataset: Dataset | None) -> str | None:
+    """Return the tokenizer.json that goes beside a file which takes text; None for any other.
+
+    Raises:
+        KDExportError: There is another one, which is the user's.
+    """
+    if dataset is None or request.data is None or request.data.tokenizer is None or dataset.vocabulary is not None:
+        return None
+    if dataset.preprocessing.kind != "tokens":
+        return None
+    text = tokenizer_beside(request.data.tokenizer, request.data.text_length)
+    path = request.out.with_name(TOKENIZER_FILE)
+    if text is not None and path.exists() and not request.force and path.read_text(encoding="utf-8") != text:
+        raise KDExportError(
+            f"there is another {path} already", hint="give --force to replace it, or --out in another folder"
+        )
+    return text
 
 
 def _specs(request: Request) -> list[variants.VariantSpec]:
@@ -157,7 +184,7 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
             model.network,
             model.preprocessing,
             names,
-            parity.samples_of(dataset.val.inputs, dataset.train.inputs, dataset.values_per_sample),
+            parity.samples_of(dataset.val.inputs, dataset.train.inputs),
             class_names=dataset.class_names if classifies else (),
             feature_names=dataset.feature_names,
             task=dataset.task.name if classifies else None,

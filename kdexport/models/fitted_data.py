@@ -14,11 +14,11 @@ from kdexport.data.datasets import load_data
 from kdexport.data.samples import Dataset, PicturesNeeded, Split
 from kdexport.errors import SourceError
 from kdexport.models.class_names import names_of, order_of
+from kdexport.models.own_vocabulary import data_for, with_own_vocabulary
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import Progress
 from kdexport.recipe import PRETRAINED, Data, Recipe, Student, TeacherSpec
 from kdexport.references import parse
-from kdexport.tasks.segmentation import VOID
 
 Spec = TeacherSpec | Student
 
@@ -52,12 +52,13 @@ def load_fitted_data(
     Raises:
         SourceError: As ``load_data``; or a network's classes are others than the data's.
     """
+    data = data_for(data, [Path(spec.model) for spec in networks if spec.model.endswith(".onnx")])
     dataset = load_data(data, seed, cache, progress, _pictures_needed(networks), task)
     if class_names is not None:
         dataset = in_order(dataset, order_of(class_names, dataset.class_names, "the run").outputs)
     else:
         dataset = _in_their_order(dataset, networks)
-    return _with_doubts(dataset, networks)
+    return _with_doubts(with_own_vocabulary(dataset, data, networks), networks)
 
 
 def in_order(dataset: Dataset, outputs: Sequence[int] | None) -> Dataset:
@@ -71,10 +72,6 @@ def in_order(dataset: Dataset, outputs: Sequence[int] | None) -> Dataset:
         labels = split.labels
         if labels is None:
             return split
-        if labels.ndim == 3:
-            table = np.arange(VOID + 1, dtype=np.uint8)  # void stays void
-            table[: len(new)] = new
-            return dataclasses.replace(split, labels=table[np.asarray(labels)])
         return dataclasses.replace(split, labels=labels[:, back] if labels.ndim == 2 else new[labels])
 
     return dataclasses.replace(

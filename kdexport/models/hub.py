@@ -1,4 +1,4 @@
-"""``hf:NAME_OR_DIR``: transformers' classifiers of images and of text, as networks that return logits."""
+"""``hf:NAME_OR_DIR``: transformers' classifiers of images and of text, and transformers that embed texts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing, resample_of
+from kdexport.models.sentence import SentenceEmbedder, load_dense, prompt_note, read_modules
+from kdexport.models.transformer_cut import Cut
 
+TEXT_NAMES = ("input_ids", "attention_mask")
 WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -42,7 +45,7 @@ def has_weights(name: str, args: Mapping[str, Any]) -> bool:
 
 
 def load_classifier(
-    name: str, args: Mapping[str, Any], num_classes: int | None
+    name: str, args: Mapping[str, Any], num_classes: int | None, cut: Cut | None = None
 ) -> tuple[nn.Module, tuple[str, ...] | None]:
     """Build a classifier from a model of the hub, or of a folder.
 
@@ -51,6 +54,7 @@ def load_classifier(
         args: Changes to its configuration (``num_hidden_layers = 2``), and ``pretrained``: whether to take its weights,
             by default where there are any.
         num_classes: Of its head; a head of another width is made anew.
+        cut: Which of its layers and tokens are wanted; it is then built without weights. None: all.
 
     Returns:
         The network, and the names of the weights that its files don't hold or hold in another shape: they are fresh;
@@ -72,14 +76,59 @@ def load_classifier(
             hint="name a model for image or sequence classification, or wrap it yourself as file.py:Name",
         )
     auto = transformers.AutoModelForImageClassification if image else transformers.AutoModelForSequenceClassification
+    input_names = ("pixel_values",) if image else TEXT_NAMES
+    if cut is not None:
+        network = HuggingFaceClassifier(auto.from_config(cut.config(config, f"hf:{name}")).float(), input_names)
+        return network, None
+    model, fresh = _with_weights(auto, name, config, has_weights(name, args))
+    return HuggingFaceClassifier(model, input_names), fresh
+
+
+def load_embedder(
+    name: str, args: Mapping[str, Any], cut: Cut | None = None
+) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """Build a network that embeds texts: a transformer and the pooling that its ``modules.json`` names.
+
+    Arguments, result and errors as ``load_classifier``; a pooler that a classifier would use is left out.
+    """
+    transformers = import_transformers()
+    modules = read_modules(name)
+    where = {"subfolder": modules.transformer} if modules.transformer else {}
+    changes = {key: value for key, value in args.items() if key != "pretrained"}
+    config = _loaded(transformers.AutoConfig, name, **changes, **where)
+    kind = type(config)
+    if kind not in transformers.MODEL_MAPPING or kind in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise SourceError(
+            f"hf:{name} is a '{config.model_type}', which is no transformer of text",
+            hint="name a transformer of text, or wrap the network yourself as file.py:Name",
+        )
+    weights = has_weights(str(Path(name) / modules.transformer) if where and Path(name).is_dir() else name, args)
     fresh: tuple[str, ...] | None = None
-    if has_weights(name, args):
-        model, said = _loaded(auto, name, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
-        mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in said["mismatched_keys"]]
-        fresh = tuple(sorted({*said["missing_keys"], *mismatched}))
+    if cut is None:
+        model, fresh = _with_weights(transformers.AutoModel, name, config, weights, **where)
     else:
-        model = auto.from_config(config)
-    return HuggingFaceClassifier(model.float(), ("pixel_values",) if image else ("input_ids", "attention_mask")), fresh
+        model = transformers.AutoModel.from_config(cut.config(config, f"hf:{name}")).float()
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+        fresh = None if fresh is None else tuple(item for item in fresh if not item.startswith("pooler."))
+    embedder = SentenceEmbedder(model, modules)
+    if cut is None and weights:
+        load_dense(embedder, name, modules)
+    prompt = prompt_note(name)
+    embedder.notes = (f"hf:{Path(name).name}: {modules.text}", *((prompt,) if prompt else ()))
+    return embedder, fresh
+
+
+def _with_weights(auto: Any, name: str, config: Any, weights: bool, **where: str) -> tuple[Any, tuple[str, ...] | None]:
+    """Return a model with the weights of its files, and the names of those that these lack; None: all."""
+    if not weights:
+        return auto.from_config(config).float(), None
+    loading = {"ignore_mismatched_sizes": True, "output_loading_info": True, **where}
+    model, said = _loaded(auto, name, config=config, **loading)
+    mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in said["mismatched_keys"]]
+    return model.float(), tuple(sorted({*said["missing_keys"], *mismatched}))
 
 
 def label_names(name: str) -> tuple[str, ...] | None:

@@ -28,7 +28,8 @@ from kdexport.models.networks import (
     with_pretrained_args,
 )
 from kdexport.models.outputs import Output, install
-from kdexport.models.preprocessing import Preprocessing, resample_of, with_spec
+from kdexport.models.preprocessing import TEXT_INPUTS, Preprocessing, resample_of, with_spec
+from kdexport.models.students import load_cut
 from kdexport.models.weights import Fit, fit, load_weights, postprocessing_in
 from kdexport.recipe import PRETRAINED, Student, TeacherSpec
 from kdexport.references import parse
@@ -54,6 +55,7 @@ def load_model(
     *,
     learns: bool = False,
     any_output: bool = False,
+    start: Path | None = None,
 ) -> Model:
     """Build a recipe's network for a data set.
 
@@ -65,24 +67,15 @@ def load_model(
         learns: Whether it is going to be trained on the data: a head without weights then learns scaled targets.
         any_output: Whether it may give something else than the task's outputs; it is then left as it is, unless the
             recipe names one of its outputs.
+        start: Of a student that is cut out of its teacher: the weights that the run has trained that to.
 
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
     args = with_pretrained_args(spec.model, spec.args, spec.weights)
-    network, fresh = load_with_fresh(spec.model, args, dataset.task.num_outputs(dataset.class_names))
+    network, fresh, fitted = _with_its_weights(spec, args, dataset, weights, start)
     if isinstance(network, OnnxNetwork):
-        network.onnx.expects, network.onnx.output_ndim = dataset.task.activation, dataset.task.output_ndim
-    fitted = Fit()
-    if weights is not None:
-        load_weights(network, weights)
-    elif spec.weights == PRETRAINED and fresh is None:
-        origin = f"what {spec.model} was pretrained to"
-        fitted = fit(network, pretrained_weights(spec.model, spec.args), origin, spec.strict)
-    elif spec.weights is not None and spec.weights != PRETRAINED:
-        fitted = fit(network, read(Path(spec.weights)), spec.weights, spec.strict, spec.weights_key)
-    elif fresh:
-        fitted = Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)
+        network.onnx.expects = dataset.task.activation
     bare = parse(spec.model).kind == "hf" and fresh is None and weights is None and spec.weights is None
     if bare and isinstance(spec, TeacherSpec) and spec.train is None:
         raise SourceError(
@@ -103,13 +96,36 @@ def load_model(
     few = dataset.train.take(slice(0, 2)).inputs
     if needs_channels_first(network, preprocessing.apply(few)):
         preprocessing = replace(preprocessing, contiguous=True)
-    _check_tokens(role, spec, network, dataset)
+    _check_tokens(role, spec, network, dataset, preprocessing)
     if not any_output:
-        check_output(network, preprocessing.apply(_hardest(dataset)), dataset.task, dataset.class_names, role)
+        hardest = preprocessing.apply(_hardest(dataset, preprocessing))
+        check_output(network, hardest, dataset.task, dataset.class_names, role)
     notes, warnings = _said_of(role, spec, args, preprocessing, dataset)
+    notes = (*notes, *(f"{role}: {line}" for line in getattr(network, "notes", ())))
     if fitted.taken_from:
         notes = (*notes, f"{role}: weights taken from {fitted.taken_from} in {spec.weights}")
     return Model(network.eval(), preprocessing, fitted.left_out, notes, warnings)
+
+
+def _with_its_weights(
+    spec: TeacherSpec | Student, args: Mapping[str, Any], dataset: Dataset, weights: Path | None, start: Path | None
+) -> tuple[nn.Module, tuple[str, ...] | None, Fit]:
+    """Return a recipe's network, which weights its own files lack (None: all) and what came of loading others."""
+    if isinstance(spec, Student) and spec.cuts:
+        return load_cut(spec, args, dataset, weights, start)
+    outputs = dataset.task.num_outputs(dataset.class_names)
+    network, fresh = load_with_fresh(spec.model, args, outputs, embeds=dataset.task.embeds)
+    if weights is not None:
+        load_weights(network, weights)
+    elif spec.weights == PRETRAINED and fresh is None:
+        origin = f"what {spec.model} was pretrained to"
+        return network, fresh, fit(network, pretrained_weights(spec.model, spec.args), origin, spec.strict)
+    elif spec.weights is not None and spec.weights != PRETRAINED:
+        document = read(Path(spec.weights))
+        return network, fresh, fit(network, document, spec.weights, spec.strict, spec.weights_key)
+    elif fresh:
+        return network, fresh, Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)
+    return network, fresh, Fit()
 
 
 def _postprocessing_of(
@@ -125,22 +141,24 @@ def _postprocessing_of(
     return dataset.task.postprocessing(shape, fresh=learns and file is None)
 
 
-def _hardest(dataset: Dataset) -> tuple[NDArray[Any], ...]:
+def _hardest(dataset: Dataset, preprocessing: Preprocessing) -> tuple[NDArray[Any], ...]:
     """Return a few samples that a network may choke on: of text the longest and the one with the largest id."""
     few = dataset.train.take(slice(0, 2)).inputs
     if dataset.preprocessing.kind != "tokens":
         return few
     chosen = []
     for split in (dataset.train, dataset.val, dataset.test):
-        ids, mask = split.inputs[:2]
+        ids, mask = preprocessing.own(split.inputs)
         picked = [int(mask.sum(axis=1).argmax()), int(ids.max(axis=1).argmax())]
-        chosen.append(tuple(array[picked] for array in split.inputs))
+        chosen.append((ids[picked], mask[picked]))
     width = max(inputs[0].shape[1] for inputs in chosen)
     padded = [[np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in inputs] for inputs in chosen]
     return tuple(np.concatenate(arrays) for arrays in zip(*padded, strict=True))
 
 
-def _check_tokens(role: str, spec: TeacherSpec | Student, network: nn.Module, dataset: Dataset) -> None:
+def _check_tokens(
+    role: str, spec: TeacherSpec | Student, network: nn.Module, dataset: Dataset, preprocessing: Preprocessing
+) -> None:
     """Hold texts against what a Hugging Face model can take: its positions and its vocabulary.
 
     Raises:
@@ -149,9 +167,9 @@ def _check_tokens(role: str, spec: TeacherSpec | Student, network: nn.Module, da
     config = getattr(getattr(network, "model", None), "config", None)
     if config is None or dataset.preprocessing.kind != "tokens":
         return
-    splits = (dataset.train, dataset.val, dataset.test)
-    longest = max(int(split.inputs[1].sum(axis=1).max()) for split in splits)
-    largest = max(int(split.inputs[0].max()) for split in splits)
+    texts = [preprocessing.own(split.inputs) for split in (dataset.train, dataset.val, dataset.test)]
+    longest = max(int(mask.sum(axis=1).max()) for _, mask in texts)
+    largest = max(int(ids.max()) for ids, _ in texts)
     positions, words = getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
     if positions and any(name in str(config.model_type) for name in ("roberta", "camembert", "longformer", "mpnet")):
         positions -= (getattr(config, "pad_token_id", 1) or 0) + 1  # their positions begin behind the padding's
@@ -195,7 +213,10 @@ def _said_of(
 def preprocessing_of(spec: TeacherSpec | Student, dataset: Dataset) -> Preprocessing:
     """Return a network's preprocessing: what the recipe says, else what its library says, else the data's own."""
     own = inferred_preprocessing(spec.model, spec.args, spec.weights, dataset.preprocessing)
-    return with_spec(own or dataset.preprocessing, spec.preprocessing)
+    found = with_spec(own or dataset.preprocessing, spec.preprocessing)
+    if found.kind == "tokens" and isinstance(spec, Student) and spec.vocabulary is not None:
+        return replace(found, first_input=TEXT_INPUTS)
+    return found
 
 
 def count_macs(model: Model, dataset: Dataset) -> int | None:

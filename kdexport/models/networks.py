@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kdexport.errors import KDExportError, SourceError, did_you_mean
 from kdexport.models.checkpoints import SUFFIXES
-from kdexport.models.hub import load_classifier
+from kdexport.models.hub import load_classifier, load_embedder
+from kdexport.models.transformer_cut import Cut
 from kdexport.recipe import PRETRAINED
 from kdexport.references import Reference, call, load_object, parse
 from kdexport.tasks.base import Task
@@ -39,12 +40,27 @@ def load_network(reference: str, args: Mapping[str, Any], num_classes: int | Non
 
 
 def load_with_fresh(
-    reference: str, args: Mapping[str, Any], num_classes: int | None = None
+    reference: str,
+    args: Mapping[str, Any],
+    num_classes: int | None = None,
+    *,
+    embeds: bool = False,
+    cut: Cut | None = None,
 ) -> tuple[nn.Module, tuple[str, ...] | None]:
-    """Build a network as ``load_network`` does, and say which of its weights are fresh: None stands for all."""
+    """Build a network as ``load_network`` does, and say which of its weights are fresh: None stands for all.
+
+    Args:
+        reference: As ``load_network``.
+        args: As ``load_network``.
+        num_classes: As ``load_network``.
+        embeds: Whether a transformer is to embed, not to classify.
+        cut: Which layers and tokens of a transformer are kept; it is then built without weights.
+    """
     parsed = parse(reference)
+    if parsed.kind == "hf" and embeds:
+        return load_embedder(parsed.target, args, cut)
     if parsed.kind == "hf":
-        return load_classifier(parsed.target, args, num_classes)
+        return load_classifier(parsed.target, args, num_classes, cut)
     if parsed.kind == "path":
         return _program(parsed, args), ()
     builder = _BUILDERS.get(parsed.kind)
@@ -259,6 +275,12 @@ def _own_copy(network: nn.Module, reference: Reference) -> nn.Module:
             f"{reference} is a network that cannot be copied ({error}), and each role needs its own",
             hint="name a function that makes it in place of the object itself",
         ) from error
+
+
+def takes(reference: str, argument: str) -> bool:
+    """Whether the class or function that a reference names has an argument of that name."""
+    parsed = parse(reference)
+    return parsed.kind in ("file", "module") and _takes(load_object(parsed), argument)
 
 
 def _takes(function: Any, argument: str) -> bool:

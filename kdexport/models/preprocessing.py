@@ -6,7 +6,7 @@ same with tensors, and can be traced.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Kind = Literal["image", "features", "tokens", "none"]
 Resize = Literal["squash", "crop"]
 Resample = Literal["bilinear", "bicubic"]
+T = TypeVar("T")
+TEXT_INPUTS = 2  # ids and attention mask
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Preprocessing:
     then ``(x - mean) / std`` per channel. ``squash`` ignores the aspect ratio; ``crop`` resizes the short side to
     ``size / crop_share`` and takes the middle; both average over what they shrink, as Pillow does. ``features``:
     numbers ``[batch, features]`` in, float32 out, ``(x - mean) / std`` for each. ``tokens``: ids and mask made by
-    ``tokenizer``, cut at ``length`` and at the longest of the batch. ``none``: fed as it is.
+    ``tokenizer``, cut at ``length`` and at the longest of the batch; of several tokenizers' side by side its own are
+    taken. ``none``: fed as it is.
     """
 
     kind: Kind = "none"
@@ -41,6 +44,8 @@ class Preprocessing:
     std: tuple[float, ...] = ()  # empty: 1
     tokenizer: str | None = None
     length: int | None = None  # tokens
+    tokenizer_file: str | None = None  # beside the ONNX file: makes its ids of a text, cut and padded
+    first_input: int = 0  # where ids of several tokenizers lie side by side, the place of its own
     resample: Resample = "bilinear"
     contiguous: bool = False  # images channels first in memory too: ``networks.needs_channels_first``
 
@@ -76,6 +81,8 @@ class Preprocessing:
         for name, (value, allowed) in choices.items():
             if value not in allowed.__args__:  # type: ignore[attr-defined]
                 return f"{name} is {value!r}"
+        if not isinstance(self.first_input, int) or self.first_input < 0:
+            return f"first_input is {self.first_input!r}, not a whole number from 0 on"
         size = self.size
         if size is not None and (not isinstance(size, tuple) or len(size) != 2 or not all(map(_is_side, size))):
             return f"size is {size!r}, not two whole numbers above 0"
@@ -103,7 +110,7 @@ class Preprocessing:
         Raises:
             SourceError: Mean or std have another length than the images have channels.
         """
-        tensors = tuple(as_tensor(item) for item in inputs)
+        tensors = tuple(as_tensor(item) for item in self.own(inputs))
         if self.kind == "tokens":
             return _trimmed(tensors)
         if self.kind == "features":
@@ -112,6 +119,12 @@ class Preprocessing:
             return tensors
         return (self._image(tensors[0]), *tensors[1:])
 
+    def own(self, inputs: "Sequence[T]") -> "tuple[T, ...]":
+        """Return those of the raw inputs that this network is fed: of several tokenizers' ids and masks its own."""
+        if self.kind != "tokens" or len(inputs) <= TEXT_INPUTS:
+            return tuple(inputs)
+        return tuple(inputs[self.first_input : self.first_input + TEXT_INPUTS])
+
     @property
     def fits_in_graph(self) -> bool:
         """Whether an ONNX file can do it itself, so that raw samples go in."""
@@ -119,6 +132,7 @@ class Preprocessing:
 
     def apply_numpy(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         """Return what ``apply`` gives, to float32's rounding, without PyTorch."""
+        inputs = self.own(inputs)
         if self.kind == "tokens" and len(inputs) > 1 and inputs[1].ndim == 2:
             used = np.flatnonzero(inputs[1].any(axis=0))
             length = int(used[-1]) + 1 if len(used) else 1

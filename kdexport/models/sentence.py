@@ -66,6 +66,7 @@ class SentenceEmbedder(nn.Module):
     """A transformer with its pooling: ``(input_ids, attention_mask)`` to embeddings ``[batch, width]``."""
 
     input_names = ("input_ids", "attention_mask")
+    notes: tuple[str, ...] = ()  # what was read off its files
 
     def __init__(self, model: nn.Module, modules: SentenceModules) -> None:
         super().__init__()

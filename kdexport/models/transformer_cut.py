@@ -6,6 +6,7 @@ configuration alone, so that a trained student is loaded without the teacher's w
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,27 @@ from torch import Tensor, nn
 from kdexport.errors import SourceError
 
 EVERY_OTHER = "every-other"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is kept of a transformer.
+
+    Attributes:
+        layers: As ``chosen_layers`` takes them; None: all.
+        kept: Ids of the tokens that are kept, int64 ascending; None: all.
+    """
+
+    layers: str | int | tuple[int, ...] | None = None
+    kept: NDArray[np.int64] | None = None
+
+    def layers_of(self, config: Any, model: str) -> tuple[int, ...] | None:
+        """Return which of a configuration's layers are kept, or None for all."""
+        return None if self.layers is None else chosen_layers(self.layers, layer_count(config, model), model)
+
+    def config(self, config: Any, model: str) -> Any:
+        """Return the configuration of what is kept."""
+        return cut_config(config, self.layers_of(config, model), self.kept)
 
 
 def chosen_layers(wanted: str | int | Sequence[int], count: int, model: str) -> tuple[int, ...]:

@@ -206,6 +206,13 @@ SENTENCES = """else:  # sentences
     found = tokenizer(given, padding=True, truncation=True, max_length=prepare.get("length"), return_tensors="np")
     arrays = [found["input_ids"], found["attention_mask"]][: len(inputs)]
 """
+TOKENIZED = """else:  # sentences
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("{file}")))  # it cuts and pads as in training
+    found = tokenizer.encode_batch(given)
+    arrays = [np.array([item.ids for item in found]), np.array([item.attention_mask for item in found])]
+"""
 TABLE = """else:  # CSV files, whose columns have the features' names
     import csv
 
@@ -229,6 +236,11 @@ for number, row in enumerate(predicted.reshape(len(predicted), -1)):
 RANKED = """scores, best = session.run(["top_scores", "{names}"], feed)
 for number, (row, names) in enumerate(zip(scores, best, strict=True)):
     print(number, *(f"{{name}} {{score:.3f}}" for name, score in zip(names, row, strict=True)))
+"""
+COSINES = """vectors = session.run(None, feed)[0]
+lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers; the cosine of each with each:")
+print(np.array_str((vectors / lengths) @ (vectors / lengths).T, precision=3, suppress_small=True))
 """
 SHAPES = """for item, array in zip(session.get_outputs(), session.run(None, feed), strict=True):
     print(item.name, array.dtype, array.shape)
@@ -272,14 +284,16 @@ def code(model: Path) -> str:
         reading = form.format(height=height, width=width, method=method, mode="L" if channels == 1 else "RGB")
         usage = "photo.jpg (or samples.npy)"
     elif prepare.get("tokenizer"):
-        reading, usage = SENTENCES, '"a sentence" (or ids.npy mask.npy)'
+        own = prepare.get("tokenizer_file")
+        reading, usage = TOKENIZED.format(file=own) if own else SENTENCES, '"a sentence" (or ids.npy mask.npy)'
+        if known.get("kdexport.task") == "embedding":
+            usage = '"a sentence" "another" (or ids.npy mask.npy)'
     elif "kdexport.features" in known and len(graph.input) == 1:
         reading, usage = TABLE, "rows.csv (or samples.npy)"
     ranked = next((name for name in ("top_labels", "top_indices") if name in outputs), None)
     scores = next(iter(outputs.values()))
     shown = RANKED.format(names=ranked) if ranked else BEST if len(scores.shape.dim) == 2 else SHAPES
-    if known.get("kdexport.task") == "regression":
-        shown = NUMBERS
+    shown = {"regression": NUMBERS, "embedding": COSINES}.get(known.get("kdexport.task", ""), shown)
     head = HEAD.format(file=model.name, usage=usage.replace('"', "'"))
     if not reading:
         head = head.replace('if all(name.endswith(".npy") for name in given):  # one', "# One").replace(

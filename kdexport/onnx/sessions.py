@@ -45,9 +45,9 @@ class OnnxSession:
         model: The file, or a serialized model.
         preprocessing: For a file that carries none (``kdexport.preprocessing`` in its metadata).
         expects: What the task applies to a network's output (``Task.activation``): it is taken back where the file has.
-        output_ndim: Axes of the output that ``predict`` gives: 2 for a row a sample, 4 for a map.
         threads: Of one operator; None takes ``OMP_NUM_THREADS``, else ONNX Runtime chooses.
         session: An ``onnxruntime.InferenceSession`` over ``model`` that is open already, on whatever device.
+        raw: Whether samples come as the data give them; else they are preprocessed already and fed as they are.
 
     Attributes:
         expects: As given.
@@ -65,9 +65,9 @@ class OnnxSession:
         preprocessing: "Preprocessing | None" = None,
         *,
         expects: Activation = "softmax",
-        output_ndim: int = 2,
         threads: int | None = None,
         session: Any = None,
+        raw: bool = True,
     ) -> None:
         self.name = model.name if isinstance(model, Path) else "the model"
         self.session = _open(model, threads) if session is None else session
@@ -77,8 +77,8 @@ class OnnxSession:
         self.activation: Activation | None = None
         self._model = model
         self.expects = expects
-        self.output_ndim = output_ndim
         self._preprocessing = preprocessing
+        self._raw = raw
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:
         """Return every output for one batch, fed as it is."""
@@ -120,7 +120,7 @@ class OnnxSession:
         return bool(self.session.get_inputs()[0].type == "tensor(uint8)")
 
     def predict(self, inputs: tuple[NDArray[Any], ...]) -> NDArray[np.float32]:
-        """Return logits ``[batch, classes]`` of raw inputs, one array per network input; maps have two axes more.
+        """Return logits ``[batch, classes]`` of raw inputs, one array per network input.
 
         Probabilities become logits again, of a sigmoid class by class. A file with a fixed batch size is run as often
         as it takes, the last batch filled up.
@@ -144,21 +144,29 @@ class OnnxSession:
 
     def _fed(self, inputs: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
         specifications = self.session.get_inputs()
+        own, given = (self.preprocessing, self._preprocessing) if self._raw else (None, None)
+        if own is not None and len(inputs) > len(specifications):
+            inputs = own.own(inputs)
+        elif own is not None and own.first_input and given is not None and given.kind == "tokens":
+            raise SourceError(
+                f"{self.name} takes ids of a vocabulary of its own, and the data hold another tokenizer's",
+                hint=f"give the texts, and {own.tokenizer_file or 'tokenizer.json'} beside the file",
+            )
         if len(specifications) != len(inputs):
             raise SourceError(
                 f"{self.name} takes {len(specifications)} inputs ({', '.join(self.input_names)}); "
                 f"the data have {len(inputs)}",
                 hint="give data with the inputs that the model takes",
             )
-        if inputs[0].dtype == np.uint8 and inputs[0].ndim == 4 and not self.takes_raw_images:
-            if self.preprocessing is None or self.preprocessing.kind != "image":
+        if self._raw and inputs[0].dtype == np.uint8 and inputs[0].ndim == 4 and not self.takes_raw_images:
+            if own is None or own.kind != "image":
                 raise SourceError(
                     f"{self.name} takes {specifications[0].type} and doesn't say how an image becomes that",
                     hint="export it with kdexport, which writes the preprocessing into the file",
                 )
-            inputs = self.preprocessing.apply_numpy(inputs)
-        elif self.preprocessing is not None and self.preprocessing.kind == "features" and not self._bakes:
-            inputs = self.preprocessing.apply_numpy(inputs)
+            inputs = own.apply_numpy(inputs)
+        elif own is not None and own.kind == "features" and not self._bakes:
+            inputs = own.apply_numpy(inputs)
         return [
             np.ascontiguousarray(array, dtype=TYPES.get(item.type, array.dtype))
             for array, item in zip(inputs, specifications, strict=True)
@@ -178,15 +186,14 @@ class OnnxSession:
             table: Any = output
             if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
                 table = np.array([[row[key] for key in sorted(row)] for row in output])
-            if isinstance(table, np.ndarray) and table.ndim == self.output_ndim and table.dtype.kind == "f":
+            if isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind == "f":
                 scores: NDArray[np.float32] = table.astype(np.float32)
                 if self.activation is None:
                     self.activation = activation_of(last_operator(self._model, name), scores)
                 return scores
         kinds = ", ".join(f"{item.name} {item.type} {item.shape}" for item in self.session.get_outputs())
         raise SourceError(
-            f"{self.name} gives no scores of shape [batch, classes{', h, w' if self.output_ndim == 4 else ''}]; "
-            f"it gives {kinds}",
+            f"{self.name} gives no scores of shape [batch, classes]; it gives {kinds}",
             hint="export it with logits or probabilities as an output",
         )
 
