@@ -157,6 +157,8 @@ def from_splits(given: Any, name: str, task: str | None = None) -> Source:
     }
     splits = _settled(splits, name, task)
     notes: tuple[str, ...] = ()
+    if task is None:
+        _check_no_soft_labels(splits, name)
     numbers = task == "regression" or any(_are_amounts(split.labels) for split in splits.values())
     if numbers:
         splits = {key: replace(split, labels=as_targets(split.labels, name)) for key, split in splits.items()}
@@ -266,6 +268,24 @@ def _settled(splits: Mapping[str, Split], name: str, task: str | None) -> dict[s
     )
 
 
+def _check_no_soft_labels(splits: Mapping[str, Split], name: str) -> None:
+    """Hold that tables of floats are amounts: not probabilities of classes, and not -1 and 1 for several labels."""
+    for labels in (split.labels for split in splits.values()):
+        if labels is None or labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind != "f":
+            continue
+        said = ""
+        if np.isin(labels, (-1, 1)).all():
+            said = "are -1 and 1 in each column: several labels a sample are 0 and 1"
+        elif (labels >= 0).all() and np.allclose(labels.sum(axis=1), 1, atol=1e-3) and not _is_one_hot(labels):
+            said = "are at least 0 and add up to 1 in every row: they look like probabilities of classes"
+        if said:
+            raise SourceError(
+                f"{name}: labels {said}",
+                hint="give class ids (labels.argmax(axis=1)) or a table of 0 and 1 (labels > 0); or, for numbers to be "
+                'estimated, set task = "regression" (--set task=regression)',
+            )
+
+
 def _are_amounts(labels: NDArray[Any] | None) -> bool:
     """Whether labels are numbers to estimate: floats, and no table of 0 and 1."""
     return labels is not None and labels.dtype.kind == "f" and not (labels.ndim == 2 and np.isin(labels, (0, 1)).all())
@@ -285,7 +305,8 @@ def _inputs(given: Any, where: str) -> tuple[NDArray[Any], ...]:
             raise SourceError(
                 f"{where}: inputs are {array.dtype} of shape {list(array.shape)}", hint="give arrays of numbers"
             )
-        if array.dtype.kind == "u" and array.dtype != np.uint8 and array.ndim > 2:
+        images = array.ndim > 2 if array.dtype.kind == "u" else array.ndim == 4
+        if array.dtype.kind in "ui" and array.dtype != np.uint8 and images:
             raise SourceError(
                 f"{where}: inputs are {array.dtype} of shape {list(array.shape)}",
                 hint="give images as uint8 (scaled alike over the data set), or as float32 to be fed as they are",

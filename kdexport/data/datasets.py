@@ -21,6 +21,7 @@ from kdexport.references import Reference, parse
 from kdexport.tasks import task_named, task_of
 
 SHOWN = 12
+OTHER_SCALE = 50.0  # between the largest values of two splits: pixels to 255 beside pixels to 1
 
 # The keys of [data] that each kind of source looks at, beside those that work with every one.
 _EVERY = ("source", "val_fraction", "test_fraction", "fraction", "unlabelled")
@@ -205,7 +206,29 @@ def _check(source: Source, name: str) -> None:
         _check_inputs(split, f"{name}: {split_name}")
         split.task.check_targets(split.labels, source.class_names, f"{name}: {split_name}")
         split.task.check_inputs(split.inputs, split.labels, f"{name}: {split_name}")
+    _check_alike(source, name)
     source.train.task.check_training(cast(NDArray[Any], source.train.labels), name)
+
+
+def _check_alike(source: Source, name: str) -> None:
+    """Hold that the splits hold the same kind of numbers: pictures beside floats would be normalized in one alone."""
+    for split_name, split in _splits(source):
+        for first, other in zip(source.train.inputs, split.inputs, strict=True):
+            channels = first.dtype == np.uint8 and first.ndim == 4 == other.ndim and first.shape[3] != other.shape[3]
+            table = first.ndim == 2 == other.ndim and first.dtype.kind == "f" and first.shape[1] != other.shape[1]
+            if first.dtype != other.dtype or first.ndim != other.ndim or channels or table:
+                raise SourceError(
+                    f"{name}: the {split_name} inputs are {list(other.shape)} of {other.dtype}, and those of train "
+                    f"{list(first.shape)} of {first.dtype}",
+                    hint="bring every split into the same form: the same type, axes, channels and features",
+                )
+            if first.dtype.kind == "f" and first.ndim > 2:
+                sizes = [float(np.abs(np.asarray(array[:1000])).max(initial=0.0)) for array in (first, other)]
+                if min(sizes) > 0 and max(sizes) > OTHER_SCALE * min(sizes):
+                    raise SourceError(
+                        f"{name}: the {split_name} inputs go up to {sizes[1]:.3g}, those of train to {sizes[0]:.3g}",
+                        hint="scale every split alike, e.g. all by 255",
+                    )
 
 
 def _splits(source: Source) -> Iterator[tuple[str, Split]]:

@@ -81,6 +81,53 @@ def test_arrays_get_the_form_that_networks_take(shape, dtype, stored, load, tmp_
     assert first.dtype in (np.uint8, np.float32, np.int64)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x.astype(np.float32) / 255, r"test inputs are \[12, 6, 5, 3\] of float32, and those of train"),
+        (lambda x: x[..., :1], r"test inputs are \[12, 6, 5, 1\] of uint8"),
+        (lambda x: x.reshape(12, -1), r"test inputs are \[12, 90\] of uint8"),
+    ],
+)
+def test_splits_of_another_form_are_refused(spoil, message, load, tmp_path):
+    """Floats beside pictures went into the network as they were, and its score on them was that of noise."""
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 6, 5, 3), dtype=np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=spoil(x[:12]), y_test=y[:12])
+    with pytest.raises(SourceError, match=message):
+        load(f"npz:{tmp_path / 'd.npz'}")
+
+
+@pytest.mark.parametrize("factor", [255, 1 / 255])
+def test_a_split_of_another_scale_is_refused(factor, load, tmp_path):
+    x, y = np.random.default_rng(0).random((60, 3, 6, 5), dtype=np.float32), np.arange(60) % 3
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:12] * factor, y_test=y[:12])
+    with pytest.raises(SourceError, match=r"the test inputs go up to .*, those of train to 1"):
+        load(f"npz:{tmp_path / 'd.npz'}")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda y: np.eye(3)[y] * 0.9 + 0.1 / 3, "look like probabilities of classes"),
+        (lambda y: np.where(np.eye(3)[y] + np.eye(3)[(y + 1) % 3] > 0, 1.0, -1.0), "are -1 and 1 in each column"),
+    ],
+)
+def test_labels_that_may_be_amounts_or_classes_are_asked_about(make, message, load, tmp_path):
+    y = np.arange(60) % 3
+    np.savez(tmp_path / "d.npz", x_train=np.random.default_rng(0).random((60, 4)), y_train=make(y))
+    with pytest.raises(SourceError, match=message) as caught:
+        load(f"npz:{tmp_path / 'd.npz'}")
+    assert "regression" in caught.value.hint
+
+
+def test_pictures_of_wide_integers_are_refused(load, tmp_path):
+    """They were fed as token ids."""
+    np.savez(tmp_path / "d.npz", x_train=np.ones((60, 3, 6, 5), np.int64), y_train=np.arange(60) % 3)
+    with pytest.raises(SourceError, match="int64") as caught:
+        load(f"npz:{tmp_path / 'd.npz'}")
+    assert "uint8" in caught.value.hint
+
+
 CALLABLE = """
 import numpy as np
 from helper import CLASSES
