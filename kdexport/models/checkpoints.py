@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import pathlib
 import re
+import tarfile
 import types
 import warnings
 import zipfile
@@ -51,6 +52,7 @@ def read(path: Path) -> Any:
             f"there is no weights file {path}", hint="check the path; in a recipe it is relative to the recipe"
         )
     _check_no_web_page(path)
+    _check_no_other_format(path)
     if path.suffix == ".safetensors":
         try:
             return dict(safetensors.torch.load_file(str(path)))
@@ -150,6 +152,40 @@ def _check_no_bomb(path: Path) -> None:
                 f"{path} would unpack to {claimed >> 20:,} MiB from {path.stat().st_size >> 10:,} KiB: no weights do",
                 hint="save network.state_dict() again, with torch.save",
             )
+
+
+def _check_no_other_format(path: Path) -> None:
+    """Name what a file is by how it begins, where that is no form of PyTorch's."""
+    with path.open("rb") as handle:
+        start = handle.read(512)
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if names and not any(name.endswith((".pkl", ".json")) for name in names):
+                kind = "numpy's arrays" if all(name.endswith(".npy") for name in names) else "an archive"
+                raise SourceError(
+                    f"{path} is {kind} ({', '.join(names[:4])}), not a file of weights",
+                    hint="give a file that torch.save or safetensors has written"
+                    + (": unpack it first" if kind == "an archive" else ""),
+                )
+    inside = [name for name in _tar_members(path) if name.endswith(SUFFIXES)] if start[257:262] == b"ustar" else []
+    if inside:
+        raise SourceError(
+            f"{path} is an archive that holds {', '.join(inside[:4])}", hint="unpack it, and give the file"
+        )
+    known = {b"\x89HDF": "an HDF5 file, as Keras writes it", b"\x1f\x8b": "packed by gzip", b"BZh": "packed by bzip2"}
+    known |= {b"{": "JSON, not weights", b"GGUF": "a GGUF file, as llama.cpp reads it"}
+    what = next((text for mark, text in known.items() if start.startswith(mark)), None)
+    if path.suffix == ".onnx":
+        what = "an ONNX file, which holds a network and not weights by PyTorch's names"
+    if what is not None and path.suffix != ".safetensors":
+        raise SourceError(f"{path} is {what}", hint="give a file that torch.save or safetensors has written")
+
+
+def _tar_members(path: Path) -> list[str]:
+    with contextlib.suppress(tarfile.TarError, OSError), tarfile.open(path) as archive:
+        return archive.getnames()
+    return []
 
 
 def _check_no_web_page(path: Path) -> None:

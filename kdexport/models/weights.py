@@ -79,7 +79,8 @@ def fit(network: nn.Module, document: Any, origin: str, strict: bool = True, key
     except RuntimeError as error:
         reason = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise SourceError(f"{origin} does not fit the network: {reason}", hint="check the model's args") from error
-    missing = [name for name in missing if name not in differing]
+    loaded = {_place(own[name]) for name in fitting if name in own}  # a tied weight is written once by some
+    missing = [name for name in missing if name not in differing and _place(own[name]) not in loaded]
     faults = [f"{name}: missing in the file, {_shape(own[name])} in the network" for name in missing if name in own]
     faults += [f"{name}: not in the network, {_shape(given[name])} in the file" for name in unexpected]
     shapes = [(name, _shape(given[name]), _shape(own[name])) for name in differing]
@@ -221,7 +222,10 @@ def _best(candidates: list[_Candidate], origin: str, strict: bool) -> _Candidate
     most = max(candidate.size for candidate in candidates)
     tied = [candidate for candidate in candidates if candidate.size == most]
     chosen = tied[0]
-    rivals = [other for other in tied[1:] if _differs(other, chosen)]
+    rivals: list[_Candidate] = []
+    for other in tied[1:]:
+        if all(_differs(other, known) for known in (chosen, *rivals)):
+            rivals.append(other)
     if not rivals or not chosen.matching or (strict and not chosen.complete):
         return chosen
     best = next((candidate for candidate in (chosen, *rivals) if candidate.place == OWN_BEST), None)
@@ -254,6 +258,11 @@ def _named(candidates: list[_Candidate], key: str, origin: str) -> list[_Candida
             f"{origin} has no weights under '{key}'", hint=f"weights_key is one of: {', '.join([*there][:MAX_SHOWN])}"
         )
     return found
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Stands for a tensor's memory: tied weights share it. One without any is alone."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else (id(tensor),)
 
 
 def _same_shape(given: Tensor, own: Tensor) -> bool:

@@ -6,6 +6,7 @@ import datetime
 import os
 import pathlib
 import pickle
+import tarfile
 import zipfile
 from collections import OrderedDict
 
@@ -193,6 +194,51 @@ def test_what_is_no_weights_file(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message):
         load_weights(Net(), tmp_path / name)
+
+
+def test_a_tied_weight_may_be_written_once(tmp_path):
+    """As safetensors' save_model does."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    torch.manual_seed(1)
+    trained, fresh, inputs = Tied(), Tied(), torch.randn(4, 5)
+    safetensors.torch.save_model(trained, str(tmp_path / "tied.safetensors"))
+    assert load_weights(fresh, tmp_path / "tied.safetensors") == ()
+    assert torch.equal(fresh(inputs), trained(inputs))
+    assert fresh.second.weight is fresh.first.weight
+
+
+def _archive(path):
+    torch.save({"w": torch.ones(2)}, path.parent / "inner.pth")
+    with tarfile.open(path, "w") as archive:
+        archive.add(path.parent / "inner.pth", "inner.pth")
+
+
+OTHER_FORMATS = {
+    "w.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file"),
+    "w.npz": (lambda path: np.savez(path, w=np.ones(3)), "numpy's arrays"),
+    "w.tar": (_archive, r"an archive that holds inner\.pth"),
+    "w.pth": (lambda path: path.write_bytes(b"\x1f\x8b" + bytes(99)), "packed by gzip"),
+    "w.onnx": (lambda path: path.write_bytes(b"\x08\x07" + bytes(99)), "an ONNX file"),
+    "model.safetensors.index.json": (lambda path: path.write_text("{}"), "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_files_of_other_formats_are_called_by_their_names(name, tmp_path):
+    write, message = OTHER_FORMATS[name]
+    write(tmp_path / name)
+    with pytest.raises(SourceError, match=message) as caught:
+        load_weights(Net(), tmp_path / name)
+    assert caught.value.hint
 
 
 def test_absent_and_empty_of_tensors(tmp_path):
