@@ -264,8 +264,8 @@ class Training(Section):
     augment: tuple[str, ...] = Field(
         (),
         description=(
-            "Augmentations of the training images, applied in the order given: shift, flip, crop, color, "
-            "erase; mixup and cutmix come last. Left out: none."
+            "Augmentations of the training images, applied in the order given: shift, flip, crop, rotate, "
+            "color, erase; mixup and cutmix come last. Masks are moved with their images. Left out: none."
         ),
     )
     balanced: bool = Field(
@@ -487,6 +487,15 @@ class Distill(Training):
             "1,000 classes."
         ),
     )
+    teacher_pixels: int = Field(
+        4096,
+        ge=1,
+        description=(
+            "Segmentation: number of pixels of each view, evenly spread, whose teacher logits are kept; the methods on "
+            "logits then compare these alone. Where all views together take more than 4 GiB nothing is kept, and the "
+            "teacher runs at every step."
+        ),
+    )
     teacher_cache: str | None = Field(
         None, description="Folder for the teacher's logits that several runs share. Left out: the run directory's own."
     )
@@ -554,6 +563,13 @@ class Export(Section):
         (),
         description=(
             "Smaller variants to write beside the fp32 file: fp16, int8, int8-dynamic, int4. By default none."
+        ),
+    )
+    also_outputs: tuple[str, ...] = Field(
+        (),
+        description=(
+            "Further outputs of the student that its files hold, behind the one that is scored: keys, fields or "
+            "indices as in student.output. Left out: none."
         ),
     )
     bake_preprocessing: bool = Field(
@@ -747,7 +763,8 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
     task: str | None = Field(
-        None, description="What the network is for: classification or multilabel. Left out: read off the data."
+        None,
+        description="What the network is for: classification, multilabel or segmentation. Left out: read off the data.",
     )
     scores: tuple[str, ...] = Field(
         (),

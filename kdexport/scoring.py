@@ -14,6 +14,8 @@ from kdexport.errors import SourceError
 from kdexport.results import Evaluation
 from kdexport.tasks.base import Task, checked_outputs
 
+VALUES_AT_ONCE = 2**23  # numbers of a batch's outputs: 32 MiB
+
 Predict = Callable[[tuple[NDArray[Any], ...]], NDArray[Any]]
 OwnScore = Callable[[NDArray[Any], NDArray[Any]], float]
 
@@ -55,7 +57,7 @@ def evaluate(
         further: Scores of the user's own, told beside the task's under these names: ``own_scores``.
 
     Returns:
-        The scores, and the outputs as float32 ``[samples, ...]``.
+        The scores, and the outputs as float32 ``[samples, ...]``, or what the task keeps of them.
 
     Raises:
         SourceError: The split is empty or unlabelled, or the outputs have the wrong shape or aren't finite.
@@ -66,10 +68,11 @@ def evaluate(
         )
     targets = np.asarray(split.labels)
     task = split.task
+    at_once = max(1, VALUES_AT_ONCE // max(task.values_per_sample(targets, class_names), 1))
     outputs = np.concatenate(
         [
-            checked_outputs(predict(batch.inputs), len(batch.inputs[0]), task, class_names)
-            for batch in split.batches(batch_size)
+            task.kept(checked_outputs(predict(batch.inputs), len(batch.inputs[0]), task, class_names), batch.labels)
+            for batch in split.batches(min(batch_size, at_once))
         ]
     )
     evaluation = task.evaluate(outputs, targets, class_names, name)

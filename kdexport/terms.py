@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-Need = Literal["logits", "labels", "features"]
+Need = Literal["logits", "labels", "maps", "features"]
 # A module's path, a glob over paths (of several the last to run), or the number of a stage: -2 is the last but one.
 Layer = str | int
 LOSSES = "kdexport.distill.losses"
@@ -21,11 +21,11 @@ class BaseTerm(BaseModel):
     """What every term has: a weight and how it moves over the training.
 
     Of the class: ``function`` is the loss, ``needs`` what it takes, in its order: ``logits`` (student's and
-    teacher's), ``labels``, ``features`` (what the adapter makes of the networks' layers). ``multi_label`` says whether
-    it makes sense where a sample has any number of classes, ``classes`` and ``numbers`` whether where targets are the
-    one or the other, ``any_samples`` whether it can be told of samples that are not trained on, ``compares_samples``
-    whether it needs more than one at a time, ``raw_logits`` whether it compares logits as they are: a squared error,
-    or a decision for each class.
+    teacher's), ``labels``, ``maps`` (of both networks' logits, and which pixels count), ``features`` (what the adapter
+    makes of the networks' layers). ``multi_label`` says whether it makes sense where a sample has any number of
+    classes, ``classes`` and ``numbers`` whether where targets are the one or the other, ``any_samples`` whether it can
+    be told of samples that are not trained on, ``compares_samples`` whether it needs more than one at a time,
+    ``raw_logits`` whether it compares logits as they are: a squared error, or a decision for each class.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -172,6 +172,19 @@ class TeacherBounded(BaseTerm):
     )
 
 
+class ChannelWise(BaseTerm):
+    """Where each class is seen: KL of each channel's softmax over the pixels, times T² (Shu 2021)."""
+
+    function = f"{LOSSES}.maps:channel_wise"
+    needs = ("maps",)
+    multi_label = False
+    classes = False
+    loss_options = ("temperature",)
+
+    method: Literal["channel_wise"]
+    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
+
+
 class FeatureTerm(BaseTerm):
     """A term on what layers of both networks give; without a name, the layer that the method is meant for.
 
@@ -235,6 +248,16 @@ class Similarity(OneLayerTerm):
     compares_samples = True
 
     method: Literal["similarity"]
+
+
+class Pairwise(OneLayerTerm):
+    """Similarities of all pairs of regions within a sample (Liu 2019)."""
+
+    function = f"{LOSSES}.maps:pairwise"
+    loss_options = ("nodes",)
+
+    method: Literal["pairwise"]
+    nodes: int = Field(16, ge=1, le=64, description="Number of regions along a side, at most; each is averaged.")
 
 
 class Relational(OneLayerTerm):
@@ -326,8 +349,8 @@ class OwnLoss(OneLayerTerm):
 
 
 BUILT_IN: tuple[type[BaseTerm], ...] = (
-    *(SoftTargets, HardTargets, LogitMSE, DKD, DIST, BinarySoftTargets, OutputMSE, TeacherBounded),
-    *(Hint, Attention, Similarity, Relational, Cosine, CRD, Review),
+    *(SoftTargets, HardTargets, LogitMSE, DKD, DIST, BinarySoftTargets, OutputMSE, TeacherBounded, ChannelWise),
+    *(Hint, Attention, Similarity, Pairwise, Relational, Cosine, CRD, Review),
 )
 METHODS: dict[str, type[BaseTerm]] = {
     cls.model_fields["method"].annotation.__args__[0]: cls  # type: ignore[union-attr]

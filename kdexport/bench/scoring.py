@@ -55,7 +55,9 @@ def session_for(model: Path, device: Device, task: Task, preprocessing: Any = No
             raise DeviceError(
                 f"ONNX Runtime dropped {device.provider}", hint="run `kdexport doctor`: it shows what is missing"
             )
-    return OnnxSession(model, preprocessing, expects=task.activation, session=session, raw=raw)
+    return OnnxSession(
+        model, preprocessing, expects=task.activation, output_ndim=task.output_ndim, session=session, raw=raw
+    )
 
 
 def score_models(

@@ -9,7 +9,7 @@ per sample, no loop over samples.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from torch.nn import functional as F
 
 from kdexport.data.samples import Split
 from kdexport.errors import RecipeError, did_you_mean
+from kdexport.tasks.segmentation import VOID
 
 SHIFT = 8  # "shift" moves by up to an eighth of each side: CIFAR's 4 of 32
 CROP_AREA = (0.35, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 COLOR_JITTER = 0.4  # brightness, contrast and saturation each within 1 ± this
+ROTATION = 15  # degrees, either way
 ERASE_SHARE = 0.5  # of the samples
 ERASE_AREA = (0.02, 0.2)
 
@@ -92,6 +94,31 @@ class Augmentation:
         others = self._each(self._mixing.raw_partners(places, view).to(images.device), partners, view)
         return self._mixing.mix(augmented, others, places, view)
 
+    def masks(self, masks: Tensor, indices: Tensor | NDArray[Any], view: int) -> Tensor:
+        """Return the masks of a view: moved as their images, by the nearest pixel, void where nothing is shown.
+
+        Args:
+            masks: uint8 ``[batch, height, width]``, unchanged.
+            indices: int64 ``[batch]``, which samples of the training split they are.
+            view: Which view.
+
+        Raises:
+            RecipeError: The augmentations mix samples.
+        """
+        if self._mixing is not None:
+            raise RecipeError(
+                f"augment = {list(self.names)} mixes samples, and a mask cannot be mixed",
+                hint="take mixup and cutmix out of augment",
+            )
+        moved = masks[..., None]
+        rows = np.asarray(indices).astype(np.uint64)
+        for name in self.names:
+            function, draws = AUGMENTATIONS[name]
+            if name not in COLORS:
+                numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws)).to(masks.device)
+                moved = function(moved, numbers, VOID)
+        return moved[..., 0]
+
     def labels(self, indices: Tensor | NDArray[Any], view: int) -> NDArray[np.float32]:
         """Return the soft labels of a view that mixes samples, float32 ``[batch, classes]``, each row summing to 1.
 
@@ -112,19 +139,19 @@ class Augmentation:
         return images
 
 
-def flip(images: Tensor, draws: Tensor) -> Tensor:
+def flip(images: Tensor, draws: Tensor, fill: int | None = None) -> Tensor:  # noqa: ARG001 - nothing comes in
     """Mirror half of the samples left to right; ``draws`` is ``[batch, 1]``."""
     return torch.where((draws[:, 0] < 0.5)[:, None, None, None], images.flip(2), images)
 
 
-def shift(images: Tensor, draws: Tensor) -> Tensor:
+def shift(images: Tensor, draws: Tensor, fill: int | None = None) -> Tensor:
     """Move each sample by up to an eighth of its sides, black coming in; ``draws`` is ``[batch, 2]``.
 
     The pad-and-crop of the CIFAR literature (He 2016): 4 pixels of 32.
     """
     batch, height, width, _ = images.shape
     reach_y, reach_x = max(1, height // SHIFT), max(1, width // SHIFT)
-    padded = F.pad(images, (0, 0, reach_x, reach_x, reach_y, reach_y))
+    padded = F.pad(images, (0, 0, reach_x, reach_x, reach_y, reach_y), value=fill or 0)
     top = (draws[:, 0] * (2 * reach_y + 1)).long()
     left = (draws[:, 1] * (2 * reach_x + 1)).long()
     rows = top[:, None] + torch.arange(height, device=images.device)
@@ -133,7 +160,7 @@ def shift(images: Tensor, draws: Tensor) -> Tensor:
     return padded[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def crop(images: Tensor, draws: Tensor) -> Tensor:
+def crop(images: Tensor, draws: Tensor, fill: int | None = None) -> Tensor:
     """Cut out a random part and stretch it to the whole (Szegedy 2015); ``draws`` is ``[batch, 4]``."""
     area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, 0]
     aspect = torch.exp(math.log(CROP_ASPECT[0]) + math.log(CROP_ASPECT[1] / CROP_ASPECT[0]) * draws[:, 1])
@@ -141,12 +168,23 @@ def crop(images: Tensor, draws: Tensor) -> Tensor:
     centre_x, centre_y = (1 - scale_x) * (2 * draws[:, 2] - 1), (1 - scale_y) * (2 * draws[:, 3] - 1)
     zero = torch.zeros_like(area)
     affine = torch.stack([scale_x, zero, centre_x, zero, scale_y, centre_y], dim=1).view(-1, 2, 3)
-    pixels = images.permute(0, 3, 1, 2).float()
-    grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
-    return _bytes(F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)).permute(0, 2, 3, 1)
+    return _moved(images, affine, "bilinear" if fill is None else "nearest")
 
 
-def color(images: Tensor, draws: Tensor) -> Tensor:
+def rotate(images: Tensor, draws: Tensor, fill: int | None = None) -> Tensor:
+    """Turn each sample by up to 15 degrees about its middle, black coming in; ``draws`` is ``[batch, 1]``."""
+    _, height, width, _ = images.shape
+    angle = math.radians(ROTATION) * (2 * draws[:, 0] - 1)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    affine = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], dim=1).view(-1, 2, 3)
+    if fill is None:
+        return _moved(images, affine, "bilinear", "zeros")
+    # What comes in is 0 in grid_sample: classes are counted from 1 meanwhile.
+    moved = _moved_floats(images.float() + 1, affine, "nearest", "zeros")
+    return torch.where(moved < 0.5, float(fill), moved - 1).to(torch.uint8)
+
+
+def color(images: Tensor, draws: Tensor, fill: int | None = None) -> Tensor:  # noqa: ARG001 - nothing moves
     """Change brightness, contrast and saturation; ``draws`` is ``[batch, 3]``. Grey images have no saturation to
     change.
     """
@@ -159,7 +197,7 @@ def color(images: Tensor, draws: Tensor) -> Tensor:
     return _bytes(pixels)
 
 
-def erase(images: Tensor, draws: Tensor) -> Tensor:
+def erase(images: Tensor, draws: Tensor, fill: int | None = None) -> Tensor:
     """Black out a rectangle in half of the samples (Zhong 2020); ``draws`` is ``[batch, 5]``."""
     _, height, width, _ = images.shape
     area = ERASE_AREA[0] + (ERASE_AREA[1] - ERASE_AREA[0]) * draws[:, 1]
@@ -171,7 +209,7 @@ def erase(images: Tensor, draws: Tensor) -> Tensor:
     inside_y = (y >= top[:, None]) & (y < (top + tall)[:, None])
     inside_x = (x >= left[:, None]) & (x < (left + wide)[:, None])
     gone = inside_y[:, :, None] & inside_x[:, None, :] & (draws[:, 0] < ERASE_SHARE)[:, None, None]
-    return images.masked_fill(gone[..., None], 0)
+    return images.masked_fill(gone[..., None], fill or 0)
 
 
 def _towards(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -184,20 +222,38 @@ def _grey(pixels: Tensor) -> Tensor:
     return (pixels * pixels.new_tensor([0.299, 0.587, 0.114])).sum(dim=3, keepdim=True)  # ITU-R BT.601
 
 
+def _moved(
+    images: Tensor, affine: Tensor, mode: Literal["bilinear", "nearest"], padding: Literal["border", "zeros"] = "border"
+) -> Tensor:
+    """Return uint8 images ``[batch, height, width, channels]`` as an affine map ``[batch, 2, 3]`` moves them."""
+    return _bytes(_moved_floats(images.float(), affine, mode, padding))
+
+
+def _moved_floats(
+    images: Tensor, affine: Tensor, mode: Literal["bilinear", "nearest"], padding: Literal["border", "zeros"]
+) -> Tensor:
+    pixels = images.permute(0, 3, 1, 2)
+    grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode=mode, padding_mode=padding, align_corners=False).permute(0, 2, 3, 1)
+
+
 def _bytes(pixels: Tensor) -> Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
-# name -> function of (images, draws), and how many draws a sample it takes
-AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+# name -> function of (images, draws), and how many draws a sample it takes. With a third argument it moves masks: by
+# the nearest pixel, with that value where nothing is shown.
+AUGMENTATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "shift": (shift, 2),
     "flip": (flip, 1),
     "crop": (crop, 4),
+    "rotate": (rotate, 1),
     "color": (color, 3),
     "erase": (erase, 5),
 }
 
 
+COLORS = ("color",)  # those that move nothing
 MIXES = ("mixup", "cutmix")
 _DRAWS = 5  # partner, which of both, share, top, left
 

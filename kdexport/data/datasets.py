@@ -103,7 +103,7 @@ def load_data(
                 f"{data.source}: no sample is left for the {split_name} split",
                 hint="give more samples, or another data.val_fraction, data.test_fraction or data.fraction",
             )
-    fitted = train.task.fitted(np.asarray(train.labels), source.class_names)
+    fitted = train.task.fitted(cast(NDArray[Any], train.labels), source.class_names)
     train, val, test = (replace(split, given_task=fitted) for split in (train, val, test))
     first = train.inputs[0]
     pictures = first.dtype == np.uint8 and first.ndim == 4

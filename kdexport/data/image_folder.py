@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,17 @@ from PIL import Image
 
 from kdexport.data.image_cache import Pictures, Stored, decode_once
 from kdexport.data.samples import Reading, Source, Split
-from kdexport.data.splits import SPLIT_NAMES, split_folders
+from kdexport.data.splits import SPLIT_NAMES, split_folders, split_of
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.recipe import Data
 from kdexport.references import parse
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+    *(".jp2", ".avif"),
+)
+# What lies beside pictures, and is none: of other files it is said that they are left out.
+BESIDE = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".db", ".ini", ".py", ".ipynb")
 SHOWN = 10
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
@@ -42,6 +48,8 @@ def image_folder(data: Data, reading: Reading) -> Source:
             f"not in that of their names as torchvision takes them ({_shown(sorted(classes))})"
         )
     listed = {split: _labelled(walk, folder, classes) for split, folder in folders.items()}
+    stray = sum(_is_picture(item.name) for folder in folders.values() for item in folder.iterdir() if item.is_file())
+    notes += [f"left out, for they lie in no class folder: {stray} pictures"] if stray else []
     notes += walk.notes(listed)
     files = _Files.of(root, [name for names, _ in listed.values() for name in names])
     stored = _store(files, data, reading, "images.u8", data.image_size, None)
@@ -129,6 +137,11 @@ def _layout(root: Path, walk: "_Walk") -> tuple[dict[str, Path], list[str]]:
     """
     inside = _folders(root, walk)
     named = {split: root / name for split, name in split_folders(inside, str(root)).items()}
+    others = [name for name in inside if root / name not in named.values()]
+    as_class = "train" in named and not _folders(named["train"], walk)  # beside bus, car and ship
+    if as_class and all(any(walk.pictures(root / name)) for name in (named["train"].name, *others)) and others:
+        walk.reset()
+        return {"train": root}, [f"the folder {named['train'].name} holds pictures and is taken for a class"]
     if "train" in named:
         ignored = [name for name in inside if root / name not in named.values() and any(walk.pictures(root / name))]
         walk.reset()
@@ -136,17 +149,29 @@ def _layout(root: Path, walk: "_Walk") -> tuple[dict[str, Path], list[str]]:
         return named, [note] if ignored else []
     below = {name: frozenset(_folders(root / name, walk)) for name in inside}
     alike = [name for name in inside if len(below[name]) > 1 and list(below.values()).count(below[name]) > 1]
-    if alike or any(below[folder.name] for folder in named.values()):
-        shown = alike or [folder.name for folder in named.values()]
+    called = {name: _split_in(name) for name in inside if below[name]}  # seg_train/seg_train/..., seg_test/seg_test/...
+    by_words = [name for name, split in called.items() if split] if "train" in called.values() else []
+    fault = ""
+    if alike:
+        fault = f"{', '.join(alike[:SHOWN])} with the same folders inside ({_shown(sorted(below[alike[0]]))}): splits, "
+        fault += "of which none is called train"
+    elif any(below[folder.name] for folder in named.values()):
+        fault = f"{', '.join(folder.name for folder in named.values())} and no folder called train"
+    elif len({called[name] for name in by_words}) > 1:
+        fault = f"{', '.join(by_words[:SHOWN])}: splits by the words in their names, of which none is called train"
+    if fault:
         raise SourceError(
-            f"{root} holds {', '.join(shown[:SHOWN])} with the same folders inside "
-            f"({_shown(sorted(below[shown[0]]))}): splits, of which none is called train"
-            if alike
-            else f"{root} holds {', '.join(shown)} and no folder called train",
-            hint=f"name the folders train, val and test; also known: {', '.join(SPLIT_NAMES['train'][1:3])}, "
-            f"{', '.join(SPLIT_NAMES['val'][1:6])}, {', '.join(SPLIT_NAMES['test'][1:3])}",
+            f"{root} holds {fault}",
+            hint="name the folders train, val and test, and let each hold the class folders; also known: "
+            f"{', '.join(SPLIT_NAMES['train'][1:3])}, {', '.join(SPLIT_NAMES['val'][1:6])}, "
+            f"{', '.join(SPLIT_NAMES['test'][1:3])}",
         )
     return {"train": root}, []
+
+
+def _split_in(name: str) -> str | None:
+    """Return which split a word of a folder's name means: ``seg_train``, ``Testing Data``, ``01-val``."""
+    return next(filter(None, map(split_of, re.split(r"[^A-Za-z]+", name))), None)
 
 
 def _folders(folder: Path, walk: "_Walk") -> list[str]:
@@ -160,6 +185,8 @@ def _class_names(folder: Path, walk: "_Walk", least: int = 2) -> tuple[str, ...]
     if len(names) < least:
         only = folder / names[0] if len(names) == 1 else None
         inner = f"; did you mean {only}?" if only is not None and len(_folders(only, walk)) > 1 else ""
+        if least == 1 and any(walk.pictures(folder)):
+            inner = "; pictures without a class can be scored by nothing: move this folder elsewhere"
         raise SourceError(
             f"{folder} holds {len(names)} class folders",
             hint=f"give a folder per class, at least two, with pictures inside{inner}",
@@ -204,6 +231,7 @@ class _Walk:
         self._visited: set[str] = set()  # real folders, of those that links lead to
         self._passed: list[str] = []  # what was not followed or is no file
         self._targets: dict[str, str] = {}  # picture that is a link -> the real file
+        self._others: Counter[str] = Counter()  # files that are no known pictures, by how their names end
 
     def reset(self) -> None:
         """Forget what was seen in looking around."""
@@ -231,6 +259,8 @@ class _Walk:
                             self._passed.append(entry.path[prefix:])
                             continue
                         yield entry.path[prefix:]
+                    elif not entry.name.lower().endswith(BESIDE):
+                        self._others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1  # noqa: PTH122
 
     def leads_outside(self, place: str) -> bool:
         """Whether a link leads to a folder that is neither within the root nor above it."""
@@ -263,14 +293,22 @@ class _Walk:
                         f"{name} and {first[1]} are the same picture, by a link: {first[0]} and {split} share it",
                         hint="take the link out: what is scored must not have been trained on",
                     )
-        if not self._passed:
-            return []
-        shown = _shown(sorted(set(self._passed)))
-        return [f"passed over, for they are links within the folder or no files: {shown}"]
+        said = []
+        if self._others:
+            kinds = _shown([f"{count} of {ending}" for ending, count in self._others.most_common()])
+            said.append(f"left out, for their names do not end as those of pictures: {kinds}")
+        if self._passed:
+            shown = _shown(sorted(set(self._passed)))
+            said.append(f"passed over, for they are links within the folder or no files: {shown}")
+        return said
 
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not _hidden(name)
 
 
 def _hidden(name: str) -> bool:

@@ -218,6 +218,11 @@ class Dataset:
         return self.train.multi_label
 
     @property
+    def values_per_sample(self) -> int:
+        """How many numbers an output has."""
+        return 1 if self.train.labels is None else self.task.values_per_sample(self.train.labels, self.class_names)
+
+    @property
     def with_unlabelled(self) -> Split:
         """The training samples and then the unlabelled ones (``Task.no_targets``): what a teacher is asked about.
 

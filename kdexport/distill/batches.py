@@ -108,6 +108,8 @@ class Batches:
         if self.augmentation is not None:
             inputs = (self.augmentation(inputs[0], indices, view), *inputs[1:])
         labels = None if samples.labels is None else self._move(samples.labels)
+        if self.augmentation is not None and labels is not None and labels.ndim == 3:
+            labels = self.augmentation.masks(labels, indices, view)
         if self.augmentation is not None and self.augmentation.mixes and labels is not None:
             labels = self._move(self.augmentation.labels(indices, view))
         return Batch(indices, view, inputs, labels)
@@ -196,7 +198,8 @@ def predict_all(
     device: torch.device,
     rows: slice = slice(None),
 ) -> np.ndarray:
-    """Return float32 logits [samples, classes] of some consecutive samples, in evaluation mode and without gradients.
+    """Return float32 logits [samples, classes] of some consecutive samples, in evaluation mode and without gradients;
+    of maps what the task keeps of them.
 
     Args:
         network: Called as ``network(*inputs)``; left in the mode that it was in.
@@ -210,7 +213,7 @@ def predict_all(
         batch = split.take(slice(indices[0], indices[-1] + 1))
         inputs = preprocessing.apply([as_tensor(array).to(device) for array in batch.inputs])  # small until it is there
         found: np.ndarray = network(*inputs).float().cpu().numpy()
-        return found
+        return split.task.kept(found, batch.labels)
 
     with evaluating(network):
         return in_parts(logits, np.arange(len(split))[rows], max(2, at_once(split, device)))

@@ -93,12 +93,15 @@ class Validation:
         objective, labels, teacher = self._objective, self._split.labels, self._teacher_logits
         if objective is None or (objective.needs_labels and labels is None):
             return {}
+        task = self._split.task
+        logits, labels = task.compared(logits, None if labels is None else np.asarray(labels))
+        teacher = None if teacher is None else task.compared(teacher)[0]
         sums: dict[str, float] = {}
         for part in even_parts(np.arange(len(logits)), max(2, at_once(self._split, self._device))):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             _, parts = objective(
                 torch.from_numpy(logits[rows]).to(self._device),
-                None if labels is None else torch.from_numpy(np.asarray(labels)[rows]).to(self._device),
+                None if labels is None else torch.from_numpy(labels[rows]).to(self._device),
                 None if teacher is None else torch.from_numpy(teacher[rows]).to(self._device),
                 progress_of_training=1.0,
                 features=self._features(network, rows) if objective.needs_features else None,
@@ -110,14 +113,15 @@ class Validation:
     @torch.no_grad()
     def _features(self, network: nn.Module, rows: slice) -> dict[str, tuple[Any, ...]] | None:
         """Return what the objective's terms compare, for some of the samples; both networks run again for it."""
-        if self._online is None:
+        hooks = None if self._online is None else self._online.hooks
+        if self._online is None or hooks is None:
             return None
         raw = self._split.take(rows).inputs
         inputs = tuple(as_tensor(array).to(self._device) for array in raw)
-        with evaluating(network), self._online.hooks.student(network):
+        with evaluating(network), hooks.student(network):
             network(*self._preprocessing.apply(inputs))
         self._online.capture(inputs)
-        return self._online.hooks.features_elsewhere()
+        return hooks.features_elsewhere()
 
 
 BATCHES_LOOKED_AT = 64  # of an epoch, at least (where it has as many), evenly spread
@@ -162,7 +166,7 @@ class BatchAgreement:
     def count(self, seen: Seen) -> None:
         """Add some samples."""
         self._waiting.append(seen)
-        if len(self._waiting) >= ADD_UP_AT:
+        if len(self._waiting) >= ADD_UP_AT or seen.logits.ndim > 2:  # maps are too large to wait
             self._add_up()
 
     def _add_up(self) -> None:

@@ -41,7 +41,7 @@ class Compression(Protocol):
     def compress(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Return ``[samples]`` records of logits ``[samples, classes]``."""
 
-    def decompress(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:
+    def decompress(self, records: NDArray[Any], temperature: float) -> NDArray[Any]:
         """Return logits ``[samples, classes]`` for a loss of this temperature, above 0 (infinity: squared errors)."""
 
 
@@ -123,7 +123,49 @@ def compression_for(classes: int, top_k: int | None) -> AllLogits | TopK:
     return AllLogits(classes) if wanted >= classes else TopK(classes, wanted)
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """The logits of an even grid of a map's pixels, each kept as ``inner`` keeps a sample's."""
+
+    inner: AllLogits | TopK
+    rows: int
+    columns: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """One sample in the file."""
+        return np.dtype((self.inner.dtype, (self.rows * self.columns,)))
+
+    def compress(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Return ``[samples, pixels]`` records of maps ``[samples, classes, rows, columns]``, of the grid already."""
+        pixels = np.moveaxis(logits, 1, -1).reshape(-1, self.inner.classes)
+        records = self.inner.compress(pixels)
+        return records.reshape(len(logits), self.rows * self.columns, *records.shape[1:])
+
+    def decompress(self, records: NDArray[Any], temperature: float) -> NDArray[np.float32]:
+        """Return maps ``[samples, classes, rows, columns]``."""
+        pixels = records.reshape(-1, *records.shape[2:])
+        maps = self.inner.decompress(pixels, temperature).reshape(len(records), self.rows, self.columns, -1)
+        return np.ascontiguousarray(np.moveaxis(maps, -1, 1))
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a task keeps of outputs, as it is."""
+
+    dtype: np.dtype[Any]
+
+    def compress(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Return it."""
+        return logits
+
+    def decompress(self, records: NDArray[Any], temperature: float) -> NDArray[Any]:  # noqa: ARG002
+        """Return it."""
+        return np.array(records)
+
+
 CHUNK = 2048  # samples under one checksum: what a kill can cost
+CHUNK_BYTES = 2**25  # that they take in the file, at most
 
 
 class TeacherCache:
@@ -153,13 +195,14 @@ class TeacherCache:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"teacher-{key}.logits"
         self._index_path = folder / f"teacher-{key}.{rank}.json"
-        self._compression = compression
+        self.compression = compression
         self._shape = (
             views,
             samples,
             compression.dtype.itemsize // 2,
         )  # in units of 2 bytes: whole, these are the classes
-        self._mine = range(rank, -(-samples // CHUNK), world)
+        self._chunk = max(1, min(CHUNK, CHUNK_BYTES // max(compression.dtype.itemsize, 1)))
+        self._mine = range(rank, -(-samples // self._chunk), world)
         self._complete: set[int] = set()
         with self._growing(), self.path.open("ab") as handle:
             handle.truncate(self.size_bytes)  # sparse: no space is taken before it is filled
@@ -213,20 +256,20 @@ class TeacherCache:
 
     def read(self, view: int, indices: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Return float32 logits [len(indices), classes] of a filled view, for a loss of this temperature."""
-        return self._compression.decompress(self._records[view, indices], temperature)
+        return self.compression.decompress(self._records[view, indices], temperature)
 
     def _fill(self, view: int, chunk: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
         rows = self._rows(chunk)
         logits = compute(np.arange(rows.start, rows.stop))
         self._take_space(view, rows)
-        self._records[view, rows] = self._compression.compress(logits)
+        self._records[view, rows] = self.compression.compress(logits)
         self._records.flush()
         self._sums[f"{view}/{chunk}"] = self._checksum(view, chunk)
-        write_text(self._index_path, json.dumps({"shape": self._shape, "chunk": CHUNK, "crc32": self._sums}))
+        write_text(self._index_path, json.dumps({"shape": self._shape, "chunk": self._chunk, "crc32": self._sums}))
 
     def _take_space(self, view: int, rows: slice) -> None:
         """Take the space of some rows on the disk: a mapped file that finds none ends the process without a word."""
-        row_bytes = self._compression.dtype.itemsize
+        row_bytes = self.compression.dtype.itemsize
         offset = (view * self._shape[1] + rows.start) * row_bytes
         if hasattr(os, "posix_fallocate"):
             with self._growing(), self.path.open("r+b") as handle:
@@ -251,12 +294,12 @@ class TeacherCache:
         return zlib.crc32(self._records[view, self._rows(chunk)].tobytes())
 
     def _rows(self, chunk: int) -> slice:
-        return slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self._shape[1]))
+        return slice(chunk * self._chunk, min((chunk + 1) * self._chunk, self._shape[1]))
 
     def _read_indices(self) -> dict[str, int]:
         sums: dict[str, int] = {}
         for path in self.path.parent.glob(f"{self.path.stem}.*.json"):
             index = read_json(path) or {}
-            if index.get("shape") == list(self._shape) and index.get("chunk") == CHUNK:
+            if index.get("shape") == list(self._shape) and index.get("chunk") == self._chunk:
                 sums |= index.get("crc32", {})
         return sums

@@ -7,15 +7,19 @@ parameters here: an ``Objective`` may be called from anywhere, in any order.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from kdexport.distill.losses.checks import at_least_fp32
+from kdexport.distill.losses.maps import on_grid
 from kdexport.errors import KDExportError, did_you_mean
 from kdexport.references import load_object, parse
 from kdexport.tasks import TASKS
 from kdexport.tasks.base import Task, check_same_shape
+from kdexport.tasks.segmentation import VOID
 from kdexport.terms import METHODS, BaseTerm, FeatureTerm, Need, OwnLoss
 
 T = TypeVar("T")
@@ -72,6 +76,40 @@ def loss_of(term: BaseTerm) -> Loss:
         needs.append(FED[fed])
         names = names[len(fed) :]
     return Loss(function, tuple(needs), options)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Logits of maps at the pixels that both networks are known at, and which of these count."""
+
+    student: Tensor  # [batch, classes, rows, columns]
+    teacher: Tensor | None
+    labels: Tensor | None  # class ids [batch, rows, columns]
+    counted: Tensor | None  # bool [batch, rows, columns]: not void; None: all
+
+    @classmethod
+    def of(cls, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> "Maps":
+        """Return the student's maps and the masks at the teacher's grid, where the teacher was kept at one alone."""
+        if teacher is not None:
+            rows, columns = teacher.shape[2:]
+            student = on_grid(student, rows, columns)
+            labels = None if labels is None else on_grid(labels, rows, columns)
+        return cls(student, teacher, labels, None if labels is None else labels != VOID)
+
+    @property
+    def whole(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Both networks' maps, and the masks."""
+        return self.student, self.teacher, self.labels
+
+    @cached_property
+    def pixels(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Both networks' logits of the pixels that count ``[pixels, classes]``, and these pixels' classes."""
+        counted = self.counted if self.counted is not None else torch.ones_like(self.student[:, 0], dtype=torch.bool)
+        student, teacher = (
+            None if maps is None else maps.permute(0, 2, 3, 1)[counted] for maps in (self.student, self.teacher)
+        )
+        assert student is not None
+        return student, teacher, None if self.labels is None else self.labels[counted].long()
 
 
 @dataclass(frozen=True)
@@ -159,12 +197,12 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether a call needs anything of a teacher."""
-        return any({"logits", "features"} & set(part.loss.needs) for part in self._parts)
+        return any({"logits", "maps", "features"} & set(part.loss.needs) for part in self._parts)
 
     @property
     def uses_logits(self) -> bool:
         """Whether the student's own logits enter the sum, so that every layer before them has a gradient."""
-        return self.label_weight > 0 or any("logits" in part.loss.needs for part in self._parts)
+        return self.label_weight > 0 or any({"logits", "maps"} & set(part.loss.needs) for part in self._parts)
 
     @property
     def feature_terms(self) -> dict[str, FeatureTerm]:
@@ -178,7 +216,7 @@ class Objective:
     @property
     def cache_temperature(self) -> float:
         """The temperature that compressed logits are kept right for: that of the weightiest term on logits."""
-        on_logits = [part.term for part in self._parts if "logits" in part.loss.needs]
+        on_logits = [part.term for part in self._parts if {"logits", "maps"} & set(part.loss.needs)]
         return max(on_logits, key=lambda term: term.weight).cache_temperature if on_logits else 1.0
 
     @property
@@ -199,9 +237,11 @@ class Objective:
         """Return the sum to minimize and what it is made of.
 
         Args:
-            student_logits: [batch, classes].
+            student_logits: [batch, classes], or maps [batch, classes, h, w].
             labels: The task's targets (class -1: unknown), or None where ``needs_labels`` is False.
-            teacher_logits: [batch, classes], or None where no term compares logits.
+            teacher_logits: [batch, classes], or maps, those of an even grid of pixels for one; or None where no term
+                compares logits. Of maps each pixel with a class is a sample for the methods on logits; a loss of the
+                user's own is given maps.
             progress_of_training: Share of the training that is done, 0 to 1: the terms' schedules go by it.
             features: For each of ``feature_terms``, the first arguments of its function.
             labelled: What the labels' loss is divided by, where these samples are part of a batch that holds unlabelled
@@ -223,16 +263,30 @@ class Objective:
         student, teacher = self.task.comparable(student_logits), None
         if teacher_logits is not None:
             teacher = self.task.comparable(teacher_logits)
+        maps = Maps.of(student, teacher, labels) if self.task.output_ndim == 4 else None
         for part in self._parts:
+            fed = (student, teacher, labels)
+            if maps is not None:
+                fed = maps.whole if isinstance(part.term, OwnLoss) else maps.pixels
             arguments: list[Any] = []
             for need in part.loss.needs:
                 if need == "logits":
-                    arguments += [student, _given(teacher, part.name, "the teacher's logits")]
+                    arguments += [fed[0], _given(fed[1], part.name, "the teacher's logits")]
                 elif need == "labels":
-                    arguments.append(self.task.comparable(_given(labels, part.name, "labels")))
+                    arguments.append(self.task.comparable(_given(fed[2], part.name, "labels")))
+                elif need == "maps":
+                    whole = _given(maps, part.name, "maps of logits")
+                    arguments += [
+                        whole.student,
+                        _given(whole.teacher, part.name, "the teacher's logits"),
+                        whole.counted,
+                    ]
                 else:
                     arguments += _given((features or {}).get(part.name), part.name, "features")
-            value = _called(part, arguments)
+            if maps is not None and "logits" in part.loss.needs and not len(maps.pixels[0]):
+                value = 0.0 * student_logits.sum()  # nothing but void: no pixel to compare
+            else:
+                value = _called(part, arguments)
             parts[part.name] = value.detach()
             weighted = part.term.weight_at(progress_of_training) * value
             total = weighted if total is None else total + weighted

@@ -113,6 +113,11 @@ def distillation_setup(
     teacher, teacher_key = build_teacher(context, teachers, accelerator.device), key_of_teachers(context, teachers)
     shown = context
     if settings.data_free is not None:
+        if context.dataset.task.map_size is not None:
+            raise KDExportError(
+                "data_free makes images of one class each, and these data have a class for each pixel",
+                hint="take data_free out, and give the images",
+            )
         shown = _with_made_samples(context, teacher, teacher_key, settings.data_free, accelerator)
     batches = batches_of(shown, shown.dataset.with_unlabelled, settings, accelerator)
     hooks = feature_hooks(shown, objective, model, teacher, batches) if objective.needs_features else None
@@ -122,8 +127,9 @@ def distillation_setup(
         context.progress.message("the teacher runs at every step: its features are too large to keep")
     source: CachedTeacher | OnlineTeacher | None = None
     if objective.needs_teacher:
-        cache = cache_of(shown, teacher, teacher_key, batches, accelerator)
-        if hooks:
+        maps = context.dataset.task.map_size is not None
+        cache = None if hooks and maps else cache_of(shown, teacher, teacher_key, batches, accelerator)
+        if hooks or cache is None:
             alone = accelerator.num_processes == 1  # else each sees its own part
             source = OnlineTeacher(teacher, hooks, cache if alone else None, len(batches.split))
         else:
@@ -131,7 +137,7 @@ def distillation_setup(
 
     def validation_on(name: Literal["val", "test"]) -> Validation:
         logits = kept_logits(shown, teacher, teacher_key, name, accelerator)
-        online = source if isinstance(source, OnlineTeacher) else None
+        online = source if isinstance(source, OnlineTeacher) and hooks else None
         split = getattr(shown.dataset, name)
         return Validation(split, model.preprocessing, accelerator.device, logits, objective, name, online)
 

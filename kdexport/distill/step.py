@@ -21,7 +21,7 @@ from kdexport.distill.evaluation import Seen
 from kdexport.distill.setup import TrainingSetup
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
-from kdexport.tasks.classification import UNLABELLED
+from kdexport.tasks.base import Task
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -172,7 +172,7 @@ class Step:
             teacher_logits,
             progress_of_training=progress_of_training,
             features=hooks.features(torch.from_numpy(batch.indices).to(logits.device)) if hooks else None,
-            labelled=None if whole is None else _labelled(whole, len(batch.indices)),
+            labelled=None if whole is None else _labelled(whole, len(batch.indices), setup.objective.task),
         )
         if self._accelerator.num_processes > 1 and not setup.objective.uses_logits:
             # Layers behind those that are compared get no gradient, and processes wait for each other's of all of them.
@@ -232,11 +232,10 @@ def _parts(batch: Batch, count: int) -> Iterator[Batch]:
         )
 
 
-def _labelled(whole: Batch, part: int) -> Tensor | None:
+def _labelled(whole: Batch, part: int, task: Task) -> Tensor | None:
     """Return a part's share of a batch's labelled samples: what the labels' loss of the part is to be divided by."""
-    if whole.labels is None or whole.labels.ndim != 1:
-        return None
-    return (whole.labels != UNLABELLED).sum().clamp(min=1) * (part / len(whole.indices))
+    count = None if whole.labels is None else task.count_labelled(whole.labels)
+    return None if count is None else count * (part / len(whole.indices))
 
 
 def _samples(count: int) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +16,15 @@ from kdexport.data.samples import Split
 from kdexport.distill.batches import Batch, Batches, at_once, even_parts, in_parts, predict_all
 from kdexport.distill.context import DistillContext
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.logit_cache import AllLogits, TeacherCache, TopK, compression_for
+from kdexport.distill.logit_cache import AllLogits, Compression, Pixels, Records, TeacherCache, TopK, compression_for
+from kdexport.distill.losses.maps import on_grid
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.progress import SILENT, Progress
 from kdexport.results import TeacherScore
 from kdexport.stage_cache import cache_key
+from kdexport.tasks.segmentation import grid
+
+LARGEST_MAPS = 4 * 2**30  # bytes on the disk: beyond that the teacher runs at every step
 
 
 def _never() -> bool:
@@ -50,19 +55,19 @@ class Teacher:
 
 
 class OnlineTeacher:
-    """A teacher whose layers are captured: it runs on every batch, for features are too large to keep.
+    """A teacher that runs on every batch: its layers are captured, and features are too large to keep; or its maps are.
 
     Its logits are kept all the same, for trainings that need them alone: where a whole epoch of them was captured.
 
     Args:
         teacher: Whose logits they are.
-        hooks: Where its features go.
+        hooks: Where its features go; None: nowhere.
         cache: Where its logits are kept; None keeps none.
         samples: Of the training split.
     """
 
     def __init__(
-        self, teacher: Teacher, hooks: FeatureHooks, cache: TeacherCache | None = None, samples: int = 0
+        self, teacher: Teacher, hooks: FeatureHooks | None, cache: TeacherCache | None = None, samples: int = 0
     ) -> None:
         self.teacher = teacher
         self.hooks = hooks
@@ -95,7 +100,7 @@ class OnlineTeacher:
 
     def capture(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the same for raw inputs."""
-        with self.hooks.teacher():
+        with self.hooks.teacher() if self.hooks else nullcontext():
             return self.teacher.logits(inputs)
 
 
@@ -129,8 +134,11 @@ class CachedTeacher:
             return in_parts(logits, indices, max(2, at_once(self._batches.split, self._batches.device)))
 
         def logits(indices: np.ndarray) -> np.ndarray:
-            found: np.ndarray = self.teacher.logits(self._batches.gather(indices, view).inputs).cpu().numpy()
-            return found
+            found, kept = self.teacher.logits(self._batches.gather(indices, view).inputs), self._cache.compression
+            array: np.ndarray = (
+                (on_grid(found, kept.rows, kept.columns) if isinstance(kept, Pixels) else found).cpu().numpy()
+            )
+            return array
 
         return "online" if self._cache.ensure(view, compute, self._progress) else "cache"
 
@@ -176,8 +184,9 @@ class Ensemble(nn.Module):
 
     def together(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the members' logits combined, [batch, classes]."""
-        stacked = torch.stack([rows - rows.mean(dim=1, keepdim=True) for rows in logits])  # [members, batch, classes]
-        shares = torch.tensor(self._weights, device=stacked.device).view(-1, 1, 1).expand(-1, stacked.shape[1], 1)
+        # [members, batch, classes, ...]
+        stacked = torch.stack([rows - rows.mean(dim=1, keepdim=True) for rows in logits])
+        shares = torch.tensor(self._weights, device=stacked.device).view(-1, *[1] * (stacked.ndim - 1))
         if self._combine == "confidence":
             logs = F.log_softmax(stacked, dim=2)
             shares = shares * (logs.exp() * logs).sum(dim=2, keepdim=True).exp()
@@ -195,7 +204,8 @@ class Ensemble(nn.Module):
             for part in even_parts(np.arange(len(split)), max(2, at_once(split, device))):
                 batch = split.take(slice(int(part[0]), int(part[-1]) + 1))
                 logits = self.each(*(as_tensor(array).to(device) for array in batch.inputs))
-                parts.append([rows.cpu().numpy() for rows in (*logits, self.together(logits))])
+                both = (*logits, self.together(logits))
+                parts.append([split.task.kept(rows.cpu().numpy(), batch.labels) for rows in both])
         *members, together = (np.concatenate(rows) for rows in zip(*parts, strict=True))
         return tuple(
             TeacherScore(
@@ -210,8 +220,8 @@ class Ensemble(nn.Module):
 
 def cache_of(
     context: DistillContext, teacher: Teacher, teacher_key: list[object], batches: Batches, accelerator: Accelerator
-) -> TeacherCache:
-    """Return where a teacher's logits on the training split are kept.
+) -> TeacherCache | None:
+    """Return where a teacher's logits on the training split are kept; None where maps would take too much.
 
     Args:
         context: What the phases share.
@@ -221,10 +231,18 @@ def cache_of(
         accelerator: Which process this is.
     """
     settings = context.recipe.distill
-    compression = compression_for(context.dataset.num_classes, settings.teacher_top_k)
+    whole: AllLogits | TopK = compression_for(context.dataset.num_classes, settings.teacher_top_k)
     made_from = [*_made_from(context, teacher, teacher_key), [settings.augment, batches.views]]
-    if isinstance(compression, TopK):
-        made_from.append([compression.k])
+    if isinstance(whole, TopK):
+        made_from.append([whole.k])
+    compression: AllLogits | TopK | Pixels = whole
+    size = context.dataset.task.map_size
+    if size is not None:
+        rows, columns = grid(*size, settings.teacher_pixels)
+        compression = Pixels(whole, len(rows), len(columns))
+        made_from.append([compression.rows, compression.columns])
+        if not _is_kept(context, compression, size, batches):
+            return None
     cache = TeacherCache(
         _folder(context),
         cache_key("teacher logits", made_from=made_from),
@@ -235,12 +253,33 @@ def cache_of(
         world=accelerator.num_processes,
     )
     if isinstance(compression, TopK):
-        whole = cache.size_bytes / compression.dtype.itemsize * AllLogits(compression.classes).dtype.itemsize
+        all_of_them = cache.size_bytes / compression.dtype.itemsize * AllLogits(compression.classes).dtype.itemsize
         context.progress.message(
             f"teacher cache: the {compression.k} largest of {compression.classes:,} logits and the weight of the rest,"
-            f" {_mib(cache.size_bytes)} in place of {_mib(whole)} (distill.teacher_top_k)"
+            f" {_mib(cache.size_bytes)} in place of {_mib(all_of_them)} (distill.teacher_top_k)"
         )
     return cache
+
+
+def _is_kept(context: DistillContext, compression: Pixels, size: tuple[int, int], batches: Batches) -> bool:
+    """Whether the logits of maps are kept; what is lost by that, or why not, is told."""
+    pixels, bytes_of_all = compression.rows * compression.columns, compression.dtype.itemsize * len(batches.split)
+    views, whole = batches.views, size[0] * size[1]
+    if views * bytes_of_all > LARGEST_MAPS:
+        context.progress.message(
+            f"the teacher runs at every step: {views} views of its maps, {pixels:,} of {whole:,} pixels each, would "
+            f"take {_mib(views * bytes_of_all)}; to keep them, lower distill.teacher_pixels, distill.teacher_top_k or "
+            "distill.views"
+        )
+        return False
+    share = f"{pixels:,} of {whole:,} pixels, evenly spread" if pixels < whole else "all pixels"
+    kept = f"the {compression.inner.k} largest" if isinstance(compression.inner, TopK) else "all"
+    context.progress.message(
+        f"teacher cache: {kept} of {compression.inner.classes} logits of {share}, in half precision: "
+        f"{_mib(views * bytes_of_all)}"
+        + ("; the student is compared there alone (distill.teacher_pixels)" if pixels < whole else "")
+    )
+    return True
 
 
 def kept_logits(
@@ -250,17 +289,22 @@ def kept_logits(
     name: Literal["val", "test"],
     accelerator: Accelerator,
 ) -> np.ndarray:
-    """Return the teacher's float32 logits [samples, classes] on a split that nobody learns from, computed once.
+    """Return the teacher's float32 logits [samples, classes] on a split that nobody learns from, computed once; of maps
+    what the task keeps of them.
 
     They are not rounded: the teacher's accuracy is told from them. Arguments as ``cache_of``.
     """
     split = getattr(context.dataset, name)
+    compression: Compression = AllLogits(context.dataset.num_classes, np.float32)
+    if (size := context.dataset.task.map_size) is not None:
+        empty = np.zeros((1, context.dataset.num_classes, *size), dtype=np.float32)
+        compression = Records(context.dataset.task.kept(empty).dtype)
     cache = TeacherCache(
         _folder(context),
         cache_key(f"teacher logits on {name}", made_from=_made_from(context, teacher, teacher_key)),
         views=1,
         samples=len(split),
-        compression=AllLogits(context.dataset.num_classes, np.float32),
+        compression=compression,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )

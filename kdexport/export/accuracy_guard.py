@@ -25,6 +25,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import parity
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays, OnnxSession
+from kdexport.scoring import VALUES_AT_ONCE
 from kdexport.tasks import task_of
 from kdexport.tasks.base import Task
 
@@ -103,17 +104,21 @@ class AccuracyGuard:
         runner = OnnxSession(source)
         self.fixed_batch = runner.fixed_batch
         self.batch = self.fixed_batch or BATCH
-        self.outputs = self._outputs(runner, inputs)
         task = task_of(targets) if task is None and targets is not None else task
-        fits = task is not None and targets is not None and _fits(self.outputs[0], targets, task, classes)
+        few = tuple(array[: self.fixed_batch or 2] for array in inputs)
+        fits = task is not None and targets is not None and _fits(runner(feed(few)), few, targets, task, classes)
         self.task, self.targets = (task, targets) if fits else (None, None)
+        if self.task is not None and targets is not None and self.fixed_batch is None:
+            values = self.task.values_per_sample(targets, [""] * (classes or 1))
+            self.batch = max(1, min(BATCH, VALUES_AT_ONCE // max(values, 1)))
+        self.outputs = self._outputs(runner, inputs)
         self.fp32 = self._value(self.outputs)
 
     def score(self, model: onnx.ModelProto, builder: VariantBuilder | None = None) -> Score:
         """Return what a graph scores."""
         runner = IsolatedRunner(model.SerializeToString()) if builder is None else builder.runner(model)
         outputs = self._outputs(runner, self.inputs)
-        return Score(self._value(outputs), -output_error(self.outputs, outputs))
+        return Score(self._value(outputs), -output_error(self._numbers(self.outputs), self._numbers(outputs)))
 
     def score_or_worst(self, make: Callable[[], onnx.ModelProto]) -> Score:
         """Return what a graph scores, or the worst score where it cannot be made or run."""
@@ -148,18 +153,26 @@ class AccuracyGuard:
             outputs = self._outputs(builder.runner(model), tuple(array[some] for array in self.inputs))
         except KDExportError:
             return math.inf
-        first, changed = (np.asarray(item[0], np.float64) for item in (self.outputs, outputs))
+        expected, actual = self._numbers(self.outputs), self._numbers(outputs)
+        first, changed = (np.asarray(item[0], np.float64) for item in (expected, actual))
         first = first[some] if len(first) == len(self.inputs[0]) else first
         if self.fp32 is not None and first.shape == changed.shape:
             return _finite_or_worst(float(((changed - first) ** 2).mean()))
-        return output_error(tuple(item[some] if len(item) > len(some) else item for item in self.outputs), outputs)
+        return output_error(tuple(item[some] if len(item) > len(some) else item for item in expected), actual)
 
     def _outputs(self, runner: Callable[[Arrays], Arrays], inputs: Arrays) -> Arrays:
-        """Return every output over all samples; one whose first axis is not the batch, batch after batch."""
+        """Return every output over all samples; one whose first axis is not the batch, batch after batch. Of the task's
+        output what it keeps.
+        """
         parts = []
         for start in range(0, len(inputs[0]), self.batch):
-            parts.append(runner(self.feed(tuple(array[start : start + self.batch] for array in inputs))))
+            outputs = runner(self.feed(tuple(array[start : start + self.batch] for array in inputs)))
+            parts.append(outputs if self.task is None else (self.task.kept(outputs[0]), *outputs[1:]))
         return tuple(np.concatenate([np.atleast_1d(part) for part in output]) for output in zip(*parts, strict=True))
+
+    def _numbers(self, outputs: Arrays) -> Arrays:
+        """Return outputs as numbers to compare."""
+        return outputs if self.task is None else (self.task.compared(outputs[0])[0], *outputs[1:])
 
     def _value(self, outputs: Arrays) -> float | None:
         if self.task is None or self.targets is None:
@@ -168,13 +181,14 @@ class AccuracyGuard:
         return score if score is None or self.task.higher_is_better else -score
 
 
-def _fits(output: NDArray[Any], targets: NDArray[Any], task: Task, classes: int | None) -> bool:
-    """Whether an output can be a task's, with a class for every target."""
+def _fits(outputs: Arrays, inputs: Arrays, targets: NDArray[Any], task: Task, classes: int | None) -> bool:
+    """Whether the first output of a few samples can be a task's, with a class for every target."""
+    output = outputs[0]
     if output.dtype.kind != "f" or output.ndim < 2:
         return False
     names = [str(index) for index in range(classes or output.shape[1])]
     try:
-        task.check_outputs(output.shape, len(targets), names, "the file")
+        task.check_outputs(output.shape, len(inputs[0]), names, "the file")
         task.check_targets(targets, names, "validation")
     except KDExportError:
         return False

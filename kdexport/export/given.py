@@ -112,7 +112,7 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
         few = val.take(parity.spread(len(val), variants.VALIDATION_SAMPLES))
         labelled = few.labels is not None and session.fixed_batch in (None, 1)
         return variants.CalibrationData(
-            lambda: whole(parity.samples_of(val.inputs, train.inputs)),
+            lambda: whole(parity.samples_of(val.inputs, train.inputs, dataset.values_per_sample)),
             lambda: whole(train.inputs, request.calibration_samples),
             lambda: (few.inputs, few.labels) if labelled and few.labels is not None else None,
             lambda batch: tuple(fitted.feeds(batch).values()),

@@ -22,6 +22,7 @@ from kdexport.results import Parity
 
 BATCH_SIZES = (1, 2, 7, 64)  # the last one for the bulk of the samples
 SAMPLES = 256
+FEWEST_SAMPLES, VALUES = 8, 2**22  # of large outputs: 32 MiB in float64, a few times over
 
 # Share of samples whose best class may have another name, and of elements of an integer output that may differ: ties
 # that rounding decides.
@@ -148,15 +149,17 @@ def spread(available: int, wanted: int) -> NDArray[np.int64]:
     return np.linspace(0, available - 1, min(available, wanted)).astype(np.int64)
 
 
-def samples_of(val: Arrays, train: Arrays) -> Arrays:
+def samples_of(val: Arrays, train: Arrays, values_per_sample: int = 1) -> Arrays:
     """Return raw samples for a proof: of the validation split, then of the training split; never of test.
 
     Args:
         val: One array per input, first axis samples.
         train: The same.
+        values_per_sample: Of an output; of large ones fewer samples are compared, for all are held at once.
     """
-    first = spread(len(val[0]), SAMPLES)
-    more = spread(len(train[0]), SAMPLES - len(first)) if len(first) < SAMPLES else np.zeros(0, np.int64)
+    wanted = max(FEWEST_SAMPLES, min(SAMPLES, VALUES // max(values_per_sample, 1)))
+    first = spread(len(val[0]), wanted)
+    more = spread(len(train[0]), wanted - len(first)) if len(first) < wanted else np.zeros(0, np.int64)
     return tuple(np.concatenate([v[first], t[more]]) for v, t in zip(val, train, strict=True))
 
 
@@ -461,4 +464,5 @@ def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
 
 
 def _argmax_agreement(expected: np.ndarray, actual: np.ndarray) -> float:
-    return float((expected.argmax(axis=-1) == actual.argmax(axis=-1)).mean())
+    axis = 1 if expected.ndim == 4 else -1  # a map's channels are its second axis
+    return float((expected.argmax(axis=axis) == actual.argmax(axis=axis)).mean())

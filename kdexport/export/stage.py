@@ -25,6 +25,7 @@ from kdexport.export import network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
+from kdexport.models.outputs import output_of
 from kdexport.models.own_vocabulary import TOKENIZER_FILE, tokenizer_beside
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import files, metadata
@@ -38,7 +39,10 @@ from kdexport.stage_cache import cache_key, data_fingerprint, done, fingerprint,
 SHIPPED = "student"  # the network that gets variants, and an example of its use
 
 # Settings of [export] that an fp32 file depends on; the rest are the variants'.
-FP32_SETTINGS = {"opset", "bake_preprocessing", "any_image_size", "softmax", "top_k", "license", "parity_tolerance"}
+FP32_SETTINGS = {
+    *("opset", "also_outputs", "bake_preprocessing", "any_image_size"),
+    *("softmax", "top_k", "license", "parity_tolerance"),
+}
 
 
 def export(
@@ -126,7 +130,8 @@ class _Work:
     @cached_property
     def samples(self) -> Arrays:
         """Raw samples for the proofs."""
-        return parity.samples_of(self.dataset.val.inputs, self.dataset.train.inputs)
+        data = self.dataset
+        return parity.samples_of(data.val.inputs, data.train.inputs, data.values_per_sample)
 
     def calibration(self) -> Arrays:
         """Return raw training samples, seeded."""
@@ -185,6 +190,9 @@ class _Work:
             return write(Path(spec.model), network, path, self.preprocessing(network.name), key=key)
         settings = self.recipe.export
         model = load_model(network.name, spec, self.dataset, self.directory.root / network.weights)
+        also = settings.also_outputs if network.name != "teacher" else ()
+        if (output := output_of(model.network)) is not None:
+            output.also = also
         beside = TOKENIZER_FILE if self._tokenizer_of(network.name) is not None else None
         preprocessing = replace(model.preprocessing, tokenizer_file=beside)
         target = ExportTarget(
@@ -213,6 +221,7 @@ class _Work:
             any_image_size=settings.any_image_size,
             softmax=settings.softmax,
             top_k=settings.top_k,
+            output_names=(target.output_name, *(name.replace(".", "_") for name in also)) if also else None,
         )
         return network_export.write(target, form, path, key=key)
 

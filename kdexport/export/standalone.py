@@ -184,7 +184,7 @@ def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Pr
             model.network,
             model.preprocessing,
             names,
-            parity.samples_of(dataset.val.inputs, dataset.train.inputs),
+            parity.samples_of(dataset.val.inputs, dataset.train.inputs, dataset.values_per_sample),
             class_names=dataset.class_names if classifies else (),
             feature_names=dataset.feature_names,
             task=dataset.task.name if classifies else None,

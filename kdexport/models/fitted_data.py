@@ -19,6 +19,7 @@ from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import Progress
 from kdexport.recipe import PRETRAINED, Data, Recipe, Student, TeacherSpec
 from kdexport.references import parse
+from kdexport.tasks.segmentation import VOID
 
 Spec = TeacherSpec | Student
 
@@ -72,6 +73,10 @@ def in_order(dataset: Dataset, outputs: Sequence[int] | None) -> Dataset:
         labels = split.labels
         if labels is None:
             return split
+        if labels.ndim == 3:
+            table = np.arange(VOID + 1, dtype=np.uint8)  # void stays void
+            table[: len(new)] = new
+            return dataclasses.replace(split, labels=table[np.asarray(labels)])
         return dataclasses.replace(split, labels=labels[:, back] if labels.ndim == 2 else new[labels])
 
     return dataclasses.replace(

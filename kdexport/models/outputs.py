@@ -55,31 +55,34 @@ class Output:
     ) -> None:
         self.wanted = None if wanted is None else str(wanted)
         self.postprocessing = postprocessing
+        self.also: tuple[str, ...] = ()  # further outputs that follow the one, as they are: of a file that holds them
         self._who, self._key = who, key
         self._listeners: list[Any] = []
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:  # noqa: ARG002
-        """Return the one tensor."""
-        tensor = self._picked(output, "in training mode the" if module.training else "the")
-        return tensor if self.postprocessing is None else self.postprocessing.apply(tensor)
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Tensor | tuple[Tensor, ...]:  # noqa: ARG002
+        """Return the one tensor, or a tuple that it leads where others are asked for."""
+        the = "in training mode the" if module.training else "the"
+        tensor = self._picked(output, self.wanted, the)
+        tensor = tensor if self.postprocessing is None else self.postprocessing.apply(tensor)
+        return (tensor, *(self._picked(output, name, the) for name in self.also)) if self.also else tensor
 
-    def _picked(self, output: Any, the: str) -> Tensor:
-        if isinstance(output, Tensor) and self.wanted is None:
+    def _picked(self, output: Any, wanted: str | None, the: str) -> Tensor:
+        if isinstance(output, Tensor) and wanted is None:
             return output
         named = named_outputs(output)
         for listen in self._listeners:
             listen(named)
-        if self.wanted is not None and self.wanted in named:
-            return named[self.wanted]
-        if self.wanted is None:
+        if wanted is not None and wanted in named:
+            return named[wanted]
+        if wanted is None:
             usual = [name for name in USUAL if name in named] or (list(named) if len(named) == 1 else [])
             if usual:
                 return named[usual[0]]
         has = ", ".join(f"{name or 'one tensor'} {list(tensor.shape)}" for name, tensor in list(named.items())[:SHOWN])
         gives = f"it gives {has or f'a {type(output).__name__} without tensors'}"
-        if self.wanted is not None:
+        if wanted is not None:
             raise KDExportError(
-                f"{the} {self._who} has no output '{self.wanted}'", hint=f"{did_you_mean(self.wanted, named)}{gives}"
+                f"{the} {self._who} has no output '{wanted}'", hint=f"{did_you_mean(wanted, named)}{gives}"
             )
         example = next(iter(named), "0")
         size = f" of {len(output)}" if isinstance(output, tuple | list | dict) else ""

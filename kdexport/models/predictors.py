@@ -43,7 +43,9 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
         if spec.weights is not None:
             raise SourceError(f"{spec.model} holds its weights itself", hint="take --weights out")
         own = with_spec(dataset.preprocessing, spec.preprocessing)
-        return Predictor(OnnxSession(Path(reference.target), own, expects=dataset.task.activation).predict)
+        task = dataset.task
+        session = OnnxSession(Path(reference.target), own, expects=task.activation, output_ndim=task.output_ndim)
+        return Predictor(session.predict)
     import torch
 
     from kdexport.models.loading import load_model

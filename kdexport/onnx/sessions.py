@@ -45,6 +45,7 @@ class OnnxSession:
         model: The file, or a serialized model.
         preprocessing: For a file that carries none (``kdexport.preprocessing`` in its metadata).
         expects: What the task applies to a network's output (``Task.activation``): it is taken back where the file has.
+        output_ndim: Axes of the output that ``predict`` gives: 2 for a row a sample, 4 for a map.
         threads: Of one operator; None takes ``OMP_NUM_THREADS``, else ONNX Runtime chooses.
         session: An ``onnxruntime.InferenceSession`` over ``model`` that is open already, on whatever device.
         raw: Whether samples come as the data give them; else they are preprocessed already and fed as they are.
@@ -65,6 +66,7 @@ class OnnxSession:
         preprocessing: "Preprocessing | None" = None,
         *,
         expects: Activation = "softmax",
+        output_ndim: int = 2,
         threads: int | None = None,
         session: Any = None,
         raw: bool = True,
@@ -77,6 +79,7 @@ class OnnxSession:
         self.activation: Activation | None = None
         self._model = model
         self.expects = expects
+        self.output_ndim = output_ndim
         self._preprocessing = preprocessing
         self._raw = raw
 
@@ -120,7 +123,7 @@ class OnnxSession:
         return bool(self.session.get_inputs()[0].type == "tensor(uint8)")
 
     def predict(self, inputs: tuple[NDArray[Any], ...]) -> NDArray[np.float32]:
-        """Return logits ``[batch, classes]`` of raw inputs, one array per network input.
+        """Return logits ``[batch, classes]`` of raw inputs, one array per network input; maps have two axes more.
 
         Probabilities become logits again, of a sigmoid class by class. A file with a fixed batch size is run as often
         as it takes, the last batch filled up.
@@ -186,14 +189,15 @@ class OnnxSession:
             table: Any = output
             if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
                 table = np.array([[row[key] for key in sorted(row)] for row in output])
-            if isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind == "f":
+            if isinstance(table, np.ndarray) and table.ndim == self.output_ndim and table.dtype.kind == "f":
                 scores: NDArray[np.float32] = table.astype(np.float32)
                 if self.activation is None:
                     self.activation = activation_of(last_operator(self._model, name), scores)
                 return scores
         kinds = ", ".join(f"{item.name} {item.type} {item.shape}" for item in self.session.get_outputs())
         raise SourceError(
-            f"{self.name} gives no scores of shape [batch, classes]; it gives {kinds}",
+            f"{self.name} gives no scores of shape [batch, classes{', h, w' if self.output_ndim == 4 else ''}]; "
+            f"it gives {kinds}",
             hint="export it with logits or probabilities as an output",
         )
 

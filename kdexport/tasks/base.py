@@ -42,9 +42,15 @@ class Task(ABC):
     other_metrics: ClassVar[Mapping[str, str]] = {}  # what is told beside the score: name in JSON -> name for people
     charts: ClassVar[tuple[str, ...]] = ()  # that the report shows of this task alone
     label_losses: ClassVar[tuple[str, ...]] = ()  # by the names that a recipe gives them, the usual one first
+    output_ndim: ClassVar[int] = 2  # axes of an output: [batch, d], or [batch, channels, h, w] of a map
     mixes: ClassVar[bool] = False  # whether samples can be mixed: mixup, cutmix
     embeds: ClassVar[bool] = False  # whether an output is a vector of any width that others are compared with
     cacheable: ClassVar[bool] = True  # whether a teacher's outputs [samples, width] are kept between epochs
+
+    @property
+    def map_size(self) -> tuple[int, int] | None:
+        """Height and width of an output that is a map; None: it is none."""
+        return None
 
     def fitted(self, targets: Array, names: Sequence[str]) -> "Task":  # noqa: ARG002
         """Return the task as the training split's targets make it: where losses go by their spread, for one.
@@ -152,6 +158,10 @@ class Task(ABC):
             KDExportError: Targets of another form.
         """
 
+    def count_labelled(self, targets: "Tensor") -> "Tensor | None":  # noqa: ARG002
+        """Return what the labels' loss of a batch is divided by; None: the number of samples."""
+        return None
+
     @abstractmethod
     def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return how many decisions the targets tell of and how many are right: the share of a training epoch."""
@@ -168,6 +178,8 @@ class Task(ABC):
 
     def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
         """Return why a distillation method makes no sense here, or None where it does."""
+        if "maps" in method.needs:
+            return None if self.output_ndim == 4 else "compares maps of logits, and here an output is a row a sample"
         return None if method.classes else f"compares numbers, and these targets are {self.noun}"
 
     def no_targets(self, count: int, like: Array) -> Array | None:  # noqa: ARG002
@@ -175,6 +187,20 @@ class Task(ABC):
         loss cannot leave samples out.
         """
         return None
+
+    def kept(self, outputs: Array, targets: Array | None = None) -> Array:  # noqa: ARG002
+        """Return what is kept of a batch's outputs until all are there: what ``score``, ``evaluate`` and ``agreement``
+        need, first axis the samples; batches of it are concatenated. These three take outputs, too.
+        """
+        return outputs
+
+    def compared(self, kept: Array, targets: Array | None = None) -> tuple[Array, Array | None]:
+        """Return outputs as numbers from what was kept, with their targets: what terms are told by in validation."""
+        return kept, targets
+
+    def values_per_sample(self, targets: Array, names: Sequence[str]) -> int:  # noqa: ARG002
+        """Return how many numbers an output has, of samples with such targets."""
+        return len(names)
 
     @abstractmethod
     def evaluate(self, outputs: Array, targets: Array, names: Sequence[str], split: str) -> Evaluation:

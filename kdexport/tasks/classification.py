@@ -134,6 +134,10 @@ class Classification(Task):
         total = F.cross_entropy(outputs, targets, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum")
         return total / labelled
 
+    def count_labelled(self, targets: "Tensor") -> "Tensor | None":
+        """Return how many samples have a label; None where samples are mixed."""
+        return (targets != UNLABELLED).sum().clamp(min=1) if targets.ndim == 1 else None
+
     def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return how many samples are labelled and how many of them are right."""
         known = targets != UNLABELLED

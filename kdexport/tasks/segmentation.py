@@ -6,7 +6,7 @@ before the next one is computed: see ``Segmentation.kept``.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from kdexport.results import Agreement, Evaluation
 from kdexport.statistics import bootstrap_interval, resample_counts
 from kdexport.tasks.base import Activation, Array, Task
 from kdexport.tasks.classification import MAX_CONFUSION_CLASSES, class_scores, correlation, log_softmax
+from kdexport.tasks.postprocessing import Postprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ GRID_PIXELS = 1024  # of a sample, evenly spread, whose logits are kept to compa
 AT_ONCE = 32  # samples that are counted together
 
 
+@dataclass(frozen=True)
 class Segmentation(Task):
     """Targets are class ids ``[samples, h, w]``, 255 for none; outputs logits ``[batch, classes, h, w]``.
 
@@ -36,12 +38,15 @@ class Segmentation(Task):
     models are averaged over the same classes.
     """
 
+    size: tuple[int, int] | None = None  # of the masks, height and width; None: not known
+
     name = "segmentation"
     metric = "mean_iou"
     label = "mean IoU"
     activation: ClassVar[Activation] = "softmax"
     other_metrics: ClassVar[dict[str, str]] = {"pixel_accuracy": "pixel accuracy"}
     charts = ("classes", "confusions")
+    output_ndim = 4
 
     def fits(self, targets: Array) -> bool:
         """Whether targets are whole numbers, a map a sample."""
@@ -70,6 +75,19 @@ class Segmentation(Task):
                 f"{where}: every pixel of every mask is void ({VOID})",
                 hint=f"give each pixel its class, 0 to {len(names) - 1}; what is to be found is not {VOID}",
             )
+
+    @property
+    def map_size(self) -> tuple[int, int] | None:
+        """Height and width of the masks."""
+        return self.size
+
+    def fitted(self, targets: Array, names: Sequence[str]) -> Task:  # noqa: ARG002
+        """Return the task of masks of this size."""
+        return replace(self, size=(int(targets.shape[1]), int(targets.shape[2])))
+
+    def postprocessing(self, shape: Sequence[int], *, fresh: bool) -> Postprocessing | None:  # noqa: ARG002
+        """Return the scaling of a network's map to the size of the masks."""
+        return None if self.size is None else Postprocessing("resize", size=self.size)
 
     def check_inputs(self, inputs: Sequence[Array], targets: Array, where: str) -> None:
         """Hold that a mask has the size of its image, whether that has its channels first or last."""
@@ -120,10 +138,32 @@ class Segmentation(Task):
         total = F.cross_entropy(outputs, targets.long(), label_smoothing=smoothing, ignore_index=VOID, reduction="sum")
         return total / labelled
 
+    def count_labelled(self, targets: "Tensor") -> "Tensor | None":
+        """Return how many pixels have a class."""
+        return (targets != VOID).sum().clamp(min=1)
+
     def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return how many pixels have a class and how many of them are right."""
         known = targets != VOID
         return known.sum(), ((outputs.argmax(1) == targets) & known).sum()
+
+    def batch_agreement(self, outputs: "Tensor", teacher: "Tensor") -> "tuple[Tensor, Tensor, Tensor] | None":
+        """Return how many pixels are compared, how many have the teacher's class, and the sum over samples of a pixel's
+        mean KL.
+        """
+        ours, theirs = outputs.log_softmax(1), teacher.log_softmax(1)
+        alike = outputs.argmax(1) == teacher.argmax(1)
+        kl = (theirs.exp() * (theirs - ours)).sum(1).mean(dim=(1, 2)).sum()
+        return outputs.new_zeros(()) + alike.numel(), alike.sum(), kl
+
+    def compared(self, kept: Array, targets: Array | None = None) -> tuple[Array, Array | None]:
+        """Return the grid's logits and masks."""
+        logits = self.kept(kept)["logits"]
+        return logits, None if targets is None else at_grid(targets, *logits.shape[2:])
+
+    def values_per_sample(self, targets: Array, names: Sequence[str]) -> int:
+        """Return how many logits an image has."""
+        return len(names) * math.prod(targets.shape[1:])
 
     def kept(self, outputs: Array, targets: Array | None = None) -> Array:
         """Return what is kept of a batch's logits: each pixel's class, and the logits of an even grid of pixels.
@@ -153,7 +193,7 @@ class Segmentation(Task):
         samples, classes, height, width = outputs.shape
         rows, columns = grid(height, width, GRID_PIXELS)
         form = [("classes", np.uint8, (height, width)), ("logits", np.float32, (classes, len(rows), len(columns)))]
-        records = np.empty(samples, dtype=form)
+        records = np.empty(samples, dtype=np.dtype(form, align=True))
         records["classes"] = outputs.argmax(axis=1)
         records["logits"] = outputs[:, :, rows[:, None], columns]
         if targets is not None:

@@ -225,6 +225,37 @@ def test_layouts_whose_splits_cannot_be_told_are_refused(load, tmp_path):
     assert f"did you mean {tmp_path / 'twice' / 'photos'}" in caught.value.hint
 
 
+def test_splits_by_the_words_in_their_names_are_no_classes(load, tmp_path):
+    """As an archive that was unpacked into a folder of its own name leaves them; they became the classes."""
+    for split in ("seg_train", "seg_test"):
+        for name in ("green", "red"):
+            save(tmp_path / "photos" / split / split / name / "0.png")
+    with pytest.raises(SourceError, match="seg_test, seg_train: splits by the words in their names"):
+        load(f"imagefolder:{tmp_path / 'photos'}")
+
+
+def test_a_train_may_be_a_class(load, tmp_path):
+    for name in ("bus", "car", "train"):
+        for number in range(4):
+            save(tmp_path / "photos" / name / f"{number}.png")
+    data = load(f"imagefolder:{tmp_path / 'photos'}")
+    assert data.class_names == ("bus", "car", "train")
+    assert "the folder train holds pictures and is taken for a class" in data.notes
+
+
+def test_files_that_are_no_pictures_or_of_no_class_are_counted(folder, load):
+    """Photos of a telephone were left out without a word."""
+    for number in range(3):
+        (folder / "train" / "red" / f"{number}.HEIC").write_bytes(b"")
+        save(folder / "train" / "red" / f"more{number}.jfif", format="JPEG")
+    save(folder / "train" / "stray.png")
+    (folder / "train" / "red" / "Thumbs.db").write_bytes(b"")
+    data = load(f"imagefolder:{folder}")
+    assert len(data.train) + len(data.val) == 19
+    assert "left out, for their names do not end as those of pictures: 3 of .heic" in data.notes
+    assert "left out, for they lie in no class folder: 1 pictures" in data.notes
+
+
 def test_folders_beside_the_splits_are_named(folder, load):
     save(folder / "extra" / "red" / "0.png")
     (folder / "docs").mkdir()

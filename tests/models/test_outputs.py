@@ -195,7 +195,9 @@ def test_a_run_of_networks_with_two_heads(tmp_path):
         batch_size = 64
         terms = [{ method = "hint", student_layer = "output:side", teacher_layer = "output:side" }]
         [export]
-        quantize = []
+        quantize = ["int8-dynamic"]
+        also_outputs = ["side"]
+        max_drop = 1.0
         [bench]
         min_seconds = 0.02
         max_seconds = 0.05
@@ -206,6 +208,10 @@ def test_a_run_of_networks_with_two_heads(tmp_path):
     )
     report = run(Recipe.load(tmp_path / "recipe.toml"), tmp_path / "run")
     assert next(model for model in report.models if model.name == "student").score.value > 0.5
-    session = onnxruntime.InferenceSession(tmp_path / "run" / "student.onnx")
-    (only,) = session.get_outputs()  # the other head is left out
-    assert only.shape[1] == 10
+    outputs = {
+        name: onnxruntime.InferenceSession(tmp_path / "run" / f"{name}.onnx").get_outputs()
+        for name in ("teacher", "student", "student.int8-dynamic")
+    }
+    assert [(output.name, output.shape[1]) for output in outputs["teacher"]] == [("logits", 10)]
+    assert [(output.name, output.shape[1]) for output in outputs["student"]] == [("logits", 10), ("side", 4)]
+    assert [output.name for output in outputs["student.int8-dynamic"]] == ["logits", "side"]

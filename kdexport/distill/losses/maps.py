@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdexport.distill.losses.checks import at_least_fp32, positive_temperature, same_batch, teacher_side
 from kdexport.errors import KDExportError
+from kdexport.tasks.segmentation import positions
 
 
 def channel_wise(
@@ -54,23 +55,40 @@ def pairwise(student_feature: Tensor, teacher_feature: Tensor, *, nodes: int = 1
     the regions are the paper's nodes). Channels may differ. Costs ``nodes⁴`` numbers a sample.
 
     Args:
-        student_feature: [batch, channels, height, width].
+        student_feature: [batch, channels, height, width], or [batch, tokens, channels]: each token is then a node.
         teacher_feature: The same kind; the grid is as coarse as the smaller of both.
         nodes: Regions along a side, at most.
 
     Raises:
-        KDExportError: A feature is no map, or batches differ.
+        KDExportError: A feature has no positions, token counts or batches differ.
     """
     same_batch(student_feature, teacher_feature, "pairwise")
     student, teacher = at_least_fp32(student_feature), teacher_side(teacher_feature, student_feature)
-    for whose, feature in (("student", student), ("teacher", teacher)):
-        _check_map(feature, whose, "pairwise")
-    height, width = (min(nodes, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    with torch.autocast(student.device.type, enabled=False):
-        ours, theirs = (
-            _similarities(F.adaptive_avg_pool2d(feature, (height, width))) for feature in (student, teacher)
+    if student.ndim == 4 and teacher.ndim == 4:
+        height, width = (min(nodes, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
+        student, teacher = (F.adaptive_avg_pool2d(side, (height, width)) for side in (student, teacher))
+    # Beside tokens each position of a map is a node.
+    student, teacher = (side.flatten(2).transpose(1, 2) if side.ndim == 4 else side for side in (student, teacher))
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[1] != teacher.shape[1]:
+        raise KDExportError(
+            f"pairwise takes maps [batch, channels, height, width], or as many tokens [batch, tokens, channels]; the "
+            f"student's feature is {list(student_feature.shape)}, the teacher's {list(teacher_feature.shape)}",
+            hint="name a layer before the pooling of each network, or use hint, attention or similarity",
         )
+    with torch.autocast(student.device.type, enabled=False):
+        ours, theirs = (_similarities(side) for side in (student, teacher))
     return (ours - theirs).square().mean()
+
+
+def on_grid(maps: Tensor, rows: int, columns: int) -> Tensor:
+    """Return maps ``[..., h, w]`` at an even grid of so many rows and columns."""
+    if maps.shape[-2:] == (rows, columns):
+        return maps
+    down, right = (
+        torch.from_numpy(positions(size, count)).to(maps.device)
+        for size, count in zip(maps.shape[-2:], (rows, columns), strict=True)
+    )
+    return maps[..., down[:, None], right]
 
 
 def maps_pair(student: Tensor, teacher: Tensor, method: str) -> tuple[Tensor, Tensor]:
@@ -90,10 +108,10 @@ def maps_pair(student: Tensor, teacher: Tensor, method: str) -> tuple[Tensor, Te
     return at_least_fp32(student), teacher_side(teacher, student)
 
 
-def _similarities(feature: Tensor) -> Tensor:
-    """Return the cosines of all pairs of positions, [batch, positions, positions]."""
-    directions = F.normalize(feature.flatten(2), dim=1)
-    return directions.transpose(1, 2) @ directions
+def _similarities(nodes: Tensor) -> Tensor:
+    """Return the cosines of all pairs of nodes [batch, nodes, channels], [batch, nodes, nodes]."""
+    directions = F.normalize(nodes, dim=2)
+    return directions @ directions.transpose(1, 2)
 
 
 def _check_map(given: Tensor, whose: str, method: str) -> None:

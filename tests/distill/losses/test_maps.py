@@ -47,6 +47,7 @@ CASES = [
     ("channel_wise", MAP, MAP, {"temperature": 1.0}, lambda f, g: channel_wise(f, g, temperature=1.0)),
     ("channel_wise", MAP, MAP, {"counted": torch.from_numpy(~VOID)}, lambda f, g: channel_wise(f, g, ~VOID)),
     ("pairwise", MAP, (2, 6, 4, 5), {}, pairwise),
+    ("pairwise", (2, 7, 3), (2, 7, 6), {}, lambda f, g: pairwise(*(x.transpose(0, 2, 1)[..., None] for x in (f, g)))),
 ]
 
 
@@ -108,7 +109,7 @@ def test_pairwise_averages_over_a_grid_that_the_smaller_map_allows():
 
 
 def test_refuses_what_is_no_map_or_of_another_size():
-    with pytest.raises(KDExportError, match=r"takes maps.*student's is \[2, 6\]"):
+    with pytest.raises(KDExportError, match=r"takes maps.*student's feature is \[2, 6\]"):
         losses.pairwise(torch.zeros(2, 6), torch.zeros(2, 6, 4, 4))
     with pytest.raises(KDExportError, match=r"\[2, 3, 4, 4\], the teacher's \[2, 3, 8, 8\]"):
         losses.channel_wise(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 8, 8))
