@@ -141,6 +141,16 @@ class Data(Section):
     )
     text_column: str = Field("text", description="Name of the column that holds the text, for csv and hf.")
     label_column: str = Field("label", description="Name of the column that holds the label, for csv and hf.")
+    text_columns: tuple[str, str] | None = Field(
+        None,
+        description=(
+            "Names of the two columns that hold the texts of a pair, for csv with pairs and their scores. Left out: "
+            "the two columns beside score_column, where the file has neither text_column nor label_column."
+        ),
+    )
+    score_column: str = Field(
+        "score", description="Name of the column that holds a pair's score, a number: how alike its two texts are."
+    )
     on_bad_sample: Literal["fail", "skip"] = Field(
         "fail",
         description=(
@@ -245,6 +255,12 @@ class Training(Section):
             "Loss of the labels, one of the task's: cross_entropy; binary_cross_entropy; mse, mae or huber of numbers "
             "in standard deviations of the target. Left out: its first."
         ),
+    )
+    arcface_margin: float = Field(
+        0.5, ge=0, description="With label_loss arcface, the angle in radians that the true identity is made harder by."
+    )
+    arcface_scale: float = Field(
+        64.0, gt=0, description="With label_loss arcface, the factor of the cosines; of few identities 16 is enough."
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",

@@ -107,6 +107,7 @@ class Evaluation(_Scored):
     per_sample: tuple[int | float, ...] = ()  # the score is their mean
     resamples: tuple[float, ...] = ()  # the score of each resample of ``statistics.resample_counts``
     chance: float | None = None  # what the best constant output scores on the same samples
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)  # what a picture of the task's shows
 
 
 # What becomes of training that a changed recipe would throw away: an error, another training, or one that goes on.

@@ -31,6 +31,10 @@ class Samples(Protocol):
     def labels(self) -> NDArray[Any] | None:
         """The targets, first axis the samples."""
 
+    @property
+    def calibration(self) -> "Samples | None":
+        """Those on which the task fits what its score needs; None where it needs nothing."""
+
     def __len__(self) -> int: ...
 
     def batches(self, size: int) -> Iterator[Any]:
@@ -68,16 +72,29 @@ def evaluate(
         )
     targets = np.asarray(split.labels)
     task = split.task
-    at_once = max(1, VALUES_AT_ONCE // max(task.values_per_sample(targets, class_names), 1))
-    outputs = np.concatenate(
+    outputs = predicted(predict, split, class_names, batch_size)
+    calibration = split.calibration
+    if calibration is not None:
+        fitted_on = predicted(predict, calibration, class_names, batch_size)
+        task = task.calibrated(fitted_on, np.asarray(calibration.labels))
+    evaluation = task.evaluate(outputs, targets, class_names, name)
+    told = {label: _number(score, label, outputs, targets) for label, score in (further or {}).items()}
+    return dataclasses.replace(evaluation, metrics={**evaluation.metrics, **told}), outputs
+
+
+def predicted(predict: Predict, split: Samples, class_names: Sequence[str], batch_size: int = 128) -> NDArray[Any]:
+    """Return what the task keeps of a model's outputs on a split: float32 ``[samples, ...]``, of maps counts.
+
+    Arguments and faults as ``evaluate``.
+    """
+    task = split.task
+    at_once = max(1, VALUES_AT_ONCE // max(task.values_per_sample(np.asarray(split.labels), class_names), 1))
+    return np.concatenate(
         [
             task.kept(checked_outputs(predict(batch.inputs), len(batch.inputs[0]), task, class_names), batch.labels)
             for batch in split.batches(min(batch_size, at_once))
         ]
     )
-    evaluation = task.evaluate(outputs, targets, class_names, name)
-    told = {label: _number(score, label, outputs, targets) for label, score in (further or {}).items()}
-    return dataclasses.replace(evaluation, metrics={**evaluation.metrics, **told}), outputs
 
 
 def own_scores(references: Sequence[str]) -> dict[str, OwnScore]:

@@ -23,9 +23,11 @@ class BaseTerm(BaseModel):
     Of the class: ``function`` is the loss, ``needs`` what it takes, in its order: ``logits`` (student's and
     teacher's), ``labels``, ``maps`` (of both networks' logits, and which pixels count), ``features`` (what the adapter
     makes of the networks' layers). ``multi_label`` says whether it makes sense where a sample has any number of
-    classes, ``classes`` and ``numbers`` whether where targets are the one or the other, ``any_samples`` whether it can
-    be told of samples that are not trained on, ``compares_samples`` whether it needs more than one at a time,
-    ``raw_logits`` whether it compares logits as they are: a squared error, or a decision for each class.
+    classes, ``classes``, ``numbers`` and ``embeddings`` whether where targets are the one or the other or an output is
+    an embedding, ``any_samples`` whether it can be told of samples that are not trained on, ``compares_samples``
+    whether it needs more than one at a time, ``raw_logits`` whether it compares logits as they are: a squared error,
+    or a decision for each class, ``projected`` whether it needs both networks' outputs to be of one width, so that the
+    student's is projected where they are not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -38,6 +40,8 @@ class BaseTerm(BaseModel):
     any_samples: ClassVar[bool] = True
     compares_samples: ClassVar[bool] = False
     raw_logits: ClassVar[bool] = False
+    embeddings: ClassVar[bool] = False
+    projected: ClassVar[bool] = False
     loss_options: ClassVar[tuple[str, ...]] = ()  # the fields that the function takes
 
     method: str = Field(description="Name of the loss, or file.py:name for one of your own.")
@@ -145,6 +149,8 @@ class OutputMSE(BaseTerm):
     function = f"{LOSSES}.outputs:output_mse"
     raw_logits = True
     numbers = True
+    embeddings = True
+    projected = True
 
     method: Literal["output_mse"]
 
@@ -194,6 +200,8 @@ class FeatureTerm(BaseTerm):
 
     needs = ("features",)
     numbers = True
+    embeddings = True
+    of_embeddings: ClassVar[bool] = False  # whether an embedding network's output is what it compares by itself
     adapter: ClassVar[str] = "kdexport.distill.features:Unchanged"
     adapter_options: ClassVar[tuple[str, ...]] = ()
     several_layers: ClassVar[bool] = False
@@ -265,6 +273,7 @@ class Relational(OneLayerTerm):
 
     function = f"{LOSSES}.features:relational"
     adapter = "kdexport.distill.features:Pooled"
+    of_embeddings = True
     default_layers = "embedding"
     compares_samples = True
     loss_options = ("distance_weight", "angle_weight")
@@ -279,6 +288,8 @@ class Cosine(OneLayerTerm):
 
     function = f"{LOSSES}.features:cosine"
     adapter = "kdexport.distill.features:VectorProjection"
+    of_embeddings = True
+    projected = True
     default_layers = "embedding"
 
     method: Literal["cosine"]
@@ -340,6 +351,8 @@ class OwnLoss(OneLayerTerm):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    embeddings = True
 
     method: str = Field(pattern=":", description="Name of the method, or file.py:name for a loss of your own.")
 

@@ -52,4 +52,6 @@ def load(tmp_path):
     from kdexport.data.datasets import load_data  # not before the environment above is set: it brings torch
     from kdexport.recipe import Data
 
-    return lambda source, seed=0, **keys: load_data(Data(source=str(source), **keys), seed, tmp_path / "cache")
+    return lambda source, seed=0, task=None, **keys: load_data(
+        Data(source=str(source), **keys), seed, tmp_path / "cache", task=task
+    )

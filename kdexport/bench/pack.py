@@ -158,18 +158,23 @@ def _samples(
         return 0, {}
     from kdexport.onnx.sessions import OnnxSession
 
-    count = min(len(dataset.test), MAX_SAMPLES)
     # Spread over the split: a split in the order of its classes would give a sample of the first few.
-    split = dataset.test.take(np.linspace(0, len(dataset.test) - 1, count).astype(np.int64))
+    split = dataset.test.spread(MAX_SAMPLES)
+    calibration = None if split.calibration is None else split.calibration.spread(MAX_SAMPLES)
+    count = len(split)
     feeds = {}
     for model in models:
         try:
-            arrays = OnnxSession(folder / model.file, dataset.preprocessing).feeds(split.inputs)
+            session = OnnxSession(folder / model.file, dataset.preprocessing)
+            fed: dict[str, Any] = {f"input:{name}": array for name, array in session.feeds(split.inputs).items()}
+            if calibration is not None:
+                more = session.feeds(calibration.inputs)
+                fed |= {f"calibration:{name}": array for name, array in more.items()}
+                fed["calibration_labels"] = np.asarray(calibration.labels)
         except KDExportError as error:
             progress.warn(f"{model.name} will not be scored: {error.message}")
             continue
         buffer = io.BytesIO()
-        fed: dict[str, Any] = {f"input:{name}": array for name, array in arrays.items()}
         np.savez(buffer, labels=split.labels, **fed)
         feeds[model.name] = (hashlib.sha256(buffer.getvalue()).hexdigest()[:16], buffer.getvalue())
     return (count if feeds else 0), feeds

@@ -188,19 +188,26 @@ def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[A
     if digest is None:
         raise KDExportError("the pack holds no data for it", hint="pack it again with data that it takes")
     with np.load(job.folder / "data" / f"{digest}.npz") as archive:
-        names = [key for key in archive.files if key.startswith("input:")]
-        split: Any = Sample(tuple(archive[name] for name in names), archive["labels"], job.manifest["task"])
+        split: Any = _sample(archive, "input:", "labels", job.manifest["task"])
+        if "calibration_labels" in archive.files:
+            split.calibration = _sample(archive, "calibration:", "calibration_labels", job.manifest["task"])
     session = session_for(path, device, split.task, raw=False)
     return evaluate(session.predict, split, job.manifest["class_names"], SCORE_BATCH)
 
 
-@dataclasses.dataclass(frozen=True)
+def _sample(archive: Any, inputs: str, labels: str, task: str) -> "Sample":
+    names = [key for key in archive.files if key.startswith(inputs)]
+    return Sample(tuple(archive[name] for name in names), archive[labels], task)
+
+
+@dataclasses.dataclass
 class Sample:
     """Labelled samples as ``evaluate`` takes them, in the form in which they are fed."""
 
     inputs: tuple[Any, ...]
     labels: Any
     task_name: str
+    calibration: "Sample | None" = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -208,9 +215,9 @@ class Sample:
     @property
     def task(self) -> Any:
         """What the samples are for."""
-        from kdexport.tasks import TASKS
+        from kdexport.tasks import task_named
 
-        return TASKS[self.task_name]
+        return task_named(self.task_name, self.labels)
 
     def batches(self, size: int) -> Iterator["Sample"]:
         """Yield the samples in order, ``size`` at a time."""

@@ -122,10 +122,10 @@ def table(scores: "Evaluation", made_by: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from kdexport.tasks import TASKS
+    from kdexport.tasks import TASKS, task_of_metric
     from kdexport.tasks.classification import worst_confusions
 
-    task = TASKS[scores.task]
+    task = task_of_metric(scores.score.metric) or TASKS[scores.task]
     ci95 = scores.score.ci95
     interval = "" if ci95 is None else f"95 % interval {ci95[0]:.4f} to {ci95[1]:.4f}"
     told = [(task.other_metrics.get(name, name), value) for name, value in scores.metrics.items()]

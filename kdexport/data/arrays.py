@@ -17,10 +17,12 @@ from kdexport.recipe import Data
 from kdexport.references import call, load_object, parse
 from kdexport.tasks.regression import MOST_CLASSES, as_targets
 from kdexport.tasks.segmentation import VOID, largest_class
+from kdexport.tasks.similarity import Similarity, pair_targets
 
 EXPANSION, SPARE_BYTES = 200, 256 << 20  # a larger array that was compressed further than this is no data
 MOST_UNNAMED, CLASSES_PER_SAMPLE = 1000, 10  # outputs; more are a slip of the labels, and gigabytes
 NAMES = ("class_names", "target_names", "feature_names")
+EMBEDDING = "embedding"
 DIGITS = Preprocessing("image", mean=(0.3053,), std=(0.376,))  # over all 1,797 scans
 
 
@@ -133,7 +135,8 @@ def from_splits(given: Any, name: str, task: str | None = None) -> Source:
 
     Args:
         given: ``{"train": (inputs, labels), ...}`` with ``val`` and ``test`` where they are; ``inputs`` is an array, or
-            a mapping of input name to array for a network with several. Beside them ``unlabelled`` (inputs alone),
+            a mapping of input name to array for a network with several; ``((left, right), scores)`` are pairs with a
+            score, each side in either form. Beside them ``unlabelled`` (inputs alone),
             ``class_names`` or ``target_names``, ``feature_names`` and ``preprocessing`` (a mapping of ``mean``,
             ``std``, ``size``, ``resize``).
         name: What messages call it.
@@ -150,17 +153,26 @@ def from_splits(given: Any, name: str, task: str | None = None) -> Source:
     known = {"train", "val", "test", "unlabelled", "preprocessing", *NAMES}
     if unknown := sorted(set(map(str, given)) - known):
         raise SourceError(f"{name} gives {', '.join(unknown)} too", hint=f"known are: {', '.join(sorted(known))}")
-    splits = {
-        key: _split(given[key], f"{name}: {key}", task)
-        for key in ("train", "val", "test")
-        if given.get(key) is not None
-    }
-    splits = _settled(splits, name, task)
+    parts = {key: given[key] for key in ("train", "val", "test") if given.get(key) is not None}
+    pairs = [key for key, part in parts.items() if _are_pairs(part)]
+    if pairs and len(pairs) < len(parts):
+        raise SourceError(
+            f"{name}: {', '.join(pairs)} holds pairs, the other splits do not",
+            hint="give each split as ((left, right), scores)",
+        )
+    splits = {key: _split(part, f"{name}: {key}", task) for key, part in parts.items() if not pairs}
+    splits = splits if pairs else _settled(splits, name, task)
+    start = 0
+    for key in pairs:
+        splits[key] = _pairs(parts[key], f"{name}: {key}", start)
+        start += len(splits[key])
     notes: tuple[str, ...] = ()
-    if task is None:
+    if task is None and not pairs:
         _check_no_soft_labels(splits, name)
-    numbers = task == "regression" or any(_are_amounts(split.labels) for split in splits.values())
-    if numbers:
+    numbers = not pairs and (task == "regression" or any(_are_amounts(split.labels) for split in splits.values()))
+    if pairs:
+        classes = 0
+    elif numbers:
         splits = {key: replace(split, labels=as_targets(split.labels, name)) for key, split in splits.items()}
         classes = np.asarray(splits["train"].labels).shape[1]
     elif all(split.labels is not None and _is_one_hot(split.labels) for split in splits.values()):
@@ -172,6 +184,8 @@ def from_splits(given: Any, name: str, task: str | None = None) -> Source:
     given_names = given.get("target_names" if numbers else "class_names")
     if numbers and (given_names is None or len(given_names) == 0):
         given_names = ["target"] if classes == 1 else [f"target_{number}" for number in range(classes)]
+    if task == EMBEDDING and given_names is None and not pairs:
+        splits, given_names = _identities(splits)
     if given_names is None or len(given_names) == 0:
         if classes > max(MOST_UNNAMED, CLASSES_PER_SAMPLE * len(splits["train"])):
             raise SourceError(
@@ -182,7 +196,7 @@ def from_splits(given: Any, name: str, task: str | None = None) -> Source:
     elif len(set(map(str, given_names))) < len(given_names):
         what, key = ("targets", "target_names") if numbers else ("classes", "class_names")
         raise SourceError(f"{name}: two {what} have one name", hint=f"give each one a name of its own in {key}")
-    inputs = given["train"][0]
+    inputs = given["train"][0][0] if pairs else given["train"][0]
     unlabelled = given.get("unlabelled")
     said = given.get("preprocessing")
     return Source(
@@ -289,6 +303,47 @@ def _check_no_soft_labels(splits: Mapping[str, Split], name: str) -> None:
 def _are_amounts(labels: NDArray[Any] | None) -> bool:
     """Whether labels are numbers to estimate: floats, and no table of 0 and 1."""
     return labels is not None and labels.dtype.kind == "f" and not (labels.ndim == 2 and np.isin(labels, (0, 1)).all())
+
+
+def _are_pairs(part: Any) -> bool:
+    """Whether a split is ``((left, right), scores)``."""
+    inputs = part[0] if isinstance(part, tuple | list) and len(part) == 2 else None
+    return isinstance(inputs, tuple) and len(inputs) == 2
+
+
+def _pairs(part: Any, where: str, start: int) -> Split:
+    """Return pairs as samples one behind the other; ``start`` is the first pair's number."""
+    left, right = (_inputs(side, where) for side in part[0])
+    scores = np.asarray(part[1])
+    sizes = {len(array) for array in (*left, *right, scores)} if scores.ndim == 1 else {-1}
+    if len(left) != len(right) or len(sizes) != 1 or scores.dtype.kind not in "uif":
+        raise SourceError(
+            f"{where}: pairs of {[list(array.shape) for array in left]} and {[list(array.shape) for array in right]} "
+            f"with scores {scores.dtype} of shape {list(scores.shape)}",
+            hint="give ((left, right), scores): both sides in one form, and a number for each pair",
+        )
+    targets = pair_targets(scores) + np.array([start, 0.0])
+    return Split(tuple(_interleaved(*sides) for sides in zip(left, right, strict=True)), targets, Similarity())
+
+
+def _interleaved(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    """Return both sides' samples one behind the other; the shorter of two tables of token ids is padded with 0."""
+    if left.ndim == 2 and left.dtype.kind == "i" and left.shape[1] != right.shape[1]:
+        width = max(left.shape[1], right.shape[1])
+        left, right = (np.pad(side, ((0, 0), (0, width - side.shape[1]))) for side in (left, right))
+    return np.stack([left, right], axis=1).reshape(2 * len(left), *left.shape[1:])
+
+
+def _identities(splits: Mapping[str, Split]) -> tuple[dict[str, Split], list[str]]:
+    """Return splits with identities numbered from 0 on, over all of them, and what each was called."""
+    labels = [np.asarray(split.labels) for split in splits.values()]
+    if any(item.ndim != 1 for item in labels):
+        return dict(splits), []
+    values, places = np.unique(np.concatenate(labels), return_inverse=True)
+    ends = np.cumsum([len(item) for item in labels])[:-1]
+    numbered = np.split(places.reshape(-1).astype(np.int64), ends)
+    made = {key: Split(split.inputs, found) for (key, split), found in zip(splits.items(), numbered, strict=True)}
+    return made, [str(value) for value in values]
 
 
 def _is_one_hot(labels: NDArray[Any]) -> bool:

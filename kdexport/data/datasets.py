@@ -27,6 +27,7 @@ OTHER_SCALE = 50.0  # between the largest values of two splits: pixels to 255 be
 _EVERY = ("source", "val_fraction", "test_fraction", "fraction", "unlabelled")
 _PICTURES = ("image_size", "on_bad_sample")
 _TEXT = ("tokenizer", "text_length", "text_column", "label_column")
+_PAIRS = ("text_columns", "score_column")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ SOURCES: dict[str, DataSource] = {
         "table:FILE",
         ("label_columns", "feature_columns", "on_bad_sample", "standardize"),
     ),
-    "csv": DataSource("kdexport.data.text:csv_text", "csv:FILE", _TEXT),
+    "csv": DataSource("kdexport.data.text_pairs:csv_data", "csv:FILE", (*_TEXT, *_PAIRS)),
     "hf": DataSource("kdexport.data.hub:hugging_face_data", "hf:NAME_OR_DIR", ("args", *_PICTURES, *_TEXT)),
     "file": DataSource("kdexport.data.arrays:from_callable", "file.py:Name", ("args", "standardize")),
     "object": DataSource("kdexport.data.arrays:from_object", "an object, from Python", ("args", "standardize")),
@@ -103,8 +104,11 @@ def load_data(
                 f"{data.source}: no sample is left for the {split_name} split",
                 hint="give more samples, or another data.val_fraction, data.test_fraction or data.fraction",
             )
+    _check_together({"train": train, "val": val, "test": test}, source.class_names, data.source)
     fitted = train.task.fitted(cast(NDArray[Any], train.labels), source.class_names)
     train, val, test = (replace(split, given_task=fitted) for split in (train, val, test))
+    if fitted.calibrated_on_validation:
+        test = replace(test, calibration=val)
     first = train.inputs[0]
     pictures = first.dtype == np.uint8 and first.ndim == 4
     default = of_images(first) if pictures and source.preprocessing is None else Preprocessing("none")
@@ -185,11 +189,15 @@ def _for_task(source: Source, task: str | None, name: str) -> Source:
     if source.train.labels is None:
         raise SourceError(f"{name}: the train samples have no labels", hint="give a label for each sample")
     targets = source.train.labels
-    found = task_of(targets) if task is None else task_named(task)
+    given = source.train.given_task
+    if task is None:
+        found = given or task_of(targets)
+    else:
+        found = given if given is not None and given.name == task else task_named(task, targets)
     if not found.fits(targets):
         raise SourceError(
             f"{name}: targets of shape {list(targets.shape)} and type {targets.dtype} are not those of {found.name}",
-            hint=f"take task out of the recipe, or set it to {task_of(targets).name}",
+            hint=f"take task out of the recipe, or set it to {(given or task_of(targets)).name}",
         )
 
     def of_task(split: Split | None) -> Split | None:
@@ -208,6 +216,12 @@ def _check(source: Source, name: str) -> None:
         split.task.check_inputs(split.inputs, split.labels, f"{name}: {split_name}")
     _check_alike(source, name)
     source.train.task.check_training(cast(NDArray[Any], source.train.labels), name)
+    _check_together(dict(_splits(source)), source.class_names, name)
+
+
+def _check_together(splits: dict[str, Split], names: tuple[str, ...], name: str) -> None:
+    targets = {split_name: cast(NDArray[Any], split.labels) for split_name, split in splits.items()}
+    splits["train"].task.check_splits(targets, names, name)
 
 
 def _check_alike(source: Source, name: str) -> None:
@@ -257,7 +271,7 @@ def _notes_on_labels(source: Source) -> Iterator[str]:
     names = source.class_names
     for split_name, split in _splits(source):
         labels = split.labels
-        if labels is None or labels.ndim != 1:
+        if labels is None or labels.ndim != 1 or split.task.embeds:
             continue
         absent = sorted(set(range(len(names))) - set(np.unique(labels).tolist()))
         if not absent:

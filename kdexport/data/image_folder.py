@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ SUFFIXES = (
 # What lies beside pictures, and is none: of other files it is said that they are left out.
 BESIDE = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".db", ".ini", ".py", ".ipynb")
 SHOWN = 10
+EMBEDDING = "embedding"
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
 
@@ -42,7 +43,9 @@ def image_folder(data: Data, reading: Reading) -> Source:
     walk = _Walk(root)
     folders, notes = _layout(root, walk)
     classes = _class_names(folders["train"], walk)
-    if sorted(classes) != list(classes):
+    if reading.task == EMBEDDING:  # people that are scored are not among those that are learned from
+        classes = _in_order({*classes, *(name for folder in folders.values() for name in _folders(folder, walk))})
+    elif sorted(classes) != list(classes):
         notes.append(
             f"the class folders are numbers and are taken in their order ({_shown(classes)}), "
             f"not in that of their names as torchvision takes them ({_shown(sorted(classes))})"
@@ -191,9 +194,14 @@ def _class_names(folder: Path, walk: "_Walk", least: int = 2) -> tuple[str, ...]
             f"{folder} holds {len(names)} class folders",
             hint=f"give a folder per class, at least two, with pictures inside{inner}",
         )
+    return _in_order(names)
+
+
+def _in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Return names sorted, in the order of the numbers where all are numbers."""
     if all(NUMBER.fullmatch(name) for name in names):
-        names.sort(key=lambda name: (float(name), name))
-    return tuple(names)
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    return tuple(sorted(names))
 
 
 def _labelled(walk: "_Walk", folder: Path, classes: tuple[str, ...]) -> tuple[list[str], NDArray[np.int64]]:

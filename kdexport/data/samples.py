@@ -141,6 +141,7 @@ class Split:
     labels: NDArray[Any] | None = None
     given_task: Task | None = None  # None: read off the labels
     texts: NDArray[Any] | None = None  # of text the sentences themselves, str: another tokenizer may want them
+    calibration: "Split | None" = None  # the validation samples, where a score needs something fitted on them
 
     @property
     def task(self) -> Task:
@@ -170,6 +171,14 @@ class Split:
             labels=None if self.labels is None else self.labels[indices],
             texts=None if self.texts is None else self.texts[indices],
         )
+
+    def spread(self, count: int) -> "Split":
+        """Return so many samples, at most, evenly spread, in memory; what belongs together stays together."""
+        if len(self) <= count:
+            return self.take(slice(None))
+        if self.labels is None:
+            return self.take(np.linspace(0, len(self) - 1, count).astype(np.int64))
+        return self.take(self.task.spread(self.labels, count))
 
     def select(self, indices: NDArray[Any]) -> "Split":
         """Return the samples at ``indices`` as a split; what lies on disk stays there."""

@@ -32,17 +32,19 @@ def make_splits(source: Source, data: Data, seed: int) -> tuple[Split, Split, Sp
     if test is None and val is not None:
         test, val = val, None
         made_by["test"] = "source: its validation split"
+    whole = train.task.kept_together(cast(NDArray[Any], train.labels)) is not None
+    how = f"whole {train.task.noun}, " if whole else "stratified "
     if test is None:
         train, test = _divide(train, data.test_fraction, TEST_SEED)
-        made_by["test"] = f"stratified {data.test_fraction:g} of all, seed {TEST_SEED}"
+        made_by["test"] = f"{how}{data.test_fraction:g} of all, seed {TEST_SEED}"
         made_by["train"] = "what is left"
     if val is None:
         train, val = _divide(train, data.val_fraction, seed)
-        made_by["val"] = f"stratified {data.val_fraction:g} of train, seed {seed}"
+        made_by["val"] = f"{how}{data.val_fraction:g} of train, seed {seed}"
         made_by["train"] = "what is left"
     if data.fraction < 1:
         _, train = _divide(train, data.fraction, seed + 1)
-        made_by["train"] += f", stratified {data.fraction:g} of it, seed {seed + 1}"
+        made_by["train"] += f", {how}{data.fraction:g} of it, seed {seed + 1}"
     return train, val, test, made_by
 
 
@@ -124,8 +126,16 @@ def balanced_order(labels: NDArray[Any], generator: np.random.Generator) -> NDAr
 
 
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    rest, taken = stratified(split.task.groups(cast(NDArray[Any], split.labels)), fraction, seed)
+    targets = cast(NDArray[Any], split.labels)
+    together, groups = split.task.kept_together(targets), split.task.groups(targets)
+    if together is not None:  # what is divided are whole identities, or pairs
+        _, first, unit = np.unique(together, return_index=True, return_inverse=True)
+        groups = groups[first]
+    rest, taken = stratified(groups, fraction, seed)
     if len(taken) < LEAST and len(rest) > LEAST:  # of classes with a sample each
         more = np.random.default_rng(seed).permutation(rest)[: LEAST - len(taken)]
         rest, taken = np.setdiff1d(rest, more), np.union1d(taken, more)
+    if together is not None:
+        chosen = np.isin(unit.reshape(-1), taken)
+        rest, taken = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     return split.select(rest), split.select(taken)

@@ -50,11 +50,12 @@ def csv_text(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every load
     path = Path(parse(data.source).target)
     if not path.is_file():
         raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
-    rows, lines, notes = _rows(path, data)
+    wanted = (("text_column", data.text_column), ("label_column", data.label_column))
+    rows, lines, notes = read_rows(path, wanted)
     texts = [row[data.text_column] for row in rows]
     labels, class_names = label_numbers([row[data.label_column] for row in rows], str(path), lines)
     column = _split_column(rows, data)
-    origin, note = _origins([row.get(column) for row in rows], lines, path)
+    origin, note = split_of_rows([row.get(column) for row in rows], lines, path)
     _check_learnable(labels, origin, class_names, path)
     tokens = encode(texts, data)
     whole = Split(tokens, labels, texts=np.array(texts, dtype=object))
@@ -165,24 +166,31 @@ def label_numbers(
     return np.array([number[text] for text in texts], dtype=np.int64), class_names
 
 
-def _rows(path: Path, data: Data) -> tuple[list[dict[str, str]], list[int], list[str]]:
-    """Return a file's rows, the lines that they end on, and what is to be said of how it was read."""
+def read_rows(path: Path, wanted: Sequence[tuple[str, str]]) -> tuple[list[dict[str, str]], list[int], list[str]]:
+    """Return a CSV file's rows, the lines that they end on, and what is to be said of how it was read.
+
+    Args:
+        path: The file.
+        wanted: Columns that it must have, each with the key of [data] that names it: (key, column).
+
+    Raises:
+        SourceError: It has not, a row is of another length, or there is none.
+    """
     csv.field_size_limit(sys.maxsize)
     with path.open("rb") as handle:
         start = handle.read(4)
     encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8-sig")
-    wanted = [data.text_column, data.label_column]
-    notes = []
+    names, notes = [column for _, column in wanted], []
     try:
         with path.open(newline="", encoding=encoding) as handle:
             head = handle.readline()
             mark = SEPARATOR_LINE.match(head)
             skipped = 1 if mark else 0
             head = handle.readline() if mark else head
-            delimiter = mark[1] if mark else max(DELIMITERS, key=lambda each: _columns_found(head, each, wanted))
+            delimiter = mark[1] if mark else max(DELIMITERS, key=lambda each: _columns_found(head, each, names))
             columns, records = _records(handle, skipped, delimiter, csv.QUOTE_MINIMAL)
-            _check_columns(columns, data, path)
-            fault = _quote_fault(columns, records, delimiter, data.label_column)
+            _check_columns(columns, wanted, path)
+            fault = _quote_fault(columns, records, delimiter, names[-1])
             if fault and delimiter == "\t":  # tables divided by tabs are often written without any quoting
                 columns, records = _records(handle, skipped, delimiter, csv.QUOTE_NONE)
                 notes.append("a quote is not closed where its text ends: quotes are taken as characters of the texts")
@@ -199,8 +207,8 @@ def _rows(path: Path, data: Data) -> tuple[list[dict[str, str]], list[int], list
     rows = [dict(zip(columns, record.cells, strict=True)) for record in records]
     if not rows:
         raise SourceError(f"{path} has a header and no rows", hint="give rows with text and label")
-    names = {";": "semicolons", "\t": "tabs", "|": "bars"}
-    notes = [f"columns are divided by {names[delimiter]}", *notes] if delimiter in names else notes
+    marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    notes = [f"columns are divided by {marks[delimiter]}", *notes] if delimiter in marks else notes
     return rows, [record.last for record in records], notes
 
 
@@ -256,8 +264,8 @@ def _quote_fault(columns: list[str], records: list[_Record], delimiter: str, lab
     return ""
 
 
-def _check_columns(columns: list[str], data: Data, path: Path) -> None:
-    for key, column in (("text_column", data.text_column), ("label_column", data.label_column)):
+def _check_columns(columns: list[str], wanted: Sequence[tuple[str, str]], path: Path) -> None:
+    for key, column in wanted:
         if column not in columns:
             near = did_you_mean(column, columns) or f"it has: {', '.join(columns) or 'nothing'}; "
             raise SourceError(f"{path} has no column '{column}'", hint=f"{near}set data.{key}")
@@ -292,8 +300,12 @@ def _split_column(rows: Sequence[Mapping[str, str]], data: Data) -> str:
     return SPLIT_COLUMN
 
 
-def _origins(said: Sequence[str | None], lines: Sequence[int], path: Path) -> tuple[NDArray[Any], str | None]:
-    """Return the split of each row, and what is to be said of rows that name none."""
+def split_of_rows(said: Sequence[str | None], lines: Sequence[int], path: Path) -> tuple[NDArray[Any], str | None]:
+    """Return the split of each row, and what is to be said of rows that name none.
+
+    Raises:
+        SourceError: A row is of an unknown split, names none while others do, or none is of train.
+    """
     if all(name is None for name in said):
         return np.full(len(said), "train", dtype=object), None
     names = [(name or "").strip() for name in said]

@@ -94,12 +94,15 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch ``start`` on."""
         generator = np.random.default_rng([self._seed, epoch])
+        together = self.split.task.samples_together
         if self._balanced and self.split.labels is not None:
             order = balanced_order(self.split.labels, generator)
         else:
-            order = generator.permutation(len(self.split))
-        for indices in np.array_split(order, self.per_epoch)[start:]:
-            yield replace(self.gather(indices[self._rank :: self._world], self.view(epoch)), whole=len(indices))
+            order = generator.permutation(len(self.split) // together)
+        for units in np.array_split(order, self.per_epoch)[start:]:
+            own = units[self._rank :: self._world]
+            indices = (own[:, None] * together + np.arange(together)).reshape(-1)
+            yield replace(self.gather(indices, self.view(epoch)), whole=len(units) * together)
 
     def gather(self, indices: np.ndarray, view: int) -> Batch:
         """Return given samples in a given view."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdexport.data.samples import Split
 from kdexport.distill.batches import at_once, even_parts, predict_all
+from kdexport.distill.heads import Heads
 from kdexport.distill.objective import Objective
 from kdexport.distill.teacher import OnlineTeacher
 from kdexport.models.loading import evaluating
@@ -28,6 +29,8 @@ class Validation:
         name: What the split is called in the log.
         online: The teacher whose layers the objective compares with the network's, with the hooks on both; None where
             it compares none.
+        heads: What learns beside the network on its output; None where nothing does.
+        teacher_calibration: The teacher's outputs on ``split.calibration``, where there is one.
     """
 
     def __init__(
@@ -39,11 +42,14 @@ class Validation:
         objective: Objective | None = None,
         name: str = "val",
         online: OnlineTeacher | None = None,
+        heads: Heads | None = None,
+        teacher_calibration: np.ndarray | None = None,
     ) -> None:
         self._split, self.name = split, name
         self._preprocessing, self._device = preprocessing, device
         self._teacher_logits = teacher_logits
-        self._online = online
+        self._online, self._heads = online, heads
+        self._teacher_calibration = teacher_calibration
         self._objective = objective and objective.for_validation(samples=len(split), features=online is not None)
 
     @property
@@ -69,10 +75,11 @@ class Validation:
         logits = self.logits(network)
         near = None if self._teacher_logits is None else self._split.task.agreement(self._teacher_logits, logits)
         name, metric = self.name, self._split.task.metric
-        scores = {
-            "": self.value(logits),
-            "teacher_": None if self._teacher_logits is None else self.value(self._teacher_logits),
-        }
+        calibration = self._split.calibration
+        fitted_on = None
+        if calibration is not None:
+            fitted_on = predict_all(network, self._preprocessing, calibration, self._device)
+        scores = {"": self.value(logits, fitted_on), "teacher_": self.teacher_value()}
         return {
             f"{name}_terms": self._terms(network, logits),
             **{f"{name}_{whose}score": value for whose, value in scores.items()},
@@ -82,11 +89,20 @@ class Validation:
             f"{name}_logit_correlation": None if near is None else near.logit_correlation,
         }
 
-    def value(self, outputs: np.ndarray) -> float | None:
-        """Return the task's score; None without labels."""
+    def value(self, outputs: np.ndarray, fitted_on: np.ndarray | None = None) -> float | None:
+        """Return the task's score; None without labels. ``fitted_on``: the outputs on ``split.calibration``."""
         if self._split.labels is None:
             return None
-        return self._split.task.score(outputs, np.asarray(self._split.labels))
+        task, calibration = self._split.task, self._split.calibration
+        if fitted_on is not None and calibration is not None:
+            task = task.calibrated(fitted_on, np.asarray(calibration.labels))
+        return task.score(outputs, np.asarray(self._split.labels))
+
+    def teacher_value(self) -> float | None:
+        """Return the teacher's score; None without a teacher."""
+        if self._teacher_logits is None:
+            return None
+        return self.value(self._teacher_logits, self._teacher_calibration)
 
     def _terms(self, network: nn.Module, logits: np.ndarray) -> dict[str, float]:
         """Return each term before its weight, the mean over samples; none where labels are needed and missing."""
@@ -105,6 +121,7 @@ class Validation:
                 None if teacher is None else torch.from_numpy(teacher[rows]).to(self._device),
                 progress_of_training=1.0,
                 features=self._features(network, rows) if objective.needs_features else None,
+                heads=self._heads,
             )
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(part)
@@ -184,8 +201,9 @@ class BatchAgreement:
             teacher = seen.teacher_logits.float()
             values[3] = self._right(teacher, seen.labels)[1]
             values[4:7] = self._task.batch_agreement(student, teacher) or (none, none, none)
-            centred, teachers = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
-            values[7:] = [(centred * teachers).sum(), (centred**2).sum(), (teachers**2).sum()]
+            if not self._task.embeds:  # two embeddings may be of other widths, and of other axes
+                centred, teachers = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
+                values[7:] = [(centred * teachers).sum(), (centred**2).sum(), (teachers**2).sum()]
         self._sums += torch.stack([value.to(self._sums.dtype) for value in values])
 
     def means(self, accelerator: Accelerator) -> dict[str, float | None]:

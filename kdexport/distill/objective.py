@@ -6,13 +6,14 @@ parameters here: an ``Objective`` may be called from anywhere, in any order.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from kdexport.distill.heads import Heads
 from kdexport.distill.losses.checks import at_least_fp32
 from kdexport.distill.losses.maps import on_grid
 from kdexport.errors import KDExportError, did_you_mean
@@ -152,7 +153,7 @@ class Objective:
         self.label_weight = label_weight
         self.label_smoothing = label_smoothing
         self.task, self.mixed = task, mixed
-        self._parts = _parts([term for term in terms if term.weight > 0])
+        self._parts = _parts([term for term in terms if term.weight > 0], task)
         if label_weight == 0 and not self._parts:
             raise KDExportError(
                 "label_weight and every term's weight are 0: the student would learn nothing",
@@ -174,10 +175,11 @@ class Objective:
             if ("features" not in part.loss.needs or (features and part.term.any_samples))
             and (samples > 1 or not part.term.compares_samples)
         ]
-        if not terms and self.label_weight == 0:
+        label_weight = 0.0 if self.task.label_head else self.label_weight  # a head knows its training identities alone
+        if not terms and label_weight == 0:
             return None
         return Objective(
-            self.label_weight,
+            label_weight,
             terms,
             label_smoothing=self.label_smoothing,
             label_loss=self.label_loss,
@@ -203,6 +205,11 @@ class Objective:
     def uses_logits(self) -> bool:
         """Whether the student's own logits enter the sum, so that every layer before them has a gradient."""
         return self.label_weight > 0 or any({"logits", "maps"} & set(part.loss.needs) for part in self._parts)
+
+    @property
+    def projected(self) -> tuple[str, ...]:
+        """The terms whose student side has to be as wide as the teacher's output."""
+        return tuple(part.name for part in self._parts if "logits" in part.loss.needs and part.term.projected)
 
     @property
     def feature_terms(self) -> dict[str, FeatureTerm]:
@@ -233,6 +240,7 @@ class Objective:
         progress_of_training: float,
         features: Features | None = None,
         labelled: Tensor | None = None,
+        heads: Heads | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum to minimize and what it is made of.
 
@@ -246,6 +254,7 @@ class Objective:
             features: For each of ``feature_terms``, the first arguments of its function.
             labelled: What the labels' loss is divided by, where these samples are part of a batch that holds unlabelled
                 ones; None: by the number of labelled samples among them. With labels of class alone.
+            heads: What learns beside the network on its output; None where nothing does.
 
         Returns:
             The weighted sum, a scalar, and each part before its weight, detached, on the same device: ``"labels"`` and
@@ -257,7 +266,7 @@ class Objective:
         parts: dict[str, Tensor] = {}
         total: Tensor | None = None
         if self.label_weight:
-            value = self._label_loss(student_logits, _given(labels, "the labels' loss", "labels"), labelled)
+            value = self._label_loss(student_logits, _given(labels, "the labels' loss", "labels"), labelled, heads)
             parts["labels"] = value.detach()
             total = self.label_weight * value
         student, teacher = self.task.comparable(student_logits), None
@@ -271,7 +280,8 @@ class Objective:
             arguments: list[Any] = []
             for need in part.loss.needs:
                 if need == "logits":
-                    arguments += [fed[0], _given(fed[1], part.name, "the teacher's logits")]
+                    ours = fed[0] if heads is None else heads.project(part.name, fed[0])
+                    arguments += [ours, _given(fed[1], part.name, "the teacher's logits")]
                 elif need == "labels":
                     arguments.append(self.task.comparable(_given(fed[2], part.name, "labels")))
                 elif need == "maps":
@@ -294,7 +304,10 @@ class Objective:
             raise ValueError("an objective has at least one part")
         return total, parts
 
-    def _label_loss(self, outputs: Tensor, targets: Tensor, labelled: Tensor | None) -> Tensor:
+    def _label_loss(self, outputs: Tensor, targets: Tensor, labelled: Tensor | None, heads: Heads | None) -> Tensor:
+        if self.task.label_head:
+            head = _given(heads, "the labels' loss", "a head's parameters")
+            return head.label_loss(outputs, targets, smoothing=self.label_smoothing, labelled=labelled)
         if self.mixed:
             check_same_shape(targets, outputs, "mixed")
         return self.task.label_loss(
@@ -307,13 +320,21 @@ class Objective:
         )
 
 
-def _parts(terms: Sequence[BaseTerm]) -> tuple[_Part, ...]:
-    """Match each term with its function; a method's second term gets ``.2`` to its name."""
+def _parts(terms: Sequence[BaseTerm], task: Task) -> tuple[_Part, ...]:
+    """Match each term with its function; a method's second term gets ``.2`` to its name.
+
+    Where an output is an embedding, terms on embeddings compare the outputs themselves unless they name layers: the
+    teacher's are kept, so that it does not run at every step.
+    """
     parts: list[_Part] = []
     for term in terms:
         name = term.method
         count = 1 + sum(part.name.partition(".")[0] == name for part in parts)
-        parts.append(_Part(f"{name}.{count}" if count > 1 else name, term, loss_of(term)))
+        loss = loss_of(term)
+        if task.embeds and isinstance(term, FeatureTerm) and term.of_embeddings:
+            named = term.layers("student") or term.layers("teacher")
+            loss = loss if named else replace(loss, needs=("logits",))
+        parts.append(_Part(f"{name}.{count}" if count > 1 else name, term, loss))
     return tuple(parts)
 
 
@@ -330,7 +351,8 @@ def _check_task(part: _Part, task: Task, *, mixed: bool) -> None:
     objection = task.objection(part.term)
     if objection is not None:
         fitting = [name for name, method in METHODS.items() if task.objection(method) is None]
-        first = next((name for name in fitting if name.endswith("soft_targets")), fitting[0])
+        usual = ("cosine",) if task.embeds else ("soft_targets", "binary_soft_targets")
+        first = next((name for name in fitting if name in usual), fitting[0])
         raise KDExportError(
             f"{part.name} {objection}",
             hint=f'give the recipe [[distill.terms]] with method = "{first}" (distill: --method {first}); '

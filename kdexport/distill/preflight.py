@@ -22,6 +22,7 @@ from kdexport.data.samples import Dataset, Split
 from kdexport.distill.context import DistillContext, Spec
 from kdexport.distill.evaluation import Validation
 from kdexport.distill.features import FeatureHooks
+from kdexport.distill.heads import heads_for
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.setup import batches_of, feature_hooks, teacher_of
@@ -120,7 +121,18 @@ def _try(
                         with hooks.teacher():
                             teacher_logits = teacher.logits(batch.inputs)
             features = hooks.features(torch.from_numpy(indices).to(logits.device)) if hooks else None
-            loss, _ = objective(logits, batch.labels, teacher_logits, progress_of_training=0.5, features=features)
+            heads = None
+            if dataset.task.embeds:
+                widths = logits.shape[1], None if teacher_logits is None else teacher_logits.shape[1]
+                heads = heads_for(objective, np.asarray(split.labels), widths, training, context.recipe.seed)
+            loss, _ = objective(
+                logits,
+                batch.labels,
+                teacher_logits,
+                progress_of_training=0.5,
+                features=features,
+                heads=None if heads is None else heads.to(logits.device),
+            )
         if not loss.requires_grad:
             raise KDExportError(
                 f"{who}'s output has no gradient: it would learn nothing",
@@ -184,7 +196,7 @@ def tell(context: DistillContext, name: str, *splits: Validation) -> None:
                 f"the {name} gives NaN or infinity for {bad} of {len(logits)} {split.name} samples",
                 hint="look at its weights and its preprocessing (a std of 0?); kdexport evaluate shows more",
             )
-        score = split.value(logits)
+        score = split.teacher_value()
         if score is not None:
             told.append(f"{context.dataset.task.label} {score:.3f} on {len(logits)} {split.name} samples")
     if told:

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from kdexport.artifacts import write_atomically
 from kdexport.data.augment import Augmentation
@@ -16,11 +17,12 @@ from kdexport.distill.context import DistillContext, Spec, network_key
 from kdexport.distill.data_free import synthesize, with_images
 from kdexport.distill.evaluation import Validation
 from kdexport.distill.features import FeatureHooks
+from kdexport.distill.heads import Heads, heads_for
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.teacher import CachedTeacher, Ensemble, OnlineTeacher, Teacher, cache_of, kept_logits
 from kdexport.errors import KDExportError
-from kdexport.models.loading import Model
+from kdexport.models.loading import Model, evaluating
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.recipe import DataFree, Distill, TeacherSpec, Training
 from kdexport.results import TeacherScore, TrainedNetwork
@@ -41,6 +43,12 @@ class TrainingSetup:
     test: Callable[[], Validation]  # of the weights that are kept; all processes make it
     teacher: CachedTeacher | OnlineTeacher | None = None
     hooks: FeatureHooks | None = None  # where the objective compares features
+    heads: Heads | None = None  # what learns beside the network on its output
+
+    @property
+    def beside(self) -> list[nn.Parameter]:
+        """What has to be learned beside the network."""
+        return [*(self.hooks.parameters() if self.hooks else ()), *(self.heads.parameters() if self.heads else ())]
 
 
 Teachers = Sequence[tuple[TrainedNetwork, Spec]]  # networks that teach, with the recipe's table of each
@@ -125,6 +133,7 @@ def distillation_setup(
         context.progress.message(f"{name}: student {', '.join(ours)} <- teacher {', '.join(theirs)}")
     if hooks:
         context.progress.message("the teacher runs at every step: its features are too large to keep")
+    heads = output_heads(shown, objective, model, settings, accelerator, teacher)
     source: CachedTeacher | OnlineTeacher | None = None
     if objective.needs_teacher:
         maps = context.dataset.task.map_size is not None
@@ -139,7 +148,11 @@ def distillation_setup(
         logits = kept_logits(shown, teacher, teacher_key, name, accelerator)
         online = source if isinstance(source, OnlineTeacher) and hooks else None
         split = getattr(shown.dataset, name)
-        return Validation(split, model.preprocessing, accelerator.device, logits, objective, name, online)
+        fitted_on = None
+        if split.calibration is not None:
+            fitted_on = kept_logits(shown, teacher, teacher_key, "val", accelerator)
+        device = accelerator.device
+        return Validation(split, model.preprocessing, device, logits, objective, name, online, heads, fitted_on)
 
     return TrainingSetup(
         phase=phase,
@@ -152,6 +165,7 @@ def distillation_setup(
         test=lambda: validation_on("test"),
         teacher=source,
         hooks=hooks,
+        heads=heads,
     )
 
 
@@ -171,6 +185,7 @@ def label_setup(
         seed=context.recipe.seed,
         preprocessing=model.preprocessing,
         batches=batches_of(context, context.dataset.train, training, accelerator),
+        heads=output_heads(context, objective, model, training, accelerator),
         objective=objective,
         validation=validation_on("val"),
         test=lambda: validation_on("test"),
@@ -198,6 +213,33 @@ def _with_made_samples(
         write_atomically(path, lambda temporary: np.save(temporary, images))
     accelerator.wait_for_everyone()
     return replace(context, dataset=with_images(context.dataset, np.load(path)))
+
+
+def output_heads(
+    context: DistillContext,
+    objective: Objective,
+    model: Model,
+    training: Training,
+    accelerator: Accelerator,
+    teacher: Teacher | None = None,
+) -> Heads | None:
+    """Return what learns beside a network on its output, on its device, and say so; None where nothing does."""
+    dataset = context.dataset
+    if not dataset.task.embeds:
+        return None
+    inputs = tuple(as_tensor(array).to(accelerator.device) for array in dataset.train.take(slice(0, 2)).inputs)
+    with evaluating(model.network.to(accelerator.device)):
+        ours = int(model.network(*model.preprocessing.apply(inputs)).shape[1])
+    theirs = None if teacher is None else int(teacher.logits(inputs).shape[1])
+    heads = heads_for(objective, np.asarray(dataset.train.labels), (ours, theirs), training, context.recipe.seed)
+    if heads is None:
+        return None
+    if heads.projections:
+        context.progress.message(
+            f"{', '.join(objective.projected)}: the student's {ours} numbers are projected to the teacher's {theirs} "
+            "by a layer that is left out of its file; student.embedding_dim makes it part of the student"
+        )
+    return heads.to(accelerator.device)
 
 
 def feature_hooks(

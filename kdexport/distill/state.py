@@ -154,6 +154,7 @@ def snapshot(
     loop: LoopState,
     accelerator: Accelerator,
     hooks: FeatureHooks | None = None,
+    heads: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint holds."""
     return {
@@ -161,6 +162,7 @@ def snapshot(
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
         "hooks": None if hooks is None else hooks.state_dict(),
+        "heads": None if heads is None else heads.state_dict(),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         "loop": loop.state(),
         "random": torch.get_rng_state(),
@@ -176,6 +178,7 @@ def restore(
     loop: LoopState,
     accelerator: Accelerator,
     hooks: FeatureHooks | None = None,
+    heads: nn.Module | None = None,
 ) -> None:
     """Put everything back as a checkpoint found it."""
     network.load_state_dict(saved["network"])
@@ -184,6 +187,8 @@ def restore(
         average.load_state_dict(saved["average"])
     if hooks is not None:
         hooks.load_state_dict(saved["hooks"])
+    if heads is not None:
+        heads.load_state_dict(saved["heads"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     loop.load(saved["loop"])

@@ -140,7 +140,9 @@ class Step:
         total: Tensor | None = None
         sums: dict[str, Tensor] = {}
         seen: list[Seen] = []
-        for number, part in enumerate(_parts(batch, count)):
+        together = self._setup.objective.task.samples_together
+        count = min(count, max(1, size // together))
+        for number, part in enumerate(_parts(batch, count, together)):
             # With several processes the gradients are averaged once, after the last part.
             waiting = number < count - 1 and processes > 1
             with self._accelerator.no_sync(self._network) if waiting else nullcontext():
@@ -173,6 +175,7 @@ class Step:
             progress_of_training=progress_of_training,
             features=hooks.features(torch.from_numpy(batch.indices).to(logits.device)) if hooks else None,
             labelled=None if whole is None else _labelled(whole, len(batch.indices), setup.objective.task),
+            heads=setup.heads,
         )
         if self._accelerator.num_processes > 1 and not setup.objective.uses_logits:
             # Layers behind those that are compared get no gradient, and processes wait for each other's of all of them.
@@ -208,8 +211,7 @@ class Step:
         )
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        hooks = self._setup.hooks
-        return [*self._network.parameters(), *(hooks.parameters() if hooks else ())]
+        return [*self._network.parameters(), *self._setup.beside]
 
 
 def is_plain(accelerator: Accelerator) -> bool:
@@ -217,12 +219,13 @@ def is_plain(accelerator: Accelerator) -> bool:
     return accelerator.num_processes == 1 and accelerator.mixed_precision == "no" and accelerator.scaler is None
 
 
-def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """Yield a batch in so many parts, as even as they can be."""
+def _parts(batch: Batch, count: int, together: int = 1) -> Iterator[Batch]:
+    """Yield a batch in so many parts, as even as they can be; so many samples in a row stay together."""
     if count == 1:
         yield batch
         return
-    for rows in torch.arange(len(batch.indices)).tensor_split(count):
+    for units in torch.arange(len(batch.indices)).view(-1, together).tensor_split(count):
+        rows = units.reshape(-1)
         on_device = rows.to(batch.inputs[0].device)
         yield replace(
             batch,

@@ -232,6 +232,8 @@ def cache_of(
     """
     settings = context.recipe.distill
     whole: AllLogits | TopK = compression_for(context.dataset.num_classes, settings.teacher_top_k)
+    if context.dataset.task.embeds:
+        whole = AllLogits(_width(context, teacher, accelerator))
     made_from = [*_made_from(context, teacher, teacher_key), [settings.augment, batches.views]]
     if isinstance(whole, TopK):
         made_from.append([whole.k])
@@ -295,7 +297,7 @@ def kept_logits(
     They are not rounded: the teacher's accuracy is told from them. Arguments as ``cache_of``.
     """
     split = getattr(context.dataset, name)
-    compression: Compression = AllLogits(context.dataset.num_classes, np.float32)
+    compression: Compression = AllLogits(_width(context, teacher, accelerator), np.float32)
     if (size := context.dataset.task.map_size) is not None:
         empty = np.zeros((1, context.dataset.num_classes, *size), dtype=np.float32)
         compression = Records(context.dataset.task.kept(empty).dtype)
@@ -317,6 +319,14 @@ def kept_logits(
     cache.ensure(0, compute, context.progress)
     accelerator.wait_for_everyone()
     return cache.read(0, np.arange(len(split)))
+
+
+def _width(context: DistillContext, teacher: Teacher, accelerator: Accelerator) -> int:
+    """Return how many numbers a teacher gives for a sample: of an embedding that is asked of it."""
+    if not context.dataset.task.embeds:
+        return context.dataset.num_classes
+    inputs = context.dataset.train.take(slice(0, 2)).inputs
+    return int(teacher.logits(tuple(as_tensor(array).to(accelerator.device) for array in inputs)).shape[1])
 
 
 def _folder(context: DistillContext) -> Path:

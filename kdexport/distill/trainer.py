@@ -60,7 +60,8 @@ def fit(
     memory_format = _memory_format(network, setup, accelerator, progress)
     if memory_format is not None:
         network.to(memory_format=memory_format)
-    optimizer = make_optimizer(network, training, beside=hooks.parameters() if hooks else ())
+    heads = setup.heads
+    optimizer = make_optimizer(network, training, beside=setup.beside)
     learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     network, prepared = accelerator.prepare(network, optimizer)
     if not is_plain(accelerator):
@@ -76,7 +77,7 @@ def fit(
     if saved is None and checkpoints.extended is not None:
         loop.begin_after(checkpoints.extended)
     elif saved is not None:
-        restore(saved, plain, optimizer, average, loop, accelerator, hooks)
+        restore(saved, plain, optimizer, average, loop, accelerator, hooks, heads)
         begun = min(loop.step // batches.per_epoch + 1, training.epochs)
         progress.message(f"{setup.phase}: going on from epoch {begun} of {training.epochs}")
     step = Step(_compiled(network, setup, progress), setup, accelerator, progress, memory_format)
@@ -85,7 +86,7 @@ def fit(
     def save() -> None:
         if accelerator.is_main_process:
             _check_finite(loop, setup, optimizer, checkpoints, learned)
-            checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator, hooks))
+            checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator, hooks, heads))
 
     with _interrupt_flag() as interrupted, progress.task(f"train {setup.phase}", total=training.epochs) as shown:
         done = loop.step / batches.per_epoch  # epochs, the begun one in part
@@ -108,8 +109,8 @@ def fit(
             for batch in batches.epoch(epoch, start=first):
                 set_lr(optimizer, training, loop.step, batches.per_epoch)
                 loss, parts, seen = step(batch, loop.step / loop.total_steps)
-                if hooks and accelerator.num_processes > 1:  # the wrapped student averages its own gradients only
-                    for parameter in hooks.parameters():
+                if accelerator.num_processes > 1:  # the wrapped student averages its own gradients only
+                    for parameter in setup.beside:
                         parameter.grad = accelerator.reduce(parameter.grad, "mean")
                 if training.clip_grad_norm is not None:
                     accelerator.clip_grad_norm_(learned, training.clip_grad_norm)

@@ -109,7 +109,7 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
         dataset = load_fitted_data(request.data, (spec,), request.seed, cache)
         fitted = OnnxSession(request.file, with_spec(dataset.preprocessing, request.preprocessing))
         val, train = dataset.val, dataset.train
-        few = val.take(parity.spread(len(val), variants.VALIDATION_SAMPLES))
+        few = val.spread(variants.VALIDATION_SAMPLES)
         labelled = few.labels is not None and session.fixed_batch in (None, 1)
         return variants.CalibrationData(
             lambda: whole(parity.samples_of(val.inputs, train.inputs, dataset.values_per_sample)),

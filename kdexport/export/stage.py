@@ -142,7 +142,7 @@ class _Work:
 
     def validation(self) -> tuple[Arrays, NDArray[Any]] | None:
         """Return raw validation samples with their targets; None where they have none."""
-        val = self.dataset.val.take(parity.spread(len(self.dataset.val), variants.VALIDATION_SAMPLES))
+        val = self.dataset.val.spread(variants.VALIDATION_SAMPLES)
         return None if val.labels is None else (val.inputs, val.labels)
 
     @cached_property
@@ -201,7 +201,7 @@ class _Work:
             preprocessing,
             self.dataset.input_names,
             preprocessing.own(self.samples),
-            class_names=self.distilled.class_names,
+            class_names=() if self.dataset.task.embeds else self.distilled.class_names,
             feature_names=self.dataset.feature_names,
             task=self.dataset.task.name,
             output_name=self.dataset.task.output_name,

@@ -316,7 +316,7 @@ def _calibration_data(
     def validation() -> tuple[Arrays, NDArray[Any]] | None:
         if dataset is None or dataset.val.labels is None:
             return None
-        few = dataset.val.take(parity.spread(len(dataset.val), variants.VALIDATION_SAMPLES))
+        few = dataset.val.spread(variants.VALIDATION_SAMPLES)
         return None if few.labels is None else (few.inputs, few.labels)
 
     return variants.CalibrationData(

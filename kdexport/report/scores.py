@@ -11,7 +11,7 @@ from typing import Any
 
 from kdexport import figures
 from kdexport.results import Interval, ModelFile, Report, Score
-from kdexport.tasks import TASKS
+from kdexport.tasks import task_of_metric
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Metric:
 
 def named(name: str, *, higher_is_better: bool = True) -> Metric:
     """Return a metric by its name in JSON; one that no task has is written as it stands."""
-    task = next((task for task in TASKS.values() if task.metric == name), None)
+    task = task_of_metric(name)
     if task is None:
         return Metric(name, name.replace("_", " "), share=False, higher_is_better=higher_is_better)
     return Metric(name, task.label, task.unit == "share", task.higher_is_better)

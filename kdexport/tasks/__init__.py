@@ -7,16 +7,22 @@ from numpy.typing import NDArray
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.tasks.base import Task
 from kdexport.tasks.classification import Classification
+from kdexport.tasks.embedding import Embedding
 from kdexport.tasks.multilabel import MultiLabel
 from kdexport.tasks.regression import Regression
 from kdexport.tasks.segmentation import Segmentation
+from kdexport.tasks.similarity import Similarity
 
 # In the order in which targets are tried where the recipe names no task.
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), MultiLabel(), Regression(), Segmentation())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classification(), MultiLabel(), Regression(), Segmentation(), Embedding())
+}
+# Told from one in TASKS of the same name by their targets alone; a source that gives such targets says so.
+VARIANTS: tuple[Task, ...] = (Similarity(),)
 
 
-def task_named(name: str) -> Task:
-    """Return a task.
+def task_named(name: str, targets: NDArray[Any] | None = None) -> Task:
+    """Return a task: of several with one name that whose targets these are, else the first.
 
     Raises:
         SourceError: There is none of that name.
@@ -24,7 +30,13 @@ def task_named(name: str) -> Task:
     if name not in TASKS:
         near = did_you_mean(name, TASKS) or f"there are: {', '.join(TASKS)}"
         raise SourceError(f"there is no task '{name}'", hint=near.strip())
-    return TASKS[name]
+    variants = [task for task in VARIANTS if task.name == name and targets is not None and task.fits(targets)]
+    return variants[0] if variants else TASKS[name]
+
+
+def task_of_metric(metric: str) -> Task | None:
+    """Return the task whose score has a name in JSON; None where there is none."""
+    return next((task for task in (*TASKS.values(), *VARIANTS) if task.metric == metric), None)
 
 
 def task_of(targets: NDArray[Any]) -> Task:

@@ -43,7 +43,10 @@ class Task(ABC):
     charts: ClassVar[tuple[str, ...]] = ()  # that the report shows of this task alone
     label_losses: ClassVar[tuple[str, ...]] = ()  # by the names that a recipe gives them, the usual one first
     output_ndim: ClassVar[int] = 2  # axes of an output: [batch, d], or [batch, channels, h, w] of a map
+    label_head: ClassVar[bool] = False  # whether the labels' loss has parameters of its own: ``distill.heads``
     mixes: ClassVar[bool] = False  # whether samples can be mixed: mixup, cutmix
+    samples_together: ClassVar[int] = 1  # samples that stand one behind the other and are learned from together
+    calibrated_on_validation: ClassVar[bool] = False  # whether a score needs something fitted on the validation split
     embeds: ClassVar[bool] = False  # whether an output is a vector of any width that others are compared with
     cacheable: ClassVar[bool] = True  # whether a teacher's outputs [samples, width] are kept between epochs
 
@@ -57,6 +60,10 @@ class Task(ABC):
 
         A score does not depend on it.
         """
+        return self
+
+    def calibrated(self, outputs: Array, targets: Array) -> "Task":  # noqa: ARG002
+        """Return the task with what its score needs, fitted on a model's outputs on the validation split."""
         return self
 
     def num_outputs(self, names: Sequence[str]) -> int | None:
@@ -117,6 +124,13 @@ class Task(ABC):
 
         Raises:
             SourceError: It cannot: one class only, one value only.
+        """
+
+    def check_splits(self, splits: Mapping[str, Array], names: Sequence[str], where: str) -> None:  # noqa: B027
+        """Hold that splits fit each other: those that a source gives, then all three; arguments as ``check_targets``.
+
+        Raises:
+            SourceError: They do not.
         """
 
     def check_outputs(self, shape: Sequence[int], samples: int, names: Sequence[str], who: str) -> None:
@@ -228,6 +242,14 @@ class Task(ABC):
     def groups(self, targets: Array) -> NDArray[np.int64]:
         """Return a group id per sample, by which a split is stratified."""
         return np.zeros(len(targets), dtype=np.int64)
+
+    def kept_together(self, targets: Array) -> NDArray[np.int64] | None:  # noqa: ARG002
+        """Return an id per sample: those with the same are put into the same split; None where each is by itself."""
+        return None
+
+    def spread(self, targets: Array, count: int) -> NDArray[np.int64]:
+        """Return the places of so many samples, at most, evenly spread over a split in whatever order."""
+        return np.linspace(0, len(targets) - 1, min(len(targets), count)).astype(np.int64)
 
     def better(self, one: float, other: float) -> bool:
         """Whether one score is better than another."""

@@ -11,6 +11,7 @@ from kdexport.errors import SourceError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHORTEST = 1e-6  # length of a vector that is brought to 1; fp16 still holds it
 Kind = Literal["scale", "resize", "normalize"]
 
 
@@ -83,7 +84,7 @@ class Postprocessing:
             output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
             return output * output.new_tensor(self.std) + output.new_tensor(self.mean)
         if self.kind == "normalize":
-            return F.normalize(output, dim=-1)
+            return F.normalize(output, dim=-1, eps=SHORTEST)
         if tuple(output.shape[2:]) == self.size:
             return output
         return F.interpolate(output, self.size, mode="bilinear", align_corners=False)

@@ -11,6 +11,7 @@ from kdexport.data.text import label_numbers
 from kdexport.errors import SourceError
 from kdexport.models.loading import load_model
 from kdexport.recipe import Student, Teacher, Training
+from kdexport.tasks.similarity import pairs_in
 
 transformers = pytest.importorskip("transformers", reason="it is an extra: pip install 'kdexport[text]'")
 
@@ -294,3 +295,78 @@ def test_texts_are_held_against_the_models_positions_and_words(bert, load, tmp_p
     with pytest.raises(SourceError, match="knows 5 tokens, and the texts hold the token") as caught:
         load_model("student", Student(model=f"hf:{bert}", args=few), data)
     assert "tokenizer" in caught.value.hint
+
+
+PAIRS = [(SENTENCES[i % 4], SENTENCES[(i * 3 + 1) % 4], f"{(i % 7) / 2}") for i in range(40)]
+PAIR_COLUMNS = ("sentence1", "sentence2", "score")
+
+
+def test_pairs_become_two_samples_each_that_stay_together(tmp_path, bert, load):
+    data = load(write(tmp_path / "pairs.csv", PAIRS, PAIR_COLUMNS), tokenizer=f"hf:{bert}", test_fraction=0.25)
+    assert data.task.name == "embedding"
+    assert data.task.scale == (0.0, 3.0)
+    sizes = [len(split) for split in (data.train, data.val, data.test)]
+    assert sum(sizes) == 80
+    assert sizes[2] == pytest.approx(20, abs=8)
+    numbers = []
+    for split in (data.train, data.val, data.test):
+        first, second, scores = pairs_in(split.labels)
+        assert len(first) * 2 == len(split)
+        assert (second == first + 1).all()
+        assert scores.tolist() == [float(PAIRS[int(number)][2]) for number in split.labels[first, 0]]
+        for place, number in zip(first, split.labels[first, 0].astype(int), strict=True):
+            for row, text in ((place, PAIRS[number][0]), (place + 1, PAIRS[number][1])):
+                assert split.inputs[1][row].sum() == len(text.split()) + 2
+        numbers += split.labels[first, 0].tolist()
+    assert sorted(numbers) == list(range(40))
+    assert any("test texts are among the training texts" in note for note in data.notes) is False  # cut, not given
+
+
+def test_a_folder_of_files_is_one_table_with_splits(tmp_path, bert, load):
+    for name, rows in (("train", PAIRS[:20]), ("dev", PAIRS[20:28]), ("test", PAIRS[28:])):
+        write(tmp_path / f"{name}.csv", rows, PAIR_COLUMNS)
+    data = load(f"csv:{tmp_path}", tokenizer=f"hf:{bert}")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [40, 16, 24]
+    assert data.val.labels[:, 0].tolist() == [number for number in range(20, 28) for _ in range(2)]
+    assert "4 of the 4 different test texts are among the training texts too" in data.notes
+
+
+def test_columns_of_pairs_can_be_named_and_are_told_apart_from_labels(tmp_path, bert, load):
+    keys = {"tokenizer": f"hf:{bert}"}
+    rows = [(number, *row) for number, row in enumerate(PAIRS)]
+    source = write(tmp_path / "named.csv", rows, ("id", "left", "right", "alike"))
+    data = load(source, text_columns=("left", "right"), score_column="alike", **keys)
+    assert data.task.metric == "spearman"
+    texts = [(text, "ab"[number % 2], "1") for number, (text, *_) in enumerate(PAIRS)]
+    labelled = write(tmp_path / "labels.csv", texts, ("text", "label", "score"))
+    assert load(labelled, **keys).task.name == "classification"
+    unclear = write(tmp_path / "unclear.csv", rows, ("id", "left", "right", "score"))
+    with pytest.raises(SourceError, match="it is not clear which two hold the texts") as error:
+        load(unclear, **keys)
+    assert "text_columns" in error.value.hint
+    with pytest.raises(SourceError, match="has no column 'lift'") as error:
+        load(unclear, text_columns=("lift", "right"), **keys)
+    assert "did you mean 'left'" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: (*row[:2], "high"), "a pair's score is a number, and line 2 has 'high'"),
+        (lambda row: (*row[:2], ""), "line 2 has none"),
+        (lambda row: (*row[:2], "nan"), "line 2 has 'nan'"),
+    ],
+)
+def test_a_score_that_is_no_number_is_told_with_its_line(tmp_path, bert, load, change, message):
+    rows = [change(PAIRS[0]), *PAIRS[1:]]
+    with pytest.raises(SourceError, match=message):
+        load(write(tmp_path / "pairs.csv", rows, PAIR_COLUMNS), tokenizer=f"hf:{bert}")
+
+
+def test_pairs_of_one_score_and_another_task_are_refused(tmp_path, bert, load):
+    alike = write(tmp_path / "alike.csv", [(*row[:2], "3") for row in PAIRS], PAIR_COLUMNS)
+    with pytest.raises(SourceError, match="all 40 pairs have the score 3"):
+        load(alike, tokenizer=f"hf:{bert}")
+    with pytest.raises(SourceError, match="are not those of classification") as error:
+        load(write(tmp_path / "pairs.csv", PAIRS, PAIR_COLUMNS), tokenizer=f"hf:{bert}", task="classification")
+    assert "set it to embedding" in error.value.hint

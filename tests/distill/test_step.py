@@ -27,6 +27,8 @@ def gradients(micro_batch_size: int | None) -> tuple[list[torch.Tensor], float, 
         objective=Objective(1.0),
         teacher=None,
         hooks=None,
+        heads=None,
+        beside=(),
         phase="student",
     )
     loss, terms, _ = Step(network, setup, Accelerator(cpu=True), SILENT)(batch, 0.0)
@@ -58,6 +60,8 @@ def test_processes_can_average_gradients_of_layers_that_are_not_compared() -> No
         objective=Objective(0.0, [Hint(method="hint")]),
         teacher=None,
         hooks=hooks,
+        heads=None,
+        beside=(),
         phase="student",
     )
     batch = Batch(np.arange(10), 0, (torch.randn(10, 5),), None)
@@ -88,6 +92,8 @@ def test_parts_of_a_partly_labelled_batch_count_each_label_alike() -> None:
             objective=Objective(1.0),
             teacher=None,
             hooks=None,
+            heads=None,
+            beside=(),
             phase="student",
         )
         batch = Batch(np.arange(10), 0, (torch.randn(10, 5),), labels)
@@ -108,6 +114,8 @@ def test_samples_count_alike_where_processes_have_unequal_shares() -> None:
         objective=Objective(1.0),
         teacher=None,
         hooks=None,
+        heads=None,
+        beside=(),
         phase="student",
     )
     alike = SimpleNamespace(
