@@ -193,6 +193,14 @@ class Data(Section):
 class Training(Section):
     """How a network is trained."""
 
+    @classmethod
+    def from_python(cls, values: Any) -> Any:
+        """Take functions for the augmentations of one's own."""
+        if not isinstance(values, dict) or not isinstance(values.get("augment"), tuple | list):
+            return values
+        own = tuple(objects.refer(item) if callable(item) else item for item in values["augment"])
+        return {**values, "augment": own}
+
     epochs: int = Field(30, ge=1, description="Number of passes over the training split.")
     batch_size: int = Field(128, ge=1, description="Samples per step, over all processes together.")
     micro_batch_size: int | None = Field(
@@ -281,7 +289,8 @@ class Training(Section):
         (),
         description=(
             "Augmentations of the training images, applied in the order given: shift, flip, crop, rotate, "
-            "color, erase; mixup and cutmix come last. Masks are moved with their images. Left out: none."
+            "color, erase, or file.py:name of your own, (sample, generator) -> sample; mixup and cutmix come last. "
+            "Masks are moved with their images, but by your own. Left out: none."
         ),
     )
     balanced: bool = Field(
@@ -424,7 +433,8 @@ class Student(NetworkSpec):
         None,
         description=(
             "Which tokens the student has: corpus cuts tokenizer and embedding to those of the training texts, a path "
-            "takes the tokenizer.json of an earlier cut. The cut tokenizer.json is shipped with the model. Left out: the whole vocabulary."
+            "takes the tokenizer.json of an earlier cut. The cut tokenizer.json is shipped with the model. Left out: "
+            "the whole vocabulary."
         ),
     )
     max_unknown: float = Field(
@@ -483,6 +493,7 @@ class Distill(Training):
     @classmethod
     def from_python(cls, values: Any) -> Any:
         """Take functions for the losses of one's own."""
+        values = super().from_python(values)
         if not isinstance(values, dict) or not isinstance(values.get("terms"), tuple | list):
             return values
         return {**values, "terms": tuple(_with_function(term) for term in values["terms"])}
@@ -996,7 +1007,9 @@ def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict
     for term in terms if isinstance(terms, list) else ():
         if isinstance(term, dict) and isinstance(term.get("method"), str) and ":" in term["method"]:
             term["method"] = reference(term["method"])
-    for table, key in ((document, "scores"), (distill, "augment")):
+    teacher = document.get("teacher")
+    train = teacher.get("train") if isinstance(teacher, dict) else None
+    for table, key in ((document, "scores"), (distill, "augment"), (train, "augment")):
         if isinstance(table, dict) and isinstance(table.get(key), list | tuple):
             table[key] = [reference(item) if isinstance(item, str) and ":" in item else item for item in table[key]]
     return document

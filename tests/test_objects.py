@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from kdexport import Recipe, RunDirectory, run
+from kdexport import Recipe, RunDirectory, figures, run
 from kdexport.data.datasets import load_data
 from kdexport.errors import RecipeError, SourceError
 from kdexport.models.networks import load_network
@@ -57,6 +57,10 @@ def worst_class(outputs, targets):
     return min(float(np.mean(outputs[targets == one].argmax(1) == one)) for one in np.unique(targets))
 
 
+def jitter(sample, generator):
+    return sample + generator.normal(0, 0.05, sample.shape)
+
+
 def test_a_whole_run_of_objects(tmp_path):
     teacher = network(64)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -64,7 +68,13 @@ def test_a_whole_run_of_objects(tmp_path):
         teacher={"model": teacher, "train": {"epochs": 3, "lr": 0.01, "batch_size": 64}},
         student=network(12),
         data=(Rows(range(1000)), Rows(range(1000, 1300)), Rows(range(1300, 1797))),
-        distill={"epochs": 8, "lr": 0.02, "batch_size": 64, "terms": [{"method": soft, "temperature": 3.0}]},
+        distill={
+            "epochs": 8,
+            "lr": 0.02,
+            "batch_size": 64,
+            "augment": [jitter],
+            "terms": [{"method": soft, "temperature": 3.0}],
+        },
         scores=[worst_class],
         **FAST,
     )
@@ -80,7 +90,7 @@ def test_a_whole_run_of_objects(tmp_path):
     line = [line for line in lines if line["phase"] == "student"][-1]
     assert any(name.startswith("object:soft") for name in line["terms"])
     assert "student" in str(report)
-    assert f"{student.size_bytes / 1024:.1f}" in str(report)
+    assert figures.size(student.size_bytes) in str(report)
     assert max(map(len, str(report).splitlines())) <= 100
     page = report._repr_html_()
     assert page.startswith('<iframe srcdoc="&lt;!')

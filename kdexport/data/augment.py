@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kdexport.data.samples import Split
 from kdexport.errors import RecipeError, did_you_mean
+from kdexport.references import load_object, parse, place
 from kdexport.tasks.segmentation import VOID
 
 SHIFT = 8  # "shift" moves by up to an eighth of each side: CIFAR's 4 of 32
@@ -34,19 +35,23 @@ class Augmentation:
     """The augmentations of a recipe, applied in the order given; what mixes samples comes last.
 
     Args:
-        names: Of ``AUGMENTATIONS`` and ``MIXES``.
+        names: Of ``AUGMENTATIONS`` and ``MIXES``, or ``file.py:name`` of the user's own: ``f(sample, generator)`` is
+            given one sample of the first input and a ``numpy.random.Generator`` of that sample's view, and returns the
+            sample changed, in the same shape. Masks stay as they are.
         seed: Of the run.
         split: The training samples: what ``mixup`` and ``cutmix`` draw partners from.
         classes: Of the labels that these two make.
 
     Raises:
         RecipeError: A name that there isn't.
+        SourceError: The same of a function of the user's own.
     """
 
     def __init__(self, names: Sequence[str], seed: int, split: Split | None = None, classes: int = 0) -> None:
         known = (*AUGMENTATIONS, *MIXES)
+        self._own = {name: load_object(parse(name)) for name in names if ":" in name}
         for name in names:
-            if name not in known:
+            if name not in known and name not in self._own:
                 near = did_you_mean(name, known) or f"there are: {', '.join(known)}"
                 raise RecipeError(f"no augmentation is called '{name}'", hint=near.strip())
         self.names = tuple(names)
@@ -81,7 +86,7 @@ class Augmentation:
         Raises:
             RecipeError: The inputs are no images.
         """
-        if self.names and (images.dtype != torch.uint8 or images.ndim != 4):
+        if len(self._own) < len(self.names) and (images.dtype != torch.uint8 or images.ndim != 4):
             raise RecipeError(
                 f"augment = {list(self.names)} works on uint8 images; the inputs are {images.dtype}",
                 hint="set distill.augment = [], or give the images as uint8 (height, width, channels)",
@@ -113,8 +118,8 @@ class Augmentation:
         moved = masks[..., None]
         rows = np.asarray(indices).astype(np.uint64)
         for name in self.names:
-            function, draws = AUGMENTATIONS[name]
-            if name not in COLORS:
+            if name in AUGMENTATIONS and name not in COLORS:
+                function, draws = AUGMENTATIONS[name]
                 numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws)).to(masks.device)
                 moved = function(moved, numbers, VOID)
         return moved[..., 0]
@@ -136,7 +141,40 @@ class Augmentation:
                 function, draws = AUGMENTATIONS[name]
                 numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws))
                 images = function(images, numbers.to(images.device))
+            elif name in self._own:
+                images = _own_view(self._own[name], name, images, [self.seed, view], indices)
         return images
+
+
+def _own_view(
+    function: Callable[[NDArray[Any], np.random.Generator], Any],
+    name: str,
+    samples: Tensor,
+    key: list[int],
+    indices: NDArray[Any],
+) -> Tensor:
+    """Return samples that a function of the user's own has changed, one by one.
+
+    Raises:
+        RecipeError: It raises, or gives something of another shape.
+    """
+    changed = []
+    for sample, index in zip(samples.cpu().numpy(), indices, strict=True):
+        stream = int.from_bytes(hashlib.sha256(name.rpartition(":")[2].encode()).digest()[:4], "little")
+        try:
+            one = np.asarray(function(sample.copy(), np.random.default_rng([*key, int(index), stream])))
+        except Exception as error:
+            raise RecipeError(
+                f"the augmentation {name} raises {type(error).__name__}: {error}{place(error)}",
+                hint=f"let it take (sample {list(sample.shape)} {sample.dtype}, generator) and return the sample",
+            ) from error
+        if one.shape != sample.shape:
+            raise RecipeError(
+                f"the augmentation {name} makes {list(one.shape)} of {list(sample.shape)}",
+                hint="let it return a sample of the shape that it was given",
+            )
+        changed.append(one.astype(sample.dtype, copy=False))
+    return torch.from_numpy(np.stack(changed)).to(samples.device)
 
 
 def flip(images: Tensor, draws: Tensor, fill: int | None = None) -> Tensor:  # noqa: ARG001 - nothing comes in

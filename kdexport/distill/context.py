@@ -159,6 +159,7 @@ def depends_on(identity: list[object], training: Training, exclude: Set[str] = f
     settings = training.model_dump(mode="json", exclude={*exclude, *WITHOUT_EFFECT})
     if training.label_loss is None:  # the usual one
         del settings["label_loss"]
+    settings["augment"] = augment_key(training)
     for term in settings.get("terms", ()):
         if ":" in term["method"]:
             term["method"] = fingerprint(term["method"])
@@ -166,6 +167,11 @@ def depends_on(identity: list[object], training: Training, exclude: Set[str] = f
     objective = {name: value for name, value in settings.items() if name not in how}
     whole = cache_key("training", identity=identity, objective=objective)
     return Depends(cache_key("phase", training=whole, how=how), whole, how)
+
+
+def augment_key(training: Training) -> list[str]:
+    """Return what stands for a training's augmentations; one of the user's own counts by its code."""
+    return [fingerprint(name) if ":" in name else name for name in training.augment]
 
 
 def mixes_samples(training: Training) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdexport.data.samples import Split
 from kdexport.distill.batches import Batch, Batches, at_once, even_parts, in_parts, predict_all
-from kdexport.distill.context import DistillContext
+from kdexport.distill.context import DistillContext, augment_key
 from kdexport.distill.features import FeatureHooks
 from kdexport.distill.logit_cache import AllLogits, Compression, Pixels, Records, TeacherCache, TopK, compression_for
 from kdexport.distill.losses.maps import on_grid
@@ -234,7 +234,7 @@ def cache_of(
     whole: AllLogits | TopK = compression_for(context.dataset.num_classes, settings.teacher_top_k)
     if context.dataset.task.embeds:
         whole = AllLogits(_width(context, teacher, accelerator))
-    made_from = [*_made_from(context, teacher, teacher_key), [settings.augment, batches.views]]
+    made_from = [*_made_from(context, teacher, teacher_key), [augment_key(settings), batches.views]]
     if isinstance(whole, TopK):
         made_from.append([whole.k])
     compression: AllLogits | TopK | Pixels = whole

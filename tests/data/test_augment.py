@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from kdexport.data.augment import AUGMENTATIONS, Augmentation, uniform
-from kdexport.errors import RecipeError
+from kdexport.errors import KDExportError, RecipeError
 
 INDICES = np.arange(100, 164)
 
@@ -109,3 +109,58 @@ def test_unknown_names_and_inputs_that_are_no_images():
     assert "did you mean 'flip'" in caught.value.hint
     with pytest.raises(RecipeError, match="works on uint8 images"):
         Augmentation(["flip"], 0)(torch.zeros(3, 4), np.arange(3), 0)
+
+
+OWN = """
+import numpy as np
+
+
+def noisy(sample, generator):
+    return np.clip(sample + generator.integers(0, 20, sample.shape), 0, 255)
+
+
+def smaller(sample, generator):
+    return sample[1:]
+
+
+def broken(sample, generator):
+    return sample.nothing
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return lambda name: f"{tmp_path / 'own.py'}:{name}"
+
+
+def test_an_augmentation_of_ones_own_gives_the_same_view_in_whatever_batch(own):
+    images = torch.randint(0, 200, (9, 6, 5, 3), dtype=torch.uint8)
+    augmentation = Augmentation((own("noisy"), "flip"), seed=3)
+    whole = augmentation(images, np.arange(9), view=1)
+    assert whole.dtype == torch.uint8
+    assert not torch.equal(whole, images)
+    parts = [augmentation(images[[i]], np.array([i]), view=1) for i in (4, 0, 8)]
+    assert torch.equal(torch.cat(parts), whole[[4, 0, 8]])
+    assert not torch.equal(augmentation(images, np.arange(9), view=2), whole)
+    alone = Augmentation((own("noisy"),), seed=3)(images, np.arange(9), view=1).int() - images
+    assert 0 <= int(alone.min()) <= int(alone.max()) < 20
+
+
+def test_one_of_ones_own_takes_numbers_too(own, tmp_path):
+    (tmp_path / "rows.py").write_text("def double(sample, generator):\n    return sample * 2\n")
+    rows = torch.randn(4, 7)
+    assert torch.equal(Augmentation((f"{tmp_path / 'rows.py'}:double",), seed=0)(rows, np.arange(4), 0), rows * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smaller", r"own.py:smaller makes \[5, 5, 3\] of \[6, 5, 3\]"),
+        ("broken", r"own.py:broken raises AttributeError.*own.py, line"),
+        ("noisi", "has no 'noisi'"),
+    ],
+)
+def test_what_is_no_augmentation_is_told(own, name, message):
+    with pytest.raises(KDExportError, match=message):
+        Augmentation((own(name),), seed=0)(torch.zeros(2, 6, 5, 3, dtype=torch.uint8), np.arange(2), 0)
