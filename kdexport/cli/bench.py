@@ -257,7 +257,7 @@ def _job(
         "models": found,
         "settings": _settings(recipe, {**flags, "provider_options": pairs or None}),
         "name": recipe.name if recipe else found[0].name,
-        "dataset": _dataset(recipe, data, [Path(model.file) for model in found], console),
+        "dataset": _dataset(recipe, data, [paths[0] / model.file for model in found] if alone else paths, console),
         "recipe": recipe.to_dict(relative_to=paths[0]) if recipe else None,
         "training": training_lines(directory.metrics) if directory else (),
         "dims": _sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64")),
@@ -423,10 +423,11 @@ def _dataset(recipe: "Recipe | None", data: str | None, files: list[Path], conso
     progress = console.progress  # one for both: a second would want a display of its own
     with progress.task("data"):
         from kdexport.data.datasets import cache_folder, load_data
+        from kdexport.models.fitted_data import as_files_say
         from kdexport.models.own_vocabulary import data_for, with_own_vocabulary
 
         seed, task = (0, None) if recipe is None else (recipe.seed, recipe.task)
-        chosen = data_for(chosen, files)
+        chosen, task = as_files_say(data_for(chosen, files), task, files)
         dataset = load_data(chosen, seed, cache_folder(chosen), progress, task=task)
         return with_own_vocabulary(dataset, chosen, (), files)
 

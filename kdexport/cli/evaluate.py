@@ -92,13 +92,14 @@ def evaluate(
             request = EvaluationRequest.parse([f"data.source={_text(data or '')}", *asked, *(set_ or ())])
         console.progress.message(f"{model} on {request.data.source}")  # torch takes a while to come
         from kdexport.data.datasets import cache_folder
-        from kdexport.models.fitted_data import load_fitted_data
+        from kdexport.models.fitted_data import as_files_say, load_fitted_data
         from kdexport.models.predictors import load_predictor
         from kdexport.scoring import evaluate as score
         from kdexport.scoring import own_scores
 
         spec, cache = request.student, cache_folder(request.data)
-        dataset = load_fitted_data(request.data, (spec,), request.seed, cache, console.progress, task=request.task)
+        data_, task = as_files_say(request.data, request.task, [Path(model)])
+        dataset = load_fitted_data(data_, (spec,), request.seed, cache, console.progress, task=task)
         predictor = load_predictor(spec, dataset)
         for note in (*dataset.notes, *predictor.notes):
             console.progress.message(note)

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from kdexport.data.augment import MIXES
 from kdexport.data.samples import Dataset, Split
 from kdexport.distill.context import DistillContext, Spec
 from kdexport.distill.evaluation import Validation
@@ -28,10 +29,11 @@ from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.setup import batches_of, feature_hooks, teacher_of
 from kdexport.distill.step import check_output, named
 from kdexport.distill.teacher import Teacher
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, RecipeError
 from kdexport.models.loading import Model, evaluating
 from kdexport.models.preprocessing import as_tensor
-from kdexport.recipe import Training
+from kdexport.recipe import Recipe, Training
+from kdexport.tasks.base import Task
 
 MOST = 2  # samples of the trial: what one of a batch needs, two have
 
@@ -49,6 +51,7 @@ def check(context: DistillContext, further: Check | None = None) -> None:
         KDExportError: Something would fail later; the message says what and where.
     """
     recipe = context.recipe
+    check_settings(recipe, context.dataset.task)
     teachers: list[tuple[Model, Spec]] = []
     for name, spec in recipe.teacher.named():
         model = context.load(name, spec)
@@ -65,6 +68,32 @@ def check(context: DistillContext, further: Check | None = None) -> None:
         further("student", student, context.dataset)
     teacher = teacher_of(context, teachers, accelerator.device)
     _try(context, "student", student, recipe.distill, context.objective, accelerator, teacher)
+
+
+def check_settings(recipe: Recipe, task: Task) -> None:
+    """Hold that no setting of a training is for classes where the task has none.
+
+    Raises:
+        RecipeError: Some are, by their keys.
+    """
+    if task.of_classes:
+        return
+    trainings: dict[str, Training | None] = {"distill": recipe.distill, "teacher.train": recipe.teacher.train}
+    faults = []
+    for table, training in trainings.items():
+        if training is None:
+            continue
+        faults += [f"{table}.label_smoothing"] if training.label_smoothing else []
+        faults += [f"{table}.balanced"] if training.balanced else []
+        faults += [f"{name} in {table}.augment" for name in training.augment if name in MIXES]
+    faults += ["distill.teacher_top_k"] if recipe.distill.teacher_top_k is not None else []
+    faults += ["distill.data_free"] if recipe.distill.data_free is not None else []
+    faults += ['teacher.combine = "confidence"'] if recipe.teacher.combine == "confidence" else []
+    if faults:
+        verb = "is" if len(faults) == 1 else "are"
+        raise RecipeError(
+            f"{', '.join(faults)} {verb} for classes, and the task is {task.name}", hint="take it out of the recipe"
+        )
 
 
 def _try(

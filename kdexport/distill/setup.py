@@ -70,7 +70,9 @@ def teacher_of(context: DistillContext, teachers: Sequence[tuple[Model, Spec]], 
         return Teacher(models[0].network, models[0].preprocessing, device)
     weights = [spec.weight for _, spec in teachers if isinstance(spec, TeacherSpec)]
     members = [(model.network, model.preprocessing) for model in models]
-    return Teacher(Ensemble(members, weights, context.recipe.teacher.combine), Preprocessing(), device)
+    relative = context.dataset.task.relative_outputs
+    ensemble = Ensemble(members, weights, context.recipe.teacher.combine, relative=relative)
+    return Teacher(ensemble, Preprocessing(), device)
 
 
 def teacher_scores(context: DistillContext, teachers: Teachers) -> tuple[TeacherScore, ...]:

@@ -154,7 +154,8 @@ class CachedTeacher:
 class Ensemble(nn.Module):
     """A weighted mean of its members' logits.
 
-    Each row of logits is first brought to mean 0, for a softmax does not see the constants that members differ by. With
+    Each row of logits is first brought to mean 0 (unless ``relative`` is False: numbers, logits of a sigmoid), for a
+    softmax does not see the constants that members differ by. With
     ``"average"`` the shares are the weights. With ``"confidence"`` they are the weights times exp(-entropy) of the
     member's own prediction, sample by sample, so that a member which is unsure of a sample counts little there: Kwon
     et al. 2020, "Adaptive Knowledge Distillation Based on Entropy", with the entropy in place of labels.
@@ -163,6 +164,7 @@ class Ensemble(nn.Module):
         members: Networks with their preprocessing.
         weights: One per member, above 0.
         combine: ``"average"`` or ``"confidence"``.
+        relative: Whether outputs count up to a constant of each sample; else they are averaged as they are.
     """
 
     def __init__(
@@ -170,12 +172,14 @@ class Ensemble(nn.Module):
         members: Sequence[tuple[nn.Module, Preprocessing]],
         weights: Sequence[float],
         combine: Literal["average", "confidence"],
+        *,
+        relative: bool = True,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(network for network, _ in members)
         self._preprocessings = [preprocessing for _, preprocessing in members]
         self._weights = [weight / sum(weights) for weight in weights]
-        self._combine = combine
+        self._combine, self._relative = combine, relative
 
     def each(self, *inputs: Tensor) -> list[Tensor]:
         """Return every member's logits [batch, classes] for raw inputs."""
@@ -184,8 +188,9 @@ class Ensemble(nn.Module):
 
     def together(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the members' logits combined, [batch, classes]."""
-        # [members, batch, classes, ...]
-        stacked = torch.stack([rows - rows.mean(dim=1, keepdim=True) for rows in logits])
+        stacked = torch.stack(list(logits))  # [members, batch, classes, ...]
+        if self._relative:
+            stacked = stacked - stacked.mean(dim=2, keepdim=True)
         shares = torch.tensor(self._weights, device=stacked.device).view(-1, *[1] * (stacked.ndim - 1))
         if self._combine == "confidence":
             logs = F.log_softmax(stacked, dim=2)
@@ -234,6 +239,8 @@ def cache_of(
     whole: AllLogits | TopK = compression_for(context.dataset.num_classes, settings.teacher_top_k)
     if context.dataset.task.embeds:
         whole = AllLogits(_width(context, teacher, accelerator))
+    if context.dataset.task.exact_outputs:  # numbers in the data's units: half precision ends at 65,504
+        whole = AllLogits(context.dataset.num_classes, np.float32)
     made_from = [*_made_from(context, teacher, teacher_key), [augment_key(settings), batches.views]]
     if isinstance(whole, TopK):
         made_from.append([whole.k])

@@ -3,6 +3,7 @@ and what a score on them is worth.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,29 @@ def load_fitted_data(
     else:
         dataset = _in_their_order(dataset, networks)
     return _with_doubts(with_own_vocabulary(dataset, data, networks), networks)
+
+
+def as_files_say(data: Data, task: str | None, files: Sequence[Path]) -> tuple[Data, str | None]:
+    """Return [data] of a table, and the task, with what ONNX files say where the user says nothing.
+
+    A file that kdexport has written of numbers knows its task, the columns that it is fed and those that it estimates:
+    a table to score it on needs no more than its name.
+    """
+    if parse(data.source).kind != "table" or task not in (None, "regression"):
+        return data, task
+    from kdexport.onnx import metadata
+
+    entries = {"label_columns": "kdexport.labels", "feature_columns": "kdexport.features"}
+    for file in files:
+        known = metadata.read(file) if file.suffix == ".onnx" and file.is_file() else {}
+        if known.get("kdexport.task") == "regression":
+            told = {
+                key: tuple(json.loads(known[entry]))
+                for key, entry in entries.items()
+                if entry in known and not getattr(data, key)
+            }
+            return data.model_copy(update=told), "regression"
+    return data, task
 
 
 def in_order(dataset: Dataset, outputs: Sequence[int] | None) -> Dataset:

@@ -189,6 +189,8 @@ class OnnxSession:
             table: Any = output
             if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
                 table = np.array([[row[key] for key in sorted(row)] for row in output])
+            if isinstance(table, np.ndarray) and table.shape == (len(feed[0]),) and self.expects == "none":
+                table = table[:, None]  # one number a sample
             if isinstance(table, np.ndarray) and table.ndim == self.output_ndim and table.dtype.kind == "f":
                 scores: NDArray[np.float32] = table.astype(np.float32)
                 if self.activation is None:

@@ -37,6 +37,8 @@ class Task(ABC):
     unit: ClassVar[Literal["share", "value"]] = "share"  # a share of 1 is shown in percent, a value as it is
     bounds: ClassVar[Interval] = (0.0, 1.0)  # of the score
     output_name: ClassVar[str] = "logits"  # of a file's output
+    of_classes: ClassVar[bool] = True  # whether outputs are scores of classes: smoothing and mixing make sense
+    relative_outputs: ClassVar[bool] = False  # whether a constant added to all of a sample's outputs changes nothing
     exact_outputs: ClassVar[bool] = False  # whether outputs are values whose 8 bits would show: they are not rounded
     activation: ClassVar[Activation] = "none"  # what a file's user applies to an output, outside of the network
     other_metrics: ClassVar[Mapping[str, str]] = {}  # what is told beside the score: name in JSON -> name for people

@@ -90,6 +90,7 @@ class Classification(Task):
     activation: ClassVar[Activation] = "softmax"
     label_losses = ("cross_entropy",)
     mixes = True
+    relative_outputs = True
     other_metrics: ClassVar[dict[str, str]] = {"macro_f1": "macro-F1"}
     charts = ("classes", "confusions")
 

@@ -53,6 +53,7 @@ class Regression(Task):
     unit: ClassVar[Literal["share", "value"]] = "value"
     bounds: ClassVar[Interval] = (0.0, float("inf"))
     output_name: ClassVar[str] = "predictions"
+    of_classes: ClassVar[bool] = False
     exact_outputs: ClassVar[bool] = True
     other_metrics: ClassVar[dict[str, str]] = {"rmse": "RMSE", "r2": "R²"}
     charts: ClassVar[tuple[str, ...]] = ("predictions", "residuals")

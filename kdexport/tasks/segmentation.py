@@ -43,6 +43,7 @@ class Segmentation(Task):
     name = "segmentation"
     metric = "mean_iou"
     label = "mean IoU"
+    relative_outputs = True
     activation: ClassVar[Activation] = "softmax"
     other_metrics: ClassVar[dict[str, str]] = {"pixel_accuracy": "pixel accuracy"}
     charts = ("classes", "confusions")
