@@ -19,7 +19,7 @@ from pathlib import Path
 from bench_common import OtherLoad, keep, make_model
 
 from kdexport.bench.pack import pack
-from kdexport.bench.stage import bench
+from kdexport.bench.stage import BenchRequest, bench
 from kdexport.onnx.describe import describe_file
 from kdexport.progress import Silent
 from kdexport.recipe import Bench
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, OtherLoad() as load:
         folder = Path(name)
         models = [describe_file(make_model(folder, size)) for size in ("small", "tiny")]
-        pack(models, settings, folder / "bench.pyz", name="pack", progress=Silent())
+        pack(BenchRequest(models, settings, "pack"), folder / "bench.pyz", progress=Silent())
         python = bare_environment(folder / "venv")
         code = "import importlib.metadata as m; print(sorted({d.metadata['Name'] for d in m.distributions()}))"
         holds = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -110,6 +110,26 @@ def count(value: int | None) -> str:
     return str(value)
 
 
+def thousands(value: float) -> str:
+    """A whole number with commas."""
+    return f"{value:,.0f}"
+
+
+def rate(per_second: float) -> str:
+    """Samples per second, in two digits from a thousand on: ``263/s``, ``20 k/s``."""
+    for unit, factor in (("M", 10**6), ("k", 10**3)):
+        if per_second >= 0.995 * factor:
+            return f"{per_second / factor:.{0 if per_second >= 9.95 * factor else 1}f} {unit}/s"
+    return f"{per_second:.0f}/s" if per_second >= 10 else f"{_significant(per_second, 2)}/s"
+
+
+def duration(seconds: float) -> str:
+    """A time to wait or that was spent, in seconds, minutes or hours: ``4 s``, ``12 min``, ``3.2 h``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{_significant(seconds / 3600, 2)} h"
+
+
 def energy(value: float | None) -> str:
     """Millijoules per call."""
     return UNKNOWN if value is None else f"{_significant(value)} mJ"

@@ -3,27 +3,37 @@
 Everything goes to stderr; stdout is for results. Stages get a ``Progress`` and know nothing of terminals.
 """
 
+import importlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from kdexport import figures, terminal
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
+    from rich.progress import Task as RichTask
+    from rich.text import Text
 
 PLAIN_SECONDS = 2.0  # least time between two plain lines of one task: a log stays readable
 SPEED_SECONDS = 600.0  # that the time left is judged by: a step may take minutes
-WIDE = 100  # columns of a terminal that has room for long bars
+NAME_WIDTH = len("student-plain")  # what tasks are called stands in a column of its own
+NOTE_WIDTH = 60  # of a training's facts, all of them; a terminal that is wider has room for a bar
+BAR_WIDTHS = (10, 24)  # least and most
+
+
+Note = str | Sequence[str]  # facts of one line, the one with the most worth first: a narrow terminal drops the last
 
 
 class Task(Protocol):
     """One piece of long work."""
 
-    def advance(self, steps: float = 1, note: str = "") -> None:
-        """Count steps as done and say how it stands, e.g. ``"loss 0.31, accuracy 0.97"``."""
+    def advance(self, steps: float = 1, note: Note = "") -> None:
+        """Count steps as done and say how it stands, e.g. ``("97.9 % val", "loss 0.31")``."""
 
 
 class Progress(Protocol):
@@ -55,7 +65,7 @@ class Silent:
 
 
 class _SilentTask:
-    def advance(self, steps: float = 1, note: str = "") -> None:
+    def advance(self, steps: float = 1, note: Note = "") -> None:
         pass
 
 
@@ -88,13 +98,14 @@ class PlainLines:
 class _PlainTask:
     def __init__(self, lines: PlainLines, name: str, total: float | None) -> None:
         self._lines, self._name, self._total = lines, name, total
-        self._done, self._note, self._shown, self._pending = 0.0, "", time.monotonic(), False
+        self._done, self._shown, self._pending = 0.0, time.monotonic(), False
+        self._note: tuple[str, ...] = ()
         self._first: tuple[float, float] | None = None  # when, and how much was done: some may have been before
 
-    def advance(self, steps: float = 1, note: str = "") -> None:
+    def advance(self, steps: float = 1, note: Note = "") -> None:
         self._done += steps
         self._first = self._first or (time.monotonic(), self._done)
-        self._note = note or self._note
+        self._note = _facts(note) or self._note
         self._pending = True
         if time.monotonic() - self._shown >= PLAIN_SECONDS:
             self._show()
@@ -104,17 +115,16 @@ class _PlainTask:
             self._show()
 
     def _show(self) -> None:
-        done = f"{round(self._done, 1):g}"
-        parts = [f"{self._name} {done}/{self._total:g}" if self._total else f"{self._name} {done}"]
-        self._lines.message("  ".join(part for part in (*parts, self._note, self._left()) if part))
+        facts = terminal.SEPARATOR.join([*self._note, *self._left()])
+        self._lines.message(f"{self._name} {_count(self._done, self._total)}  {facts}".rstrip())
         self._shown, self._pending = time.monotonic(), False
 
-    def _left(self) -> str:
+    def _left(self) -> list[str]:
         if self._first is None or self._total is None or not self._first[1] < self._done < self._total:
-            return ""
+            return []
         then, before = self._first
         seconds = (time.monotonic() - then) * (self._total - self._done) / (self._done - before)
-        return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:,.0f} min left"
+        return [f"{figures.duration(seconds)} left"]
 
 
 class Bars:
@@ -130,31 +140,36 @@ class Bars:
 
     def warn(self, message: str) -> None:
         """Print one yellow line above the bars."""
-        self._console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+        self._console.print(terminal.warning(message))
 
     @contextmanager
     def task(self, name: str, total: float | None = None, *, still: bool = False) -> Iterator[Task]:
-        """Show a bar with steps, time spent, time left and a note.
+        """Show the steps, a note, the time left, and a bar where there is room.
 
         A still one has no thread that draws it ten times a second; within another task it moves as that one does.
         """
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, ProgressColumn, TextColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
         if self._live is not None:  # a task within a task shares the display
-            yield _BarTask(self._live, self._live.add_task(name, total=total, note=""))
+            yield _BarTask(self._live, self._live.add_task(name, total=total, note=()))
             return
-        # The note takes the room that is left and is cut off there: the figures before it stay whole.
-        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24 if self._console.width >= WIDE else 10),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=rest),
-        )
+
+        class Facts(ProgressColumn):
+            """What is known of the task, as far as there is room."""
+
+            def render(self, task: "RichTask") -> _Fitted:
+                return _Fitted([*task.fields["note"], *_time_of(task)])
+
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", markup=False, table_column=Column(min_width=NAME_WIDTH, no_wrap=True)),
+            _counts(),
+            Facts(table_column=Column(ratio=1, no_wrap=True)),
+        ]
+        spare = self._console.width - NAME_WIDTH - NOTE_WIDTH - len(" 20/20 ") - 1
+        if spare >= BAR_WIDTHS[0]:
+            columns.insert(1, BarColumn(bar_width=min(spare, BAR_WIDTHS[1])))
         with RichProgress(
             *columns,
             console=self._console,
@@ -165,7 +180,7 @@ class Bars:
         ) as live:
             self._live = live
             try:
-                yield _BarTask(live, live.add_task(name, total=total, note=""))
+                yield _BarTask(live, live.add_task(name, total=total, note=()))
             finally:
                 self._live = None
 
@@ -174,12 +189,61 @@ class _BarTask:
     def __init__(self, live: "RichProgress", identity: "TaskID") -> None:
         self._live, self._identity = live, identity
 
-    def advance(self, steps: float = 1, note: str = "") -> None:
+    def advance(self, steps: float = 1, note: Note = "") -> None:
         still = not self._live.live.auto_refresh
-        if note:
-            self._live.update(self._identity, advance=steps, refresh=still, note=note)
+        if facts := _facts(note):
+            self._live.update(self._identity, advance=steps, refresh=still, note=facts)
         else:
             self._live.update(self._identity, advance=steps, refresh=still)
+
+
+class _Fitted:
+    """Facts in the room that the terminal leaves them."""
+
+    def __init__(self, facts: Sequence[str]) -> None:
+        self.facts = facts
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
+        from rich.text import Text
+
+        yield Text(terminal.fit(self.facts, options.max_width), style="dim", no_wrap=True)
+
+
+def _counts() -> "ProgressColumn":
+    from rich.progress import TextColumn
+
+    class Counts(TextColumn):
+        """Steps done, of how many."""
+
+        def render(self, task: "RichTask") -> "Text":
+            from rich.text import Text
+
+            return Text("" if task.total is None else _count(task.completed, task.total), style="progress.download")
+
+    return Counts("")
+
+
+def _count(done: float, total: float | None) -> str:
+    """Return ``3/20``: a training's steps within an epoch count in its share of the epoch."""
+    return f"{round(done, 1):g}" + (f"/{total:g}" if total else "")
+
+
+def _facts(note: Note) -> tuple[str, ...]:
+    return tuple(part for part in ([note] if isinstance(note, str) else note) if part)
+
+
+def _time_of(task: "RichTask") -> list[str]:
+    """Return how long a task still takes, or how long it took."""
+    if task.finished:
+        return [figures.duration(task.finished_time or 0.0)]
+    return [] if task.time_remaining is None else [f"{figures.duration(task.time_remaining)} left"]
+
+
+def load(module: str, progress: Progress) -> None:
+    """Import a library that takes seconds to come, and say so meanwhile."""
+    if module not in sys.modules:
+        with progress.task(f"loading {module}..."):
+            importlib.import_module(module)
 
 
 def for_python() -> Progress:

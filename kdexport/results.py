@@ -153,6 +153,7 @@ class DistillResult:
     splits_made_by: dict[str, str]  # split -> "source" or how it was made
     networks: tuple[TrainedNetwork, ...]
     teachers: tuple[TeacherScore, ...] = ()  # where there are several
+    metric: str | None = None  # what a score measures, by its name in JSON: "accuracy", "mean_iou"
 
 
 @dataclass(frozen=True)

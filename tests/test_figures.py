@@ -37,3 +37,19 @@ def test_one_unit_for_a_column() -> None:
     assert figures.Unit.of([0.3, 30.0]).name == "ms"
     assert figures.Unit.of([5000.0, 9000.0]).name == "s"
     assert figures.Unit.of([0.03, 0.3]).write(0.062) == "62.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(0.5, "0.50/s"), (9.5, "9.5/s"), (263.4, "263/s"), (999, "1.0 k/s"), (19_900, "20 k/s"), (2.34e6, "2.3 M/s")],
+)
+def test_rates(value: float, written: str) -> None:
+    assert figures.rate(value) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(3.6, "4 s"), (99.4, "99 s"), (99.6, "2 min"), (720, "12 min"), (5_900, "98 min"), (11_520, "3.2 h")],
+)
+def test_durations(value: float, written: str) -> None:
+    assert figures.duration(value) == written

@@ -21,7 +21,7 @@ LAYERS = (
     ("tasks",),
     ("recipe_reference",),
     ("recipe", "terms", "precisions", "references", "objects", "statistics"),
-    ("artifacts", "figures", "results", "progress", "errors"),
+    ("artifacts", "figures", "terminal", "results", "progress", "errors"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 HEAVY = ("torch", "onnx", "onnxruntime", "torchvision", "sklearn")

@@ -37,16 +37,65 @@ def test_bars_go_on_while_a_stage_catches_what_a_library_prints(terminal: Termin
     assert "a fact" in terminal.getvalue()
 
 
-def test_a_long_note_leaves_the_figures_whole(terminal: Terminal) -> None:
-    with (
-        contextlib.redirect_stderr(terminal),
-        for_terminal(quiet=False).task("train student-plain", 60) as task,
-    ):
-        task.advance(14, note="loss 1.048, accuracy 0.951, agreement [0.930], 10,630/s")
-    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).rstrip().splitlines()[-1]
-    assert re.match(r"train student-plain \S+ +14/60 \d:\d\d:\d\d \S\S:\S\S loss 1\.048, accuracy 0\.951.*…", last), (
-        last
-    )
+FACTS = ("97.9 % val", "97.2 % agrees", "loss 0.204", "20 k/s")
+
+
+def last_line(shown: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).rstrip().splitlines()[-1].rstrip()
+
+
+def training_line(terminal: Terminal, facts: tuple[str, ...] = FACTS) -> str:
+    with contextlib.redirect_stderr(terminal), for_terminal(quiet=False).task("student-plain", 60, still=True) as task:
+        for _ in range(14):
+            task.advance(1, note=facts)
+        return last_line(terminal.getvalue())
+
+
+def test_a_training_stands_whole_in_80_columns(terminal: Terminal) -> None:
+    line = training_line(terminal)
+    whole = "student-plain 14/60 97.9 % val · 97.2 % agrees · loss 0.204 · 20 k/s · "
+    assert re.fullmatch(re.escape(whole) + r"\d s left", line), line
+    assert len(line) <= 80
+
+
+def test_what_has_no_room_is_dropped_from_the_right(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert training_line(terminal) == "student-plain 14/60 97.9 % val · 97.2 % agrees · loss 0.204"
+
+
+def test_a_wide_terminal_has_a_bar(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    line = training_line(terminal)
+    assert re.match(r"student-plain ━+╸? +14/60 97\.9 % val .* s left$", line), line
+    assert len(line) <= 120
+
+
+def test_a_finished_task_says_how_long_it_took_and_names_stand_in_a_column(terminal: Terminal) -> None:
+    with contextlib.redirect_stderr(terminal):
+        progress = for_terminal(quiet=False)
+        for name in ("teacher", "student-plain"):
+            with progress.task(name, 2, still=True) as task:
+                task.advance(2, note="[x]")
+    lines = [last_line(part) for part in terminal.getvalue().split("\n") if "2/2" in part]
+    assert sorted(set(lines)) == ["student-plain 2/2 [x] · 0 s", "teacher       2/2 [x] · 0 s"]
+
+
+def test_a_warning_is_yellow_and_begins_with_a_mark(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR")
+    with contextlib.redirect_stderr(terminal):
+        for_terminal(quiet=False).warn("no [labels]\x1b[2J")
+    assert "\x1b[33m! no [labels] [2J\x1b[0m" in terminal.getvalue()
+
+
+def test_a_library_that_takes_long_to_load_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    monkeypatch.setattr(progress_module.importlib, "import_module", lambda _: told.append(capsys.readouterr().err))
+    progress_module.load("sys", progress_module.PlainLines())
+    progress_module.load("no_such_library", progress_module.PlainLines())
+    assert len(told) == 1
+    assert "loading no_such_library..." in told[0]
 
 
 def test_a_still_task_is_drawn_where_it_is_advanced_and_has_no_thread(terminal: Terminal) -> None:
@@ -62,13 +111,13 @@ def test_a_still_task_is_drawn_where_it_is_advanced_and_has_no_thread(terminal: 
 def test_plain_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = iter(range(0, 1000, 30))
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(now)))
-    with progress_module.PlainLines().task("train student", 100) as task:
+    with progress_module.PlainLines().task("student", 100) as task:
         task.advance(50, note="going on")  # of an earlier sitting: no measure of speed
         for _ in range(3):
             task.advance(0.25)
     lines = capsys.readouterr().err.splitlines()
     assert "left" not in lines[1]
-    assert re.search(r"train student 50\.2/100  going on  \d+ min left", lines[2])
+    assert re.search(r"student 50\.2/100  going on · \d\.\d h left", lines[2])
 
 
 def test_a_notebook_shows_bars_and_a_script_nothing(monkeypatch):

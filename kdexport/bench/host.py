@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kdexport import figures
 from kdexport.bench.plan import Condition
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -325,7 +326,7 @@ def disturbance(found: LeftOut, surroundings: Sequence[Surroundings], condition:
     stolen = sum(around.stolen for around in surroundings) / count
     cores = os.cpu_count() or 1
     if found.share > MUCH_TIME or found.waited_calls > MANY_CALLS * found.all_calls:
-        return f"other work took its core during {found.share:.0%} of the measured time"
+        return f"other work took its core during {figures.percent(found.share, 0)} of the measured time"
     if stolen > STOLEN_CORES:
         return f"the hypervisor took {stolen:.2f} cores away"
     if other + condition.threads > cores + CROWDED:

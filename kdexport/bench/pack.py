@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 from kdexport.artifacts import write_atomically
 from kdexport.bench.plan import Plan
-from kdexport.bench.stage import plan_for
+from kdexport.bench.stage import BenchRequest, plan_for
 from kdexport.errors import KDExportError
 from kdexport.onnx.describe import external_files, load_graph
 from kdexport.progress import Progress
@@ -34,7 +34,7 @@ from kdexport.results import BenchResult, ModelFile, from_json, to_json
 PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
 MODULES = (
-    "__init__", "api", "errors", "machine", "progress", "results", "scoring", "statistics",
+    "__init__", "api", "errors", "figures", "machine", "progress", "results", "scoring", "statistics", "terminal",
     "onnx/__init__", "onnx/activation", "onnx/sessions",
 )  # fmt: skip
 NOT_THERE = ("doctor", "pack", "stage")
@@ -61,44 +61,25 @@ class Pack:
     samples: int  # of labelled data, for accuracy; 0 where there are none
 
 
-def pack(
-    models: Sequence[ModelFile],
-    settings: Any,
-    out: Path,
-    *,
-    name: str,
-    folder: Path = Path(),
-    dataset: Any | None = None,
-    recipe: dict[str, Any] | None = None,
-    training: Sequence[dict[str, Any]] = (),
-    dims: Mapping[str, int] | None = None,
-    inputs_file: Path | None = None,
-    progress: Progress,
-) -> Pack:
-    """Write a file that measures the models where it is run; arguments as ``kdexport.bench.stage.bench``.
+def pack(request: BenchRequest, out: Path, *, progress: Progress) -> Pack:
+    """Write a file that measures the models where it is run.
 
     Args:
-        models: What to measure.
-        settings: The recipe's [bench]; the packed file's own flags can change devices, batch sizes and threads.
+        request: What to measure. The packed file's own flags can change devices, batch sizes and threads; a sample of
+            the data set's test split goes along, for accuracy, and so do real inputs.
         out: The file to write.
-        name: What the result is called.
-        folder: What the models' paths are relative to.
-        dataset: A sample of its test split goes along, for accuracy.
-        recipe: Kept in the result.
-        training: Kept in the result.
-        dims: Sizes of dynamic axes by name.
-        inputs_file: Real inputs; goes along.
         progress: Where to say how it goes.
 
     Raises:
         KDExportError: A model is not what it should be, or ``out`` cannot be written.
     """
-    plan = plan_for(models, settings, folder=folder, dims=dims, inputs_file=inputs_file)
+    models, folder, dataset, inputs_file = request.models, request.folder, request.dataset, request.inputs_file
+    plan = plan_for(models, request.settings, folder=folder, dims=request.dims, inputs_file=inputs_file)
     samples, feeds = _samples(models, folder, dataset, progress)
     manifest = {
-        "name": name,
-        "recipe": recipe,
-        "training": list(training),
+        "name": request.name,
+        "recipe": request.recipe,
+        "training": list(request.training),
         "models": [to_json(dataclasses.replace(model, file=Path(model.file).name)) for model in models],
         "class_names": list(dataset.class_names) if dataset is not None else [],
         "task": dataset.task.name if dataset is not None else None,
@@ -183,17 +164,15 @@ def _samples(
 SSH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20")  # a password would be asked for where nobody sees it
 
 
-def measure_on(host: str, models: Any, settings: Any, *, python: str, progress: Progress, **asked: Any) -> BenchResult:
+def measure_on(host: str, request: BenchRequest, *, python: str, progress: Progress) -> BenchResult:
     """Measure on another machine.
 
     Args:
         host: As ssh takes it: ``user@host`` or an alias of ``~/.ssh/config``.
-        models: As ``pack``.
-        settings: As ``pack``.
+        request: What to measure.
         python: The command that starts Python there, as sh takes it (a path with spaces is quoted in it); numpy and
             onnxruntime must be importable.
         progress: Where to say how it goes; the other machine's own lines come through on stderr.
-        **asked: As ``pack``.
 
     Raises:
         KDExportError: No ssh here, the host cannot be reached, or the run there ended without a result.
@@ -205,7 +184,7 @@ def measure_on(host: str, models: Any, settings: Any, *, python: str, progress: 
             raise KDExportError(f"{tool} is not installed here", hint="install OpenSSH, or copy a --pack file yourself")
     with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
         packed = Path(folder) / "bench.pyz"
-        written = pack(models, settings, packed, progress=progress, **asked)
+        written = pack(request, packed, progress=progress)
         there = f"/tmp/kdexport-{secrets.token_hex(8)}.pyz"
         progress.message(f"copying {written.size_bytes / 2**20:.1f} MiB to {host}")
         _call("scp", "-q", *SSH, "--", str(packed), f"{host}:{there}", host=host)
@@ -223,7 +202,7 @@ def measure_on(host: str, models: Any, settings: Any, *, python: str, progress: 
         return from_json(BenchResult, json.loads(done.stdout))
     except ValueError:  # not JSON, or not this version's
         raise KDExportError(
-            f"the benchmark on {host} ended with code {done.returncode} and no result (its own words are above)",
+            f"the benchmark on {host} ended with code {done.returncode} and no result (its own output is above)",
             hint=f"on {host}: pip install numpy onnxruntime; another interpreter: --remote-python PATH",
         ) from None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kdexport import statistics
+from kdexport import figures, statistics
 from kdexport.bench import devices, energy, host
 from kdexport.bench.host import Surroundings, Watch
 from kdexport.bench.inputs import resolve_shapes
@@ -286,8 +286,8 @@ class Runner:
         """Say what a round beyond the fewest is for."""
         left_out = max((one.left_out.share for one in series), default=0.0)
         worst = max((one.precision or 0.0 for one in series), default=0.0)
-        known = f", added: medians are known to ±{worst:.1%}"
-        return known + (f", {left_out:.0%} of the time beside other work" if left_out > 0.01 else "")
+        known = f", added: medians are known to ±{figures.percent(worst)}"
+        return known + (f", {figures.percent(left_out, 0)} of the time beside other work" if left_out > 0.01 else "")
 
     def _prepare(self, one: Series, group: WorkerGroup) -> None:
         task = worker_task(one.target, one.batch_size, group.condition, self._settings)

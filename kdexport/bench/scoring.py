@@ -95,7 +95,7 @@ def score_models(
             if position == 0:
                 baseline = outputs
             where = "" if device.provider == CPU else f" on {device.name}"
-            task.advance(note=f"{model.name} {evaluation.score.value:.4f}{where}")
+            task.advance(note=f"{model.name} {TASKS[evaluation.task].write(evaluation.score.value)}{where}")
             yield dataclasses.replace(
                 model,
                 score=evaluation.score,

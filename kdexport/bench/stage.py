@@ -27,9 +27,25 @@ from kdexport.progress import Progress, Silent
 from kdexport.results import BenchResult, ExportResult, Machine, ModelFile
 
 if TYPE_CHECKING:
+    from kdexport.data.samples import Dataset
     from kdexport.recipe import Bench, Recipe
 
 SILENT = Silent()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchRequest:
+    """What is to be measured, wherever that is: here, by a packed file, or on another machine. See ``bench``."""
+
+    models: Sequence[ModelFile]
+    settings: "Bench"
+    name: str
+    folder: Path = Path()
+    dataset: "Dataset | None" = None
+    recipe: dict[str, Any] | None = None
+    training: Sequence[dict[str, Any]] = ()
+    dims: Mapping[str, int] | None = None
+    inputs_file: Path | None = None
 
 
 def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory, progress: Progress) -> BenchResult:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
+from kdexport import figures
 from kdexport.bench.host import LeftOut, Surroundings, disturbance
 from kdexport.bench.plan import Condition, Settings
 from kdexport.bench.session import Placement, fallback
@@ -83,12 +84,15 @@ def _precision(precision: float | None, settings: Settings) -> str:
         return "too few rounds for an interval"
     if precision <= settings.precision:
         return ""
-    return f"the median is known to ±{precision:.2%}, not to the ±{settings.precision:.2%} asked for"
+    known, wanted = figures.percent(precision, 2), figures.percent(settings.precision, 2)
+    return f"the median is known to ±{known}, not to the ±{wanted} asked for"
 
 
 def _noise(latency: Latency) -> str:
     cv = latency.std / latency.mean if latency.mean else 0.0
-    return f"noisy: single calls vary by {cv:.0%} (standard deviation over mean)" if cv > NOISY_CV else ""
+    return (
+        f"noisy: single calls vary by {figures.percent(cv, 0)} (standard deviation over mean)" if cv > NOISY_CV else ""
+    )
 
 
 def _spread(latency: Latency) -> str:
@@ -106,7 +110,7 @@ def _drift(latency: Latency) -> str:
     last = sum(latency.rounds_p50[-part:]) / part
     if last <= first * (1 + DRIFT):
         return ""
-    return f"it became {last / first - 1:.0%} slower while it was measured: throttled, or other load"
+    return f"it became {figures.percent(last / first - 1, 0)} slower while it was measured: throttled, or other load"
 
 
 def _threads(condition: Condition) -> str:
@@ -139,7 +143,7 @@ def _throttled(one: Recorded) -> str:
 def _fallback(provider: str, placement: Placement, compute_share: Mapping[str, float] | None) -> str:
     text = fallback(provider, placement)
     if text and compute_share:
-        text += f"; {1 - compute_share.get(provider, 0.0):.0%} of the time is spent there"
+        text += f"; {figures.percent(1 - compute_share.get(provider, 0.0), 0)} of the time is spent there"
     return text
 
 

@@ -53,6 +53,13 @@ class Console:
 
         return for_terminal(quiet=self.quiet or not is_main())
 
+    @property
+    def width(self) -> int:
+        """Characters in a line of stdout."""
+        from rich.console import Console as RichConsole
+
+        return RichConsole(file=self.stdout).width
+
     def result(self, result: Any, shown: Any) -> None:
         """Print a result: its JSON document with --json, else ``shown`` (a Rich renderable or text)."""
         if self.json:

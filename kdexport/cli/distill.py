@@ -3,16 +3,13 @@
 import json as jsonlib
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
 from kdexport.cli.run import Extend, Out, Restart, Set, Track, on_change, tracked
 from kdexport.errors import KDExportError
-
-if TYPE_CHECKING:
-    from kdexport.distill.layers import ShownLayers
 
 DISTILL_WEIGHT = 0.9  # what --method terms share; the labels have the rest by default
 TEACHER, STUDENT, TRAINING = "Teacher", "Student", "Training"
@@ -264,7 +261,9 @@ def distill(
             )
         from kdexport import artifacts
         from kdexport.artifacts import RunDirectory
+        from kdexport.cli import tables
         from kdexport.pipeline import default_directory
+        from kdexport.progress import load
         from kdexport.recipe import Recipe
 
         whole = (
@@ -272,11 +271,12 @@ def distill(
         )
         directory = RunDirectory(out or default_directory(whole))
         progress = console.progress
+        load("torch", progress)
         if show_layers:
             from kdexport.distill.layers import show_layers as listed
 
             layers = listed(whole, directory.cache, progress)
-            console.result(layers, shown(layers))
+            console.result(layers, tables.layers(layers))
             return
         progress.message(f"{whole.name} -> {directory.root}/")
         with directory.lock():
@@ -287,7 +287,7 @@ def distill(
                 what = on_change(restart=restart, extend=extend)
                 result = stage(whole, directory, progress, on_change=what)
         if artifacts.is_main():
-            console.result(result, _shown(result, directory.root))
+            console.result(result, tables.trained(result, directory.root))
 
 
 def _flag(key: str, value: Any) -> list[str]:
@@ -328,49 +328,3 @@ def _terms(recipe: Path | None, methods: list[str] | None, temperature: float | 
             for name in methods or ["soft_targets"]
         ],
     )
-
-
-def _shown(result: Any, root: Path) -> Any:
-    from rich.console import Group
-    from rich.table import Table
-
-    table = Table(title=f"{result.name}: trained", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("network")
-    for column in ("parameters", "epochs", "best", "val score", "seconds"):
-        table.add_column(column, justify="right")
-    for network in result.networks:
-        table.add_row(
-            network.name,
-            f"{network.parameters:,}" if network.parameters else "",  # an ONNX file's are not counted
-            str(network.epochs) if network.epochs else "given",
-            "" if network.best_epoch is None else str(network.best_epoch + 1),
-            "" if network.val_score is None else f"{network.val_score:.4f}",
-            "" if network.seconds is None else f"{network.seconds:.1f}",
-        )
-    weights = ", ".join(network.weights for network in result.networks)  # as a column they'd wrap at 80 columns
-    return Group(table, "", f"weights in {root}/: {weights}", f"next: kdexport export {root} --onnx")
-
-
-def shown(layers: "ShownLayers") -> Any:
-    """Return both networks' layers and the suggested pairs, ready to print."""
-    from rich.console import Group
-    from rich.table import Table
-
-    parts: list[Any] = []
-    for title, rows in (("student", layers.student), ("teacher", layers.teacher)):
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.add_column("stage", justify="right")
-        for column in ("layer", "kind", "gives"):
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            gives = " x ".join(map(str, row.shape)) if row.usable else "runs several times: cannot be named"
-            table.add_row("" if row.stage is None else str(row.stage), row.path, row.kind, gives)
-        parts += [table, ""]
-    pairs = Table(
-        title="pairs to begin with (student_layer, teacher_layer)", title_justify="left", title_style="bold", box=None
-    )
-    pairs.add_column("student")
-    pairs.add_column("teacher")
-    for student, teacher in layers.suggested:
-        pairs.add_row(student, teacher)
-    return Group(*parts, pairs)

@@ -1,20 +1,12 @@
 """`kdexport evaluate`: how good a model is on data, whatever form it has."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
 from kdexport.cli.run import Set
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from kdexport.results import Evaluation, TargetScore
-
-CLASSES_SHOWN = 30
-CONFUSIONS_SHOWN = 5
 
 
 def evaluate(
@@ -75,7 +67,9 @@ def evaluate(
       kdexport evaluate nets.py:Small --weights small.pt --recipe recipe.toml
     """
     with command(json=json, quiet=quiet, verbose=verbose) as console:
+        from kdexport.cli.tables import evaluated
         from kdexport.errors import KDExportError
+        from kdexport.progress import load
         from kdexport.recipe import EvaluationRequest, Recipe
 
         if (data is None) == (recipe is None):
@@ -90,7 +84,9 @@ def evaluate(
             request = Recipe.load(recipe, ["name=evaluation", "student={}", *asked, *(set_ or ())])
         else:
             request = EvaluationRequest.parse([f"data.source={_text(data or '')}", *asked, *(set_ or ())])
-        console.progress.message(f"{model} on {request.data.source}")  # torch takes a while to come
+        console.progress.message(f"{model} on {request.data.source}")
+        if not model.endswith(".onnx"):
+            load("torch", console.progress)
         from kdexport.data.datasets import cache_folder
         from kdexport.models.fitted_data import as_files_say, load_fitted_data
         from kdexport.models.predictors import load_predictor
@@ -113,68 +109,7 @@ def evaluate(
         )
         if doubt := dataset.task.doubt(outputs, samples.labels, dataset.class_names):
             console.progress.warn(doubt)
-        console.result(scores, table(scores, dataset.splits_made_by[split]))
-
-
-def table(scores: "Evaluation", made_by: str) -> Any:
-    """Return an evaluation as Rich tables: the whole, every class, the commonest mistakes."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from kdexport.tasks import TASKS, task_of_metric
-    from kdexport.tasks.classification import worst_confusions
-
-    task = task_of_metric(scores.score.metric) or TASKS[scores.task]
-    ci95 = scores.score.ci95
-    interval = "" if ci95 is None else f"95 % interval {ci95[0]:.4f} to {ci95[1]:.4f}"
-    told = [(task.other_metrics.get(name, name), value) for name, value in scores.metrics.items()]
-    others = "  ".join(f"{label} {value:.4f}" for label, value in told if value is not None)
-    origin = "" if made_by == "source" else f" ({made_by})"
-    if scores.per_target:
-        return Group(
-            Text(f"{task.label} {scores.score.value:.6g}  {interval}"),
-            Text(f"{others}  on {scores.samples} samples of {scores.split}{origin}"),
-            *([_targets(scores.per_target)] if len(scores.per_target) > 1 else []),
-        )
-    classes = Table(box=SIMPLE_HEAD, pad_edge=False)
-    classes.add_column("class")
-    for column in ("samples", "found", "precision", "F1"):
-        classes.add_column(column, justify="right")
-    ranked = sorted(scores.per_class, key=lambda score: score.accuracy)
-    shown = ranked[:CLASSES_SHOWN] if len(ranked) > CLASSES_SHOWN else list(scores.per_class)
-    for score in shown:
-        precision = "-" if score.precision is None else f"{score.precision:.3f}"
-        classes.add_row(Text(score.name), f"{score.samples}", f"{score.accuracy:.3f}", precision, f"{score.f1:.3f}")
-    parts: list[Any] = [
-        Text(f"{task.label} {scores.score.value:.4f}  {interval}"),
-        Text(f"{others}  on {scores.samples} samples of {scores.split}{origin}"),
-        classes,
-    ]
-    if len(ranked) > len(shown):
-        parts.append(Text(f"the {len(shown)} worst of {len(ranked)} classes\n", style="dim"))
-    confusions = worst_confusions(scores, CONFUSIONS_SHOWN)
-    if confusions:
-        parts.append(Text("most often confused:"))
-        parts += [Text(f"  {count:4d}  {true} taken for {said}") for true, said, count in confusions]
-    return Group(*parts)
-
-
-def _targets(rows: "Sequence[TargetScore]") -> Any:
-    """Return a table with a line for each target, in its own unit."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    targets = Table(box=SIMPLE_HEAD, pad_edge=False)
-    targets.add_column("target")
-    for column in ("MAE", "RMSE", "R²", "off by"):
-        targets.add_column(column, justify="right")
-    for row in rows:
-        r2 = "-" if row.r2 is None else f"{row.r2:.4f}"
-        targets.add_row(Text(row.name), f"{row.mae:.6g}", f"{row.rmse:.6g}", r2, f"{row.bias:+.4g}")
-    return targets
+        console.result(scores, evaluated(scores, dataset.splits_made_by[split]))
 
 
 def _text(value: str) -> str:

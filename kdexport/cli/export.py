@@ -1,10 +1,8 @@
-"""`kdexport export`: ONNX files from a run or from a bare model reference, and what a file says of itself."""
+"""`kdexport export`: its flags; what they ask for is made in ``export_request``."""
 
-import json
-import tomllib
-from dataclasses import dataclass, fields
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +10,7 @@ from kdexport.cli.console import Console, Json, Quiet, Verbose, command
 from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
-    from kdexport.onnx.describe import Description
-    from kdexport.recipe import StandaloneExport
-    from kdexport.results import ExportResult
+    from kdexport.cli.export_request import Written
 
 SOURCE, FORM, IMAGES, SMALLER = "Bare model reference", "Form of the file", "Inputs and outputs", "Smaller variants"
 
@@ -290,7 +286,9 @@ def export(
         "max_output_error": max_output_error,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    own = _OfAReference(
+    from kdexport.cli.export_request import ReferenceFlags, opset_for, written
+
+    own = ReferenceFlags(
         out=out,
         weights=weights,
         arg=tuple(arg or ()),
@@ -317,217 +315,21 @@ def export(
         if not (onnx or ort):
             raise typer.BadParameter("say what to write: --onnx, --ort or both")
         if for_runtime is not None:
-            from kdexport.onnx.files import for_runtime as reads
-
-            wanted = reads(for_runtime)
-            if opset is not None and opset > wanted.opset:
-                raise KDExportError(
-                    f"onnxruntime {for_runtime} reads opsets up to {wanted.opset}, and --opset asks for {opset}",
-                    hint="leave one of the two out",
-                )
-            settings.setdefault("opset", wanted.opset)
-        if Path(model).is_dir():
-            _run(console, Path(model), settings, own, ort=ort)
-        else:
-            _bare(console, model, settings, own, ort=ort)
+            settings["opset"] = opset_for(for_runtime, opset)
+        _show(console, written(model, settings, own, ort=ort, progress=console.progress), ort=ort)
 
 
-@dataclass(frozen=True)
-class _OfAReference:
-    """The flags that are for a bare model reference alone, as they were typed."""
+def _show(console: Console, written: "Written", *, ort: bool) -> None:
+    from kdexport.cli.tables import exported
 
-    out: Path | None
-    weights: str | None
-    arg: tuple[str, ...]
-    input_shape: tuple[str, ...]
-    data: str | None
-    seed: int | None
-    dynamic: tuple[str, ...]
-    static: bool
-    output_name: tuple[str, ...]
-    size: str | None
-    resize: str | None
-    mean: str | None
-    std: str | None
-    force: bool
-    input: Path | None
-
-    @property
-    def given(self) -> list[str]:
-        """The names of those that were typed."""
-        return [
-            item.name.replace("_", "-") for item in fields(self) if getattr(self, item.name) not in (None, (), False)
-        ]
-
-
-def _run(console: Console, root: Path, settings: dict[str, object], own: _OfAReference, *, ort: bool) -> None:
-    """Bring a run's files up to date with the settings."""
-    from kdexport import artifacts
-    from kdexport.artifacts import RunDirectory
-    from kdexport.recipe import Recipe
-    from kdexport.results import DistillResult, from_json
-
-    if own.given:
-        raise KDExportError(
-            f"--{own.given[0]} is for a bare model reference; {root} is a run, whose recipe says that",
-            hint="leave it out, or change the recipe and run it",
-        )
-    directory = RunDirectory(root)
-    document = artifacts.read_json(directory.stage("distill"))
-    if document is None or not directory.recipe.is_file():
-        raise KDExportError(
-            f"{root} is no run directory: it has no {'recipe.toml' if document else 'distill.json'}",
-            hint="make one with `kdexport run RECIPE` or `kdexport distill`, or give a model reference",
-        )
-    document.pop("key", None)
-    asked = Recipe.load(directory.recipe)
-    quantize = settings.get("quantize")
-    if isinstance(quantize, tuple):  # more variants, beside those that the run has
-        settings["quantize"] = tuple(dict.fromkeys([*asked.export.quantize, *quantize]))
-    recipe = Recipe.load(directory.recipe, [f"export.{name}={_toml(value)}" for name, value in settings.items()])
-    with directory.lock():
-        from kdexport.export.stage import export as run_export
-
-        recipe.write(directory.recipe)  # so that `kdexport run` finds nothing to undo
-        result = run_export(recipe, from_json(DistillResult, document), directory, console.progress)
-        _finish(console, result, root, ort=ort, again=f"kdexport bench {root}")
-
-
-def _bare(console: Console, reference: str, settings: dict[str, object], own: _OfAReference, *, ort: bool) -> None:
-    """Export a model by reference."""
-    from kdexport import references
-    from kdexport.recipe import PRETRAINED, StandaloneExport
-
-    parsed = references.parse(reference)
-    if own.input is not None and not reference.endswith(".onnx"):
-        raise KDExportError(
-            "--input is for an ONNX file",
-            hint="give the network's samples as data: --data npz:FILE or --data FILE.py:NAME",
-        )
-    pixels = {
-        "size": _pair(own.size),
-        "resize": own.resize,
-        "mean": _numbers("mean", own.mean),
-        "std": _numbers("std", own.std),
-    }
-    pixels = {name: value for name, value in pixels.items() if value is not None}
-    data = {} if own.data is None else {"data": {"source": own.data}}
-    checked = StandaloneExport.parse({**data, "preprocessing": pixels, "export": {"quantize": (), **settings}})
-    asked = checked.export
-    if reference.endswith(".onnx"):
-        _given(console, reference, settings, own, checked, ort=ort)
-        return
-
-    from kdexport.export import standalone
-    from kdexport.export.random_inputs import parse_shape
-    from kdexport.export.target import Form
-    from kdexport.onnx import files
-
-    wants_images = bool(pixels) or asked.any_image_size or own.data is not None
-    bake = settings.get("bake_preprocessing", wants_images)
-    form = Form(
-        asked.opset,
-        files.ir_for(asked.opset),
-        asked.parity_tolerance,
-        bake=bool(bake),
-        any_image_size=asked.any_image_size,
-        softmax=asked.softmax,
-        top_k=asked.top_k,
-        output_names=own.output_name or None,
-        static=own.static,
-    )
-    if own.static and own.dynamic:
-        raise KDExportError("--static and --dynamic ask for opposite things", hint="leave one of them out")
-    if form.any_image_size and not form.bake:
-        raise KDExportError("--any-image-size needs the preprocessing in the graph", hint="add --bake-preprocessing")
-    weights = own.weights
-    request = standalone.Request(
-        references.absolute(reference, Path.cwd()),
-        own.out or Path(f"{parsed.name or Path(parsed.target).stem}.onnx"),
-        args=dict(_argument(text) for text in own.arg),
-        weights=weights if weights in (None, PRETRAINED) else str(Path(weights).expanduser().resolve()),
-        inputs=tuple(parse_shape(text, number) for number, text in enumerate(own.input_shape)),
-        data=checked.data,
-        preprocessing=checked.preprocessing,
-        quantize=asked.quantize,
-        calibration=asked.calibration,
-        calibration_samples=asked.calibration_samples,
-        weight_bits=asked.weight_bits,
-        max_drop=asked.max_drop,
-        max_output_error=asked.max_output_error,
-        dynamic=own.dynamic,
-        ort=ort,
-        force=own.force,
-        seed=own.seed or 0,
-        license=asked.license,
-    )
-    result = standalone.export(request, form, console.progress)
-    _finish(console, result, request.out.parent, ort=ort, again=f"kdexport bench {request.out}")
-
-
-def _given(
-    console: Console,
-    reference: str,
-    settings: dict[str, object],
-    own: _OfAReference,
-    checked: "StandaloneExport",
-    *,
-    ort: bool,
-) -> None:
-    """Quantize an ONNX file."""
-    asked = checked.export
-    if not asked.quantize:
-        raise KDExportError(
-            f"{reference} is ONNX already",
-            hint="say what to make of it, e.g. --quantize int8 --input calibration.npz; or see "
-            f"kdexport export --describe {reference}, kdexport bench {reference}",
-        )
-    usable = {"out", "data", "input", "seed", "force", "size", "resize", "mean", "std"}
-    variant = {"quantize", "calibration", "calibration_samples", "weight_bits", "max_drop", "max_output_error"}
-    idle = [name for name in own.given if name not in usable]
-    idle += [name.replace("_", "-") for name in settings if name not in variant]
-    if idle:
-        raise KDExportError(
-            f"--{idle[0]} is for a network that becomes ONNX; {reference} is a file already", hint="leave it out"
-        )
-    from kdexport.export import given
-    from kdexport.export.variants import VariantSpec
-
-    specs = tuple(
-        VariantSpec(
-            precision,
-            asked.calibration,
-            asked.weight_bits,
-            max_drop=asked.max_drop,
-            max_output_error=asked.max_output_error,
-        )
-        for precision in asked.quantize
-    )
-    request = given.Request(
-        Path(reference).expanduser(),
-        specs,
-        own.out,
-        checked.data,
-        own.input,
-        asked.calibration_samples,
-        checked.preprocessing,
-        force=own.force,
-        seed=own.seed or 0,
-    )
-    result = given.export(request, console.progress)
-    folder = (request.out or request.file).parent
-    made = " ".join(str(folder / model.file) for model in result.models)
-    _finish(console, result, folder, ort=ort, again=f"kdexport bench {reference} {made}")
-
-
-def _finish(console: Console, result: "ExportResult", folder: Path, *, ort: bool, again: str) -> None:
-    import dataclasses
-
+    result = written.result
     if ort:
         from kdexport.onnx import files
 
-        result = dataclasses.replace(result, models=tuple(files.noted(model, folder) for model in result.models))
-    console.result(result, table(result, again))
+        result = dataclasses.replace(
+            result, models=tuple(files.noted(model, written.folder) for model in result.models)
+        )
+    console.result(result, exported(result, written.again, console.width))
     if result.failures:
         lines = [f"  {failure.model}: {failure.reason}\n    hint: {failure.hint}" for failure in result.failures]
         count = "one file" if len(lines) == 1 else f"{len(lines)} files"
@@ -538,96 +340,8 @@ def _finish(console: Console, result: "ExportResult", folder: Path, *, ort: bool
 
 
 def _describe(console: Console, path: Path) -> None:
+    from kdexport.cli.tables import described
     from kdexport.onnx.describe import describe
 
     found = describe(path)
-    console.result(found, description(found))
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise KDExportError(f"--arg {text!r} is not of the form key=value", hint="e.g. --arg num_classes=10")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
-
-
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise KDExportError(f"--{name} {text!r} is no list of numbers", hint="e.g. 0.485,0.456,0.406") from None
-
-
-def _pair(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().replace(",", "x").split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise KDExportError(f"--size {text!r} is no size", hint="height x width, e.g. 224x224")
-    return int(parts[0]), int(parts[1])
-
-
-def _toml(value: Any) -> str:
-    import tomli_w
-
-    return tomli_w.dumps({"value": value}).partition("=")[2].strip()
-
-
-def table(result: "ExportResult", again: str) -> Any:
-    """Return a table of files with their proofs, the notes on each, and what to do next."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=f"{result.name}: exported", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    shown.add_column("file", no_wrap=True, overflow="fold")
-    for column in ("precision", "KiB", "nodes", "max rel", "argmax", "samples", "runtime"):
-        shown.add_column(column, justify="right")
-    notes = []
-    for model in result.models:
-        proof = model.parity
-        shown.add_row(
-            model.file,
-            model.precision,
-            f"{model.size_bytes / 1024:,.1f}",
-            str(sum(model.operators.values())),
-            "" if proof is None else f"{proof.max_rel:.1e}",
-            "" if proof is None or proof.argmax_agreement is None else f"{proof.argmax_agreement:.4f}",
-            "" if proof is None else str(proof.samples),
-            "" if model.oldest_runtime is None else f">= {model.oldest_runtime}",
-        )
-        if model.operators_before:
-            before = sum(model.operators_before.values())
-            notes.append(f"{model.file}: {before} nodes before optimization")
-        if model.quantized is not None and model.quantized[0] == model.quantized[1]:  # else a note says which are not
-            notes.append(f"{model.file}: {model.quantized[0]} of {model.quantized[1]} operators quantized")
-        notes += [f"{model.file}: {note}" for note in model.notes]
-    notes += [f"{failure.model}: left out: {failure.reason}" for failure in result.failures]
-    return Group(shown, "", *(Text(note) for note in notes), f"next: {again}")
-
-
-def description(found: "Description") -> Any:
-    """Return what a file holds, a line a fact."""
-    from rich.table import Table
-
-    shown = Table(box=None, show_header=False, pad_edge=False)
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
-    shown.add_row("file", found.file)
-    shown.add_row("size", f"{found.size_bytes:,} bytes, {found.weights:,} weights")
-    shown.add_row("sha256", found.sha256)
-    shown.add_row("written by", found.producer or "(not said)")
-    runtime = f", loads in onnxruntime >= {found.oldest_runtime}" if found.oldest_runtime else ""
-    shown.add_row("opset", f"{found.opset}, IR {found.ir_version}{runtime}")
-    for kind, values in (("input", found.inputs), ("output", found.outputs)):
-        for name, value in values.items():
-            shown.add_row(kind, f"{name}: {value['type']} {value['shape']}")
-    shown.add_row("operators", ", ".join(f"{name} {count}" for name, count in found.operators.items()))
-    for name, value in found.metadata.items():
-        shown.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return shown
+    console.result(found, described(found))

@@ -110,7 +110,7 @@ def report(
                 undecided=require.undecided,
             )
         written = write_report(made, out or folder_of(benches))
-        console.result(made, _shown(made, format_))
+        console.result(made, _shown(made, format_, console.width))
         console.progress.message(f"written: {written[-1].parent}/{{report.html, report.md, report.json}}")
         enforce(made)
         if push_to_hub is not None:
@@ -119,11 +119,11 @@ def report(
             console.progress.message(f"pushed to {push(made, folder_of(benches), push_to_hub)}")
 
 
-def _shown(made: "Report", format_: str) -> object:
+def _shown(made: "Report", format_: str, width: int) -> object:
     from kdexport.report.markdown import markdown
     from kdexport.report.publish import github, junit
     from kdexport.report.terminal import terminal
 
     if format_ == "table":
-        return terminal(made)
+        return terminal(made, width)
     return {"junit": junit, "github": github}.get(format_, markdown)(made)

@@ -64,6 +64,7 @@ def run(
     """
     with command(json=json, quiet=quiet, verbose=verbose, resumes=True) as console:
         from kdexport import artifacts, pipeline
+        from kdexport.progress import load
         from kdexport.recipe import Recipe
         from kdexport.report.stage import enforce
         from kdexport.report.terminal import terminal
@@ -72,8 +73,9 @@ def run(
         if not artifacts.is_main():
             pipeline.join_training(settings, out, on_change=on_change(restart=restart, extend=extend))
             return
+        load("torch", console.progress)
         report = pipeline.run(settings, out, console.progress, on_change=on_change(restart=restart, extend=extend))
-        console.result(report, terminal(report))
+        console.result(report, terminal(report, console.width))
         enforce(report)
 
 

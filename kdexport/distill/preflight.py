@@ -227,7 +227,8 @@ def tell(context: DistillContext, name: str, *splits: Validation) -> None:
             )
         score = split.teacher_value()
         if score is not None:
-            told.append(f"{context.dataset.task.label} {score:.3f} on {len(logits)} {split.name} samples")
+            task = context.dataset.task
+            told.append(f"{task.label} {task.write(score)} on {len(logits)} {split.name} samples")
     if told:
         context.progress.message(f"{name}: {', '.join(told)}")
     scored = [(split.teacher_logits, split.split.labels) for split in splits if split.split.labels is not None]

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from kdexport import figures
 from kdexport.artifacts import write_atomically
 from kdexport.data.augment import Augmentation
 from kdexport.data.samples import Split
@@ -82,9 +83,8 @@ def teacher_scores(context: DistillContext, teachers: Teachers) -> tuple[Teacher
     scores = ensemble.scores(context.dataset.val, device) if isinstance(ensemble, Ensemble) else ()
     for score in scores:
         if score.agreement.top1 is not None:
-            context.progress.message(
-                f"{score.name}: agrees with all teachers together on {score.agreement.top1:.1%} of the samples"
-            )
+            share = figures.percent(score.agreement.top1)
+            context.progress.message(f"{score.name}: agrees with all teachers together on {share} of the samples")
     return scores
 
 

@@ -90,6 +90,7 @@ def _phases(context: DistillContext) -> DistillResult:
         splits_made_by=context.dataset.splits_made_by,
         networks=tuple(networks),
         teachers=teacher_scores(context, teachers) if len(teachers) > 1 else (),
+        metric=context.dataset.task.metric,
     )
     if artifacts.is_main():
         weights = [directory.root / network.weights for network in networks]

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from kdexport import figures
 from kdexport.distill.logging import MetricsLog
 from kdexport.distill.optimization import make_average, make_optimizer, set_lr
 from kdexport.distill.setup import TrainingSetup
@@ -88,7 +89,7 @@ def fit(
             _check_finite(loop, setup, optimizer, checkpoints, learned)
             checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator, hooks, heads))
 
-    with _interrupt_flag() as interrupted, progress.task(f"train {setup.phase}", total=training.epochs) as shown:
+    with _interrupt_flag() as interrupted, progress.task(setup.phase, total=training.epochs) as shown:
         done = loop.step / batches.per_epoch  # epochs, the begun one in part
         shown.advance(done)
         for epoch in range(loop.step // batches.per_epoch, training.epochs):
@@ -158,7 +159,7 @@ def fit(
             )
             loop.clear_sums()
             save()
-            shown.advance(epoch + 1 - done, note=_note(setup.objective.task, mean, terms, scores, rate))
+            shown.advance(epoch + 1 - done, note=_facts(setup.objective.task, mean, scores, rate))
             done = epoch + 1.0
             if _agreed(interrupted, accelerator):
                 raise KeyboardInterrupt
@@ -246,16 +247,14 @@ def _on_main(accelerator: Accelerator, function: Any) -> Any:
     return box[0]
 
 
-def _note(
-    task: Task, loss: float, terms: dict[str, float], scores: dict[str, float | None], samples_per_s: float
-) -> str:
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) if len(terms) > 1 else ""
-    parts = [f"loss {loss:.3f}{f' ({shown})' if shown else ''}"]
-    if scores["val_score"] is not None:
-        parts.append(f"{task.label} {scores['val_score']:.3f}")
-    if scores["top1_agreement"] is not None:
-        parts.append(f"agreement {scores['top1_agreement']:.3f}")
-    return ", ".join([*parts, f"{samples_per_s:,.0f}/s"])
+def _facts(task: Task, loss: float, scores: dict[str, float | None], samples_per_s: float) -> tuple[str, ...]:
+    """Return how the training stands, the fact with the most worth first."""
+    facts = []
+    if (score := scores["val_score"]) is not None:
+        facts.append(f"{task.write(score)} val" + ("" if task.unit == "share" else f" {task.label}"))
+    if (agreement := scores["top1_agreement"]) is not None:
+        facts.append(f"{figures.percent(agreement)} agrees")
+    return (*facts, f"loss {loss:.3f}", figures.rate(samples_per_s))
 
 
 @contextmanager

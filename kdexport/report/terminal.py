@@ -1,19 +1,17 @@
 """The report on a terminal: 80 columns, a small bar for speed and for size, color only where there is a terminal."""
 
-import textwrap
 from typing import TYPE_CHECKING
 
 from kdexport import figures
+from kdexport.report.findings import noise_lines
 from kdexport.report.view import ConditionView, gate_words, judged_views
 from kdexport.results import DevicePick, Gate, Report
+from kdexport.terminal import WIDTH, Column, heading, line, table, warning
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-WIDTH = 80
-SCORE_WIDTH = 9  # cells of the score's heading
 BAR_CELLS = 6
 FINDINGS_SHOWN = 6
 GATES_SHOWN = 10
@@ -21,15 +19,15 @@ DEVICES_SHOWN = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def terminal(report: Report) -> "Group":
+def terminal(report: Report, width: int = WIDTH) -> "Group":
     """Return the report for a terminal: a table per device, the pick, the requirements, what was found."""
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Table | Text] = []
+    parts: list[Group | Text] = []
     judged = judged_views(report)
     for device, view in judged[:DEVICES_SHOWN]:
-        parts += [_table(report.name, view), Text(""), _verdict(device), Text("")]
+        parts += [_table(report.name, view, width), Text(""), _verdict(device), Text("")]
     if len(judged) > DEVICES_SHOWN:
         parts += [
             Text(f"{len(judged) - DEVICES_SHOWN} more devices in report.md and report.html", style="dim"),
@@ -39,7 +37,9 @@ def terminal(report: Report) -> "Group":
         parts.append(Text("Nothing was timed: only files and scores are reported.", style="yellow"))
     if report.gates:
         parts += [_gates(report.gates), Text("")]
-    parts += [Text.assemble(("· ", "dim"), line(sentence)) for sentence in report.findings[:FINDINGS_SHOWN]]
+    noisy = set(noise_lines(report.measurements))
+    for sentence in report.findings[:FINDINGS_SHOWN]:
+        parts.append(warning(sentence) if sentence in noisy else Text.assemble(("· ", "dim"), line(sentence)))
     if len(report.findings) > FINDINGS_SHOWN:
         parts.append(Text(f"· {len(report.findings) - FINDINGS_SHOWN} more in report.md", style="dim"))
     return Group(*parts)
@@ -51,50 +51,25 @@ def bar(share: float, cells: int = BAR_CELLS) -> str:
     return ("█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")).ljust(cells)
 
 
-def line(text: str) -> str:
-    """Return text on one line and without control characters: a name can then do nothing to a terminal."""
-    return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
-
-
-def _table(name: str, view: ConditionView) -> "Table":
-    from rich import box
-    from rich.table import Table
+def _table(name: str, view: ConditionView, width: int) -> "Group":
     from rich.text import Text
 
-    table = Table(
-        title=Text(line(f"{name} · {view.title}")),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        width=WIDTH,
-        show_edge=False,
-    )
-    table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
-    # A long name of a score is broken, or the table's width leaves none for the models' names.
-    score = "\n".join(textwrap.wrap(view.metric.label, SCORE_WIDTH, break_long_words=False))
-    for heading in (score, "change", f"p50, {view.unit.name}", "speed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
     fastest = min(row.measurement.latency_ms.p50 for row in view.rows)
     largest = max(row.model.size_bytes for row in view.rows) or 1
-    for row in view.rows:
-        median = row.measurement.latency_ms.p50
-        table.add_row(
-            Text(("▶ " if row.picked else "  ") + line(row.name)),
-            row.score,
-            row.change,
-            view.unit.write(median),
-            figures.speedup(row.speedup),
-            Text(bar(fastest / median), style="cyan"),
-            figures.size(row.model.size_bytes),
-            Text(bar(row.model.size_bytes / largest), style="magenta"),
-            style="bold green" if row.picked else "dim" if row.dominated else "",
-        )
-    return table
+    medians = [row.measurement.latency_ms.p50 for row in view.rows]
+    sizes = [row.model.size_bytes for row in view.rows]
+    columns = [
+        Column("model", [("▶ " if row.picked else "  ") + line(row.name) for row in view.rows], left=True, folds=True),
+        Column(heading(view.metric.label), [row.score for row in view.rows]),
+        Column("change", [row.change for row in view.rows], spare=1),
+        Column(f"p50, {view.unit.name}", [view.unit.write(median) for median in medians]),
+        Column("speed", [figures.speedup(row.speedup) for row in view.rows]),
+        Column("", [Text(bar(fastest / median), style="cyan") for median in medians], left=True, spare=4),
+        Column("size", [figures.size(size) for size in sizes], spare=2),
+        Column("", [Text(bar(size / largest), style="magenta") for size in sizes], left=True, spare=3),
+    ]
+    styles = ["bold green" if row.picked else "dim" if row.dominated else "" for row in view.rows]
+    return table(columns, title=f"{name} · {view.title}", width=width, styles=styles)
 
 
 def _verdict(device: DevicePick) -> "Text":

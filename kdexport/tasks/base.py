@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport import figures
 from kdexport.errors import KDExportError, RecipeError, SourceError, did_you_mean
 from kdexport.results import Agreement, Evaluation, Interval, Score
 from kdexport.tasks.postprocessing import Postprocessing
@@ -51,6 +52,10 @@ class Task(ABC):
     calibrated_on_validation: ClassVar[bool] = False  # whether a score needs something fitted on the validation split
     embeds: ClassVar[bool] = False  # whether an output is a vector of any width that others are compared with
     cacheable: ClassVar[bool] = True  # whether a teacher's outputs [samples, width] are kept between epochs
+
+    def write(self, score: float) -> str:
+        """Return a score as people read it: ``97.9 %``, or ``0.312``."""
+        return figures.percent(score) if self.unit == "share" else figures.plain(score)
 
     @property
     def map_size(self) -> tuple[int, int] | None:

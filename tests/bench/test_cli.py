@@ -7,9 +7,10 @@ from typer.testing import CliRunner
 
 from kdexport import results
 from kdexport.cli import app
-from kdexport.cli.bench import lines, table
+from kdexport.cli.tables import bench_columns, bench_lines
 from kdexport.onnx.describe import describe_file
 from kdexport.results import BenchResult, ExportResult
+from kdexport.terminal import table
 
 FAST = ["--min-seconds", "0.03", "--max-seconds", "0.05", "--rounds", "3", "--precision", "0.5", "-q"]
 
@@ -21,7 +22,7 @@ def kdexport(*arguments):
 def test_bare_files_give_a_table_and_with_out_a_file(models, tmp_path):
     done = kdexport("bench", models / "a.onnx", models / "b.onnx", "--out", tmp_path / "o.json", *FAST)
     assert done.exit_code == 0, done.output
-    assert "p50 ms" in done.stdout
+    assert "p50, " in done.stdout
     result = results.from_json(BenchResult, json.loads((tmp_path / "o.json").read_text()))
     assert [model.name for model in result.models] == ["a", "b"]
     assert (tmp_path / "o.samples.npz").exists()
@@ -59,7 +60,7 @@ def test_a_run_directory_is_measured_whole_and_keeps_the_result(models, tmp_path
 def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):
     done = kdexport("bench", models / "a.onnx", models / "broken.onnx", "--out", tmp_path / "o.json", *FAST)
     assert done.exit_code == 1
-    assert "p50 ms" in done.stdout
+    assert "p50, " in done.stdout
     assert "broken at batch 1 on cpu" in done.stderr
     assert "Traceback" not in done.output
     assert len(json.loads((tmp_path / "o.json").read_text())["measurements"]) == 1
@@ -148,11 +149,11 @@ def test_the_table_keeps_the_models_names_at_80_columns(models):
         ),
     )
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table(many, 80))
+    console.print(table(bench_columns(many), width=80))
     shown = console.export_text().splitlines()
     assert max(map(len, shown)) <= 80
     assert sum("student-plain.int8" in line for line in shown) == 4
-    assert "p50 ms" in shown[1]
+    assert "p50, " in shown[0]
 
 
 def test_doctor_shows_each_check_and_its_json():
@@ -171,7 +172,7 @@ def test_a_warning_says_at_which_threads_it_was_given(models):
     one = result.measurements[0]
     said = {1: ("noisy",), 2: ("noisy", "every core is taken")}
     rows = tuple(dataclasses.replace(one, threads=threads, warnings=said[threads]) for threads in said)
-    shown = [line.plain for line in lines(dataclasses.replace(result, measurements=rows))]
+    shown = [line.plain for line in bench_lines(dataclasses.replace(result, measurements=rows))]
     assert "device cpu, batch 1" in shown[0]
     assert "threads" not in shown[0]
     assert shown[1:] == ["! all: noisy", "! a, threads 2: every core is taken"]

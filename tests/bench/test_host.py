@@ -86,8 +86,8 @@ def test_what_does_not_count_is_counted():
     ("found", "surroundings", "said"),
     [
         (LeftOut(3, 3, 100, 5, 1000), Surroundings(0.1), None),
-        (LeftOut(30, 30, 100, 300, 1000), Surroundings(0.1), "other work took its core during 30% of the measured"),
-        (LeftOut(3, 3, 100, 600, 1000), Surroundings(0.1), "other work took its core during 60% of the measured"),
+        (LeftOut(30, 30, 100, 300, 1000), Surroundings(0.1), "other work took its core during 30 % of the measured"),
+        (LeftOut(3, 3, 100, 600, 1000), Surroundings(0.1), "other work took its core during 60 % of the measured"),
         (LeftOut(), Surroundings(0.1, stolen=0.2), "the hypervisor took 0.20 cores"),
         (LeftOut(), Surroundings(os.cpu_count() - 0.5), "cores busy"),
         (LeftOut(), Surroundings(os.cpu_count() - 0.9), None),

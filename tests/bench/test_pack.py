@@ -14,6 +14,7 @@ from kdexport.bench.pack import measure_on, pack
 from kdexport.bench.packed import _job, _parse
 from kdexport.bench.plan import Device
 from kdexport.bench.runner import Outcome
+from kdexport.bench.stage import BenchRequest
 from kdexport.data.samples import Dataset, Split
 from kdexport.errors import KDExportError
 from kdexport.models.preprocessing import Preprocessing
@@ -46,7 +47,7 @@ def packed(models, quick, tmp_path):
     external = linear(tmp_path / "c.onnx", seed=3, save_as_external_data=True, location="c.data", size_threshold=0)
     files = [describe_file(models / "a.onnx"), describe_file(external)]
     out = tmp_path / "bench.pyz"
-    written = pack(files, quick, out, name="packed", dataset=data, progress=Silent())
+    written = pack(BenchRequest(files, quick, "packed", dataset=data), out, progress=Silent())
     assert written.samples == 50
     return out, data
 
@@ -134,7 +135,7 @@ def fake_ssh(tmp_path, monkeypatch):
 
 def remote(models, quick, python):
     files = [describe_file(models / "a.onnx")]
-    return measure_on("me@there", files, quick, python=python, progress=Silent(), name="far")
+    return measure_on("me@there", BenchRequest(files, quick, "far"), python=python, progress=Silent())
 
 
 def test_another_machine_is_measured_by_ssh(models, quick, fake_ssh, bare_python):
@@ -158,7 +159,7 @@ def test_a_host_that_cannot_be_reached_is_told(models, quick, fake_ssh):
 @pytest.mark.parametrize("host", ["-oProxyCommand=x", "", "a b"])
 def test_what_is_no_host_never_reaches_ssh(models, quick, host):
     with pytest.raises(KDExportError, match="is not a host"):
-        measure_on(host, [], quick, python="python3", progress=Silent(), name="x")
+        measure_on(host, BenchRequest([], quick, "x"), python="python3", progress=Silent())
 
 
 def test_what_runs_there_is_cleaned_up_under_a_shell_that_owns_status(models, quick, fake_ssh, tmp_path):
@@ -186,7 +187,7 @@ def test_a_pack_of_old_and_linked_files_can_be_run(models, quick, tmp_path):
         (snapshot / name).rename(blobs / str(number))
         (snapshot / name).symlink_to(blobs / str(number))
     out = tmp_path / "p.pyz"
-    pack([describe_file(snapshot / "m.onnx")], quick, out, name="x", progress=Silent())
+    pack(BenchRequest([describe_file(snapshot / "m.onnx")], quick, "x"), out, progress=Silent())
     assert os.access(out, os.X_OK)
     with zipfile.ZipFile(out) as archive:
         assert {"models/0/m.onnx", "models/0/m.data"} <= set(archive.namelist())

@@ -157,7 +157,7 @@ def test_rounds_that_are_added_are_announced_with_their_reason(played, monkeypat
     added = [note for steps, note in progress.notes if not steps and "added" in note]
     assert added
     assert re.fullmatch(
-        r"batch 1, round 4, added: medians are known to ±\d+\.\d%, 10% of the time beside other work", added[0]
+        r"batch 1, round 4, added: medians are known to ±\d+\.\d %, 10 % of the time beside other work", added[0]
     )
     one = outcome.measurements[0]
     assert one.latency_ms.left_out * 9 == one.latency_ms.samples

@@ -61,11 +61,11 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
 @pytest.mark.parametrize(
     ("said", "more"),
     [
-        ("known to ±9.00%, not to the ±2.00% asked for", {"rounds": [steady()] * 6, "precision": 0.09}),
+        ("known to ±9.00 %, not to the ±2.00 % asked for", {"rounds": [steady()] * 6, "precision": 0.09}),
         ("noisy: single calls vary by", {"rounds": [np.where(np.arange(100) % 5, 1e6, 4e6)] * 6}),
         ("fresh processes differ: their medians run from 1", {"rounds": [steady(), steady(1.2), steady()]}),
         ("slower while it was measured", {"rounds": [steady(1 + 0.05 * step) for step in range(6)]}),
-        ("8% slower while it was measured", {"rounds": [steady(scale) for scale in (1, 1, 1, 1.08, 1.08)]}),
+        ("8 % slower while it was measured", {"rounds": [steady(scale) for scale in (1, 1, 1, 1.08, 1.08)]}),
         ("other work kept 0.8 of", {"rounds": [steady()] * 6, "surroundings": [Surroundings(other_cores=0.8)]}),
         ("the hypervisor took 0.30 cores", {"rounds": [steady()] * 6, "surroundings": [Surroundings(stolen=0.3)]}),
         (

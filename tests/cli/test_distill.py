@@ -92,7 +92,7 @@ def test_what_a_signal_stops_ends_with_the_shells_code(stop: type[KeyboardInterr
 def test_the_table_calls_a_score_a_score_and_counts_nothing_that_it_has_not(tmp_path):
     from rich.console import Console
 
-    from kdexport.cli.distill import _shown
+    from kdexport.cli.tables import trained
     from kdexport.results import DistillResult, TrainedNetwork
 
     def network(name, parameters, score):
@@ -103,8 +103,8 @@ def test_the_table_calls_a_score_a_score_and_counts_nothing_that_it_has_not(tmp_
 
     networks = (network("teacher", 0, None), network("student", 1234, 0.5))
     console = Console(record=True, width=100, file=io.StringIO())
-    console.print(_shown(DistillResult("x", ("a", "b"), {}, {}, networks), tmp_path))
+    console.print(trained(DistillResult("x", ("a", "b"), {}, {}, networks), tmp_path))
     text = console.export_text()
     assert "val score" in text  # of several labels it is no accuracy
     assert re.search(r"^teacher +given", text, re.MULTILINE)  # an ONNX file is not said to have 0 parameters
-    assert re.search(r"^student +1,234 ", text, re.MULTILINE)
+    assert re.search(r"^student +1.23 k ", text, re.MULTILINE)

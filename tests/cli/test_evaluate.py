@@ -47,8 +47,13 @@ def test_a_checkpoint_is_scored_with_interval_classes_and_confusions(kdexport, n
     low, high = found["accuracy_ci95"]
     assert low < found["accuracy"] < high
     assert len(found["per_class"]) == 10
-    shown = kdexport(*arguments).stdout
-    for text in (f"accuracy {found['accuracy']:.4f}", "macro-F1", "most often confused:", "stratified 0.2 of all"):
+    shown = " ".join(kdexport(*arguments).stdout.split())
+    for text in (
+        f"accuracy {100 * found['accuracy']:.1f} %",
+        "macro-F1",
+        "most often confused",
+        "stratified 0.2 of all",
+    ):
         assert text in shown
 
 

@@ -211,7 +211,7 @@ def test_the_teachers_score_is_told_and_doubted(
     logits = np.eye(3, dtype=np.float32)[predicted]
     preflight.tell(Context, "teacher", Given("val", split, logits))  # type: ignore[arg-type]
     expected = np.mean(predicted == labels)
-    assert Context.progress.said == [f"teacher: accuracy {expected:.3f} on 300 val samples"]
+    assert Context.progress.said == [f"teacher: accuracy {100 * expected:.1f} % on 300 val samples"]
     assert [warning is not None and warning in text for text in Context.progress.warned] == [True] * bool(warning)
     logits[7] = np.nan
     with pytest.raises(KDExportError, match="NaN or infinity for 1 of 300 val samples"):
