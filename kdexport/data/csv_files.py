@@ -6,11 +6,12 @@ left out. What a cell means is left to who reads it.
 
 import codecs
 import csv
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,22 @@ from numpy.typing import NDArray
 from kdexport.data.splits import SPLIT_NAMES, split_of
 from kdexport.errors import SourceError, did_you_mean
 
+SPLIT_COLUMN = "split"
 DELIMITERS = (",", ";", "\t", "|")
 ENCODINGS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )  # by what a file begins with
+SEPARATOR_LINE = re.compile(r"sep=(.)\s*$")  # Excel's first line
 LINES_SHOWN = 10
-SPLIT_COLUMN = "split"
+
+
+def read_rows(path: Path, wanted: Sequence[tuple[str, str]]) -> tuple[list[dict[str, str]], list[int], list[str]]:
+    """Return a CSV file's rows by column, the lines that they end on, and what is to be said; see ``read_csv``."""
+    found = read_csv(path, wanted)
+    rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+    return rows, list(found.lines), list(found.notes)
 
 
 @dataclass(frozen=True)
@@ -36,67 +45,131 @@ class CsvRows:
     rows: Sequence[Sequence[str]]  # one cell a column
     lines: Sequence[int]  # on which each row ends
     notes: tuple[str, ...]  # what is to be said of how it was read
-    delimiter: str
-
-    def column(self, name: str) -> list[str]:
-        """Return a column's cells."""
-        place = self.columns.index(name)
-        return [row[place] for row in self.rows]
 
 
-def read_csv(path: Path, wanted: Mapping[str, str], rows_are: str = "rows") -> CsvRows:
+def read_csv(path: Path, wanted: Sequence[tuple[str, str]]) -> CsvRows:
     """Read a CSV file with a header.
 
     Args:
         path: The file.
-        wanted: Columns that it must have: column -> the recipe's key that names it.
-        rows_are: What a message says the file should hold.
+        wanted: Columns that it must have, each with the key of [data] that names it: (key, column).
 
     Raises:
-        SourceError: No such file or columns, a row of another length, no row at all.
+        SourceError: It has not, a row is of another length, or there is none.
     """
-    if not path.is_file():
-        raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
     csv.field_size_limit(sys.maxsize)
     with path.open("rb") as handle:
         start = handle.read(4)
     encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8-sig")
-    rows, lines, wrong = [], [], []
+    names, notes = [column for _, column in wanted], []
     try:
         with path.open(newline="", encoding=encoding) as handle:
             head = handle.readline()
-            delimiter = max(DELIMITERS, key=lambda mark: _columns_found(head, mark, wanted))
-            handle.seek(0)
-            reader = csv.reader(handle, delimiter=delimiter)
-            columns = tuple(column.strip() for column in next(reader, []))
-            for column, key in wanted.items():
-                check_column(column, columns, key, str(path))
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(columns):
-                    wrong.append(f"line {reader.line_num} has {len(cells)}")
-                rows.append(cells)
-                lines.append(reader.line_num)
+            mark = SEPARATOR_LINE.match(head)
+            skipped = 1 if mark else 0
+            head = handle.readline() if mark else head
+            delimiter = mark[1] if mark else max(DELIMITERS, key=lambda each: _columns_found(head, each, names))
+            columns, records = _records(handle, skipped, delimiter, csv.QUOTE_MINIMAL)
+            _check_columns(columns, wanted, path)
+            fault = _quote_fault(columns, records, delimiter, names[-1]) if names else ""
+            if fault and delimiter == "\t":  # tables divided by tabs are often written without any quoting
+                columns, records = _records(handle, skipped, delimiter, csv.QUOTE_NONE)
+                notes.append("a quote is not closed where its text ends: quotes are taken as characters of the texts")
+            elif fault:
+                raise SourceError(
+                    f"{path}: {fault}",
+                    hint='write a quote within a quoted text twice (""), and a text that begins with one in quotes',
+                )
     except UnicodeError as error:
         raise SourceError(f"{path} is not UTF-8: {error}", hint="save it as UTF-8") from None
     except csv.Error as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}", hint="save it as comma-separated values") from None
+    _check_lengths(columns, records, path)
+    if not records:
+        raise SourceError(f"{path} has a header and no rows", hint="give rows below it, one a sample")
+    marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    notes = [f"columns are divided by {marks[delimiter]}", *notes] if delimiter in marks else notes
+    return CsvRows(
+        tuple(columns), [record.cells for record in records], [record.last for record in records], tuple(notes)
+    )
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One row: its cells, and the lines that it begins and ends on."""
+
+    cells: list[str]
+    first: int
+    last: int
+    fault: str = ""  # of its quotes
+
+
+def _records(handle: TextIO, skipped: int, delimiter: str, quoting: Literal[0, 3]) -> tuple[list[str], list[_Record]]:
+    """Return the header's columns and every row that is not blank."""
+    handle.seek(0)
+    for _ in range(skipped):
+        handle.readline()
+    reader = csv.reader(handle, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=delimiter != "\t")
+    columns = [column.strip() for column in next(reader, [])]
+    records: list[_Record] = []
+    while True:
+        first = reader.line_num + skipped + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if quoting == csv.QUOTE_MINIMAL and ("expected after" in str(error) or "unexpected end" in str(error)):
+                records.append(_Record([], first, reader.line_num + skipped, str(error)))
+                return columns, records
+            raise
+        if cells is None:
+            return columns, records
+        if any(cell.strip() for cell in cells):
+            records.append(_Record(cells, first, reader.line_num + skipped))
+
+
+def _quote_fault(columns: list[str], records: list[_Record], delimiter: str, label_column: str) -> str:
+    """Say where a quote that was never meant to open a text has taken other rows into it; empty where none has.
+
+    A text may span lines. One of whose lines is by itself a row, with a label that other rows have, may not.
+    """
+    place = columns.index(label_column)
+    labels = {record.cells[place] for record in records if record.first == record.last and len(record.cells) > place}
+    for record in records:
+        if record.fault:
+            return f"the quote on line {record.first} is not closed where its text ends, on line {record.last}"
+        for number, cell in enumerate(record.cells) if record.first < record.last else ():
+            lines = cell.splitlines()
+            rows = [[*record.cells[:number], *lines[0].split(delimiter)]] if len(lines) > 1 else []
+            rows += [line.split(delimiter) for line in lines[1:-1]]
+            if any(len(row) == len(columns) and row[place] in labels for row in rows):
+                return f"the quote that opens on line {record.first} takes in whole rows, to line {record.last}"
+    return ""
+
+
+def _check_columns(columns: list[str], wanted: Sequence[tuple[str, str]], path: Path) -> None:
+    for key, column in wanted:
+        check_column(column, columns, key, str(path))
+        if columns.count(column) > 1:
+            raise SourceError(f"{path} has {columns.count(column)} columns '{column}'", hint="rename all but one")
+
+
+def _check_lengths(columns: list[str], records: list[_Record], path: Path) -> None:
+    wrong = [f"line {record.last} has {len(record.cells)}" for record in records if len(record.cells) != len(columns)]
     if wrong:
         more = f" and {len(wrong) - LINES_SHOWN} more" if len(wrong) > LINES_SHOWN else ""
         raise SourceError(
             f"{path} has {len(columns)} columns, and {', '.join(wrong[:LINES_SHOWN])}{more}",
             hint='put a text that holds the delimiter into quotes ("a, b"), and give every row all its cells',
         )
-    if not rows:
-        raise SourceError(f"{path} has a header and no rows", hint=f"give {rows_are}")
-    names = {";": "semicolons", "\t": "tabs", "|": "bars"}
-    notes = (f"columns are divided by {names[delimiter]}",) if delimiter in names else ()
-    return CsvRows(columns, rows, lines, notes, delimiter)
+
+
+def _columns_found(head: str, delimiter: str, wanted: list[str]) -> int:
+    columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
+    return 1000 * sum(column in columns for column in wanted) + len(columns)
 
 
 def check_column(column: str, columns: Sequence[str], key: str, where: str) -> None:
-    """Hold that there is a column, once.
+    """Hold that there is a column.
 
     Raises:
         SourceError: There is not, with what there is.
@@ -107,10 +180,10 @@ def check_column(column: str, columns: Sequence[str], key: str, where: str) -> N
 
 
 def split_of_rows(said: Sequence[str | None], lines: Sequence[int], path: Path) -> tuple[NDArray[Any], str | None]:
-    """Return the split of each row by what its split column says, and what is to be said of rows that name none.
+    """Return the split of each row, and what is to be said of rows that name none.
 
     Raises:
-        SourceError: A name of no split, rows without a name beside train's, or no row of train.
+        SourceError: A row is of an unknown split, names none while others do, or none is of train.
     """
     if all(name is None for name in said):
         return np.full(len(said), "train", dtype=object), None
@@ -142,8 +215,3 @@ def places(indices: Sequence[int], fault: str, lines: Sequence[int] | None) -> s
     place = f", on line {lines[indices[0]]}" if lines else ""
     more = f"; so do {len(indices) - 1} more" if len(indices) > 1 else ""
     return f"sample {indices[0]} {fault}{place}{more}"
-
-
-def _columns_found(head: str, delimiter: str, wanted: Mapping[str, str]) -> int:
-    columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
-    return 1000 * sum(column in columns for column in wanted) + len(columns)

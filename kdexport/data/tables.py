@@ -338,7 +338,7 @@ def _doubts(
 
 
 def _csv(path: Path, data: Data) -> Table:
-    found = read_csv(path, dict.fromkeys(data.label_columns, "label_columns"), "rows of numbers")
+    found = read_csv(path, [("label_columns", column) for column in data.label_columns])
     if not data.label_columns:
         raise _no_labels(path, found.columns)
     _check_header(path, found.columns)

@@ -1,38 +1,26 @@
 """Text as token ids: ``csv:FILE``, and whatever else comes as strings with labels."""
 
-import codecs
-import csv
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.data.csv_files import LINES_SHOWN, SPLIT_COLUMN, places, read_rows, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
-from kdexport.data.splits import SPLIT_NAMES, split_of
+from kdexport.data.splits import split_of
 from kdexport.data.vocabulary import ids_and_mask, ready
-from kdexport.errors import SourceError, did_you_mean
+from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
 from kdexport.references import parse
 
 INPUT_NAMES = ("input_ids", "attention_mask")
-SPLIT_COLUMN = "split"
-DELIMITERS = (",", ";", "\t", "|")
-ENCODINGS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)  # by what a file begins with
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MISSING = ("", "nan")  # what an empty cell becomes
 LIKE_MISSING = ("na", "n/a", "null", "none", "-", "?", "unknown")  # what people write for one; it may be a class
-SEPARATOR_LINE = re.compile(r"sep=(.)\s*$")  # Excel's first line
-LINES_SHOWN = 10
 FEWEST_TOKENS = 3  # beside the special ones: a tokenizer with fewer has lost its vocabulary
 MOST = 1 << 20  # tokens: no cut that anyone would notice
 FEWEST, SHARE = 20, 0.5  # of that many labels or more, more than this share all different: no classes
@@ -152,7 +140,7 @@ def label_numbers(
     texts = ["" if label is None else str(label).strip() for label in labels]
     missing = [index for index, text in enumerate(texts) if text.casefold() in MISSING]
     if missing:
-        raise SourceError(f"{name}: {_places(missing, 'has no label', lines)}", hint="give it one, or take it out")
+        raise SourceError(f"{name}: {places(missing, 'has no label', lines)}", hint="give it one, or take it out")
     found = set(texts)
     if len(texts) >= FEWEST and len(found) > SHARE * len(texts):
         some = ", ".join(sorted(found)[:5])
@@ -166,128 +154,6 @@ def label_numbers(
     return np.array([number[text] for text in texts], dtype=np.int64), class_names
 
 
-def read_rows(path: Path, wanted: Sequence[tuple[str, str]]) -> tuple[list[dict[str, str]], list[int], list[str]]:
-    """Return a CSV file's rows, the lines that they end on, and what is to be said of how it was read.
-
-    Args:
-        path: The file.
-        wanted: Columns that it must have, each with the key of [data] that names it: (key, column).
-
-    Raises:
-        SourceError: It has not, a row is of another length, or there is none.
-    """
-    csv.field_size_limit(sys.maxsize)
-    with path.open("rb") as handle:
-        start = handle.read(4)
-    encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8-sig")
-    names, notes = [column for _, column in wanted], []
-    try:
-        with path.open(newline="", encoding=encoding) as handle:
-            head = handle.readline()
-            mark = SEPARATOR_LINE.match(head)
-            skipped = 1 if mark else 0
-            head = handle.readline() if mark else head
-            delimiter = mark[1] if mark else max(DELIMITERS, key=lambda each: _columns_found(head, each, names))
-            columns, records = _records(handle, skipped, delimiter, csv.QUOTE_MINIMAL)
-            _check_columns(columns, wanted, path)
-            fault = _quote_fault(columns, records, delimiter, names[-1])
-            if fault and delimiter == "\t":  # tables divided by tabs are often written without any quoting
-                columns, records = _records(handle, skipped, delimiter, csv.QUOTE_NONE)
-                notes.append("a quote is not closed where its text ends: quotes are taken as characters of the texts")
-            elif fault:
-                raise SourceError(
-                    f"{path}: {fault}",
-                    hint='write a quote within a quoted text twice (""), and a text that begins with one in quotes',
-                )
-    except UnicodeError as error:
-        raise SourceError(f"{path} is not UTF-8: {error}", hint="save it as UTF-8") from None
-    except csv.Error as error:
-        raise SourceError(f"{path} cannot be read as CSV: {error}", hint="save it as comma-separated values") from None
-    _check_lengths(columns, records, path)
-    rows = [dict(zip(columns, record.cells, strict=True)) for record in records]
-    if not rows:
-        raise SourceError(f"{path} has a header and no rows", hint="give rows with text and label")
-    marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
-    notes = [f"columns are divided by {marks[delimiter]}", *notes] if delimiter in marks else notes
-    return rows, [record.last for record in records], notes
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One row: its cells, and the lines that it begins and ends on."""
-
-    cells: list[str]
-    first: int
-    last: int
-    fault: str = ""  # of its quotes
-
-
-def _records(handle: TextIO, skipped: int, delimiter: str, quoting: Literal[0, 3]) -> tuple[list[str], list[_Record]]:
-    """Return the header's columns and every row that is not blank."""
-    handle.seek(0)
-    for _ in range(skipped):
-        handle.readline()
-    reader = csv.reader(handle, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=delimiter != "\t")
-    columns = [column.strip() for column in next(reader, [])]
-    records: list[_Record] = []
-    while True:
-        first = reader.line_num + skipped + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            if quoting == csv.QUOTE_MINIMAL and ("expected after" in str(error) or "unexpected end" in str(error)):
-                records.append(_Record([], first, reader.line_num + skipped, str(error)))
-                return columns, records
-            raise
-        if cells is None:
-            return columns, records
-        if any(cell.strip() for cell in cells):
-            records.append(_Record(cells, first, reader.line_num + skipped))
-
-
-def _quote_fault(columns: list[str], records: list[_Record], delimiter: str, label_column: str) -> str:
-    """Say where a quote that was never meant to open a text has taken other rows into it; empty where none has.
-
-    A text may span lines. One of whose lines is by itself a row, with a label that other rows have, may not.
-    """
-    place = columns.index(label_column)
-    labels = {record.cells[place] for record in records if record.first == record.last and len(record.cells) > place}
-    for record in records:
-        if record.fault:
-            return f"the quote on line {record.first} is not closed where its text ends, on line {record.last}"
-        for number, cell in enumerate(record.cells) if record.first < record.last else ():
-            lines = cell.splitlines()
-            rows = [[*record.cells[:number], *lines[0].split(delimiter)]] if len(lines) > 1 else []
-            rows += [line.split(delimiter) for line in lines[1:-1]]
-            if any(len(row) == len(columns) and row[place] in labels for row in rows):
-                return f"the quote that opens on line {record.first} takes in whole rows, to line {record.last}"
-    return ""
-
-
-def _check_columns(columns: list[str], wanted: Sequence[tuple[str, str]], path: Path) -> None:
-    for key, column in wanted:
-        if column not in columns:
-            near = did_you_mean(column, columns) or f"it has: {', '.join(columns) or 'nothing'}; "
-            raise SourceError(f"{path} has no column '{column}'", hint=f"{near}set data.{key}")
-        if columns.count(column) > 1:
-            raise SourceError(f"{path} has {columns.count(column)} columns '{column}'", hint="rename all but one")
-
-
-def _check_lengths(columns: list[str], records: list[_Record], path: Path) -> None:
-    wrong = [f"line {record.last} has {len(record.cells)}" for record in records if len(record.cells) != len(columns)]
-    if wrong:
-        more = f" and {len(wrong) - LINES_SHOWN} more" if len(wrong) > LINES_SHOWN else ""
-        raise SourceError(
-            f"{path} has {len(columns)} columns, and {', '.join(wrong[:LINES_SHOWN])}{more}",
-            hint='put a text that holds the delimiter into quotes ("a, b"), and give every row all its cells',
-        )
-
-
-def _columns_found(head: str, delimiter: str, wanted: list[str]) -> int:
-    columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
-    return 1000 * sum(column in columns for column in wanted) + len(columns)
-
-
 def _split_column(rows: Sequence[Mapping[str, str]], data: Data) -> str:
     """Return the column that names the splits: ``split``, else one in which every value is a split's name."""
     if SPLIT_COLUMN in rows[0]:
@@ -298,37 +164,6 @@ def _split_column(rows: Sequence[Mapping[str, str]], data: Data) -> str:
             if None not in found and "train" in found and len(found) > 1:
                 return column
     return SPLIT_COLUMN
-
-
-def split_of_rows(said: Sequence[str | None], lines: Sequence[int], path: Path) -> tuple[NDArray[Any], str | None]:
-    """Return the split of each row, and what is to be said of rows that name none.
-
-    Raises:
-        SourceError: A row is of an unknown split, names none while others do, or none is of train.
-    """
-    if all(name is None for name in said):
-        return np.full(len(said), "train", dtype=object), None
-    names = [(name or "").strip() for name in said]
-    blank = [index for index, name in enumerate(names) if not name]
-    found = []
-    for index, name in enumerate(names):
-        split = split_of(name) if name else "train"
-        if split is None:
-            known = ", ".join(known for group in SPLIT_NAMES.values() for known in group[:3])
-            raise SourceError(
-                f"{path}: row {index + 1} is of the split '{name}' (line {lines[index]})", hint=f"known are: {known}"
-            )
-        found.append(split)
-    named = {split for split, name in zip(found, names, strict=True) if name}
-    if blank and "train" in named:
-        raise SourceError(
-            f"{path}: {_places(blank, 'names no split', lines)}, and others do",
-            hint=f"fill in the column {SPLIT_COLUMN}, or take the rows out",
-        )
-    if "train" not in found:
-        raise SourceError(f"{path} has no row whose split is train", hint="name the splits train, val and test")
-    note = f"{len(blank)} rows name no split and are taken as train" if blank else None
-    return np.array(found, dtype=object), note
 
 
 def _check_learnable(labels: NDArray[np.int64], origin: NDArray[Any], names: Sequence[str], path: Path) -> None:
@@ -352,12 +187,6 @@ def _nearly_alike(names: Sequence[str]) -> tuple[str, ...]:
     notes = [f"are taken as different classes though written nearly alike: {'; '.join(alike)}"] if alike else []
     notes += [f"taken as classes, though often written where there is no label: {', '.join(none)}"] if none else []
     return tuple(notes)
-
-
-def _places(indices: Sequence[int], fault: str, lines: Sequence[int] | None) -> str:
-    place = f", on line {lines[indices[0]]}" if lines else ""
-    more = f"; so do {len(indices) - 1} more" if len(indices) > 1 else ""
-    return f"sample {indices[0]} {fault}{place}{more}"
 
 
 def _tokenizer(text: str) -> Any:

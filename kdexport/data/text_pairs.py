@@ -12,18 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.data.csv_files import DELIMITERS, SPLIT_COLUMN, read_rows, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_folders
-from kdexport.data.text import (
-    DELIMITERS,
-    INPUT_NAMES,
-    SPLIT_COLUMN,
-    csv_text,
-    encode,
-    read_rows,
-    split_of_rows,
-    token_preprocessing,
-)
+from kdexport.data.text import INPUT_NAMES, csv_text, encode, token_preprocessing
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.recipe import Data
 from kdexport.references import parse
