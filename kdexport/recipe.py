@@ -170,7 +170,11 @@ class Data(Section):
         ),
     )
     label_columns: tuple[str, ...] = Field(
-        (), description="Names of a table's columns that are to be estimated: one, or several for several numbers."
+        (),
+        description=(
+            "Names of a table's columns that are to be estimated: one, or several for several numbers; also of the "
+            "list of an image folder (metadata.csv or labels.csv). Left out: of a list all but the pictures' names."
+        ),
     )
     feature_columns: tuple[str, ...] = Field(
         (), description="Names of a table's columns that are fed, in this order. Left out: all but label_columns."

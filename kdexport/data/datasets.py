@@ -51,7 +51,9 @@ SOURCES: dict[str, DataSource] = {
     "torchvision": DataSource(
         "kdexport.data.torchvision:torchvision_data", "torchvision:NAME", ("root", "download", "args", *_PICTURES)
     ),
-    "imagefolder": DataSource("kdexport.data.image_folder:image_folder", "imagefolder:DIR", _PICTURES),
+    "imagefolder": DataSource(
+        "kdexport.data.image_folder:image_folder", "imagefolder:DIR", (*_PICTURES, "label_columns")
+    ),
     "masks": DataSource("kdexport.data.masks:mask_folder", "masks:DIR", _PICTURES),
     "npz": DataSource("kdexport.data.arrays:npz", "npz:FILE", ("standardize",)),
     "table": DataSource(

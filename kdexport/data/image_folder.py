@@ -1,4 +1,6 @@
-"""``imagefolder:DIR``: a folder per class, with or without ``train/``, ``val/`` and ``test/`` around them."""
+"""``imagefolder:DIR``: a folder per class, with or without ``train/``, ``val/`` and ``test/`` around them; or a list of
+pictures with numbers, which ``listed_images`` reads.
+"""
 
 import hashlib
 import os
@@ -40,6 +42,11 @@ def image_folder(data: Data, reading: Reading) -> Source:
         SourceError: No such folder, an empty class folder, a class that train doesn't have, a damaged picture.
     """
     root = _existing(Path(parse(data.source).target))
+    if reading.task != EMBEDDING:
+        from kdexport.data.listed_images import listed_images, lists_in
+
+        if lists := lists_in(root, data, reading.task):
+            return listed_images(root, lists, data, reading)
     walk = _Walk(root)
     folders, notes = _layout(root, walk)
     classes = _class_names(folders["train"], walk)
@@ -54,8 +61,8 @@ def image_folder(data: Data, reading: Reading) -> Source:
     stray = sum(_is_picture(item.name) for folder in folders.values() for item in folder.iterdir() if item.is_file())
     notes += [f"left out, for they lie in no class folder: {stray} pictures"] if stray else []
     notes += walk.notes(listed)
-    files = _Files.of(root, [name for names, _ in listed.values() for name in names])
-    stored = _store(files, data, reading, "images.u8", data.image_size, None)
+    files = Files.of(root, [name for names, _ in listed.values() for name in names])
+    stored = store(files, data, reading, "images.u8", data.image_size, None)
     labels = np.concatenate([labels for _, labels in listed.values()])[stored.kept]
     origin = np.repeat(np.arange(len(listed)), [len(names) for names, _ in listed.values()])[stored.kept]
     whole = Split((stored.images,), labels)
@@ -75,22 +82,26 @@ def unlabelled_folder(
     root: Path, data: Data, reading: Reading, size: tuple[int, int], levels: tuple[float, float] | None
 ) -> Stored:
     """Return every picture under a folder, at any depth, decoded once to ``size``."""
-    files = _Files.of(_existing(root), sorted(_Walk(root).pictures(root)))
+    files = Files.of(_existing(root), sorted(_Walk(root).pictures(root)))
     if not files.names:
         raise SourceError(f"{root} holds no pictures", hint=f"known are: {', '.join(SUFFIXES)}")
-    return _store(files, data, reading, "unlabelled.u8", size, levels)
+    return store(files, data, reading, "unlabelled.u8", size, levels)
 
 
 @dataclass(frozen=True)
-class _Files:
+class Files:
+    """Pictures by their places."""
+
     root: str
     names: Sequence[str]  # relative to root
 
     @classmethod
-    def of(cls, root: Path, names: Sequence[str]) -> "_Files":
+    def of(cls, root: Path, names: Sequence[str]) -> "Files":
+        """Return those under a folder."""
         return cls(str(root), names)
 
     def open(self, index: int) -> Image.Image:
+        """Open one."""
         return Image.open(f"{self.root}/{self.names[index]}")
 
     def key(self) -> str:
@@ -106,14 +117,15 @@ class _Files:
         return digest.hexdigest()
 
 
-def _store(
-    files: _Files,
+def store(
+    files: Files,
     data: Data,
     reading: Reading,
     name: str,
     size: tuple[int, int] | None,
     levels: tuple[float, float] | None,
 ) -> Stored:
+    """Return pictures decoded once into the file ``name`` of the cache, as [data] says."""
     return decode_once(
         Pictures(files.names, files.open),
         reading.cache / name,

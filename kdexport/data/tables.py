@@ -46,9 +46,12 @@ class Table:
     columns: Mapping[str, Cells]
     lines: Sequence[int] = ()  # on which each row ends; empty: rows are counted from 0
     notes: tuple[str, ...] = ()
+    places: Sequence[str] = ()  # of each row in words, where the lines alone do not say it
 
     def place(self, row: int) -> str:
         """Say where a row stands."""
+        if self.places:
+            return self.places[row]
         return f"line {self.lines[row]}" if self.lines else f"row {row}"
 
 
@@ -79,7 +82,7 @@ def table(data: Data, reading: Reading) -> Source:
     missing = Missing()
     inputs = np.stack([numbers_of(read, name, missing, _NO_FEATURE) for name in features], axis=1)
     targets, names, said = targets_of(read, data.label_columns, reading.task, missing)
-    kept, skipped = _without_missing(read, missing, data)
+    kept, skipped = without_missing(read, missing, data)
     origin = np.full(len(inputs), "train", dtype=object)
     if SPLIT_COLUMN in read.columns and SPLIT_COLUMN not in (*features, *data.label_columns):
         found, note = split_of_rows(list(map(str, read.columns[SPLIT_COLUMN])), read.lines or range(len(inputs)), path)
@@ -273,7 +276,7 @@ def _counts_rows(cells: Cells) -> bool:
     return bool((np.diff(values) == 1).all())
 
 
-def _without_missing(read: Table, missing: Missing, data: Data) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def without_missing(read: Table, missing: Missing, data: Data) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return the rows that have all their values, and a line for each that has not, where those may be left out."""
     count = len(next(iter(read.columns.values())))
     if missing.rows and data.on_bad_sample == "fail":
