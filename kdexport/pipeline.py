@@ -39,8 +39,8 @@ def run(
         from kdexport.bench import devices
         from kdexport.bench.stage import bench_run
         from kdexport.distill.stage import distill
+        from kdexport.export.diagnosis import try_export
         from kdexport.export.stage import export
-        from kdexport.export.to_onnx import try_export
         from kdexport.report.stage import report_run
 
         # A device that isn't there is told now, not after hours of training.

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kdexport import artifacts
-from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, KDExportError, Terminated
+from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR, KDExportError, Terminated
 
 if TYPE_CHECKING:
     from kdexport.progress import Progress
@@ -93,6 +93,13 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
             traceback.print_exc()
         _complain(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
+    except SystemExit as stop:  # of code that the user gave: the command line's own ends otherwise
+        if verbose:
+            traceback.print_exc()
+        from kdexport.references import place
+
+        _complain(f"code that kdexport called ends the program by sys.exit({stop.code!r}){place(stop)}", "take it out")
+        raise typer.Exit(EXIT_USER_ERROR) from None
     except KeyboardInterrupt as stop:
         if verbose:
             traceback.print_exc()

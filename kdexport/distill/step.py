@@ -42,7 +42,7 @@ def named(who: str, doing: str, hint: str = "fix the code; --verbose shows the t
         yield
     except (KDExportError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if out_of_memory(error):
             raise
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

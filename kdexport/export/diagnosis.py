@@ -20,11 +20,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
 from kdexport.export import parity
 from kdexport.export.target import ExportTarget, tensors_of
-from kdexport.export.to_onnx import Exported
+from kdexport.export.to_onnx import Exported, to_onnx
+from kdexport.models.loading import Model, evaluating
 from kdexport.onnx.sessions import Arrays, OnnxSession
+from kdexport.recipe import Export
 
 
 def first_difference(exported: Exported, example: tuple[Tensor, ...], fed: Arrays, tolerance: float) -> str | None:
@@ -172,3 +175,40 @@ def _restore(target: ExportTarget, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in target.network.named_buffers():
             value.copy_(state[name])
+
+
+def try_export(export: Export, name: str, model: Model, data: Dataset) -> None:
+    """Export a network as it stands, with a dynamic batch, and run what was captured on one sample.
+
+    A forward that is random or depends on the rest of the batch is told, too: its training would be for nothing.
+
+    Args:
+        export: The recipe's table.
+        name: "teacher" or "student", for messages.
+        model: The network, on the CPU; one that is an ONNX file already is left out.
+        data: Whose samples it takes.
+
+    Raises:
+        KDExportError: It cannot be exported, or not with a batch of any size.
+    """
+    if not any(True for _ in model.network.parameters()):  # an ONNX file, which is copied
+        return
+    two, one = (model.preprocessing.apply(data.train.take(slice(0, count)).inputs) for count in (2, 1))
+    if len(two[0]) < 2:
+        return
+    text = model.preprocessing.kind == "tokens"
+    axes = tuple({0: "batch", 1: "length"} if text and item.ndim > 1 else {0: "batch"} for item in two)
+    try:
+        with evaluating(model.network):
+            exported = to_onnx(model.network, two, input_names=data.input_names, opset=export.opset, dynamic=axes)
+            exported.program.module()(*one)
+            few = data.train.take(slice(0, SAMPLES)).inputs
+            check(ExportTarget(name, model.network, model.preprocessing, data.input_names, few), static=False)
+    except KDExportError as error:
+        raise KDExportError(f"the {name}, before it is trained: {error.message}", hint=error.hint) from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KDExportError(
+            f"the {name}, before it is trained: what torch.export captured of it does not take one sample: {reason}",
+            hint="take the fixed batch out of its forward: sizes are read off the input",
+        ) from error

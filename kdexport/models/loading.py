@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.data.samples import Dataset
@@ -115,6 +116,12 @@ def _with_its_weights(
         return load_cut(spec, args, dataset, weights, start)
     outputs = dataset.task.num_outputs(dataset.class_names)
     network, fresh = load_with_fresh(spec.model, args, outputs, embeds=dataset.task.embeds)
+    if any(
+        isinstance(item, UninitializedParameter | UninitializedBuffer)
+        for item in (*network.parameters(), *network.buffers())
+    ):
+        with evaluating(network):  # lazy layers have no shape before a first call
+            network(*preprocessing_of(spec, dataset).apply(dataset.train.take(slice(0, 2)).inputs))
     if weights is not None:
         load_weights(network, weights)
     elif spec.weights == PRETRAINED and fresh is None:
@@ -226,8 +233,11 @@ def count_macs(model: Model, dataset: Dataset) -> int | None:
     """
     inputs = model.preprocessing.apply(dataset.train.take(slice(0, 1)).inputs)
     counter = FlopCounterMode(display=False)
-    with evaluating(model.network), counter:  # as it is used: a batch of one has no statistics to normalize by
-        model.network(*inputs)
+    try:
+        with evaluating(model.network), counter:  # as it is used: a batch of one has no statistics to normalize by
+            model.network(*inputs)
+    except Exception:  # noqa: BLE001 the user's own code may raise anything for a batch of one: it is no fault of a training
+        return None
     return counter.get_total_flops() // 2 or None
 
 

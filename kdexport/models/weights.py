@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from kdexport.artifacts import write_atomically
 from kdexport.errors import SourceError
@@ -64,6 +65,12 @@ def fit(network: nn.Module, document: Any, origin: str, strict: bool = True, key
     own = network.state_dict()
     if not own:  # an ONNX file at work: there is nothing to load
         return Fit()
+    lazy = [name for name, tensor in own.items() if isinstance(tensor, UninitializedParameter | UninitializedBuffer)]
+    if lazy:
+        raise SourceError(
+            f"{origin} cannot be loaded: {', '.join(lazy[:4])} of the network has no shape before its first call",
+            hint="call it once where it is made, e.g. network(torch.zeros(1, 3, 224, 224)), or write the layer's sizes",
+        )
     candidates = [view for place, given in state_dicts(document) for view in _views(place, given, own)]
     if not candidates:
         raise SourceError(f"no weights are found in {origin}", hint="save network.state_dict() into it")

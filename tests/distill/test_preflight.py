@@ -22,13 +22,16 @@ from kdexport.errors import KDExportError, SourceError
 from kdexport.models.loading import Model, count_macs, evaluating, load_model
 from kdexport.models.networks import load_network
 from kdexport.models.predictors import load_predictor
+from kdexport.models.weights import load_weights, save_weights
 from kdexport.progress import Silent
-from kdexport.recipe import Recipe
+from kdexport.recipe import Recipe, Student
 from kdexport.tasks import TASKS
 
 Tiny = Callable[..., Recipe]
 
 NETS = """
+import sys
+
 import torch
 from torch import nn
 
@@ -70,6 +73,22 @@ class NotANumber(Base):
         return self.net(x) * float("nan")
 
 
+class Exits(Base):
+    def forward(self, x):
+        if self.training:
+            sys.exit(3)
+        return self.net(x)
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+    def forward(self, x):
+        return self.net(x)
+
+
 class NormOfOne(Base):
     def __init__(self):
         super().__init__()
@@ -96,7 +115,8 @@ def nets(tmp_path: Path) -> Path:
     ("name", "match"),
     [
         ("TwoHeads", r"in training mode the student gives a tuple of 2, and nothing says which"),
-        ("Asserts", r"the student raises AssertionError in training mode, with a batch of 2 \(mine.py, line 22\)"),
+        ("Asserts", r"the student raises AssertionError in training mode, with a batch of 2 \(mine.py, line 24\)"),
+        ("Exits", r"the student raises SystemExit: 3 in training mode, with a batch of 2 \(mine.py, line \d+\)"),
         ("Frozen", "the student has no parameter that can be trained"),
         ("Detached", "the student's output has no gradient"),
         ("NotANumber", "the student gives NaN or infinity"),
@@ -190,6 +210,9 @@ class Given(NamedTuple):
     def value(self, logits: np.ndarray) -> float | None:
         return self.split.task.score(logits, np.asarray(self.split.labels))
 
+    def teacher_value(self) -> float | None:
+        return self.value(self.teacher_logits)
+
 
 @pytest.mark.parametrize(
     ("right", "shift", "warning"),
@@ -224,6 +247,32 @@ def test_operations_are_counted_in_evaluation_mode(load: Callable[..., Dataset])
     data = load("digits")
     assert count_macs(Model(network.train(), data.preprocessing), data) == 64 * 8
     assert network.training
+
+
+def test_operations_that_cannot_be_counted_cost_no_training(load: Callable[..., Dataset]) -> None:
+    """Statistics of its own batch, in evaluation too: there are none of one sample."""
+    norm = torch.nn.BatchNorm1d(8, track_running_stats=False)
+    data = load("digits")
+    assert (
+        count_macs(
+            Model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), norm), data.preprocessing), data
+        )
+        is None
+    )
+
+
+def test_lazy_layers_get_their_shapes_before_weights_are_loaded(
+    nets: Path, load: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    """Its training was lost: the weights that it wrote could not be loaded into the next lazy network."""
+    spec, data = Student(model=f"{nets}:Lazy"), load("digits")
+    first = load_model("student", spec, data)
+    save_weights(first.network, tmp_path / "lazy.safetensors")
+    second = load_model("student", spec, data, tmp_path / "lazy.safetensors")
+    inputs = first.preprocessing.apply(data.test.take(slice(0, 3)).inputs)
+    assert torch.equal(first.network(*inputs), second.network(*inputs))
+    with pytest.raises(SourceError, match=r"net\.1\.weight.*has no shape before its first call"):
+        load_weights(load_network(f"{nets}:Lazy", {}), tmp_path / "lazy.safetensors")
 
 
 def test_a_transformers_default_layer_is_its_last_tokens() -> None:

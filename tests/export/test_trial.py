@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
-from kdexport.export.to_onnx import try_export
+from kdexport.export.diagnosis import try_export
 from kdexport.models.loading import Model
 from kdexport.recipe import Export
 
@@ -38,9 +38,30 @@ class NoOperator(Plain):
         return super().forward(image) + torch.linalg.eigvalsh(image[:, 0] @ image[:, 0].mT)[:, :1]
 
 
+class Dropping(Plain):
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(image), 0.5)
+
+
+class OfTheBatch(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(10, affine=False, track_running_stats=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = super().forward(image)
+        return self.norm(logits) if len(image) > 1 else logits
+
+
 @pytest.mark.parametrize(
     ("network", "match"),
-    [(Branches, "depends on the data"), (BatchOfTwo, "fixes it at 2"), (NoOperator, "ONNX has no")],
+    [
+        (Branches, "depends on the data"),
+        (BatchOfTwo, "fixes it at 2"),
+        (NoOperator, "ONNX has no"),
+        (Dropping, "its forward is random"),
+        (OfTheBatch, r"depends on the (batch|data)|specialized|fixes"),
+    ],
 )
 def test_a_network_that_onnx_cannot_hold_is_refused(
     load: Callable[..., Dataset], network: type[Plain], match: str
