@@ -1,0 +1,90 @@
+"""What a reference pair's teacher is worth over several seeds: distilled beside plain, from one teacher.
+
+    python benchmarks/pair_seeds.py models/camvid/recipe.toml --set data.source=masks:/path/to/camvid
+
+The first seed's run trains the teacher; the others take its weights, so that seeds differ by the students alone: their
+start, their order of samples and their views. The gain is the mean over seeds of the student's score on the test split
+minus that of the same student without the teacher, with Student's 95 % interval. A seed that is done is not done again.
+"""
+
+import argparse
+import json
+import statistics
+from importlib import metadata
+from pathlib import Path
+
+SEEDS = 5
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Train, write ``results/pair_NAME.json``, print the gain."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as kdexport run")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--work", type=Path, default=Path("pair_seeds"), help="folder for the runs")
+    options = parser.parse_args()
+
+    from kdexport.recipe import Recipe
+
+    name = Recipe.load(options.recipe, options.set).name
+    runs = []
+    for seed in range(options.seeds):
+        runs.append(scores(options, seed))
+        print(f"seed {seed}: {runs[-1]}", flush=True)
+        (RESULTS / f"pair_{name}.json").write_text(json.dumps(summary(runs), indent=2) + "\n")
+    print(json.dumps(summary(runs)["gain"]))
+
+
+def scores(options: argparse.Namespace, seed: int) -> dict[str, float]:
+    """Return what each network of a run scores on the test split, in PyTorch."""
+    import kdexport
+    from kdexport.artifacts import RunDirectory
+    from kdexport.data.datasets import load_data
+    from kdexport.distill.batches import predict_all
+    from kdexport.distill.optimization import accelerator_for
+    from kdexport.models.loading import load_model
+    from kdexport.recipe import Recipe
+
+    record = options.work / f"{seed}.json"
+    if record.is_file():
+        return json.loads(record.read_text())
+    asked = Recipe.load(options.recipe, [*options.set, f"seed={seed}"])
+    if seed:
+        weights = (options.work / "0" / "teacher.safetensors").resolve()
+        asked = asked.model_copy(
+            update={"teacher": asked.teacher.model_copy(update={"weights": str(weights), "train": None})}
+        )
+    directory = RunDirectory(options.work / str(seed))
+    made = kdexport.distill(asked, directory)
+    dataset = load_data(asked.data, asked.seed, directory.cache)
+    device = accelerator_for("fp32").device
+    found = {}
+    for network in made.networks:
+        spec = asked.teacher if network.name == "teacher" else asked.student
+        model = load_model(network.name, spec, dataset, directory.weights(network.name))
+        outputs = predict_all(model.network.to(device), model.preprocessing, dataset.test, device)
+        score = dataset.task.score(outputs, dataset.test.labels)
+        assert score is not None
+        found[network.name] = score
+    record.write_text(json.dumps(found))
+    return found
+
+
+def summary(runs: list[dict[str, float]]) -> dict[str, object]:
+    """Return the scores by seed and the gain, in the score's own unit."""
+    from kdexport.statistics import student_t95
+
+    gains = [run["student"] - run["student-plain"] for run in runs]
+    spread = statistics.stdev(gains) / len(gains) ** 0.5 * student_t95(len(gains) - 1) if len(gains) > 1 else None
+    mean = statistics.mean(gains)
+    return {
+        "versions": {name: metadata.version(name) for name in ("torch", "numpy")},
+        "seeds": runs,
+        "gain": {"mean": mean, "ci95": None if spread is None else [mean - spread, mean + spread], "seeds": len(gains)},
+    }
+
+
+if __name__ == "__main__":
+    main()
