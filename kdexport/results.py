@@ -72,6 +72,18 @@ class TargetScore:
     predicted: tuple[float, ...] = ()  # of the same
 
 
+@dataclass(frozen=True)
+class MaskPicture:
+    """What a model sees in one image, small; each map a byte a pixel, row by row, as base64 of zlib's stream."""
+
+    sample: int  # of the split
+    height: int
+    width: int
+    predicted: str  # class ids
+    truth: str  # class ids, 255 for none
+    image: str = ""  # 36 r + 6 g + b, each color in 6 levels; empty: no image
+
+
 class _Scored:
     """Accuracy, where that is the score: written into JSON beside it, read from it."""
 
@@ -106,6 +118,7 @@ class Evaluation(_Scored):
     confusion: tuple[tuple[int, ...], ...] = ()  # [true][predicted]; empty above 100 classes
     per_sample: tuple[int | float, ...] = ()  # the score is their mean
     resamples: tuple[float, ...] = ()  # the score of each resample of ``statistics.resample_counts``
+    pictures: tuple[MaskPicture, ...] = ()  # of some samples, evenly spread over the split
     chance: float | None = None  # what the best constant output scores on the same samples
     curves: dict[str, tuple[float, ...]] = field(default_factory=dict)  # what a picture of the task's shows
 

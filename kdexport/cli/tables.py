@@ -175,18 +175,19 @@ def evaluated(result: Evaluation, made_by: str) -> "Group":
 
 
 def _classes(result: Evaluation) -> Iterator[Any]:
-    ranked = sorted(result.per_class, key=lambda one: one.accuracy)
+    pixels = any(one.iou is not None for one in result.per_class)
+    ranked = sorted(result.per_class, key=lambda one: one.accuracy if one.iou is None else one.iou)
     shown = ranked[:CLASSES_SHOWN] if len(ranked) > CLASSES_SHOWN else list(result.per_class)
     if not shown:
         return
     columns = [
         Column("class", [one.name for one in shown], left=True, folds=True),
-        Column("samples", [figures.thousands(one.samples) for one in shown]),
+        Column("pixels" if pixels else "samples", [figures.thousands(one.samples) for one in shown]),
         Column("recall", [figures.percent(one.accuracy) for one in shown]),
         Column("precision", [NONE if one.precision is None else figures.percent(one.precision) for one in shown]),
         Column("F1", [figures.percent(one.f1) for one in shown]),
     ]
-    if any(one.iou is not None for one in shown):
+    if pixels:
         columns.append(Column("IoU", [NONE if one.iou is None else figures.percent(one.iou) for one in shown]))
     yield ""
     yield table(columns)

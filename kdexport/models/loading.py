@@ -286,6 +286,8 @@ def _of_torchvision(name: str) -> Preprocessing:
     from torchvision import models
 
     said = models.get_model_weights(name).DEFAULT.transforms()
+    if not hasattr(said, "crop_size"):  # a segmentation network, which takes any size
+        return Preprocessing("image", mean=tuple(said.mean), std=tuple(said.std))
     crop, whole = said.crop_size[0], said.resize_size[0]
     mean, std, resample = tuple(said.mean), tuple(said.std), resample_of(said.interpolation.value)
     return Preprocessing("image", (crop, crop), "crop", crop / whole, mean, std, resample=resample)

@@ -19,6 +19,7 @@ from kdexport.references import Reference, call, load_object, parse
 from kdexport.tasks.base import Task
 
 SAFE_CHANNELS = 16  # see ``needs_channels_first``
+AUXILIARY = ("deeplabv3_", "fcn_")  # torchvision's that have an auxiliary head in their own weights
 TWO_HEADED = ("googlenet", "inception_v3")  # torchvision's with a second head for training
 
 
@@ -109,9 +110,12 @@ def pretrained_weights(reference: str, args: Mapping[str, Any]) -> dict[str, Ten
 
 def with_pretrained_args(reference: str, args: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     """Return a network's arguments with those that its library sets for its own weights: torchvision normalizes within
-    GoogLeNet and Inception v3 then.
+    GoogLeNet and Inception v3 then, and gives DeepLab and FCN an auxiliary head.
     """
-    own = weights == PRETRAINED and reference.partition(":")[2] in TWO_HEADED and reference.startswith("torchvision:")
+    library, _, name = reference.partition(":")
+    if weights == PRETRAINED and library == "torchvision" and name.startswith(AUXILIARY):
+        return {"aux_loss": True, **args}
+    own = weights == PRETRAINED and library == "torchvision" and name in TWO_HEADED
     return {"transform_input": True, "init_weights": False, **args} if own else dict(args)
 
 
@@ -191,16 +195,21 @@ def check_output(network: nn.Module, inputs: tuple[Tensor, ...], task: Task, nam
 def _torchvision(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:
     from torchvision import models
 
-    known = models.list_models(module=models)
+    segments = models.list_models(module=models.segmentation)
+    known = [*models.list_models(module=models), *segments]
     if reference.target not in known:
         near = did_you_mean(reference.target, known) or "torchvision.models.list_models() names them all"
-        raise SourceError(f"torchvision has no classifier '{reference.target}'", hint=near.strip())
+        raise SourceError(
+            f"torchvision has no classifier '{reference.target}', and no segmentation network", hint=near.strip()
+        )
+    if reference.target in segments:  # else the backbone's weights would be downloaded
+        args.setdefault("weights_backbone", None)
     if num_classes is not None:
         args.setdefault("num_classes", num_classes)
     if reference.target in TWO_HEADED:  # a second head for training would make the output a tuple
         args = {"aux_logits": False, "init_weights": True, **args}
     args.setdefault("weights", None)
-    return call(reference, getattr(models, reference.target), args)
+    return call(reference, models.get_model_builder(reference.target), args)
 
 
 def _timm(reference: Reference, args: dict[str, Any], num_classes: int | None) -> Any:

@@ -242,6 +242,19 @@ lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
 print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers; the cosine of each with each:")
 print(np.array_str((vectors / lengths) @ (vectors / lengths).T, precision=3, suppress_small=True))
 """
+MASKS = """masks = session.run(None, feed)[0].argmax(axis=1).astype(np.uint8)  # class ids [batch, height, width]
+colors = [[255 * (number >> bit & 1) // (1 + (number > 7)) for bit in range(3)] for number in range(256)]
+for number, mask in enumerate(masks):
+    ids, counts = np.unique(mask, return_counts=True)
+    shares = [f"{labels[best] if labels else best} {share:.1%}" for best, share in zip(ids, counts / mask.size)]
+    name = Path(given[number]).stem if len(given) == len(masks) else f"sample-{number}"
+    print(f"{name}.mask.png", *shares, sep=", ")
+    from PIL import Image
+
+    picture = Image.fromarray(mask)
+    picture.putpalette(sum(colors, []))  # a pixel's value stays its class id
+    picture.save(f"{name}.mask.png")
+"""
 SHAPES = """for item, array in zip(session.get_outputs(), session.run(None, feed), strict=True):
     print(item.name, array.dtype, array.shape)
 """
@@ -293,7 +306,9 @@ def code(model: Path) -> str:
     ranked = next((name for name in ("top_labels", "top_indices") if name in outputs), None)
     scores = next(iter(outputs.values()))
     shown = RANKED.format(names=ranked) if ranked else BEST if len(scores.shape.dim) == 2 else SHAPES
-    shown = {"regression": NUMBERS, "embedding": COSINES}.get(known.get("kdexport.task", ""), shown)
+    shown = {"regression": NUMBERS, "embedding": COSINES, "segmentation": MASKS}.get(
+        known.get("kdexport.task", ""), shown
+    )
     head = HEAD.format(file=model.name, usage=usage.replace('"', "'"))
     if not reading:
         head = head.replace('if all(name.endswith(".npy") for name in given):  # one', "# One").replace(

@@ -16,7 +16,7 @@ from kdexport.report.decisions import costs_of, snippet
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison, quantized
-from kdexport.results import ModelFile, Report, TargetScore
+from kdexport.results import ClassScore, ModelFile, Report, TargetScore
 
 MOST_NAMED = 20  # classes written out by name
 # Of the identifiers that the hub takes for a license, those that weights come under.
@@ -148,7 +148,8 @@ def _opening(report: Report, model: ModelFile) -> str:
         _task(model) or ""
     )
     classes = len(model.evaluation.per_class) if model.evaluation else 0
-    what = kind or ("classifier" if classes else "model")
+    segments = model.evaluation is not None and model.evaluation.task == "segmentation"
+    what = kind or ("segmentation model" if segments else "classifier" if classes else "model")
     size = "" if model.parameters is None else f"{figures.count(model.parameters)}-parameter "
     precision = "" if model.precision == "fp32" else f"{model.precision} "
     source = _recipe(report, "data").get("source")
@@ -245,6 +246,11 @@ def _intended_use(model: ModelFile) -> list[str]:
     if not names:
         return ["For the task and the kind of data that it was trained on."]
     classes = escape(figures.joined_names(names, most=MOST_NAMED))
+    if model.evaluation is not None and model.evaluation.task == "segmentation":
+        return [
+            f"Telling for each pixel which of {len(names)} classes it is: {classes}. For images like those it was "
+            "trained on; every pixel gets one of these classes, also one that belongs to none."
+        ]
     return [
         f"Telling apart {len(names)} classes: {classes}. For data like those it was trained on; every input gets one "
         "of these classes, also one that belongs to none."
@@ -321,10 +327,24 @@ def _evaluation(report: Report, view: ConditionView | None) -> list[str]:
     picked = next((item for item in report.models if view and view.chosen and item.name == view.chosen.name), None)
     if picked is not None and picked.evaluation is not None and picked.evaluation.per_target:
         lines.append("\n".join(_target_table(picked.evaluation.per_target)))
+    if picked is not None and picked.evaluation is not None:
+        lines.append("\n".join(_iou_table(picked.evaluation.per_class)))
     plain = plain_comparison(report)
     if plain is not None:
         lines.append("\n".join(f"- {escape(line)}" for line in report.findings if line.startswith("Distillation")))
     return [line for line in lines if line]
+
+
+def _iou_table(rows: Sequence[ClassScore]) -> list[str]:
+    """Return a line for each class of which pixels are scored; none where samples are."""
+    found = [row for row in rows if row.iou is not None]
+    head = ["| class | IoU | recall | precision | pixels |", "|---|---:|---:|---:|---:|"] if found else []
+    return head + [
+        f"| {escape(row.name)} | {figures.percent(row.iou)} | {figures.percent(row.accuracy)} | "
+        f"{figures.UNKNOWN if row.precision is None else figures.percent(row.precision)} | {row.samples:,} |"
+        for row in found
+        if row.iou is not None
+    ]
 
 
 def _target_table(rows: Sequence[TargetScore]) -> list[str]:
@@ -341,8 +361,10 @@ def _limits(report: Report, model: ModelFile, view: ConditionView | None) -> lis
     limits = [*report.data_warnings, *(f"{name} was left out: {why}" for name, why in report.left_out.items())]
     if model.evaluation is not None and model.evaluation.per_class:
         scored = [score for score in model.evaluation.per_class if score.samples]
-        worst = min(scored, key=lambda score: score.accuracy, default=None)
-        if worst is not None:
+        worst = min(scored, key=lambda score: score.accuracy if score.iou is None else score.iou, default=None)
+        if worst is not None and worst.iou is not None:
+            limits.append(f"Weakest on the class {worst.name}: IoU {figures.percent(worst.iou)}.")
+        elif worst is not None:
             recall = f"recall {figures.percent(worst.accuracy)} of {worst.samples} samples"
             limits.append(f"Weakest on the class {worst.name}: {recall}.")
     for target in model.evaluation.per_target if model.evaluation else ():

@@ -1,6 +1,16 @@
 """Every picture of the report, in the order of the page. A line here and a module make a new one."""
 
-from kdexport.report.charts import batches, classes, confusion, curves, distributions, predictions, residuals, scatter
+from kdexport.report.charts import (
+    batches,
+    classes,
+    confusion,
+    curves,
+    distributions,
+    masks,
+    predictions,
+    residuals,
+    scatter,
+)
 from kdexport.report.charts.marks import Picture
 
 PICTURES: tuple[Picture, ...] = (
@@ -12,4 +22,5 @@ PICTURES: tuple[Picture, ...] = (
     confusion.PICTURE,
     predictions.PICTURE,
     residuals.PICTURE,
+    masks.PICTURE,
 )

@@ -13,6 +13,7 @@ from kdexport.results import Evaluation, Interval, Report
 from kdexport.statistics import wilson
 
 CAPTION = "Recall, the share of each class's samples that was recognized, on the test split, with 95 % intervals"
+IOU_CAPTION = "Intersection over union of each class's pixels, on the test split"
 
 ROW = 28.0
 APART = 7.0  # pixels between the marks of one class: equal shares must not cover each other
@@ -26,10 +27,11 @@ class ClassRow:
     name: str
     samples: int
     shares: tuple[tuple[Mark, float], ...]
+    iou: bool = False  # whether the shares are these, and not recall
 
     def interval(self, share: float) -> Interval:
-        """Return a recall's 95 % interval."""
-        return wilson(round(share * self.samples), self.samples)
+        """Return a recall's 95 % interval; pixels are not independent, and an IoU gets none."""
+        return (share, share) if self.iou else wilson(round(share * self.samples), self.samples)
 
 
 def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Markup:
@@ -55,7 +57,7 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
     for tick in across.ticks(4 if narrow else 6):
         drawn.append(tag("line", x1=across(tick), x2=across(tick), y1=top, y2=bottom, class_="grid"))
         drawn.append(text(across(tick), bottom + 18, f"{100 * tick:g} %", "middle", class_="tick"))
-    drawn.append(text(right, bottom + 34, "recall on the test split", "end", class_="title"))
+    drawn.append(text(right, bottom + 34, f"{_measure(rows)} on the test split", "end", class_="title"))
     for index, row in enumerate(rows):
         y = top + ROW * (index + 0.5)
         drawn.append(text(left - 10, y + 4, short(row.name, 11 if narrow else 18), "end", class_="name"))
@@ -65,6 +67,8 @@ def per_class(rows: Sequence[ClassRow], *, label: str, width: int = 700) -> Mark
             low, high = row.interval(share)
             spread = figures.percent_interval((low, high))
             tip = f"{row.name}: {mark.name}\n{100 * share:.1f} % ({spread}) of {row.samples} samples"
+            if row.iou:
+                tip = f"{row.name}: {mark.name}\nIoU {100 * share:.1f} %, {row.samples:,} pixels"
             at_y = y + APART * (place - (len(row.shares) - 1) / 2)
             whisker = tag("line", x1=across(low), x2=across(high), y1=at_y, y2=at_y, class_=f"interval c{mark.color}")
             part = glyph(mark, across(share), at_y, 4)
@@ -84,11 +88,12 @@ def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawi
             name,
             max(score.samples for _, evaluation in scored for score in evaluation.per_class if score.name == name),
             tuple(
-                (mark, score.accuracy)
+                (mark, score.accuracy if score.iou is None else score.iou)
                 for mark, evaluation in scored
                 for score in evaluation.per_class
                 if score.name == name
             ),
+            any(score.iou is not None for score in scored[0][1].per_class),
         )
         for name in dict.fromkeys(score.name for score in scored[0][1].per_class)
     ]
@@ -99,11 +104,15 @@ def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawi
     rows = rows if left_out <= 0 else _most_changed(rows)
     worst = min(rows, key=lambda row: row.shares[0][1])
     label = (
-        f"Recall of {', '.join(names)} by class, {len(rows)} of {len(classes)} classes. "
+        f"{_measure(rows)[0].upper()}{_measure(rows)[1:]} of {', '.join(names)} by class, {len(rows)} of {len(classes)} classes. "
         f"{names[0]} is weakest on {worst.name}: {figures.percent(worst.shares[0][1])}."
     )
     more = "; of more than 20 classes, those that changed most" if left_out > 0 else ""
-    yield Drawing(per_class(rows, label=label, width=width), f"{CAPTION}{more}.")
+    yield Drawing(per_class(rows, label=label, width=width), f"{IOU_CAPTION if rows[0].iou else CAPTION}{more}.")
+
+
+def _measure(rows: Sequence[ClassRow]) -> str:
+    return "IoU" if rows[0].iou else "recall"
 
 
 def evaluation_of(report: Report, name: str) -> Evaluation | None:
