@@ -28,6 +28,10 @@ class Samples(Protocol):
         """What they are for."""
 
     @property
+    def inputs(self) -> tuple[NDArray[Any], ...]:
+        """One array per network input, first axis the samples."""
+
+    @property
     def labels(self) -> NDArray[Any] | None:
         """The targets, first axis the samples."""
 
@@ -77,8 +81,9 @@ def evaluate(
     if calibration is not None:
         fitted_on = predicted(predict, calibration, class_names, batch_size)
         task = task.calibrated(fitted_on, np.asarray(calibration.labels))
-    evaluation = task.evaluate(outputs, targets, class_names, name)
-    told = {label: _number(score, label, outputs, targets) for label, score in (further or {}).items()}
+    evaluation = task.illustrated(task.evaluate(outputs, targets, class_names, name), outputs, targets, split.inputs)
+    given = task.predictions(outputs)
+    told = {label: _number(score, label, given, targets) for label, score in (further or {}).items()}
     return dataclasses.replace(evaluation, metrics={**evaluation.metrics, **told}), outputs
 
 
@@ -101,7 +106,8 @@ def own_scores(references: Sequence[str]) -> dict[str, OwnScore]:
     """Return the functions that a recipe's ``scores`` names, by their names: ``f(outputs, targets) -> number``.
 
     Args:
-        references: ``file.py:name``; outputs are float32 ``[samples, ...]``, targets as the data give them.
+        references: ``file.py:name``; outputs are float32 ``[samples, ...]``, of maps each pixel's class, targets as the
+            data give them.
 
     Raises:
         SourceError: There is no such function.

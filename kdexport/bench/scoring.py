@@ -79,6 +79,7 @@ def score_models(
     from kdexport.tasks import TASKS
 
     baseline: Any = None
+    pictured = False
     with progress.task("score", total=len(models)) as task:
         for position, model in enumerate(models):
             try:
@@ -94,6 +95,10 @@ def score_models(
                 continue
             if position == 0:
                 baseline = outputs
+            if pictured:  # the images are the same: once is enough
+                bare = tuple(dataclasses.replace(one, image="", truth="") for one in evaluation.pictures)
+                evaluation = dataclasses.replace(evaluation, pictures=bare)
+            pictured = pictured or bool(evaluation.pictures)
             where = "" if device.provider == CPU else f" on {device.name}"
             task.advance(note=f"{model.name} {TASKS[evaluation.task].write(evaluation.score.value)}{where}")
             yield dataclasses.replace(

@@ -238,6 +238,20 @@ class Task(ABC):
     def score(self, outputs: Array, targets: Array) -> float | None:
         """Return the score's value alone, fast, as after each epoch; None where nothing is labelled."""
 
+    def illustrated(
+        self,
+        evaluation: Evaluation,
+        outputs: Array,  # noqa: ARG002
+        targets: Array,  # noqa: ARG002
+        inputs: Sequence[Array],  # noqa: ARG002
+    ) -> Evaluation:
+        """Return an evaluation with what a report shows of some samples; outputs are as they were kept."""
+        return evaluation
+
+    def predictions(self, outputs: Array) -> Array:
+        """Return what a score of the user's own is given, from what was kept of outputs."""
+        return outputs
+
     def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:  # noqa: ARG002
         """Return what is wrong with a model's outputs as a whole, in words: it guesses, its classes are permuted."""
         return None

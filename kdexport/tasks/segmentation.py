@@ -4,7 +4,9 @@ Logits at full size do not fit in memory (CamVid's test split at 480x360 takes 1
 before the next one is computed: see ``Segmentation.kept``.
 """
 
+import base64
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.errors import KDExportError, SourceError
-from kdexport.results import Agreement, Evaluation
+from kdexport.results import Agreement, Evaluation, MaskPicture
 from kdexport.statistics import bootstrap_interval, resample_counts
 from kdexport.tasks.base import Activation, Array, Task
 from kdexport.tasks.classification import MAX_CONFUSION_CLASSES, class_scores, correlation, log_softmax
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 VOID = 255  # as a target: the pixel has no class and counts nowhere
 MOST_CLASSES = 255  # a mask is a byte a pixel, and one value is void's
 GRID_PIXELS = 1024  # of a sample, evenly spread, whose logits are kept to compare networks by
+PICTURED, PICTURED_SIDE = 3, 128  # samples that a report shows, and pixels of their longer side, at most
 AT_ONCE = 32  # samples that are counted together
 
 
@@ -233,6 +236,35 @@ class Segmentation(Task):
             chance=float(total.max() / pixels / (total > 0).sum()) if pixels else None,
         )
 
+    def illustrated(
+        self, evaluation: Evaluation, outputs: Array, targets: Array, inputs: Sequence[Array]
+    ) -> Evaluation:
+        """Return it with small pictures of three samples: image, mask, and the classes that are predicted."""
+        kept = self.kept(outputs)
+        height, width = (int(side) for side in targets.shape[1:])
+        step = -(-max(height, width) // PICTURED_SIDE)
+        size = -(-height // step), -(-width // step)
+        images = inputs[0] if inputs[0].dtype == np.uint8 and inputs[0].shape[1:3] == (height, width) else None
+        pictures = []
+        for sample in dict.fromkeys(positions(len(kept), min(PICTURED, len(kept))).tolist()):
+            image = None if images is None else at_grid(np.moveaxis(np.asarray(images[sample]), -1, 0), *size)
+            truth, predicted = np.asarray(targets[sample]), kept["classes"][sample]
+            pictures.append(
+                MaskPicture(
+                    sample,
+                    *size,
+                    _packed(at_grid(predicted, *size)),
+                    _packed(at_grid(truth, *size)),
+                    "" if image is None else _packed(_in_cube(image)),
+                )
+            )
+        return replace(evaluation, pictures=tuple(pictures))
+
+    def predictions(self, outputs: Array) -> Array:
+        """Return each pixel's class, uint8 ``[samples, h, w]``."""
+        classes: Array = self.kept(outputs)["classes"]
+        return classes
+
     def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:
         """Say where it does not beat one class everywhere."""
         kept = self.kept(outputs, targets)
@@ -288,6 +320,19 @@ def largest_class(masks: Array) -> int:
     """Return the largest class id of some masks; -1 where all is void."""
     known = masks[masks != VOID]
     return int(known.max()) if known.size else -1
+
+
+def _packed(ids: Array) -> str:
+    """Return a map of bytes as text; see ``MaskPicture``."""
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(ids, dtype=np.uint8).tobytes(), 9)).decode()
+
+
+def _in_cube(image: Array) -> Array:
+    """Return an image uint8 ``[channels, h, w]`` in a cube of 6 x 6 x 6 colors; grey where it has not three."""
+    colors = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
+    red, green, blue = (colors.astype(np.int64) + 25) // 51
+    levels: Array = 36 * red + 6 * green + blue
+    return levels
 
 
 def grid(height: int, width: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -103,8 +103,9 @@ def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawi
     left_out = len(rows) - MOST_ROWS
     rows = rows if left_out <= 0 else _most_changed(rows)
     worst = min(rows, key=lambda row: row.shares[0][1])
+    measure = "IoU" if rows[0].iou else "Recall"
     label = (
-        f"{_measure(rows)[0].upper()}{_measure(rows)[1:]} of {', '.join(names)} by class, {len(rows)} of {len(classes)} classes. "
+        f"{measure} of {', '.join(names)} by class, {len(rows)} of {len(classes)} classes. "
         f"{names[0]} is weakest on {worst.name}: {figures.percent(worst.shares[0][1])}."
     )
     more = "; of more than 20 classes, those that changed most" if left_out > 0 else ""

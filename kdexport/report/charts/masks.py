@@ -12,7 +12,7 @@ from kdexport.report.charts.classes import evaluation_of
 from kdexport.report.charts.marks import WIDE, Drawing, Mark, Picture
 from kdexport.report.charts.svg import picture, short, tag, text, text_width
 from kdexport.report.join import STUDENT
-from kdexport.results import MaskPicture, Report
+from kdexport.results import MaskPicture, ModelFile, Report
 
 CAPTION = (
     "Images of the test split, evenly spread. Where they differ: orange, the student is not of the baseline's class; "
@@ -33,9 +33,9 @@ Color = tuple[int, int, int]
 
 def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawing]:  # noqa: ARG001
     """Draw a row of maps for each image that was kept."""
-    names = [name for name in dict.fromkeys((report.baseline, STUDENT, f"{STUDENT}.int8"))]
+    names = list(dict.fromkeys((report.baseline, STUDENT, f"{STUDENT}.int8")))
     shown = {name: found.pictures for name in names if (found := evaluation_of(report, name)) and found.pictures}
-    first = next((model.evaluation for model in report.models if model.evaluation and model.evaluation.pictures), None)
+    first = next((model.evaluation for model in report.models if _pictured(model)), None)
     if first is None or not shown:
         return
     classes = [score.name for score in first.per_class]
@@ -61,6 +61,11 @@ def draw(report: Report, look: Mapping[str, Mark], width: int) -> Iterator[Drawi
     yield Drawing(picture(width, bottom, told, *drawn, *legend), CAPTION)
 
 
+def _pictured(model: ModelFile) -> bool:
+    """Whether a model's entry holds the images themselves: that which was scored first does."""
+    return model.evaluation is not None and any(one.truth for one in model.evaluation.pictures)
+
+
 def _cells(scene: MaskPicture, maps: Mapping[str, MaskPicture], palette: Mapping[int, Color]) -> list[tuple[str, str]]:
     """Return what stands in a row, name and picture."""
     size = (scene.width, scene.height)
@@ -76,7 +81,7 @@ def _cells(scene: MaskPicture, maps: Mapping[str, MaskPicture], palette: Mapping
     if student is not None and len(ids) > 1:
         baseline = next(iter(ids.values()))
         int8 = ids.get(f"{STUDENT}.int8", student)
-        found.append(("where they differ", png(_differences(truth, baseline, student, int8), *size, DIFFERENCES)))
+        found.append(("differences", png(_differences(truth, baseline, student, int8), *size, DIFFERENCES)))
     return found
 
 
