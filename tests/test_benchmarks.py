@@ -13,6 +13,7 @@ SHARED = {
     "engine_pairs",
     "engine_race",
     "methods_nets",
+    "segmentation_nets",
     "strangers_nets",
 }
 SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - SHARED - {"run_all"}

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import secrets
 import shlex
 import shutil
@@ -39,6 +40,7 @@ MODULES = (
 )  # fmt: skip
 NOT_THERE = ("doctor", "pack", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
+MAX_BYTES = 2**28  # of samples as the data give them, unpacked
 # Read by whatever Python the device has, also one that could not even parse the rest.
 MAIN = """import sys
 
@@ -131,6 +133,13 @@ def _add_model(archive: zipfile.ZipFile, path: Path, folder: str) -> None:
         archive.write(file, f"{folder}/{file.relative_to(path.absolute().parent).as_posix()}")
 
 
+def _most(split: Any) -> int:
+    """Return how many samples go along: of large images fewer."""
+    arrays = [*split.inputs, split.labels]
+    sample = sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays)
+    return int(max(1, min(MAX_SAMPLES, MAX_BYTES // max(sample, 1))))
+
+
 def _samples(
     models: Sequence[ModelFile], folder: Path, dataset: Any | None, progress: Progress
 ) -> tuple[int, dict[str, tuple[str, bytes]]]:
@@ -140,8 +149,9 @@ def _samples(
     from kdexport.onnx.sessions import OnnxSession
 
     # Spread over the split: a split in the order of its classes would give a sample of the first few.
-    split = dataset.test.spread(MAX_SAMPLES)
-    calibration = None if split.calibration is None else split.calibration.spread(MAX_SAMPLES)
+    most = _most(dataset.test)
+    split = dataset.test.spread(most)
+    calibration = None if split.calibration is None else split.calibration.spread(most)
     count = len(split)
     feeds = {}
     for model in models:

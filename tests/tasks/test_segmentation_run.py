@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -17,6 +16,7 @@ from kdexport.api import evaluate
 from kdexport.artifacts import RunDirectory
 from kdexport.bench.pack import pack
 from kdexport.bench.packed import Sample
+from kdexport.bench.stage import BenchRequest
 from kdexport.data.datasets import load_data
 from kdexport.data.samples import Split
 from kdexport.errors import KDExportError
@@ -147,7 +147,7 @@ def test_a_pack_scores_the_same_with_numpy_alone(made, tmp_path):
     data = load_data(recipe.data, recipe.seed, root / "run" / "cache")
     files = [describe_file(root / "run" / "student.onnx")]
     out = tmp_path / "bench.pyz"
-    pack(files, recipe.bench, out, name="p", folder=Path(), dataset=data, progress=Silent())
+    pack(BenchRequest(files, recipe.bench, "p", dataset=data), out, progress=Silent())
     done = subprocess.run([sys.executable, "-I", out, "--out", tmp_path / "there.json", "--quiet"], check=False)
     assert done.returncode == 0
     (there,) = json.loads((tmp_path / "there.json").read_text())["models"]
