@@ -6,22 +6,20 @@ directory can be moved together with what it refers to.
 
 import inspect
 import os
-import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kdexport import objects, references
 from kdexport.artifacts import write_text
-from kdexport.errors import RecipeError, did_you_mean
+from kdexport.errors import RecipeError
 from kdexport.precisions import checked
-from kdexport.terms import DIST, METHODS, OWN, Term
+from kdexport.recipe_text import map_references, parsed_toml, tuples, validated, with_absolute_paths
+from kdexport.terms import DIST, Term
 
-MAX_FAULTS_SHOWN = 20
 DAY = 86_400.0  # seconds
 
 
@@ -47,7 +45,7 @@ class Section(BaseModel):
             if old in values and new in values:
                 raise ValueError(f"{old} is the old name of {new}: give one of the two")
             values = {new if key == old else key: value for key, value in values.items()}
-        return {key: _tuples(value) for key, value in values.items()}
+        return {key: tuples(value) for key, value in values.items()}
 
 
 Side = Annotated[int, Field(ge=1, lt=1 << 16)]  # of an image, in pixels
@@ -823,7 +821,7 @@ class Recipe(Section):
         references = [value for table in given.values() if isinstance(table, dict) for value in table.values()]
         if any(isinstance(value, str) and value.startswith(f"{objects.SCHEME}:") for value in references):
             given.setdefault("name", "run")
-        return _with_absolute_paths(given, Path.cwd())
+        return with_absolute_paths(given, Path.cwd())
 
     @model_validator(mode="before")
     @classmethod
@@ -862,13 +860,7 @@ class Recipe(Section):
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"the recipe {path} cannot be read: {error}", hint="give a UTF-8 TOML file") from error
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(
-                f"{path} is not TOML: {error}", hint="fix that line; https://toml.io shows the form"
-            ) from None
-        return cls.parse(document, base=path.parent, overrides=overrides, origin=str(path))
+        return cls.parse(parsed_toml(text, str(path)), base=path.parent, overrides=overrides, origin=str(path))
 
     @classmethod
     def parse(
@@ -886,7 +878,7 @@ class Recipe(Section):
         Raises:
             RecipeError: Not valid; every fault is listed.
         """
-        return _validated(cls, document, base, overrides, origin)
+        return validated(cls, document, base, overrides, origin)
 
     def write(self, path: Path) -> None:
         """Write the resolved recipe, every default spelled out, with paths relative to its folder."""
@@ -907,7 +899,7 @@ class Recipe(Section):
             if training is not None and "lr" not in training.model_fields_set:
                 del table["lr"]
         base = relative_to.resolve()
-        return _map_references(
+        return map_references(
             document, lambda text: references.relative(text, base), lambda text: os.path.relpath(text, base)
         )
 
@@ -926,7 +918,7 @@ class StandaloneExport(Section):
         Raises:
             RecipeError: Not valid; every fault is listed.
         """
-        return _validated(cls, document, Path(), (), "what the flags say")
+        return validated(cls, document, Path(), (), "what the flags say")
 
 
 class EvaluationRequest(Section):
@@ -945,31 +937,7 @@ class EvaluationRequest(Section):
         Raises:
             RecipeError: Not valid; every fault is listed.
         """
-        return _validated(cls, {}, Path(), overrides, "what the flags ask for")
-
-
-Document = TypeVar("Document", bound=Section)
-
-
-def _validated(
-    kind: type[Document], document: Mapping[str, Any], base: Path, overrides: Iterable[str], origin: str
-) -> Document:
-    whole = _with_absolute_paths(_copy(document), base.resolve())
-    for override in overrides:
-        _apply(whole, override)
-    whole = _with_absolute_paths(whole, Path.cwd())
-    try:
-        return kind.model_validate(_tuples(whole))
-    except ValidationError as error:
-        faults = _describe(error)
-        shown = [f"  {fault}" for fault in faults[:MAX_FAULTS_SHOWN]]
-        if len(faults) > MAX_FAULTS_SHOWN:
-            shown.append(f"  ... and {len(faults) - MAX_FAULTS_SHOWN} more")
-        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise RecipeError(
-            "\n".join([f"{origin} has {count}:", *shown]),
-            hint="fix what is listed, then give the same command again",
-        ) from None
+        return validated(cls, {}, Path(), overrides, "what the flags ask for")
 
 
 def _with_function(term: Any) -> Any:
@@ -977,182 +945,3 @@ def _with_function(term: Any) -> Any:
     if isinstance(term, dict) and callable(term.get("method")):
         return {**term, "method": objects.refer(term["method"])}
     return {"method": objects.refer(term)} if inspect.isfunction(term) else term
-
-
-def _with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
-    return _map_references(
-        document,
-        lambda text: references.absolute(text, base),
-        lambda text: os.path.normpath(base / Path(text).expanduser()),
-    )
-
-
-def _map_references(document: dict[str, Any], reference: Any, path: Any) -> dict[str, Any]:
-    """Apply a function to each field that holds a reference or a path; a wrong type is left for validation."""
-    for section, key, function in (
-        ("data", "source", reference),
-        ("data", "root", path),
-        ("data", "tokenizer", reference),
-        ("data", "unlabelled", reference),
-        ("teacher", "model", reference),
-        ("teacher", "weights", path),
-        ("student", "model", reference),
-        ("student", "weights", path),
-        ("student", "vocabulary", lambda text: path(text) if text.endswith(".json") else text),
-        ("distill", "teacher_cache", path),
-    ):
-        head = document.get(section)
-        also = head.get("also") if section == "teacher" and isinstance(head, dict) else None
-        for table in (head, *(also if isinstance(also, list) else ())):
-            if isinstance(table, dict) and isinstance(table.get(key), str) and table[key] != PRETRAINED:
-                table[key] = function(table[key])
-    distill = document.get("distill")
-    terms = distill.get("terms") if isinstance(distill, dict) else None
-    for term in terms if isinstance(terms, list) else ():
-        if isinstance(term, dict) and isinstance(term.get("method"), str) and ":" in term["method"]:
-            term["method"] = reference(term["method"])
-    teacher = document.get("teacher")
-    train = teacher.get("train") if isinstance(teacher, dict) else None
-    for table, key in ((document, "scores"), (distill, "augment"), (train, "augment")):
-        if isinstance(table, dict) and isinstance(table.get(key), list | tuple):
-            table[key] = [reference(item) if isinstance(item, str) and ":" in item else item for item in table[key]]
-    return document
-
-
-PRETRAINED = "pretrained"  # as weights: the library's own (torchvision, timm)
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    """Set one ``a.b.c=value``; the value is read as TOML, else taken as text."""
-    key, equals, value = override.partition("=")
-    parts = re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(
-        "."
-    )  # terms[0].weight, as faults name it, is terms.0.weight
-    if not equals or not all(parts):
-        raise RecipeError(f"--set {override!r} is not of the form key=value", hint="e.g. --set distill.epochs=10")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    if parts[:2] == ["distill", "terms"] and len(parts) > 2:  # a key of a term changes the default where none is given
-        terms = [term.model_dump() for term in Distill.model_fields["terms"].default]
-        document.setdefault("distill", {}).setdefault("terms", terms)
-    table: Any = document
-    for part in parts[:-1]:
-        table = _step(table, part, override)
-    if isinstance(table, list):
-        table[_index(table, parts[-1], override)] = parsed
-    else:
-        table[parts[-1]] = parsed
-
-
-def _step(table: Any, part: str, override: str) -> Any:
-    if isinstance(table, list):
-        return table[_index(table, part, override)]
-    inner = table.setdefault(part, {})
-    if not isinstance(inner, dict | list):
-        raise RecipeError(f"--set {override!r}: '{part}' is a value, not a table", hint="e.g. --set distill.epochs=10")
-    return inner
-
-
-def _index(table: list[Any], part: str, override: str) -> int:
-    if part.isdigit() and int(part) < len(table):
-        return int(part)
-    raise RecipeError(
-        f"--set {override!r}: '{part}' is not one of the {len(table)} entries",
-        hint="count from 0, e.g. --set distill.terms.0.temperature=4.0",
-    )
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copy(item) for item in value]
-    return value
-
-
-def _tuples(value: Any) -> Any:
-    """Turn lists into tuples: strict validation wants the frozen form."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return value
-
-
-def _describe(error: ValidationError) -> list[str]:
-    """Say each fault in one line: where, what, and what was probably meant."""
-    lines = []
-    for fault in error.errors():
-        location = list(fault["loc"])
-        if len(location) > 3 and location[1] == "terms" and location[3] in (*METHODS, OWN):
-            del location[3]  # the union's tag is not a key of the recipe
-        where = _dotted(location)
-        kind = fault["type"]
-        if kind == "extra_forbidden":
-            known = _keys_at(location[:-1])
-            hint = (
-                did_you_mean(str(location[-1]), known)
-                or _one_table_below(location, known)
-                or f"known here: {', '.join(sorted(known))}"
-            )
-            lines.append(f"{where}: unknown key; {hint.strip()}")
-        elif kind == "missing":
-            lines.append(f"{where}: missing, and there is no default")
-        elif kind == "union_tag_invalid":
-            method = str(fault["input"].get("method"))
-            near = did_you_mean(method, METHODS) or f"there are: {', '.join(METHODS)}"
-            lines.append(f"{where}.method: no method is called '{method}'; {near.strip()}")
-        elif kind == "union_tag_not_found":
-            lines.append(f"{where}.method: missing; there are: {', '.join(METHODS)}")
-        elif kind == "value_error":
-            lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}")
-        else:
-            message = fault["msg"].replace("Input should", "should")
-            lines.append(f"{where}: {message}, not {_shorten(fault['input'])}")
-    return lines
-
-
-def _dotted(location: list[Any]) -> str:
-    return (
-        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the recipe"
-    )
-
-
-def _one_table_below(location: list[Any], known: list[str]) -> str:
-    """Name the tables that hold a key which stands one too high, as ``teacher.epochs`` does."""
-    *above, name = location
-    tables = [key for key in known if _table([*above, key]) is not None]
-    found = [_dotted([*above, table, name]) for table in tables if name in _keys_at([*above, table])]
-    return f"did you mean {' or '.join(found)}?" if found else ""
-
-
-def _keys_at(location: list[Any]) -> list[str]:
-    """Return the keys that a table of the recipe may hold; of a term's, which depend on its method, all."""
-    table = _table(location)
-    return (
-        sorted({key for term in METHODS.values() for key in term.model_fields})
-        if table is None
-        else list(table.model_fields)
-    )
-
-
-def _table(location: list[Any]) -> type[BaseModel] | None:
-    """Return the model of a table of the recipe; None for what is none, or a term's."""
-    model: type[BaseModel] = Recipe
-    for part in location:
-        if isinstance(part, int) or part not in model.model_fields:
-            return None
-        annotation: Any = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        found = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
-        if found is None:
-            return None
-        model = found
-    return model
-
-
-def _shorten(value: Any) -> str:
-    text = repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -89,9 +89,17 @@ def absolute(text: str, base: Path) -> str:
     if reference.kind == "hf" and not (base / reference.target).is_dir():
         return text
     if reference.kind == "hf" or reference.kind not in _WITHOUT_PATH:
-        whole = os.path.normpath(base / Path(reference.target).expanduser())
+        whole = os.path.normpath(base / home(reference.target))
         return str(Reference(reference.kind, whole, reference.name))
     return text
+
+
+def home(path: str) -> Path:
+    """Return a path with ``~`` made whole; one of a user that this machine does not know stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def relative(text: str, base: Path) -> str:

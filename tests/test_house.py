@@ -20,7 +20,7 @@ LAYERS = (
     ("scoring",),
     ("tasks",),
     ("recipe_reference",),
-    ("recipe", "terms", "precisions", "references", "objects", "statistics"),
+    ("recipe", "recipe_text", "terms", "precisions", "references", "objects", "statistics"),
     ("artifacts", "figures", "terminal", "results", "progress", "errors"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -161,3 +161,47 @@ def test_a_learning_rate_that_was_left_out_stays_left_out(tmp_path: Path) -> Non
     assert loaded.teacher.train is not None
     assert "lr" not in loaded.distill.model_fields_set | loaded.teacher.train.model_fields_set
     assert loaded.distill.lr == loaded.teacher.train.lr == 0.002
+
+
+DEEP = "[" * 1000 + "]" * 1000
+WHOLE = 'name = "x"\n[data]\nsource = "digits"\n[teacher]\nmodel = "nets.py:T"\n[student]\nmodel = "nets.py:S"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{WHOLE}args = {{ a = {DEEP} }}\n", "nests deeper than 32 levels"),
+        (f"{WHOLE}[student.args.{'.'.join('a' * 1000)}]\nb = 1\n", "nests deeper than 32 levels"),
+        (f"{WHOLE}args = {{ a = {'9' * 5000} }}\n", "4300 digits"),
+        (f"{WHOLE}args = {{ a = {'9' * 30} }}\n", "student.args.a is an integer beyond 64 bits"),
+        (f"{WHOLE}args = {{ a = [1.0, nan] }}\n", r"student.args.a.1 is not a number \(NaN\)"),
+        (WHOLE.replace("nets.py:S", "nets\\u0000.py:S"), "student.model holds what is no text"),
+    ],
+)
+def test_values_that_nothing_can_walk_into_or_hold(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("a." * 3000 + "b=1", "nests deeper"),
+        (f"student.args.a={DEEP}", "is no value of a recipe"),
+        (f"seed={'9' * 5000}", "is no value of a recipe"),
+        ("student.model=\udcff.py:S", "student.model holds what is no text"),
+        ("distill.terms.².weight=1", "is not one of the 1 entries"),
+        (f"distill.terms.{'1' * 5000}.weight=1", "is not one of the 1 entries"),
+    ],
+)
+def test_overrides_that_nothing_can_walk_into_or_hold(tmp_path: Path, override: str, message: str) -> None:
+    (tmp_path / "recipe.toml").write_text(WHOLE)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(tmp_path / "recipe.toml", [override])
+
+
+def test_the_home_of_nobody_is_a_path_like_another(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(WHOLE.replace("nets.py:S", "~nobody-of-that-name/nets.py:S"))
+    model = Recipe.load(tmp_path / "recipe.toml").student.model
+    assert model == f"{tmp_path}/~nobody-of-that-name/nets.py:S"

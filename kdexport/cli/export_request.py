@@ -10,7 +10,8 @@ from kdexport import artifacts, references
 from kdexport.artifacts import RunDirectory
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress, load
-from kdexport.recipe import PRETRAINED, Recipe, StandaloneExport
+from kdexport.recipe import Recipe, StandaloneExport
+from kdexport.recipe_text import PRETRAINED
 from kdexport.results import DistillResult, ExportResult, from_json
 
 Settings = Mapping[str, object]  # keys of the recipe's [export] that flags set

@@ -32,7 +32,8 @@ from kdexport.models.weights import fit_weights, load_weights
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays
 from kdexport.progress import Progress
-from kdexport.recipe import PRETRAINED, Data, PreprocessingSpec, Student
+from kdexport.recipe import Data, PreprocessingSpec, Student
+from kdexport.recipe_text import PRETRAINED
 from kdexport.references import parse
 from kdexport.results import ExportResult
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.errors import SourceError
-from kdexport.recipe import PRETRAINED, Student, TeacherSpec
+from kdexport.recipe import Student, TeacherSpec
+from kdexport.recipe_text import PRETRAINED
 from kdexport.references import parse
 from kdexport.scoring import Predict
 

@@ -32,7 +32,8 @@ from kdexport.models.outputs import Output, install
 from kdexport.models.preprocessing import TEXT_INPUTS, Preprocessing, resample_of, with_spec
 from kdexport.models.students import load_cut
 from kdexport.models.weights import Fit, fit, load_weights, postprocessing_in
-from kdexport.recipe import PRETRAINED, Student, TeacherSpec
+from kdexport.recipe import Student, TeacherSpec
+from kdexport.recipe_text import PRETRAINED
 from kdexport.references import parse
 from kdexport.tasks.postprocessing import Postprocessing
 
