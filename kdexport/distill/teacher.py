@@ -241,7 +241,7 @@ def cache_of(
         whole = AllLogits(_width(context, teacher, accelerator))
     if context.dataset.task.exact_outputs:  # numbers in the data's units: half precision ends at 65,504
         whole = AllLogits(context.dataset.num_classes, np.float32)
-    made_from = [*_made_from(context, teacher, teacher_key), [augment_key(settings), batches.views]]
+    made_from = [*_made_from(context, teacher, teacher_key, "train"), [augment_key(settings), batches.views]]
     if isinstance(whole, TopK):
         made_from.append([whole.k])
     compression: AllLogits | TopK | Pixels = whole
@@ -310,7 +310,7 @@ def kept_logits(
         compression = Records(context.dataset.task.kept(empty).dtype)
     cache = TeacherCache(
         _folder(context),
-        cache_key(f"teacher logits on {name}", made_from=_made_from(context, teacher, teacher_key)),
+        cache_key(f"teacher logits on {name}", made_from=_made_from(context, teacher, teacher_key, name)),
         views=1,
         samples=len(split),
         compression=compression,
@@ -341,11 +341,11 @@ def _folder(context: DistillContext) -> Path:
     return context.directory.cache if shared is None else Path(shared)
 
 
-def _made_from(context: DistillContext, teacher: Teacher, teacher_key: list[object]) -> list[object]:
+def _made_from(context: DistillContext, teacher: Teacher, teacher_key: list[object], split: str) -> list[object]:
     """Return what a teacher's logits depend on, beside the views; made samples are not the same everywhere."""
     made = context.recipe.distill.data_free
     pixels = None if made is None else hashlib.sha256(context.dataset.train.inputs[0].tobytes()).hexdigest()
-    return [teacher_key, teacher.preprocessing.to_json(), [context.data_key, pixels]]
+    return [teacher_key, teacher.preprocessing.to_json(), [context.samples_key(split), pixels]]
 
 
 def _mib(size: float) -> str:

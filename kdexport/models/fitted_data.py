@@ -57,13 +57,14 @@ def load_fitted_data(
     """
     data = data_for(data, [Path(spec.model) for spec in networks if spec.model.endswith(".onnx")])
     dataset = load_data(data, seed, cache, progress, _pictures_needed(networks), task)
+    dataset = with_own_vocabulary(dataset, data, networks)
     if dataset.task.embeds:  # no output stands for a name
         return _with_doubts(dataset, networks)
     if class_names is not None:
         dataset = in_order(dataset, order_of(class_names, dataset.class_names, "the run").outputs)
     else:
         dataset = _in_their_order(dataset, networks)
-    return _with_doubts(with_own_vocabulary(dataset, data, networks), networks)
+    return _with_doubts(dataset, networks)
 
 
 def as_files_say(data: Data, task: str | None, files: Sequence[Path]) -> tuple[Data, str | None]:

@@ -39,6 +39,11 @@ def load_cut(
         SourceError: It is no transformer that could be cut, or the whole network's weights do not fit it.
     """
     reference = parse(spec.model)
+    if spec.vocabulary is not None and dataset.vocabulary is None:
+        raise SourceError(
+            f"the data {dataset.name} were loaded without the student's vocabulary '{spec.vocabulary}'",
+            hint="give the data as a reference, e.g. csv:FILE, so that their texts can be tokenized again",
+        )
     kept = None if dataset.vocabulary is None or spec.vocabulary is None else dataset.vocabulary.kept
     outputs, embeds = dataset.task.num_outputs(dataset.class_names), dataset.task.embeds
     if reference.kind != "hf":

@@ -319,3 +319,30 @@ def test_training_starts_from_the_trained_teacher(made):
     assert start(model="hf:y", layers=2) is None
     assert start(model="hf:x") is None
     assert Training().epochs == 30
+
+
+def test_pairs_of_texts_are_embedded_by_a_cut_student(bert, tmp_path):
+    with (tmp_path / "pairs.csv").open("w", newline="", encoding="utf-8") as handle:
+        write = csv.writer(handle)
+        write.writerow(["sentence1", "sentence2", "score", "split"])
+        for split in ("train", "val", "test"):
+            write.writerows(["a man walks", f"the {who} sings", number, split]
+                            for number, who in enumerate(("man", "dog", "cat", "woman")))  # fmt: skip
+    data = Data(source=f"csv:{tmp_path / 'pairs.csv'}", tokenizer=f"hf:{bert}", text_length=16)
+    spec = Student(model=f"hf:{bert}", layers=(0, 2), vocabulary="corpus")
+    dataset = load_fitted_data(data, (Teacher(model=f"hf:{bert}"), spec), 0, tmp_path)
+    assert (dataset.task.name, len(dataset.train.inputs), len(dataset.vocabulary.kept)) == ("embedding", 4, 12)
+    teacher, student = load_model("teacher", Teacher(model=f"hf:{bert}"), dataset), load_model("student", spec, dataset)
+    assert "pooled by the mean over the mask (it has no modules.json that says otherwise)" in teacher.notes[0]
+    whole = transformers.AutoModel.from_pretrained(bert).eval()
+    ids, mask = (torch.from_numpy(array) for array in dataset.test.inputs[:2])
+    with torch.no_grad():
+        tokens = whole(input_ids=ids, attention_mask=mask)[0]
+    mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    expected = mean / mean.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(outputs(teacher, dataset.test), expected)
+    whole.encoder.layer = torch.nn.ModuleList([whole.encoder.layer[0], whole.encoder.layer[2]])
+    with torch.no_grad():
+        tokens = whole(input_ids=ids, attention_mask=mask)[0]
+    mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    torch.testing.assert_close(outputs(student, dataset.test), mean / mean.norm(dim=1, keepdim=True))
