@@ -202,7 +202,7 @@ class BatchAgreement:
             values[3] = self._right(teacher, seen.labels)[1]
             values[4:7] = self._task.batch_agreement(student, teacher) or (none, none, none)
             if not self._task.embeds:  # two embeddings may be of other widths, and of other axes
-                centred, teachers = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
+                centred, teachers = self._task.centred(student), self._task.centred(teacher)
                 values[7:] = [(centred * teachers).sum(), (centred**2).sum(), (teachers**2).sum()]
         self._sums += torch.stack([value.to(self._sums.dtype) for value in values])
 

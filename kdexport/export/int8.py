@@ -221,24 +221,41 @@ def static_int8(
 
 def without_output_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a graph whose outputs are not quantized and dequantized at its end, nor before its scaling."""
-    producer = {output: node for node in model.graph.node for output in node.output}
     for output in model.graph.output:
         value = output.name
-        while value in producer and producer[value].name.startswith(OWN):
-            value = next((name for name in producer[value].input if name in producer), "")
-        back = producer.get(value)
-        there = producer.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
-        if back is None or there is None or there.op_type != "QuantizeLinear" or there.input[0] not in producer:
-            continue
-        exact = there.input[0]
-        model.graph.node.remove(back)
-        if not any(there.output[0] in node.input for node in model.graph.node):
-            model.graph.node.remove(there)
-        for node in model.graph.node:  # the value keeps the name that the output has
-            for names in (node.input, node.output):
-                for position, name in enumerate(names):
-                    names[position] = value if name == exact else name
+        while True:
+            producer = {name: node for node in model.graph.node for name in node.output}
+            node = producer.get(value)
+            if node is None:
+                break
+            if node.op_type == "DequantizeLinear":
+                if not _bypassed(model, producer, value):
+                    break
+            elif node.name.startswith(OWN) or node.op_type in RESHAPING:
+                value = next((name for name in node.input if name in producer), "")
+            else:
+                break
     return model
+
+
+def _bypassed(model: onnx.ModelProto, producer: Mapping[str, onnx.NodeProto], value: str) -> bool:
+    """Take out the pair that rounds a value, in place, and say whether there was one; the value keeps its name."""
+    back = producer[value]
+    there = producer.get(back.input[0])
+    if there is None or there.op_type != "QuantizeLinear" or there.input[0] not in producer:
+        return False
+    exact = there.input[0]
+    model.graph.node.remove(back)
+    if not any(there.output[0] in node.input for node in model.graph.node):
+        model.graph.node.remove(there)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                names[position] = value if name == exact else name
+    return True
+
+
+RESHAPING = ("Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity")
 
 
 def _batch_size(model: onnx.ModelProto) -> int:

@@ -91,6 +91,10 @@ class Task(ABC):
         """Return outputs as distillation methods compare them: in units that make all of them count alike."""
         return outputs
 
+    def centred(self, outputs: "Tensor") -> "Tensor":
+        """Return outputs around what says nothing, for a correlation: around each sample's mean."""
+        return outputs - outputs.mean(1, keepdim=True)
+
     def check_label_loss(self, name: str | None) -> None:
         """Hold that a recipe's ``label_loss`` is one of the task's; None stands for the usual one.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHORTEST = 1e-6  # length of a vector that is brought to 1; fp16 still holds it
-Kind = Literal["scale", "resize", "normalize"]
+Kind = Literal["scale", "column", "resize", "normalize"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Postprocessing:
     """How a network's output becomes what the data speak of.
 
     ``scale``: ``x * std + mean`` for each of the last axis, where a network learns targets of mean 0 and standard
-    deviation 1. ``resize``: maps ``[batch, channels, h, w]`` to ``size``, bilinear (``align_corners=False``).
+    deviation 1. ``column``: one number a sample ``[batch]`` becomes ``[batch, 1]``, as ``scale`` has it too.
+    ``resize``: maps ``[batch, channels, h, w]`` to ``size``, bilinear (``align_corners=False``).
     ``normalize``: vectors of length 1.
     """
 
@@ -79,6 +80,10 @@ class Postprocessing:
         import torch
         import torch.nn.functional as F
 
+        if self.kind in ("scale", "column") and output.ndim == 1:
+            output = output[:, None]
+        if self.kind == "column":
+            return output
         if self.kind == "scale":
             # Not in half precision, where a price of 70,000 is infinite and one of 700 is known to 2 or so.
             output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output

@@ -161,7 +161,14 @@ class Regression(Task):
 
     def postprocessing(self, shape: Sequence[int], *, fresh: bool) -> Postprocessing | None:  # noqa: ARG002
         """Return the targets' scale, for a network that starts here: it learns mean 0 and standard deviation 1."""
-        return Postprocessing("scale", mean=self.mean, std=self.std) if fresh and self.std else None
+        if fresh and self.std:
+            return Postprocessing("scale", mean=self.mean, std=self.std)
+        return Postprocessing("column") if len(self.std) == 1 else None
+
+    def centred(self, outputs: "Tensor") -> "Tensor":
+        """Return outputs in standard deviations from the mean of the training targets."""
+        compared = self.comparable(outputs)
+        return compared - compared.new_tensor(self.mean) / compared.new_tensor(self.std) if self.std else compared
 
     def comparable(self, outputs: "Tensor") -> "Tensor":
         """Return outputs, targets or differences of them in standard deviations of the training targets."""
@@ -245,7 +252,7 @@ class Regression(Task):
                 "as a network does whose targets were standardized; scale its output back, or give the targets in its "
                 "units"
             )
-        return f"{told}; check its weights, its preprocessing and the order of its features"
+        return f"{told}; check its weights, what is done to its features (data.standardize) and their order"
 
     def agreement(self, teacher: Array, outputs: Array) -> Agreement:
         """Return Pearson's correlation of the outputs over the samples, mean over the targets."""

@@ -71,3 +71,16 @@ def test_a_checkpoint_holds_the_sums():
     second.load(first.state())
     second.count(parts[1])
     assert second.means(Accelerator(cpu=True)) == pytest.approx(whole.means(Accelerator(cpu=True)), rel=1e-5)
+
+
+def test_numbers_are_correlated_around_the_training_targets_mean():
+    targets = (50 + 10 * STUDENT[:, :1]).astype(np.float32)
+    task = TASKS["regression"].fitted(targets, ("y",))
+    sums = BatchAgreement(CPU, 3, task)
+    for rows in np.split(np.arange(60), 3):
+        sums.count(Seen(*(torch.from_numpy(50 + 10 * array[rows, :1]) for array in (STUDENT, TEACHER)), None))
+    found = sums.means(Accelerator(cpu=True))
+    centred = [STUDENT[:, 0] - STUDENT[:, 0].mean(), TEACHER[:, 0] - STUDENT[:, 0].mean()]
+    expected = (centred[0] * centred[1]).sum() / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+    assert found["train_logit_correlation"] == pytest.approx(expected, rel=1e-4)
+    assert (found["train_top1_agreement"], found["train_kl"]) == (None, None)

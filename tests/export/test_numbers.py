@@ -116,6 +116,36 @@ def test_int8_of_a_network_without_scaling_is_not_rounded_either(tmp_path):
     assert last(rough) == "DequantizeLinear"  # as of classes, whose logits may be
 
 
+def test_a_network_that_squeezes_its_output_is_not_rounded(tmp_path, fitted):
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+
+        def forward(self, x):
+            return self.inner(x).squeeze(1)
+
+    torch.manual_seed(2)
+    network, path = Squeezed().eval(), tmp_path / "squeezed.onnx"
+    install(network, Output(None, TASK.postprocessing((3,), fresh=True), "student"))
+    target = ExportTarget("student", network, of_features(FEATURES), ("features",), (FEATURES,))
+    network_export.write(target, Form(18, 10, 1e-4, bake=True), path)
+    assert run(path).shape == (200, 1)
+    made = variant(int8.builder, path, "int8")
+    assert len(np.unique(run(made))) > 190
+    assert np.abs(run(made) - run(path)).mean() < 0.05 * run(path).std()
+
+
+def test_one_number_a_sample_is_a_column():
+    column = TASK.postprocessing((3,), fresh=False)
+    assert column.kind == "column"
+    assert column.apply(torch.arange(3.0)).tolist() == [[0.0], [1.0], [2.0]]
+    assert torch.equal(column.apply(torch.ones(2, 1)), torch.ones(2, 1))
+    half = TASK.postprocessing((3,), fresh=True).apply(torch.ones(2, dtype=torch.bfloat16))
+    assert (half.dtype, half.shape) == (torch.float32, (2, 1))
+    assert half[0, 0].item() == pytest.approx(TASK.mean[0] + TASK.std[0], rel=1e-6)  # bf16 would be off by 1,000
+
+
 def test_infer_reads_a_table_by_its_columns(exported):
     program = metadata.write(exported)
     rows = exported.with_name("rows.csv")
