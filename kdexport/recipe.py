@@ -263,7 +263,8 @@ class Training(Section):
         None,
         description=(
             "Loss of the labels, one of the task's: cross_entropy; binary_cross_entropy; mse, mae or huber of numbers "
-            "in standard deviations of the target. Left out: its first."
+            "in standard deviations of the target; cross_entropy or arcface over identities; cosine_mse of pairs. Left "
+            "out: its first."
         ),
     )
     arcface_margin: float = Field(
@@ -358,6 +359,15 @@ class NetworkSpec(Section):
         description=(
             "Which output is meant where the network returns several: a key, a field or an index, with dots into a "
             "nest. Left out: a lone tensor, else logits or out."
+        ),
+    )
+    embedding_dim: int | None = Field(
+        None,
+        ge=2,
+        description=(
+            "With task embedding, the number of values of the embedding: a factory that takes num_classes or "
+            "embedding_dim gets it, else a linear layer at the network's end brings its output there. Left out: what "
+            "the network gives."
         ),
     )
     class_order: Literal["by_name", "by_position"] = Field(
@@ -565,7 +575,8 @@ class Distill(Training):
         (DIST(method="dist", beta=2.0, gamma=2.0, temperature=4.0),),
         description=(
             "What is minimized beside the labels' loss: one [[distill.terms]] table per term. Left out: "
-            "dist, the best in benchmarks/results/methods_cifar10.md of those that compare logits alone."
+            "dist, the best in benchmarks/results/methods_cifar10.md of those that compare logits alone; cosine "
+            "with task embedding."
         ),
     )
 
@@ -793,7 +804,10 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
     task: str | None = Field(
         None,
-        description="What the network is for: classification, multilabel or segmentation. Left out: read off the data.",
+        description=(
+            "What the network is for: classification, multilabel, regression, segmentation or embedding. Left out: "
+            "read off the data, where that leaves no doubt; identities look like classes, so embedding is to be named."
+        ),
     )
     scores: tuple[str, ...] = Field(
         (),
@@ -835,6 +849,15 @@ class Recipe(Section):
             raise ValueError('student.model = "teacher" says nothing of what is kept of it: set student.layers')
         own = {key: teacher[key] for key in ("model", "args", "weights", "weights_key", "strict") if key in teacher}
         return {**values, "student": {**own, **student, "model": teacher.get("model")}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _terms_of_the_task(cls, values: Any) -> Any:
+        """Let a recipe of embeddings that names no term compare their directions: they have no classes."""
+        distill: Any = values.get("distill", {}) if isinstance(values, dict) else None
+        if not isinstance(distill, dict) or values.get("task") != "embedding" or "terms" in distill:
+            return values
+        return {**values, "distill": {**distill, "terms": [{"method": "cosine"}]}}
 
     @model_validator(mode="after")
     def _quantize_aware_is_for_int8(self) -> Self:

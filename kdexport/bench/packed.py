@@ -188,16 +188,22 @@ def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[A
     if digest is None:
         raise KDExportError("the pack holds no data for it", hint="pack it again with data that it takes")
     with np.load(job.folder / "data" / f"{digest}.npz") as archive:
-        split: Any = _sample(archive, "input:", "labels", job.manifest["task"])
-        if "calibration_labels" in archive.files:
-            split.calibration = _sample(archive, "calibration:", "calibration_labels", job.manifest["task"])
+        split: Any = samples_in(archive, job.manifest["task"])
     session = session_for(path, device, split.task, raw=False)
     return evaluate(session.predict, split, job.manifest["class_names"], SCORE_BATCH)
 
 
-def _sample(archive: Any, inputs: str, labels: str, task: str) -> "Sample":
-    names = [key for key in archive.files if key.startswith(inputs)]
-    return Sample(tuple(archive[name] for name in names), archive[labels], task)
+def samples_in(archive: Any, task: str) -> "Sample":
+    """Return the samples of a packed npz file, with those that a score's threshold is chosen on where it holds some."""
+
+    def part(inputs: str, labels: str) -> Sample:
+        names = [key for key in archive.files if key.startswith(inputs)]
+        return Sample(tuple(archive[name] for name in names), archive[labels], task)
+
+    split = part("input:", "labels")
+    if "calibration_labels" in archive.files:
+        split.calibration = part("calibration:", "calibration_labels")
+    return split
 
 
 @dataclasses.dataclass

@@ -132,6 +132,8 @@ def network_key(spec: Spec) -> list[object]:
     if isinstance(spec, Student) and spec.cuts:
         tokens = spec.vocabulary if spec.vocabulary in (None, CORPUS) else fingerprint(spec.vocabulary)
         made_from += [list(spec.layers) if isinstance(spec.layers, tuple) else spec.layers, tokens]
+    if spec.embedding_dim is not None:
+        made_from.append(["embedding_dim", spec.embedding_dim])
     return [*made_from, spec.preprocessing.model_dump()]
 
 
@@ -169,6 +171,8 @@ def depends_on(identity: list[object], training: Training, exclude: Set[str] = f
     if training.label_loss is None:  # the usual one
         del settings["label_loss"]
     settings["augment"] = augment_key(training)
+    if training.label_loss != "arcface":
+        del settings["arcface_margin"], settings["arcface_scale"]
     for term in settings.get("terms", ()):
         if ":" in term["method"]:
             term["method"] = fingerprint(term["method"])

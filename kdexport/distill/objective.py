@@ -153,6 +153,11 @@ class Objective:
         self.label_weight = label_weight
         self.label_smoothing = label_smoothing
         self.task, self.mixed = task, mixed
+        if mixed and not task.mixes:
+            raise KDExportError(
+                f"mixup and cutmix mix the targets of two samples, and those of {task.name} cannot be mixed",
+                hint="take mixup and cutmix out of augment",
+            )
         self._parts = _parts([term for term in terms if term.weight > 0], task)
         if label_weight == 0 and not self._parts:
             raise KDExportError(

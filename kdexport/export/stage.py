@@ -176,7 +176,7 @@ class _Work:
             torch=torch.__version__,
             weights=network.weights_sha256,
             network=fingerprint(spec.model, spec.args),
-            output=spec.output,
+            output=spec.output if spec.embedding_dim is None else [spec.output, spec.embedding_dim],
             pretrained=spec.weights == PRETRAINED,  # else what the library says of preprocessing does not count
             preprocessing=spec.preprocessing.model_dump(),
             data=self._data,

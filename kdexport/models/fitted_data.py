@@ -2,6 +2,7 @@
 and what a score on them is worth.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ import numpy as np
 from kdexport.artifacts import key_of
 from kdexport.data.datasets import load_data
 from kdexport.data.samples import Dataset, PicturesNeeded, Split
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.models.class_names import names_of, order_of
 from kdexport.models.own_vocabulary import data_for, with_own_vocabulary
 from kdexport.models.preprocessing import Preprocessing
@@ -24,6 +25,7 @@ from kdexport.references import parse
 from kdexport.tasks.segmentation import VOID
 
 Spec = TeacherSpec | Student
+EMBEDDING = "embedding"  # the task
 
 
 def load_run_data(
@@ -71,10 +73,11 @@ def as_files_say(data: Data, task: str | None, files: Sequence[Path]) -> tuple[D
     """Return [data] of a table, and the task, with what ONNX files say where the user says nothing.
 
     A file that kdexport has written of numbers knows its task, the columns that it is fed and those that it estimates:
-    a table to score it on needs no more than its name.
+    a table to score it on needs no more than its name. One that embeds says so, for identities look like classes.
     """
     if parse(data.source).kind != "table" or task not in (None, "regression"):
-        return data, task
+        embeds = task is None and any(_embeds(file) for file in files)
+        return data, EMBEDDING if embeds else task
     from kdexport.onnx import metadata
 
     entries = {"label_columns": "kdexport.labels", "feature_columns": "kdexport.features"}
@@ -88,6 +91,17 @@ def as_files_say(data: Data, task: str | None, files: Sequence[Path]) -> tuple[D
             }
             return data.model_copy(update=told), "regression"
     return data, task
+
+
+def _embeds(file: Path) -> bool:
+    """Whether an ONNX file says that it embeds; one that cannot be loaded is told of where it is used."""
+    from kdexport.onnx.sessions import OnnxSession
+
+    with contextlib.suppress(KDExportError):
+        return (
+            file.suffix == ".onnx" and file.is_file() and OnnxSession(file).metadata.get("kdexport.task") == EMBEDDING
+        )
+    return False
 
 
 def in_order(dataset: Dataset, outputs: Sequence[int] | None) -> Dataset:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import SourceError
+from kdexport.models import embedding_dim
 from kdexport.models.checkpoints import OnnxNetwork, read
 from kdexport.models.hub import image_preprocessing
 from kdexport.models.networks import (
@@ -28,7 +29,7 @@ from kdexport.models.networks import (
     pretrained_weights,
     with_pretrained_args,
 )
-from kdexport.models.outputs import Output, install
+from kdexport.models.outputs import PROJECTION, Output, install
 from kdexport.models.preprocessing import TEXT_INPUTS, Preprocessing, resample_of, with_spec
 from kdexport.models.students import load_cut
 from kdexport.models.weights import Fit, fit, load_weights, postprocessing_in
@@ -74,7 +75,7 @@ def load_model(
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
-    args = with_pretrained_args(spec.model, spec.args, spec.weights)
+    args = embedding_dim.arguments(spec, with_pretrained_args(spec.model, spec.args, spec.weights), dataset)
     network, fresh, fitted = _with_its_weights(spec, args, dataset, weights, start)
     if isinstance(network, OnnxNetwork):
         network.onnx.expects, network.onnx.output_ndim = dataset.task.activation, dataset.task.output_ndim
@@ -114,26 +115,37 @@ def _with_its_weights(
 ) -> tuple[nn.Module, tuple[str, ...] | None, Fit]:
     """Return a recipe's network, which weights its own files lack (None: all) and what came of loading others."""
     if isinstance(spec, Student) and spec.cuts:
+        if spec.embedding_dim is not None:
+            raise SourceError(
+                "embedding_dim does not go with layers or vocabulary: a cut transformer embeds as wide as its teacher",
+                hint="take student.embedding_dim out",
+            )
         return load_cut(spec, args, dataset, weights, start)
-    outputs = dataset.task.num_outputs(dataset.class_names)
+    outputs = spec.embedding_dim or dataset.task.num_outputs(dataset.class_names)
     network, fresh = load_with_fresh(spec.model, args, outputs, embeds=dataset.task.embeds)
+    few = preprocessing_of(spec, dataset).apply(dataset.train.take(slice(0, 2)).inputs)
     if any(
         isinstance(item, UninitializedParameter | UninitializedBuffer)
         for item in (*network.parameters(), *network.buffers())
     ):
         with evaluating(network):  # lazy layers have no shape before a first call
-            network(*preprocessing_of(spec, dataset).apply(dataset.train.take(slice(0, 2)).inputs))
-    if weights is not None:
-        load_weights(network, weights)
-    elif spec.weights == PRETRAINED and fresh is None:
-        origin = f"what {spec.model} was pretrained to"
-        return network, fresh, fit(network, pretrained_weights(spec.model, spec.args), origin, spec.strict)
-    elif spec.weights is not None and spec.weights != PRETRAINED:
-        document = read(Path(spec.weights))
-        return network, fresh, fit(network, document, spec.weights, spec.strict, spec.weights_key)
-    elif fresh:
-        return network, fresh, Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)
-    return network, fresh, Fit()
+            network(*few)
+    given = None if weights is not None or spec.weights in (None, PRETRAINED) else read(Path(str(spec.weights)))
+
+    def load() -> Fit:
+        if weights is not None:
+            load_weights(network, weights)
+        elif spec.weights == PRETRAINED and fresh is None:
+            origin = f"what {spec.model} was pretrained to"
+            return fit(network, pretrained_weights(spec.model, spec.args), origin, spec.strict)
+        elif given is not None:
+            return fit(network, given, str(spec.weights), spec.strict, spec.weights_key)
+        elif fresh:
+            return Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)
+        return Fit()
+
+    first = weights is not None or (isinstance(given, Mapping) and f"{PROJECTION}.weight" in given)
+    return network, fresh, embedding_dim.with_width(network, spec, load, few, first=first)
 
 
 def _postprocessing_of(

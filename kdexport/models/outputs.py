@@ -16,6 +16,7 @@ from kdexport.tasks.postprocessing import Postprocessing
 
 USUAL = ("logits", "out")  # of transformers' and of torchvision's networks: taken where nothing is asked for
 PREFIX = "output:"  # of a layer's name that stands for another output: output:aux
+PROJECTION = "embedding_projection"  # a submodule's name: the layer that ``models.embedding_dim`` adds
 SHOWN = 12
 
 
@@ -63,6 +64,8 @@ class Output:
         """Return the one tensor, or a tuple that it leads where others are asked for."""
         the = "in training mode the" if module.training else "the"
         tensor = self._picked(output, self.wanted, the)
+        projection = getattr(module, PROJECTION, None)  # to ``embedding_dim``
+        tensor = tensor if projection is None else projection(tensor)
         tensor = tensor if self.postprocessing is None else self.postprocessing.apply(tensor)
         return (tensor, *(self._picked(output, name, the) for name in self.also)) if self.also else tensor
 

@@ -296,6 +296,8 @@ def code(model: Path) -> str:
         method += f", bleed={(1 - share) / 2:g}" if crop else ""  # is cut off each side
         reading = form.format(height=height, width=width, method=method, mode="L" if channels == 1 else "RGB")
         usage = "photo.jpg (or samples.npy)"
+        if known.get("kdexport.task") == "embedding":
+            usage = "one.jpg another.jpg (or samples.npy)"
     elif prepare.get("tokenizer"):
         own = prepare.get("tokenizer_file")
         reading, usage = TOKENIZED.format(file=own) if own else SENTENCES, '"a sentence" (or ids.npy mask.npy)'

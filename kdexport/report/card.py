@@ -16,7 +16,7 @@ from kdexport.report.decisions import costs_of, snippet
 from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison, quantized
-from kdexport.results import ClassScore, ModelFile, Report, TargetScore
+from kdexport.results import ClassScore, Evaluation, ModelFile, Report, TargetScore
 
 MOST_NAMED = 20  # classes written out by name
 # Of the identifiers that the hub takes for a license, those that weights come under.
@@ -28,7 +28,16 @@ HUB_LICENSES = """
     pddl postgresql unlicense wtfpl zlib cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 unknown other
 """
 # What the hub calls a metric -> for people.
-METRICS = {"macro_f1": ("f1", "Macro F1"), "rmse": ("rmse", "RMSE"), "r2": ("r_squared", "R²")}
+METRICS = {
+    "macro_f1": ("f1", "Macro F1"),
+    "rmse": ("rmse", "RMSE"),
+    "r2": ("r_squared", "R²"),
+    "auc": ("roc_auc", "AUC of verification"),
+    "tar_at_far_1": ("tar_at_far_1", "True acceptance rate at a false acceptance rate of 1 %"),
+    "top1_retrieval": ("top1_retrieval", "Top-1 retrieval"),
+    "threshold": ("threshold", "Threshold of validation, a cosine"),
+    "pearson": ("pearsonr", "Pearson correlation"),
+}
 # What torchvision's and scikit-learn's data sets are called on the hub.
 HUB_DATASETS = {
     "torchvision:CIFAR10": "uoft-cs/cifar10",
@@ -148,8 +157,9 @@ def _opening(report: Report, model: ModelFile) -> str:
         _task(model) or ""
     )
     classes = len(model.evaluation.per_class) if model.evaluation else 0
-    segments = model.evaluation is not None and model.evaluation.task == "segmentation"
-    what = kind or ("segmentation model" if segments else "classifier" if classes else "model")
+    own = model.evaluation.task if model.evaluation else ""
+    named = {"segmentation": "segmentation model", "embedding": "embedding model"}.get(own)
+    what = kind or named or ("classifier" if classes else "model")
     size = "" if model.parameters is None else f"{figures.count(model.parameters)}-parameter "
     precision = "" if model.precision == "fp32" else f"{model.precision} "
     source = _recipe(report, "data").get("source")
@@ -242,6 +252,8 @@ def _intended_use(model: ModelFile) -> list[str]:
             f"Estimating {escape(figures.joined_names(targets, most=MOST_NAMED))}, in the units of the training data. "
             "For data like those it was trained on; every input gets a number, also one unlike all of them."
         ]
+    if model.evaluation is not None and model.evaluation.task == "embedding":
+        return [_embedding_use(model.evaluation)]
     names = [score.name for score in model.evaluation.per_class] if model.evaluation else []
     if not names:
         return ["For the task and the kind of data that it was trained on."]
@@ -255,6 +267,21 @@ def _intended_use(model: ModelFile) -> list[str]:
         f"Telling apart {len(names)} classes: {classes}. For data like those it was trained on; every input gets one "
         "of these classes, also one that belongs to none."
     ]
+
+
+def _embedding_use(evaluation: Evaluation) -> str:
+    """Say what two embeddings are compared by, and from where on they count as one identity."""
+    threshold = evaluation.metrics.get("threshold")
+    use = (
+        "Comparing two inputs by the cosine of their embeddings, vectors of length 1: the file normalizes them itself."
+    )
+    if threshold is not None:
+        use += (
+            f" From a cosine of {threshold:.3f} on two inputs count as one identity: the threshold at which most was "
+            "right on the validation split, whose identities were not learned from. Choose a higher one where a false "
+            "acceptance costs more than a false rejection."
+        )
+    return f"{use} For data like those it was trained on."
 
 
 def _how_to_use(model: ModelFile, folder: Path | None) -> list[str]:
@@ -388,11 +415,18 @@ def _task(model: ModelFile) -> str | None:
     own = model.evaluation.task if model.evaluation else "classification"
     if own == "regression" and all(len(shape) == 2 for shape in model.inputs.values()):
         return "tabular-regression"
+    if own == "embedding" and "input_ids" in model.inputs:
+        return "sentence-similarity"
     pictures = len(model.inputs) == 1 and all(len(shape) == 4 for shape in model.inputs.values())
     if own in ("classification", "multilabel"):
         text = any(name in model.inputs for name in ("input_ids", "attention_mask"))
         return "image-classification" if pictures else "text-classification" if text else None
-    return {"segmentation": "image-segmentation", "detection": "object-detection"}.get(own) if pictures else None
+    of_pictures = {
+        "segmentation": "image-segmentation",
+        "detection": "object-detection",
+        "embedding": "image-feature-extraction",
+    }
+    return of_pictures.get(own) if pictures else None
 
 
 def _recipe(report: Report, section: str) -> Mapping[str, Any]:

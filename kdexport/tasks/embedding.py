@@ -40,6 +40,7 @@ class Embeddings(Task):
     name = "embedding"
     noun = "identities"
     embeds = True
+    output_name = "embedding"
 
     def num_outputs(self, names: Sequence[str]) -> int | None:  # noqa: ARG002
         """Return None: how wide an embedding is has nothing to do with the data."""

@@ -10,6 +10,7 @@ from kdexport.report.charts import (
     predictions,
     residuals,
     scatter,
+    similarity,
 )
 from kdexport.report.charts.marks import Picture
 
@@ -23,4 +24,5 @@ PICTURES: tuple[Picture, ...] = (
     predictions.PICTURE,
     residuals.PICTURE,
     masks.PICTURE,
+    similarity.PICTURE,
 )
