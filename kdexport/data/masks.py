@@ -25,7 +25,7 @@ from kdexport.machine import usable_cores
 from kdexport.recipe import Data
 from kdexport.references import parse
 from kdexport.stage_cache import cache_key, is_done, mark_done
-from kdexport.tasks.segmentation import VOID, largest_class
+from kdexport.tasks.segmentation import VOID
 
 CHUNK = 64  # masks that are decoded before they are written
 EXIF_ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
@@ -64,9 +64,9 @@ def mask_folder(data: Data, reading: Reading) -> Source:
     )
     size = (stored.images.shape[1], stored.images.shape[2])
     masks = _Masks(root, listed, classes, size).decode_once(reading, skip_bad=skip_bad)
-    names = classes.names or tuple(str(number) for number in range(masks.largest + 1))
+    names = classes.names or _numbered(masks.seen, root)
     if not classes.names:
-        notes.append(f"there is no classes.txt: the classes are called by their numbers, 0 to {masks.largest}")
+        notes.append(f"there is no classes.txt: the classes are called by their numbers, 0 to {len(names) - 1}")
     both = np.intersect1d(stored.kept, masks.kept)
     origin = np.repeat(np.arange(len(pairs)), [len(split) for split in pairs.values()])[both]
     splits = {}
@@ -88,6 +88,21 @@ def mask_folder(data: Data, reading: Reading) -> Source:
     )
 
 
+def _numbered(seen: Sequence[int], root: Path) -> tuple[str, ...]:
+    """Return the numbers of classes that no list names.
+
+    Raises:
+        SourceError: Most numbers up to the largest do not occur: these are grey levels, not class numbers.
+    """
+    if 2 * len(seen) < seen[-1] + 1:
+        raise SourceError(
+            f"{root}: the masks hold the numbers {shown(list(map(str, seen)))}, and no classes.txt says what they mean",
+            hint=f"write classes.txt, a line 'R G B name' for each, e.g. {seen[-1]} {seen[-1]} {seen[-1]} object; or a "
+            "class per line, the first that of number 0",
+        )
+    return tuple(str(number) for number in range(seen[-1] + 1))
+
+
 @dataclass(frozen=True)
 class _Decoded:
     """Masks on disk."""
@@ -95,7 +110,7 @@ class _Decoded:
     ids: NDArray[Any]  # uint8 [masks, h, w], read when indexed
     kept: NDArray[np.int64]  # which of the masks these are
     skipped: dict[int, str]  # number of a mask -> why it is not
-    largest: int  # class id
+    seen: tuple[int, ...]  # class ids, ascending
     notes: tuple[str, ...]
 
 
@@ -134,13 +149,13 @@ class _Masks:
             open_rows(path, (len(kept), *self.size)),
             kept,
             dict(skipped),
-            int(found["largest"]),
+            tuple(found["seen"]),
             (note,) if note else (),
         )
 
     def _write(self, path: Path, reading: Reading, *, skip_bad: bool) -> dict[str, Any]:
         skipped: list[list[Any]] = []
-        largest, void, total = -1, 0, len(self.pairs)
+        seen, void, total = np.zeros(VOID + 1, dtype=bool), 0, len(self.pairs)
         with (
             path.open("wb") as handle,
             ThreadPoolExecutor(usable_cores()) as pool,
@@ -154,19 +169,20 @@ class _Masks:
                             raise _unusable(mask)
                         skipped.append([index, mask])
                         continue
-                    found = largest_class(mask)
-                    largest, void = max(largest, found), void + (found < 0)
+                    seen[np.unique(mask)] = True
+                    void += bool((mask == VOID).all())
                     handle.write(mask.tobytes())
                 task.advance(len(indices))
         if len(skipped) == total:
             raise _unusable(skipped[0][1])
-        if largest < 0:
+        seen[VOID] = False
+        if not seen.any():
             raise SourceError(
                 f"{self.root}: every pixel of every mask is void ({VOID})",
                 hint=f"give each pixel its class, from 0 on; where {VOID} is a class, write classes.txt with a line "
                 "'R G B name' for each, e.g. 255 255 255 object",
             )
-        return {"skipped": skipped, "largest": largest, "void": void}
+        return {"skipped": skipped, "seen": np.flatnonzero(seen).tolist(), "void": void}
 
     def _decode(self, index: int) -> NDArray[np.uint8] | str:
         """Return a mask uint8 [h, w], or why it cannot be one.

@@ -122,6 +122,25 @@ FORMS = {
 }
 
 
+# As people report them (Pytorch-UNet 291 and 375, taming-transformers 8, DIGITS 1676, albumentations 81).
+FORMS |= {
+    "grey and alpha, as an editor saves it": (
+        lambda n: Image.merge("LA", [Image.fromarray(ids(n)), Image.new("L", SIZE, 255)]),
+        "road\nsky\n",
+    ),
+    "grey levels with a list of them": (
+        lambda n: np.array([0, 192, *([255] * 254)], dtype=np.uint8)[ids(n)],
+        "0 0 0 road\n192 192 192 sky\n255 255 255 void\n",
+    ),
+    "green objects on black, with alpha": (
+        lambda n: Image.fromarray(
+            np.array([[0, 0, 0], [0, 255, 0], *([[9, 9, 9]] * 254)], dtype=np.uint8)[ids(n)]
+        ).convert("RGBA"),
+        "0 0 0 road\n0 255 0 sky\n9 9 9 ignore\n",
+    ),
+}
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_masks_and_lists_of_every_kind(tmp_path, load, form):
     draw, classes = FORMS[form]
@@ -144,6 +163,16 @@ def test_without_a_list_classes_are_called_by_their_numbers(tmp_path, load):
     data = load(f"masks:{made(tmp_path / 'd', classes=False)}")
     assert data.class_names == ("0", "1")
     assert any("no classes.txt" in note for note in data.notes)
+
+
+def test_grey_levels_without_a_list_are_no_class_numbers(tmp_path, load):
+    root = made(tmp_path / "d", classes=False, draw=lambda n: np.where(ids(n) == 1, 192, ids(n)).astype(np.uint8))
+    with pytest.raises(SourceError, match="the masks hold the numbers 0, 192") as caught:
+        load(f"masks:{root}")
+    assert "192 192 192 object" in caught.value.hint
+    (root / "classes.txt").write_text("road\nsky\n")  # ADE20K's kind of fault: numbers that begin elsewhere
+    with pytest.raises(SourceError, match="the class number 192; the 2 classes"):
+        load(f"masks:{root}")
 
 
 def test_image_size_scales_images_smoothly_and_masks_to_the_nearest(tmp_path, load):
