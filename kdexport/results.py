@@ -151,7 +151,7 @@ class TeacherScore:
     """One of several teachers, on the validation split."""
 
     name: str  # "teacher", "teacher-2", ...
-    weight: float  # its share of the word, before confidence
+    weight: float  # its share of the targets, before confidence
     val_score: float | None  # of the task
     agreement: Agreement  # with what all of them say together
 

@@ -116,7 +116,7 @@ def test_every_file_was_proved_on_real_samples(report: dict) -> None:
             assert entry["parity"]["max_rel"] <= entry["parity"]["tolerance"]
 
 
-def test_every_model_was_measured_where_it_was_said_to_run(report: dict) -> None:
+def test_every_model_was_measured_where_it_was_reported_to_run(report: dict) -> None:
     assert {entry["model"] for entry in report["measurements"]} == {entry["name"] for entry in report["models"]}
     for entry in report["measurements"]:
         assert entry["placement"] == {"CPUExecutionProvider": 1.0}

@@ -124,8 +124,8 @@ class PowerCommand:
             number = float(done.stdout.split()[0])
             if math.isfinite(number):
                 return number
-        said = (done.stdout or done.stderr).strip() or "nothing"
-        raise KDExportError(f"--power-command {shown!r} printed no number but: {said[:80]}", hint=_POWER_HINT)
+        output = (done.stdout or done.stderr).strip() or "nothing"
+        raise KDExportError(f"--power-command {shown!r} printed no number but: {output[:80]}", hint=_POWER_HINT)
 
 
 def power_command(text: str) -> PowerCommand:

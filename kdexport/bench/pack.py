@@ -220,7 +220,7 @@ def measure_on(host: str, request: BenchRequest, *, python: str, progress: Progr
 def _call(*command: str, host: str) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"{command[0]} ended with code {done.returncode}"
+        output = " ".join(done.stderr.split()) or f"{command[0]} ended with code {done.returncode}"
         raise KDExportError(
-            f"{host} could not be reached: {said}", hint=f"try `ssh {host} true`: it must work without a password"
+            f"{host} could not be reached: {output}", hint=f"try `ssh {host} true`: it must work without a password"
         )

@@ -19,7 +19,7 @@ from typing import Any, Self
 from kdexport.errors import KDExportError
 
 package_root = Path(__file__).resolve().parents[2]  # workers import from here; a pack points it elsewhere
-STDERR_LINES = 3  # of what a dead worker last said
+STDERR_LINES = 3  # that a dead worker last printed
 QUIT_SECONDS = 2.0
 
 
@@ -155,10 +155,10 @@ class Child:
                 why += " (the system does that when memory runs out)"
         else:
             why = f"the worker ended with code {code}"
-        said = self._last_words()
-        return f"{why}: {said}" if said else why
+        last = self._last_lines()
+        return f"{why}: {last}" if last else why
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return " | ".join(line.strip() for line in lines[-STDERR_LINES:])

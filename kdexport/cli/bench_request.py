@@ -109,8 +109,8 @@ def _settings(recipe: Recipe | None, flags: Mapping[str, Any]) -> Bench:
         fault = error.errors()[0]
         flag = {"devices": "device", "batch_sizes": "batch-size", "timeout_s": "timeout"}.get(str(fault["loc"][0]))
         flag = flag or str(fault["loc"][0]).replace("_", "-")
-        said = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-        raise KDExportError(f"--{flag} {fault['input']}: {said}", hint="see `kdexport bench --help`") from None
+        message = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        raise KDExportError(f"--{flag} {fault['input']}: {message}", hint="see `kdexport bench --help`") from None
 
 
 def _pairs(texts: Sequence[str], flag: str, example: str) -> dict[str, str]:

@@ -76,14 +76,14 @@ def evaluate(
             raise KDExportError("give the data as one of --data and --recipe", hint="e.g. --data imagefolder:photos")
         if split not in ("train", "val", "test"):
             raise KDExportError(f"there is no split '{split}'", hint="--split is test, val or train")
-        asked = [f"student.model={_text(model)}", *(f"student.args.{item}" for item in arg or ())]
-        asked += [f"student.weights={_text(weights)}"] if weights else []
-        asked += [] if strict else ["student.strict=false"]
+        overrides = [f"student.model={_text(model)}", *(f"student.args.{item}" for item in arg or ())]
+        overrides += [f"student.weights={_text(weights)}"] if weights else []
+        overrides += [] if strict else ["student.strict=false"]
         request: Recipe | EvaluationRequest
         if recipe is not None:
-            request = Recipe.load(recipe, ["name=evaluation", "student={}", *asked, *(set_ or ())])
+            request = Recipe.load(recipe, ["name=evaluation", "student={}", *overrides, *(set_ or ())])
         else:
-            request = EvaluationRequest.parse([f"data.source={_text(data or '')}", *asked, *(set_ or ())])
+            request = EvaluationRequest.parse([f"data.source={_text(data or '')}", *overrides, *(set_ or ())])
         console.progress.message(f"{model} on {request.data.source}")
         if not model.endswith(".onnx"):
             load("torch", console.progress)

@@ -135,7 +135,7 @@ class AccuracyGuard:
             return -score.nearness <= limits.max_output_error
         return True
 
-    def said(self, score: Score) -> str:
+    def sentence(self, score: Score) -> str:
         """Return a score in words, against fp32's."""
         count = len(self.inputs[0])
         if self.task is not None and score.value is not None and self.fp32 is not None:
@@ -313,7 +313,7 @@ def restore(
         model,
         score,
         (
-            guard.said(score),
+            guard.sentence(score),
             f"returned to fp32, {len(names)} of {sum(map(len, ranking))} layers: {', '.join(names)}",
             _cost(whole, model, guard),
         ),

@@ -116,7 +116,7 @@ def _out_of_range(graph: onnx.ModelProto, fed: list[Arrays]) -> tuple[tuple[str,
     kept = dict.fromkeys(overflowing)
     producers = {output: node.name for node in nodes.values() for output in node.output}
     for turn in range(ROUNDS):
-        error, suspects = _harm(graph, fed, tuple(kept), known, outputs)
+        error, suspects = _sensitivity(graph, fed, tuple(kept), known, outputs)
         if error <= HARMED:
             break
         count = len(kept)
@@ -133,12 +133,12 @@ def _out_of_range(graph: onnx.ModelProto, fed: list[Arrays]) -> tuple[tuple[str,
             break
     if len(kept) == len(overflowing):
         return overflowing, ()
-    before, after = (_harm(graph, fed, names, known, outputs)[0] for names in (overflowing, tuple(kept)))
+    before, after = (_sensitivity(graph, fed, names, known, outputs)[0] for names in (overflowing, tuple(kept)))
     if after > before / 2:  # it was something else: precision, not range
         return overflowing, ()
     for name in [name for name in kept if name not in overflowing][:MOST_TRIED]:  # without those that are not needed
         fewer = tuple(other for other in kept if other != name)
-        if _harm(graph, fed, fewer, known, outputs)[0] <= max(after, HARMED):
+        if _sensitivity(graph, fed, fewer, known, outputs)[0] <= max(after, HARMED):
             del kept[name]
     underflowing = tuple(name for name in nodes if name in kept and name not in overflowing)
     return overflowing, underflowing
@@ -234,7 +234,7 @@ def _note(known: _Value, value: np.ndarray) -> None:
     known.tiny = max(known.tiny, float(((rows > 0) & (rows < SMALLEST_NORMAL)).mean()))
 
 
-def _harm(
+def _sensitivity(
     graph: onnx.ModelProto, fed: list[Arrays], kept: tuple[str, ...], known: dict[str, _Value], outputs: list[Arrays]
 ) -> tuple[float, list[str]]:
     """Return the output error in half precision, and the nodes where an error arises that tiny elements may cause."""

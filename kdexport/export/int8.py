@@ -60,12 +60,12 @@ def builder(given: VariantInputs) -> VariantBuilder:
         chosen = f", the best on {given.guard.samples_are} of {', '.join(found)}"
     elif spec.calibration != "auto" and not failed and not spec.learnt:
         chosen = ", as asked"
-    said = f"calibrated by {best}{chosen}"
+    origin = f"calibrated by {best}{chosen}"
     if spec.learnt:
         data, missing = with_learnt(graph, found[best], spec.learnt)
         make[best] = partial(quantize, graph, data)
-        said = f"activation ranges learnt by quantization-aware distillation, beside {_layers(spec.learnt, missing)}"
-        said += f"; others calibrated by {best}"
+        origin = f"activation ranges learnt by quantization-aware distillation, beside {_layers(spec.learnt, missing)}"
+        origin += f"; others calibrated by {best}"
         if missing:
             progress.warn(f"int8: no place in the graph for the learnt {', '.join(missing)}")
     build = make[best]
@@ -76,7 +76,7 @@ def builder(given: VariantInputs) -> VariantBuilder:
         tuple(candidates),
         lambda kept: build(exclude=kept),
         lambda names: build(only=names),
-        notes=(said, *notes),
+        notes=(origin, *notes),
         changed=_quantized,
     )
 
@@ -100,8 +100,8 @@ def with_transposed_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _calibrated(graph: onnx.ModelProto, samples: Arrays, given: VariantInputs) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the activations' ranges by each method, and why the others failed."""
-    asked = given.spec.calibration
-    methods = CALIBRATION_METHODS if asked == "auto" else (asked,)
+    requested = given.spec.calibration
+    methods = CALIBRATION_METHODS if requested == "auto" else (requested,)
     if given.spec.learnt:
         methods = methods[:1]  # little to choose
     found: dict[str, Any] = {}

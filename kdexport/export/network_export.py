@@ -225,12 +225,12 @@ def _checked_names(target: ExportTarget, requested: tuple[str, ...], output: Any
 
 def _prove(target: ExportTarget, form: Form, file: Path, shown_as: str, *, baked: bool) -> Parity:
     session = _loaded(target, file, shown_as)
-    dressed = form.softmax or form.top_k
+    adds_outputs = form.softmax or form.top_k
 
     def outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
         with torch.no_grad():
             arrays = tuple(as_numpy(item) for item in tensors_of(target.call(inputs, network)) or ())
-        if not dressed:
+        if not adds_outputs:
             return arrays
         first = graph.reference(
             arrays[0],
@@ -261,7 +261,7 @@ def _prove(target: ExportTarget, form: Form, file: Path, shown_as: str, *, baked
         target.samples,
         tolerance=form.tolerance,
         batch_sizes=(1,) if form.static else parity.BATCH_SIZES,
-        subject=shown_as,
+        label=shown_as,
         hard=random_inputs.hard(target.samples, target.input_names),
         resized=_resized(target, form, torch_model),
         precise=precise,

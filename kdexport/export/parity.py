@@ -75,7 +75,7 @@ def compare(
     tolerance: float,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     against: str = "torch",
-    subject: str = "the exported file",
+    label: str = "the exported file",
     hard: Arrays = (),
     resized: Sequence[Arrays] = (),
     precise: Predict | None = None,
@@ -92,7 +92,7 @@ def compare(
             whose largest value is less than a tenth of the output's.
         batch_sizes: Each is used once, then the last one until the samples are used up.
         against: What the reference is: ``"torch"`` or ``"fp32-onnx"``.
-        subject: Names the candidate in an error.
+        label: Names the candidate in an error.
         hard: More samples, as ``inputs``: all zero, all equal, the extremes of the value range.
         resized: Batches in which a dynamic axis has another size.
         precise: The reference in float64; asked where the file differs, for how much is rounding of the reference's
@@ -103,10 +103,10 @@ def compare(
             difference beyond the tolerance raises nothing: it is in the result.
     """
     other = "the PyTorch model" if against == "torch" else "the fp32 file"
-    both = _Both(reference, candidate, precise, subject, other)
+    both = _Both(reference, candidate, precise, label, other)
     real = both.run(batches(inputs, batch_sizes), "real samples")
-    _check_names(real, subject)
-    constant = _check_meaning(real, tolerance, subject, other)
+    _check_names(real, label)
+    constant = _check_meaning(real, tolerance, label, other)
     groups = [(real, False)]
     if hard:
         groups.append(
@@ -168,12 +168,12 @@ def batch_sizes_for(path: Path) -> tuple[int, ...]:
     return (1,) if OnnxSession(path).fixed_batch else BATCH_SIZES
 
 
-def demand(parity: Parity, subject: str, where: str | None = None) -> None:
+def demand(parity: Parity, label: str, where: str | None = None) -> None:
     """Refuse a file that does not hold its tolerance.
 
     Args:
         parity: The proof.
-        subject: Names the file.
+        label: Names the file.
         where: The first layer that differs, in words, where one is found.
 
     Raises:
@@ -181,7 +181,7 @@ def demand(parity: Parity, subject: str, where: str | None = None) -> None:
     """
     if not parity.passed:
         raise ParityError(
-            f"{subject} differs from the PyTorch model by {parity.max_rel:.2g} relative ({parity.max_abs:.2g} "
+            f"{label} differs from the PyTorch model by {parity.max_rel:.2g} relative ({parity.max_abs:.2g} "
             f"absolute) over {parity.samples} samples; {parity.tolerance:g} is allowed"
             + (f"; {where}" if where else ""),
             hint=f"export.parity_tolerance = {_next_power(parity.max_rel):g} would pass, if that much is harmless"
@@ -222,15 +222,15 @@ class _Both:
     reference: Predict
     candidate: Predict
     precise: Predict | None
-    subject: str
+    label: str
     other: str
 
     def run(self, several: Iterable[Arrays], what: str) -> list[_Pair]:
         pairs = []
         for batch in several:
             expected = tuple(np.asarray(array) for array in _run(self.reference, batch, self.other, what))
-            actual = tuple(np.asarray(array) for array in _run(self.candidate, batch, self.subject, what))
-            _check_shapes(expected, actual, self.subject, what)
+            actual = tuple(np.asarray(array) for array in _run(self.candidate, batch, self.label, what))
+            _check_shapes(expected, actual, self.label, what)
             pairs.append(_Pair(batch, expected, actual))
         self._check_finite(pairs, what)
         return pairs
@@ -282,7 +282,7 @@ class _Both:
                 here, there = np.isfinite(expected), np.isfinite(actual)
                 if (here & ~there).any():
                     raise ParityError(
-                        f"{self.subject} gives values that are not finite on {what}, where {self.other} gives numbers",
+                        f"{self.label} gives values that are not finite on {what}, where {self.other} gives numbers",
                         hint="leave this form of the file out; its arithmetic overflows where the original's does not"
                         if self.other != "the PyTorch model"
                         else "a division, a logarithm or a root loses its guard there: clamp its argument in forward, "
@@ -290,7 +290,7 @@ class _Both:
                     )
                 if (there & ~here).any() or not np.array_equal(expected[~here], actual[~here], equal_nan=True):
                     raise ParityError(
-                        f"{self.other} gives values that are not finite on {what}, and {self.subject} gives others",
+                        f"{self.other} gives values that are not finite on {what}, and {self.label} gives others",
                         hint="keep forward's values finite there, e.g. clamp what is divided by; both must agree",
                     )
             if what == "real samples" and not any(
@@ -376,29 +376,29 @@ def _joined(pairs: list[_Pair], k: int) -> tuple[np.ndarray, np.ndarray]:
     return expected, actual
 
 
-def _run(model: Predict, batch: Arrays, subject: str, what: str) -> Arrays:
+def _run(model: Predict, batch: Arrays, label: str, what: str) -> Arrays:
     try:
         return model(batch)
     except Exception as error:  # ONNX Runtime's errors have no common class, and the user's code may raise anything
         if what.startswith(OTHER_SIZE):
-            raise ParityError(f"{subject} cannot be run with {what}: {first_line(error)}", hint=FIXED_SIZE) from error
-        raise cannot_run(subject, len(batch[0]), error) from error
+            raise ParityError(f"{label} cannot be run with {what}: {first_line(error)}", hint=FIXED_SIZE) from error
+        raise cannot_run(label, len(batch[0]), error) from error
 
 
-def cannot_run(subject: str, batch: int, error: Exception) -> ParityError:
+def cannot_run(label: str, batch: int, error: Exception) -> ParityError:
     """Return what to tell of a model that does not take a batch of some size."""
     return ParityError(
-        f"{subject} cannot be run with a batch of {batch}: {first_line(error)}",
+        f"{label} cannot be run with a batch of {batch}: {first_line(error)}",
         hint=SEVERAL_IN_ONE if AS_A_LIST.search(str(error)) else FIXED_BATCH + OTHER_AXIS,
     )
 
 
-def _check_shapes(expected: Arrays, actual: Arrays, subject: str, what: str) -> None:
+def _check_shapes(expected: Arrays, actual: Arrays, label: str, what: str) -> None:
     here, there = [e.shape for e in expected], [a.shape for a in actual]
     if here != there:
         other_size = what.startswith(OTHER_SIZE)
         raise ParityError(
-            f"{subject} gives outputs of shape {_shapes(there)} where the PyTorch model gives {_shapes(here)}"
+            f"{label} gives outputs of shape {_shapes(there)} where the PyTorch model gives {_shapes(here)}"
             + (f", for {what}" if other_size else ""),
             hint=FIXED_SIZE
             if other_size
@@ -406,14 +406,14 @@ def _check_shapes(expected: Arrays, actual: Arrays, subject: str, what: str) -> 
         )
 
 
-def _check_names(pairs: list[_Pair], subject: str) -> None:
+def _check_names(pairs: list[_Pair], label: str) -> None:
     """Hold that the best class has the same name; further down the list near ties may change places."""
     for k in set(range(len(pairs[0].expected))) - set(pairs[0].numeric):
         expected, actual = _joined(pairs, k)
         wrong = int((expected[:, 0] != actual[:, 0]).sum())
         if wrong > MISNAMED * len(expected):
             raise ParityError(
-                f"{subject} names another best class for {wrong} of {len(expected)} samples",
+                f"{label} names another best class for {wrong} of {len(expected)} samples",
                 hint="check that the labels are in the order of the network's outputs",
             )
 
@@ -422,7 +422,7 @@ def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes)
 
 
-def _check_meaning(pairs: list[_Pair], tolerance: float, subject: str, other: str) -> tuple[int, ...]:
+def _check_meaning(pairs: list[_Pair], tolerance: float, label: str, other: str) -> tuple[int, ...]:
     """Hold that the outputs vary from sample to sample, and return which of several do not."""
     constant, spreads, largest = [], [0.0], [0.0]
     samples = sum(pair.size for pair in pairs)
@@ -448,7 +448,7 @@ def _check_meaning(pairs: list[_Pair], tolerance: float, subject: str, other: st
             constant.append(k)
     if len(constant) == len(pairs[0].numeric):
         raise ParityError(
-            f"parity of {subject} would prove nothing: {other} answers all {samples} samples alike "
+            f"parity of {label} would prove nothing: {other} answers all {samples} samples alike "
             f"(outputs vary by {max(spreads):.2g}, the largest is {max(largest):.2g})",
             hint="train it for longer, or give it trained weights; networks fresh from initialization often do so",
         )

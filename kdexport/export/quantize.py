@@ -180,10 +180,10 @@ def guarded(variant: str) -> Iterator[None]:
         except KDExportError:
             raise
         except Exception as error:  # the quantizers raise whatever comes
-            said = tail(captured)
+            output = tail(captured)
             raise KDExportError(
                 f"{variant} could not be made: {first_line(error)}",
-                hint=without(variant) + (f"; onnxruntime said: {said}" if said else ""),
+                hint=without(variant) + (f"; its output: {output}" if output else ""),
             ) from error
 
 

@@ -145,8 +145,8 @@ def drawn(target: ExportTarget, shapes: Sequence[InputShape], *, seed: int, pixe
         found = tried(noted, its_kinds, settled)
         if found is not None:
             smaller = [f"{shapes[k].name} below {settled[k]}" for k in open_limits if settled[k] < limits[k]]
-            said = f"tried with {' and '.join(smaller)}, for it takes no more; NAME:SIZES:int64<LIMIT sets the limit"
-            return dataclasses.replace(found, notes=(*found.notes, said))
+            limited = f"tried with {' and '.join(smaller)}, for it takes no more; NAME:SIZES:int64<LIMIT sets the limit"
+            return dataclasses.replace(found, notes=(*found.notes, limited))
     return first  # its error is told where it is exported
 
 

@@ -80,7 +80,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         if request.data is not None:
             dataset = load_fitted_data(request.data, (_spec(request),), request.seed, Path(cache))
         tokenizer = _tokenizer(request, dataset)
-        target = _subject(request, form, dataset, progress)
+        target = _target(request, form, dataset, progress)
         if tokenizer is not None:
             told = dataclasses.replace(target.preprocessing, tokenizer_file=TOKENIZER_FILE)
             target = dataclasses.replace(target, preprocessing=told)
@@ -162,7 +162,7 @@ def _made_with(path: Path, *, ort: bool) -> list[Path]:
     return [path, files.data_of(path), *(files.ort_files(path) if ort else ())]
 
 
-def _subject(request: Request, form: Form, dataset: Dataset | None, progress: Progress) -> ExportTarget:
+def _target(request: Request, form: Form, dataset: Dataset | None, progress: Progress) -> ExportTarget:
     if dataset is not None:
         spec = _spec(request)
         torch.manual_seed(request.seed)

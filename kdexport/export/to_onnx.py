@@ -71,7 +71,7 @@ def explain(
     shown = next((line for line in reversed(_messages(error)) if line.strip()), type(error).__name__)
     return KDExportError(
         f"{name} cannot be exported to ONNX: {shown.strip().splitlines()[0]}{_place(text)}",
-        hint="--verbose shows torch's whole account" + (f"; it said: {captured}" if captured else ""),
+        hint="--verbose shows torch's whole account" + (f"; its output: {captured}" if captured else ""),
     )
 
 

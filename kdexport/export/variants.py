@@ -135,7 +135,7 @@ def write(
             tolerance=tolerance,
             batch_sizes=(fixed,) if fixed else parity.BATCH_SIZES,
             against="fp32-onnx",
-            subject=path.name,
+            label=path.name,
         )
         told = list(notes)
         if not proof.passed:
@@ -212,9 +212,9 @@ def _make(
     score = guard.score(model, builder)
     if guard.holds(score, limits):
         if guard.targets is not None or -score.nearness > NOTEWORTHY:
-            notes.append(guard.said(score))
+            notes.append(guard.sentence(score))
     else:
-        progress.message(f"{spec.precision} {guard.said(score)}: returning operators to fp32")
+        progress.message(f"{spec.precision} {guard.sentence(score)}: returning operators to fp32")
         model, score, more = restore(builder, guard, limits, kept)
         notes += more
     if guard.targets is None and spec.max_drop is not None:

@@ -118,17 +118,17 @@ def _plain_dict(*_factory: Any) -> dict[Any, Any]:
 
 
 def _refused(path: Path, error: Exception) -> SourceError:
-    said = str(error)
+    text = str(error)
     by_hand = "where you trust it, load it yourself and save network.state_dict() alone"
-    names = sorted(set(re.findall(r"GLOBAL ([\w.]+)", said) + re.findall(r"GLOBAL (\S+) whose module", said)))
-    if "TorchScript" in said:
+    names = sorted(set(re.findall(r"GLOBAL ([\w.]+)", text) + re.findall(r"GLOBAL (\S+) whose module", text)))
+    if "TorchScript" in text:
         names = ["a TorchScript program"]
     if names:
         return SourceError(
             f"{path} holds code besides weights ({', '.join(names[:20])}) and was not loaded: nothing in it was run",
             hint=f"{by_hand}, e.g. with safetensors.torch.save_file",
         )
-    if "Unsupported operand" in said:  # an opcode of pickle protocol 4 and newer; torch writes 2
+    if "Unsupported operand" in text:  # an opcode of pickle protocol 4 and newer; torch writes 2
         return SourceError(
             f"{path} is pickled in a way that PyTorch does not load safely (torch.save writes protocol 2): nothing "
             "in it was run",
@@ -139,7 +139,7 @@ def _refused(path: Path, error: Exception) -> SourceError:
             f"{path} is no weights file that can be loaded safely",
             hint=f"{by_hand}, with torch.save or safetensors.torch.save_file",
         )
-    reason = next(iter(said.splitlines()), "") or type(error).__name__
+    reason = next(iter(text.splitlines()), "") or type(error).__name__
     return SourceError(f"{path} is no whole weights file: {reason}", hint="download or save it again")
 
 

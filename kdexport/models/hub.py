@@ -38,9 +38,9 @@ def has_weights(name: str, args: Mapping[str, Any]) -> bool:
     """Whether a model comes with its weights: not from a folder that holds its configuration alone, nor where the
     recipe's ``pretrained = false`` leaves them out.
     """
-    asked = args.get("pretrained")
-    if asked is not None:
-        return bool(asked)
+    pretrained = args.get("pretrained")
+    if pretrained is not None:
+        return bool(pretrained)
     return not Path(name).is_dir() or any((Path(name) / file).is_file() for file in WEIGHT_FILES)
 
 
@@ -126,17 +126,17 @@ def _with_weights(auto: Any, name: str, config: Any, weights: bool, **where: str
     if not weights:
         return auto.from_config(config).float(), None
     loading = {"ignore_mismatched_sizes": True, "output_loading_info": True, **where}
-    model, said = _loaded(auto, name, config=config, **loading)
-    mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in said["mismatched_keys"]]
-    return model.float(), tuple(sorted({*said["missing_keys"], *mismatched}))
+    model, info = _loaded(auto, name, config=config, **loading)
+    mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"]]
+    return model.float(), tuple(sorted({*info["missing_keys"], *mismatched}))
 
 
 def label_names(name: str) -> tuple[str, ...] | None:
     """Return what a model's configuration calls its classes (``id2label``), in the order of its outputs, or None."""
     transformers = import_transformers()
     try:
-        said = dict(transformers.AutoConfig.from_pretrained(name).id2label or {})
-        return tuple(str(said[index]) for index in range(len(said))) or None
+        labels = dict(transformers.AutoConfig.from_pretrained(name).id2label or {})
+        return tuple(str(labels[index]) for index in range(len(labels))) or None
     except (OSError, ValueError, RuntimeError, TypeError, KeyError):  # said when the model is loaded
         return None
 
@@ -149,32 +149,32 @@ def image_preprocessing(name: str) -> Preprocessing | None:
     """
     transformers = import_transformers()
     try:
-        said, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+        settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:  # no preprocessor_config.json
         return None
-    wanted = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
-    size = _pair(wanted) if said.get("do_resize", True) or said.get("do_center_crop") else None
+    wanted = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+    size = _pair(wanted) if settings.get("do_resize", True) or settings.get("do_center_crop") else None
     share = 1.0
-    if said.get("do_center_crop") and size is not None and said.get("do_resize", True):
-        share = min(size) / min(_pair(said.get("size")) or size)
-    elif said.get("crop_pct"):  # ConvNeXT's processor: it resizes to size / crop_pct below 384, then cuts
-        share = float(said["crop_pct"]) if size is not None and min(size) < 384 else 1.0
-    shape = said.get("size") or {}
-    cuts = bool(said.get("do_center_crop")) or share != 1.0
-    if said.get("do_rescale", True) and abs(said.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+    if settings.get("do_center_crop") and size is not None and settings.get("do_resize", True):
+        share = min(size) / min(_pair(settings.get("size")) or size)
+    elif settings.get("crop_pct"):  # ConvNeXT's processor: it resizes to size / crop_pct below 384, then cuts
+        share = float(settings["crop_pct"]) if size is not None and min(size) < 384 else 1.0
+    shape = settings.get("size") or {}
+    cuts = bool(settings.get("do_center_crop")) or share != 1.0
+    if settings.get("do_rescale", True) and abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise SourceError(
-            f"hf:{name} scales pixels by {said['rescale_factor']}, not by 1/255",
+            f"hf:{name} scales pixels by {settings['rescale_factor']}, not by 1/255",
             hint="give its preprocessing (size, mean, std) in the recipe",
         )
-    normalizes = said.get("do_normalize", True)
+    normalizes = settings.get("do_normalize", True)
     return Preprocessing(
         "image",
         size=size,
         resize="crop" if cuts or (isinstance(shape, dict) and "shortest_edge" in shape) else "squash",
         crop_share=share,
-        mean=tuple(said.get("image_mean") or ()) if normalizes else (),
-        std=tuple(said.get("image_std") or ()) if normalizes else (),
-        resample=resample_of(said.get("resample", 2)),
+        mean=tuple(settings.get("image_mean") or ()) if normalizes else (),
+        std=tuple(settings.get("image_std") or ()) if normalizes else (),
+        resample=resample_of(settings.get("resample", 2)),
     )
 
 

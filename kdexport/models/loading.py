@@ -298,28 +298,28 @@ def inferred_preprocessing(
 def _of_torchvision(name: str) -> Preprocessing:
     from torchvision import models
 
-    said = models.get_model_weights(name).DEFAULT.transforms()
-    if not hasattr(said, "crop_size"):  # a segmentation network, which takes any size
-        return Preprocessing("image", mean=tuple(said.mean), std=tuple(said.std))
-    crop, whole = said.crop_size[0], said.resize_size[0]
-    mean, std, resample = tuple(said.mean), tuple(said.std), resample_of(said.interpolation.value)
+    settings = models.get_model_weights(name).DEFAULT.transforms()
+    if not hasattr(settings, "crop_size"):  # a segmentation network, which takes any size
+        return Preprocessing("image", mean=tuple(settings.mean), std=tuple(settings.std))
+    crop, whole = settings.crop_size[0], settings.resize_size[0]
+    mean, std, resample = tuple(settings.mean), tuple(settings.std), resample_of(settings.interpolation.value)
     return Preprocessing("image", (crop, crop), "crop", crop / whole, mean, std, resample=resample)
 
 
 def _of_timm(name: str, args: Mapping[str, Any]) -> Preprocessing:
     timm = import_timm()
     model = timm.create_model(name, pretrained=False, **{key: args[key] for key in args if key != "num_classes"})
-    said = timm.data.resolve_model_data_config(model)
-    size = (int(said["input_size"][1]), int(said["input_size"][2]))
-    cuts = said["crop_mode"] != "squash"
+    settings = timm.data.resolve_model_data_config(model)
+    size = (int(settings["input_size"][1]), int(settings["input_size"][2]))
+    cuts = settings["crop_mode"] != "squash"
     return Preprocessing(
         "image",
         size,
         "crop" if cuts else "squash",
-        float(said["crop_pct"]) if cuts else 1.0,
-        tuple(said["mean"]),
-        tuple(said["std"]),
-        resample=resample_of(said["interpolation"]),
+        float(settings["crop_pct"]) if cuts else 1.0,
+        tuple(settings["mean"]),
+        tuple(settings["std"]),
+        resample=resample_of(settings["interpolation"]),
     )
 
 

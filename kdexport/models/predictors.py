@@ -59,6 +59,6 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
     from kdexport.models.hub import has_weights
 
     brings_weights = reference.kind == "path" or (reference.kind == "hf" and has_weights(reference.target, spec.args))
-    bare = spec.weights is None and not brings_weights
-    untrained = (f"no weights are given: the network is scored as {spec.model} makes it",) if bare else ()
+    unweighted = spec.weights is None and not brings_weights
+    untrained = (f"no weights are given: the network is scored as {spec.model} makes it",) if unweighted else ()
     return Predictor(predict, model.notes, (*untrained, *model.left_out, *model.warnings))

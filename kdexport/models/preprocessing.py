@@ -229,11 +229,11 @@ def resampling(there: int, wanted: int, kind: Resample) -> NDArray[np.float32]:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
 
 
-def resample_of(said: str | int) -> Resample:
+def resample_of(filter_name: str | int) -> Resample:
     """Return the nearest to what a library calls its resampling, by name or by Pillow's number: the smooth kernels
     (bicubic, Lanczos, Hamming) are taken as bicubic, the others as bilinear.
     """
-    return "bicubic" if said in ("bicubic", "lanczos", "hamming", 1, 3, 5) else "bilinear"
+    return "bicubic" if filter_name in ("bicubic", "lanczos", "hamming", 1, 3, 5) else "bilinear"
 
 
 def with_spec(preprocessing: Preprocessing, spec: PreprocessingSpec) -> Preprocessing:
@@ -242,19 +242,19 @@ def with_spec(preprocessing: Preprocessing, spec: PreprocessingSpec) -> Preproce
     Raises:
         SourceError: The recipe tells of pixels and the inputs are no images, or what it says would do nothing.
     """
-    said = {key: value for key, value in spec.model_dump().items() if value is not None}
-    if said and preprocessing.kind != "image":
+    stated = {key: value for key, value in spec.model_dump().items() if value is not None}
+    if stated and preprocessing.kind != "image":
         raise SourceError(
-            f"the recipe gives {', '.join(sorted(said))} as preprocessing, but the data are no uint8 images",
+            f"the recipe gives {', '.join(sorted(stated))} as preprocessing, but the data are no uint8 images",
             hint="take the preprocessing table out, or give the images as uint8 (height, width, channels)",
         )
-    whole = Preprocessing(**{**asdict(preprocessing), **said})
+    whole = Preprocessing(**{**asdict(preprocessing), **stated})
     if fault := whole.fault():
         raise SourceError(f"the preprocessing cannot be used: {fault}", hint="change it in the recipe's table")
     idle = (
         ["resize", "crop_share", "resample"] if whole.size is None else ["crop_share"] if whole.resize != "crop" else []
     )
-    if idle := [key for key in idle if key in said]:
+    if idle := [key for key in idle if key in stated]:
         raise SourceError(
             f"the recipe's {' and '.join(idle)} would do nothing without {'size' if whole.size is None else 'a crop'}",
             hint='give the preprocessing a size too, e.g. size = [224, 224], and resize = "crop" for a crop_share',

@@ -186,10 +186,10 @@ def _score_lost(joined: Joined) -> Iterable[str]:
     if delta is None:
         return
     metric = joined.metric
-    said = "" if interval is None else f" (95 % interval {metric.write_change_interval(interval)})"
+    detail = "" if interval is None else f" (95 % interval {metric.write_change_interval(interval)})"
     if interval is not None and interval[0] <= 0 <= interval[1]:
-        said += ": no difference is shown"
-    yield f"The student's {metric.label} is {metric.change(delta)} against {baseline.name}'s{said}."
+        detail += ": no difference is shown"
+    yield f"The student's {metric.label} is {metric.change(delta)} against {baseline.name}'s{detail}."
 
 
 def _quantization(joined: Joined, conditions: list[Condition]) -> Iterable[str]:

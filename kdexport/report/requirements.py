@@ -109,8 +109,8 @@ def describe_limit(gate: Gate) -> str:
             return f"above {figures.percent(gate.limit)}, which always answering the largest class scores"
         side = "above" if gate.higher_is_better else "below"
         return f"{side} {metric(gate).write(gate.limit)}, which the best constant answer scores"
-    word = "at least" if is_lower_limit(gate) else "at most"
-    return f"{word} {_with_unit(gate, gate.limit)}"
+    bound = "at least" if is_lower_limit(gate) else "at most"
+    return f"{bound} {_with_unit(gate, gate.limit)}"
 
 
 def describe_interval(gate: Gate) -> str:

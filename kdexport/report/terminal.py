@@ -94,10 +94,10 @@ def _gates(gates: tuple[Gate, ...]) -> "Text":
     for index, gate in enumerate(shown):
         words = gate_words(gate)
         counted = "" if gate.verdict != "undecided" else f", counts as {'passed' if gate.passed else 'failed'}"
-        subject = f"{gate.model}: " if several else ""
+        prefix = f"{gate.model}: " if several else ""
         where = f" on {words['where']}" if words["where"] else ""
         text.append("\n" if index else "").append(f"{gate.verdict:<13}", styles.get(gate.verdict, "bold red"))
-        text.append(line(f"{subject}{words['title']} {words['measured']}, {words['required']}{where}{counted}"))
+        text.append(line(f"{prefix}{words['title']} {words['measured']}, {words['required']}{where}{counted}"))
     if len(shown) < len(gates):
         passed = sum(gate.passed for gate in gates)
         text.append("\n" if shown else "")

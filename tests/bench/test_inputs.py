@@ -194,7 +194,7 @@ def test_a_batch_axis_that_is_not_there(axis):
     assert "batch, seq_len" in caught.value.hint
 
 
-def test_real_inputs_are_repeated_along_the_batch_that_is_asked_for(tmp_path):
+def test_real_inputs_are_repeated_along_the_requested_batch(tmp_path):
     np.savez(tmp_path / "in.npz", x=np.arange(6, dtype=np.float32).reshape(3, 2, 1))
     kinds, path = {"x": "tensor(float)"}, str(tmp_path / "in.npz")
     fed = inputs.from_file(path, kinds, {"x": ["seq_len", "batch", 1]}, 4)["x"]

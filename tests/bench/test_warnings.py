@@ -30,7 +30,7 @@ from kdexport.statistics import latency
         ),
     ],
 )
-def test_the_runtimes_words_become_ours(text, batch, said):
+def test_the_runtimes_messages_are_explained(text, batch, said):
     reason = in_words(text, batch)
     assert reason.startswith(said) or said in reason
     assert "ONNXRuntimeError" not in reason
@@ -84,7 +84,7 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
         ),
     ],
 )
-def test_what_a_reader_must_know_is_said(said, more):
+def test_what_a_reader_must_know_is_reported(said, more):
     assert said in warned(**more)
 
 

@@ -83,7 +83,7 @@ def test_other_splits_and_settings(kdexport, net):
     assert scores(kdexport(*same)) == scores(kdexport(*arguments))
 
 
-def test_weights_that_fit_in_part_are_taken_only_when_asked(kdexport, net):
+def test_weights_that_fit_in_part_are_taken_only_when_requested(kdexport, net):
     state = torch.load(net / "w.pth")["model"]
     torch.save({"1.weight": state["1.weight"], "head.bias": state["1.bias"]}, net / "part.pth")
     arguments = ("evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "part.pth", "--data", "digits")
@@ -96,7 +96,7 @@ def test_weights_that_fit_in_part_are_taken_only_when_asked(kdexport, net):
     assert "1.bias: missing in the file" in taken.stderr
 
 
-def test_what_makes_a_score_doubtful_is_said(kdexport, net):
+def test_what_makes_a_score_doubtful_is_reported(kdexport, net):
     state = torch.load(net / "w.pth")["model"]
     torch.save({name: tensor.roll(1, 0) for name, tensor in state.items()}, net / "rolled.pth")
     result = kdexport(

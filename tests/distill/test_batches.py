@@ -37,7 +37,7 @@ def test_fewer_go_through_together_where_the_memory_is_small():
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_memory_that_does_not_hold_one_sample_is_said():
+def test_memory_that_does_not_hold_one_sample_is_reported():
     with pytest.raises(KDExportError, match="not enough memory for one sample"):
         predict_all(Small(room=0), Preprocessing(), Split((np.zeros((5, 4), np.float32),)), torch.device("cpu"))
 

@@ -90,7 +90,7 @@ def test_a_second_student_of_the_same_teacher_asks_it_nothing(tmp_path: Path, ti
     assert first["val_teacher_accuracy"] == second["val_accuracy"]  # from the file, as from the network
 
 
-def test_runs_can_share_what_a_teacher_said_even_to_a_method_that_compares_layers(tmp_path: Path, tiny: Tiny) -> None:
+def test_runs_can_share_kept_logits_even_with_a_method_that_compares_layers(tmp_path: Path, tiny: Tiny) -> None:
     nets = Path(__file__).parents[2] / "models" / "digits" / "nets.py"
     (tmp_path / "nets.py").write_text(nets.read_text())
     (tmp_path / "counting.py").write_text(COUNTING)
@@ -117,7 +117,7 @@ def test_runs_can_share_what_a_teacher_said_even_to_a_method_that_compares_layer
     assert {line["teacher_from"] for line in lines} == {"cache"}
 
 
-def test_answers_that_were_damaged_are_asked_for_again(tmp_path: Path, tiny: Tiny) -> None:
+def test_damaged_logits_are_computed_again(tmp_path: Path, tiny: Tiny) -> None:
     directory = RunDirectory(tmp_path / "run")
     recipe = tiny(*QUICK)
     distill(recipe, directory)

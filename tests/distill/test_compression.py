@@ -73,7 +73,7 @@ def test_the_largest_are_where_they_were_and_the_rest_weighs_what_it_did(logits:
 
 
 @pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.005), (2.0, 0.1), (4.0, 0.5)])
-def test_little_of_what_the_teacher_says_is_lost(logits: np.ndarray, temperature: float, share: float) -> None:
+def test_little_of_the_teachers_output_is_lost(logits: np.ndarray, temperature: float, share: float) -> None:
     """At a high temperature the crowd weighs most, and which of the crowd was likelier is what is left out."""
     loss = kl(logits, kept(logits, 128, temperature), temperature)
     assert 0 <= loss < share * entropy_gap(logits, temperature)

@@ -33,7 +33,7 @@ def cache(folder: Path, **changes: Any) -> TeacherCache:
     return TeacherCache(folder, "key", **{"views": 2, "samples": SAMPLES, "compression": AllLogits(CLASSES), **changes})
 
 
-def test_what_was_said_is_read_back_without_asking_again(tmp_path: Path) -> None:
+def test_kept_logits_are_read_back_without_running_the_teacher_again(tmp_path: Path) -> None:
     oracle = Oracle(view=1)
     first = cache(tmp_path)
     assert first.ensure(1, oracle, SILENT) is True

@@ -79,7 +79,7 @@ def test_mlflow_keeps_every_epoch_in_the_run_directory(tmp_path: Path, monkeypat
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.9), (2, 0.5)]
 
 
-def test_mlflow_is_asked_for_what_its_client_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_what_its_client_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in of its client, where MLflow itself is not installed."""
     calls: list[tuple[str, object]] = []
 

@@ -77,7 +77,7 @@ def last(model):
     return next(node.op_type for node in model.graph.node if model.graph.output[0].name in node.output)
 
 
-def test_the_file_speaks_in_the_datas_units(exported, fitted):
+def test_the_file_gives_the_datas_units(exported, fitted):
     network, preprocessing = fitted
     assert TASK.score(run(exported), PRICES) < 0.05 * PRICES.std()
     np.testing.assert_allclose(run(exported), network(*preprocessing.apply((FEATURES,))).detach().numpy(), rtol=1e-6)

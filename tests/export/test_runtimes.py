@@ -26,7 +26,7 @@ def test_the_installed_runtime_reads_what_the_table_says():
     assert loads(reads.opset, reads.ir)
 
 
-def test_a_file_is_written_so_that_the_asked_runtime_reads_it():
+def test_a_file_is_written_so_that_the_requested_runtime_reads_it():
     for release, reads in files.RUNTIMES.items():
         wanted = files.for_runtime(f"{release[0]}.{release[1]}.2")
         assert wanted.opset <= reads.opset

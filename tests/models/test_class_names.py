@@ -57,7 +57,7 @@ def test_other_classes_are_an_error_with_both_lists(own, data):
     assert "by_position" in caught.value.hint
 
 
-def test_what_is_matched_or_cannot_be_is_said():
+def test_what_is_matched_or_cannot_be_is_reported():
     assert "as zero, one, two, three: they are matched by name" in order_of(OWN, WORDS, "the teacher").note
     assert "share no class names" in order_of(OWN, ("0", "1", "2", "3"), "the teacher").note
     assert order_of(OWN, OWN, "the teacher").note is None

@@ -349,7 +349,7 @@ def test_a_given_teacher_is_never_left_with_a_random_part(nets, digits, tmp_path
     assert len(load_model("student", Student(**spec), digits).left_out) == 2
 
 
-def test_normalization_by_the_datas_own_statistics_is_said(nets, digits, tmp_path):
+def test_normalization_by_the_datas_own_statistics_is_reported(nets, digits, tmp_path):
     """A network to be trained takes it; weights from a file had something else, unless the recipe says what."""
     digits = dataclasses.replace(digits, measured=True)
     fresh = load_model("student", Student(model=f"{nets}:Fits"), digits)

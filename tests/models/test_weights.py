@@ -124,7 +124,7 @@ def test_a_name_that_really_starts_like_a_wrapper_is_kept(tmp_path):
     assert load_weights(Net(), tmp_path / "w.pt") == ()  # and the same weights fit what is within
 
 
-def test_another_head_is_said_and_left_out_when_not_strict(trained, tmp_path):
+def test_another_head_is_reported_and_left_out_when_not_strict(trained, tmp_path):
     save_weights(trained, tmp_path / "w.safetensors")
     with pytest.raises(SourceError, match=r"head\.weight: \[3, 7\] in the file, \[9, 7\] in the network") as caught:
         load_weights(Net(classes=9), tmp_path / "w.safetensors")

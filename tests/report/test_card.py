@@ -78,7 +78,7 @@ def test_it_says_what_the_model_is_and_where_it_comes_from(build, teacher: str, 
         assert "datasets" not in data, "the hub refuses what cannot be a data set's name"
 
 
-def test_an_is_written_where_it_is_said(build) -> None:
+def test_an_is_written_where_it_is_spoken(build) -> None:
     for parameters, article in ((11_200, "An 11.2 k"), (8_000_000, "An 8.00 M"), (1_100, "A 1.10 k"), (18, "An 18-")):
         models = {"teacher": build.DIGITS["teacher"], "student": (0.99, 83.0, 0.062, parameters)}
         assert f"\n{article}" in card(report([build.bench(models=models)], Require(min_speedup=2.0)))

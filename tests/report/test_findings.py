@@ -32,7 +32,7 @@ def test_what_distillation_gained(delta, interval, said: str) -> None:
     assert said in gain_in_words(delta, interval, 360)
 
 
-def test_int8_that_is_slower_is_said_to_be(build) -> None:
+def test_int8_that_is_slower_is_reported_as_such(build) -> None:
     findings = report([build.bench()]).findings
     assert any(
         line.startswith("student.int8 is slower than student on cpu of laptop, batch 1 (0.76× the speed")

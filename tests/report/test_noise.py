@@ -54,7 +54,7 @@ def test_noise_stands_beside_the_verdict(build, text: str, said: str) -> None:
     assert bool(decision.noise) == bool(said)
 
 
-def test_a_tie_goes_to_the_distilled_student_and_is_said(build) -> None:
+def test_a_tie_goes_to_the_distilled_student_and_is_reported(build) -> None:
     """student-plain is a sample better, which is nothing."""
     models = {
         "teacher": build.DIGITS["teacher"],

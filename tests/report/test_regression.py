@@ -60,7 +60,7 @@ def test_nothing_in_common(build) -> None:
         against_earlier(report([build.bench()]), other)
 
 
-def test_a_model_that_is_gone_is_said_to_be(build) -> None:
+def test_a_model_that_is_gone_is_reported_as_such(build) -> None:
     bench = build.bench()
     fewer = dataclasses.replace(bench, models=bench.models[:2], measurements=bench.measurements[:2])
     compared = against_earlier(report([fewer]), report([bench]))

@@ -70,7 +70,7 @@ def test_what_dominates_what(build) -> None:
     assert [(item.model, item.by, item.shown) for item in found] == [("beaten", "good", True)]
 
 
-def test_a_difference_within_the_noise_is_said_to_be(build) -> None:
+def test_a_difference_within_the_noise_is_reported_as_such(build) -> None:
     models = {"teacher": (0.995, 1000.0, 1.0, 10), "a": (0.95, 100.0, 0.1, 1), "b": (0.94, 100.0, 0.1, 1)}
     bench = build.bench(models=models)
     same = [dataclasses.replace(item, latency_ms=bench.measurements[1].latency_ms) for item in bench.measurements[1:]]
