@@ -17,6 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.errors import ParityError
+from kdexport.export.differences import (
+    Pair,
+    Values,
+    argmax_agreement,
+    beyond_rounding,
+    cosine,
+    difference_of,
+    finite,
+    joined_batches,
+    relative_difference,
+    sample_axis,
+)
 from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
 from kdexport.results import Parity
 
@@ -32,15 +44,6 @@ MISNAMED = 0.01
 # tolerances of quantized variants count as this one at most.
 VACUOUS_TOLERANCES = 10.0
 WIDEST_TOLERANCE = 1e-3
-
-SMALLER = 10.0  # a channel whose values are smaller than the output's by this factor is judged by its own
-SMALLEST = 1e-5  # of the output's largest value: what a channel's values count as at least
-CHANNELS = 4096  # an axis that is longer holds no channels
-
-# Times PyTorch's own rounding error: what another order of summation may add. More on hard samples: a norm over a flat
-# signal divides the rounding of its mean by the root of epsilon, and ONNX Runtime sums less finely (40 times measured).
-ROUNDING = 10.0
-HARD_ROUNDING = 100.0
 
 FIXED_BATCH = (
     "the network's forward, or a .pt2's capture, fixes the batch size, or takes its input for a list of tensors (then "
@@ -64,7 +67,6 @@ FIXED_SIZE = (
 LARGEST_HINT = 1e-2  # a tolerance beyond this would hide a wrong file: it is never suggested
 
 Predict = Callable[[Arrays], Arrays]
-Values = NDArray[np.float64]
 
 
 def compare(
@@ -116,7 +118,7 @@ def compare(
         (both.run([batch], f"{OTHER_SIZE} {_shapes([array.shape for array in batch])}"), True) for batch in resized
     ]
     found = [both.difference(pairs, tolerance, excuse=excuse) for pairs, excuse in groups]
-    joined = [_joined(real, k) for k in real[0].numeric]
+    joined = [joined_batches(real, k) for k in real[0].numeric]
     floats = [arrays for arrays in joined if arrays[0].dtype.kind == "f" and arrays[0].ndim > 1]
     max_rel = max(relative for _, relative in found)
     return Parity(
@@ -125,8 +127,8 @@ def compare(
         samples=len(inputs[0]),
         tolerance=tolerance,
         passed=max_rel <= tolerance,
-        cosine=min((_cosine(e, a) for e, a in joined), default=None),
-        argmax_agreement=_argmax_agreement(*floats[0]) if floats else None,
+        cosine=min((cosine(e, a) for e, a in joined), default=None),
+        argmax_agreement=argmax_agreement(*floats[0]) if floats else None,
         batch_sizes=tuple(sorted({pair.size for pair in real})),
         reference=against,
         hard_samples=len(hard[0]) if hard else 0,
@@ -198,24 +200,6 @@ def _next_power(value: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Both models' outputs for one batch."""
-
-    inputs: Arrays
-    expected: Arrays
-    actual: Arrays
-
-    @property
-    def size(self) -> int:
-        return len(self.inputs[0])
-
-    @property
-    def numeric(self) -> list[int]:
-        """Which outputs hold numbers; the others hold names."""
-        return [k for k, array in enumerate(self.expected) if array.dtype != object]
-
-
-@dataclass(frozen=True)
 class _Both:
     """Two models, run side by side."""
 
@@ -225,17 +209,17 @@ class _Both:
     label: str
     other: str
 
-    def run(self, several: Iterable[Arrays], what: str) -> list[_Pair]:
+    def run(self, several: Iterable[Arrays], what: str) -> list[Pair]:
         pairs = []
         for batch in several:
             expected = tuple(np.asarray(array) for array in _run(self.reference, batch, self.other, what))
             actual = tuple(np.asarray(array) for array in _run(self.candidate, batch, self.label, what))
             _check_shapes(expected, actual, self.label, what)
-            pairs.append(_Pair(batch, expected, actual))
+            pairs.append(Pair(batch, expected, actual))
         self._check_finite(pairs, what)
         return pairs
 
-    def difference(self, pairs: list[_Pair], tolerance: float, *, excuse: bool) -> tuple[float, float]:
+    def difference(self, pairs: list[Pair], tolerance: float, *, excuse: bool) -> tuple[float, float]:
         """Return the largest absolute and the largest relative difference.
 
         Args:
@@ -246,35 +230,35 @@ class _Both:
         absolute, relative = 0.0, 0.0
         for k in pairs[0].numeric:
             expected, differences = (
-                [_finite(pair.expected[k]) for pair in pairs],
-                [_difference(pair, k) for pair in pairs],
+                [finite(pair.expected[k]) for pair in pairs],
+                [difference_of(pair, k) for pair in pairs],
             )
             if pairs[0].expected[k].dtype.kind != "f":
                 share = float(np.mean([(item != 0).mean() for item in differences]))
                 relative = max(relative, share if share > MISNAMED else 0.0)
                 continue
             absolute = max(absolute, *(float(item.max(initial=0.0)) for item in differences))
-            found = _relative(expected, differences)
+            found = relative_difference(expected, differences)
             if found > tolerance:
                 rounding = self._rounding(pairs, k)
                 if rounding is not None:
-                    excused = [_less(d, r) for d, r in zip(differences, rounding, strict=True)]
+                    excused = [beyond_rounding(d, r) for d, r in zip(differences, rounding, strict=True)]
                     excused = excused if excuse else differences
-                    found = _relative(expected, excused, rounding)
+                    found = relative_difference(expected, excused, rounding)
             relative = max(relative, found)
         return absolute, relative
 
-    def _rounding(self, pairs: list[_Pair], k: int) -> list[Values] | None:
+    def _rounding(self, pairs: list[Pair], k: int) -> list[Values] | None:
         """Return how far the reference is from its own result in float64; None where it cannot be run so."""
         if self.precise is None:
             return None
         try:
             exact = [np.asarray(self.precise(pair.inputs)[k]) for pair in pairs]
-            return [np.abs(_finite(pair.expected[k]) - _finite(item)) for pair, item in zip(pairs, exact, strict=True)]
+            return [np.abs(finite(pair.expected[k]) - finite(item)) for pair, item in zip(pairs, exact, strict=True)]
         except Exception:  # noqa: BLE001 user code that names float32 fails in float64, each in a way of its own
             return None
 
-    def _check_finite(self, pairs: list[_Pair], what: str) -> None:
+    def _check_finite(self, pairs: list[Pair], what: str) -> None:
         """Hold that both models give NaN and infinity in the same places, if at all."""
         for k in pairs[0].numeric if pairs else ():
             for pair in pairs:
@@ -300,80 +284,6 @@ class _Both:
                     f"{self.other} gives values that are not finite on real samples: nothing can be proved",
                     hint="look at the weights: a training that diverged leaves NaN behind",
                 )
-
-
-def _finite(array: np.ndarray) -> Values:
-    """Return an array in float64, its NaN and infinities as 0: they are compared by place."""
-    return np.nan_to_num(array.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _difference(pair: _Pair, k: int) -> Values:
-    return np.abs(_finite(pair.expected[k]) - _finite(pair.actual[k]))
-
-
-def _less(difference: Values, rounding: Values) -> Values:
-    """Return what of a difference on hard samples rounding does not account for, sample by sample."""
-    per_sample = rounding
-    if rounding.ndim:
-        per_sample = rounding.max(axis=tuple(range(1, rounding.ndim)), keepdims=True, initial=0.0)
-    return np.maximum(difference - HARD_ROUNDING * per_sample, 0.0)
-
-
-def _relative(expected: list[Values], differences: list[Values], rounding: list[Values] | None = None) -> float:
-    """Return the largest difference of one output, relative to its largest value, or to a small channel's own.
-
-    Args:
-        expected: The reference's values, a batch each.
-        differences: Beside them, absolute.
-        rounding: The reference's own error, which excuses single channels.
-    """
-    largest = max(float(np.abs(item).max(initial=0.0)) for item in expected)
-    worst = max(float(item.max(initial=0.0)) for item in differences)
-    if largest == 0:
-        return worst
-    found = [worst / largest]
-    shapes = {item.shape for item in expected}
-    ndim = expected[0].ndim
-    for axis in {1, ndim - 1} - {0} if ndim > 1 else ():
-        sizes = {shape[axis] for shape in shapes}
-        if len(sizes) != 1 or not 2 <= min(sizes) <= CHANNELS:
-            continue
-        size = _per_channel([np.abs(item) for item in expected], axis)
-        off = _per_channel(differences, axis)
-        if rounding is not None:
-            off = np.maximum(off - ROUNDING * _per_channel(rounding, axis), 0.0)
-        small = size < largest / SMALLER
-        if small.any():
-            found.append(float((off[small] / np.maximum(size[small], SMALLEST * largest)).max()))
-    return max(found)
-
-
-def _per_channel(arrays: list[Values], axis: int) -> Values:
-    """Return the largest value of each channel over some batches."""
-    largest: Values = np.stack(
-        [np.moveaxis(item, axis, 0).reshape(item.shape[axis], -1).max(axis=1, initial=0.0) for item in arrays]
-    ).max(0)
-    return largest
-
-
-def _sample_axis(pairs: list[_Pair], k: int) -> int | None:
-    """Return the one axis of an output that is as long as each batch; None for none, or several."""
-    first = pairs[0].expected[k].ndim
-    axes = [axis for axis in range(first) if all(pair.expected[k].shape[axis] == pair.size for pair in pairs)]
-    if len({pair.size for pair in pairs}) == 1:  # any axis of that length would do
-        return axes[0] if axes else None
-    return axes[0] if len(axes) == 1 else None
-
-
-def _joined(pairs: list[_Pair], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an output's values over all batches, samples first; flat where no axis is the samples'."""
-    axis = _sample_axis(pairs, k)
-    sides = [pair.expected[k] for pair in pairs], [pair.actual[k] for pair in pairs]
-    if axis is None:
-        expected, actual = (np.concatenate([array.ravel() for array in side]) for side in sides)
-    else:
-        expected, actual = (np.concatenate([np.moveaxis(array, axis, 0) for array in side]) for side in sides)
-    return expected, actual
 
 
 def _run(model: Predict, batch: Arrays, label: str, what: str) -> Arrays:
@@ -406,10 +316,10 @@ def _check_shapes(expected: Arrays, actual: Arrays, label: str, what: str) -> No
         )
 
 
-def _check_names(pairs: list[_Pair], label: str) -> None:
+def _check_names(pairs: list[Pair], label: str) -> None:
     """Hold that the best class has the same name; further down the list near ties may change places."""
     for k in set(range(len(pairs[0].expected))) - set(pairs[0].numeric):
-        expected, actual = _joined(pairs, k)
+        expected, actual = joined_batches(pairs, k)
         wrong = int((expected[:, 0] != actual[:, 0]).sum())
         if wrong > MISNAMED * len(expected):
             raise ParityError(
@@ -422,24 +332,24 @@ def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes)
 
 
-def _check_meaning(pairs: list[_Pair], tolerance: float, label: str, other: str) -> tuple[int, ...]:
+def _check_meaning(pairs: list[Pair], tolerance: float, label: str, other: str) -> tuple[int, ...]:
     """Hold that the outputs vary from sample to sample, and return which of several do not."""
     constant, spreads, largest = [], [0.0], [0.0]
     samples = sum(pair.size for pair in pairs)
     for k in pairs[0].numeric:
-        axis = _sample_axis(pairs, k)
+        axis = sample_axis(pairs, k)
         if (
             axis is None
             and len(pairs[0].expected[k].shape)
             and pairs[0].expected[k].shape == pairs[-1].expected[k].shape
         ):
-            by_sample = np.stack([_finite(pair.expected[k]) for pair in pairs])  # alike in shape whatever the batch
+            by_sample = np.stack([finite(pair.expected[k]) for pair in pairs])  # alike in shape whatever the batch
         elif axis is None and pairs[0].expected[k].ndim:  # [batch, batch]: within the largest batch
-            by_sample = _finite(max(pairs, key=lambda pair: pair.size).expected[k])
+            by_sample = finite(max(pairs, key=lambda pair: pair.size).expected[k])
         elif axis is None:
-            by_sample = np.stack([_finite(pair.expected[k]) for pair in pairs])
+            by_sample = np.stack([finite(pair.expected[k]) for pair in pairs])
         else:
-            by_sample = _finite(_joined(pairs, k)[0])
+            by_sample = finite(joined_batches(pairs, k)[0])
         large = float(np.abs(by_sample).max(initial=0.0))
         spread = float(np.ptp(by_sample, axis=0).max(initial=0.0)) if len(by_sample) else 0.0
         spreads.append(spread)
@@ -453,16 +363,3 @@ def _check_meaning(pairs: list[_Pair], tolerance: float, label: str, other: str)
             hint="train it for longer, or give it trained weights; networks fresh from initialization often do so",
         )
     return tuple(constant)
-
-
-def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Return the smallest cosine between a sample's outputs; samples of all zeros are left out."""
-    e, a = _finite(expected).reshape(len(expected), -1), _finite(actual).reshape(len(actual), -1)
-    norms = np.linalg.norm(e, axis=1) * np.linalg.norm(a, axis=1)
-    nonzero = norms > 0
-    return float(((e * a).sum(axis=1)[nonzero] / norms[nonzero]).min()) if nonzero.any() else 0.0
-
-
-def _argmax_agreement(expected: np.ndarray, actual: np.ndarray) -> float:
-    axis = 1 if expected.ndim == 4 else -1  # a map's channels are its second axis
-    return float((expected.argmax(axis=axis) == actual.argmax(axis=axis)).mean())

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from kdexport import artifacts
 from kdexport.errors import KDExportError
 from kdexport.export import parity, quantize
-from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder, restore, runnable
+from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder
+from kdexport.export.restored_operators import restore, runnable
 from kdexport.onnx import metadata
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays, OnnxSession

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from kdexport.bench import energy, runner
+from kdexport.bench import energy, runner, worker_group
 from kdexport.bench.plan import Condition, Device, Settings, Target
 from kdexport.bench.process import ChildError
 from kdexport.errors import DeviceError, KDExportError
@@ -59,7 +59,7 @@ def played(monkeypatch):
     """Put played workers where real ones are started; nothing reads energy."""
     monkeypatch.setattr(Played, "asked", [], raising=False)
     monkeypatch.setattr(Played, "does", staticmethod(lambda *_: None), raising=False)
-    for module in (runner, energy):
+    for module in (runner, worker_group, energy):
         monkeypatch.setattr(module, "Child", Played)
     monkeypatch.setattr(energy, "find_meter", lambda *_: None)
     return Played

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kdexport import results
-from kdexport.bench import runner
+from kdexport.bench import runner, worker_group
 from kdexport.bench.process import Child
 from kdexport.bench.stage import bench
 from kdexport.data.samples import Dataset, Split
@@ -110,7 +110,7 @@ class Fragile(Child):
 
 
 def test_a_killed_worker_costs_its_own_model_only(models, quick, monkeypatch):
-    monkeypatch.setattr(runner, "Child", Fragile)
+    monkeypatch.setattr(worker_group, "Child", Fragile)
     result = bench(described(models, "a", "b"), quick, name="x")
     assert [one.model for one in result.measurements] == ["a"]
     assert "killed by SIGKILL" in result.failures[0].reason
@@ -141,7 +141,7 @@ def test_token_ids_are_fed_in_range(models, quick):
 
 
 def test_nothing_runs_before_all_that_can_be_refused_is_refused(models, quick, monkeypatch):
-    for module in (runner,):
+    for module in (runner, worker_group):
         monkeypatch.setattr(module, "Child", None)  # a child would be a TypeError
     files = described(models, "a", "ids")
     with pytest.raises(KDExportError, match="'sequence'"):

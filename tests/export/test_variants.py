@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from kdexport.errors import KDExportError
-from kdexport.export import accuracy_guard, fp16, int8, int8_dynamic, quantize, variants
-from kdexport.export.accuracy_guard import VariantBuilder, output_error, runnable
+from kdexport.export import accuracy_guard, fp16, int8, int8_dynamic, quantize, restored_operators, variants
+from kdexport.export.accuracy_guard import VariantBuilder, output_error
+from kdexport.export.restored_operators import runnable
 from kdexport.onnx import metadata
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import OnnxSession
@@ -315,7 +316,7 @@ def test_every_quantized_operator_is_ranked(tmp_path):
     )
     builder = int8.builder(given)
     whole = builder.without(())
-    ranked = [name for unit in accuracy_guard.sensitivity(builder, given.guard, whole) for name in unit]
+    ranked = [name for unit in restored_operators.sensitivity(builder, given.guard, whole) for name in unit]
     assert {"a/MatMul", "c/MatMul", "sum/Add"} <= set(ranked)
 
 
