@@ -129,16 +129,27 @@ def test_what_was_trained_is_told_by_its_task(name: str, tmp_path) -> None:
 
 
 def test_a_score_with_its_interval_classes_and_confusions() -> None:
-    classes = (ClassScore("a[b]", 1000, 0.5, None, 0.25), ClassScore("b", 1, 1.0, 0.125, 0.5, 0.75))
+    classes = (ClassScore("a[b]", 1000, 0.5, None, 0.25), ClassScore("b", 1, 1.0, 0.125, 0.5))
     score = Score("accuracy", 0.9791, (0.95, 0.99))
     result = Evaluation(
         score=score, split="test", samples=1001, task="classification", per_class=classes, confusion=((0, 500), (0, 1))
     )
     shown = printed(tables.evaluated(result, "source"), 80).splitlines()
     assert shown[0] == "accuracy 97.9 % (95 % interval 95.0–99.0 %) on 1,001 samples of test"
-    assert shown[2].split() == ["class", "samples", "recall", "precision", "F1", "IoU"]
-    assert shown[4].split() == ["a[b]", "1,000", "50.0", "%", "–", "25.0", "%", "–"]
+    assert shown[2].split() == ["class", "samples", "recall", "precision", "F1"]
+    assert shown[4].split() == ["a[b]", "1,000", "50.0", "%", "–", "25.0", "%"]
     assert shown[-1] == "   500  true a[b] -> predicted b"
+
+
+def test_the_classes_of_pixels_have_their_intersection_over_union() -> None:
+    classes = (ClassScore("sky", 5000, 0.5, 0.5, 0.25, 0.125),)
+    score = Score("mean_iou", 0.125, None)
+    result = Evaluation(score=score, split="val", samples=3, task="segmentation", per_class=classes)
+    shown = printed(tables.evaluated(result, "source"), 80).splitlines()
+    assert shown[0] == "mean IoU 12.5 % on 3 samples of val"
+    assert shown[2].split() == ["class", "pixels", "recall", "precision", "F1", "IoU"]
+    assert shown[4].split()[:2] == ["sky", "5,000"]
+    assert shown[4].endswith("12.5 %")
 
 
 def test_an_error_has_no_classes_and_no_percent() -> None:

@@ -93,7 +93,7 @@ def test_a_rise_fails_and_a_fall_does_not(bench, errors) -> None:
     tight = report([bench], Require(max_drop=0.005, min_speedup=5.0))
     (gate,) = [gate for gate in tight.gates if gate.requirement == "max_drop"]
     assert (gate.model, gate.verdict) == ("student", "fail")
-    assert "rise of the mean absolute error 0.00" in decisions(tight)[0].sentence
+    assert "rise of the MAE 0.00" in decisions(tight)[0].sentence
     (gate,) = report([only(bench, "teacher", "plain")], Require(min_score=0.05)).gates
     assert (gate.model, gate.verdict) == ("plain", "fail")  # the limit is the largest error that is allowed
     made = report([rescored(bench, "student", 0.08)], Require(max_drop=0.0))
@@ -116,7 +116,7 @@ def test_every_text_calls_it_by_its_name(bench) -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(terminal(made))
     for text in (html(made), markdown(made), card(made), console.export_text()):
-        assert "mean absolute error" in text.lower()
+        assert "MAE" in text
         assert not re.search(r"accurac|%</td>| points", text.split("</style>")[-1].split("<script>")[0])
 
 
