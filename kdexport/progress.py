@@ -80,7 +80,7 @@ class PlainLines:
 
     def message(self, message: str) -> None:
         """Print one line with the seconds since the start."""
-        print(f"[{time.monotonic() - self._start:7.1f}s] {message}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"[{time.monotonic() - self._start:7.1f}s] {terminal.printable(message)}", file=sys.stderr, flush=True)  # noqa: T201
 
     def warn(self, message: str) -> None:
         """Print one line that begins with ``warning:``."""
@@ -136,7 +136,7 @@ class Bars:
 
     def message(self, message: str) -> None:
         """Print one line above the bars."""
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(terminal.printable(message), markup=False, highlight=False)
 
     def warn(self, message: str) -> None:
         """Print one yellow line above the bars."""

@@ -56,6 +56,11 @@ def line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
 
 
+def printable(text: str) -> str:
+    """Return text without control characters but its line breaks: what a file calls itself sets no title."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+
+
 def warning(text: str) -> "Text":
     """Return a warning: a yellow mark and yellow words."""
     from rich.text import Text

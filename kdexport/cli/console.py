@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from kdexport import artifacts
+from kdexport import artifacts, terminal
 from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR, KDExportError, Terminated
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _given() -> str:
 
 
 def _complain(message: str, hint: str) -> None:
+    message, hint = terminal.printable(message), terminal.printable(hint)
     if sys.stderr.isatty():
         from rich.console import Console as RichConsole
         from rich.text import Text

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdexport import figures
+from kdexport import figures, terminal
 from kdexport.report.findings import noise_lines
 from kdexport.report.scores import Metric, metric_of, of
 from kdexport.results import BenchResult, DistillResult, Evaluation, ExportResult, Measurement, ModelFile, TargetScore
@@ -117,22 +117,27 @@ def _agrees(share: float) -> str:
 def described(found: "Description") -> Any:
     """Return what a file holds, a line a fact."""
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
-    shown.add_row("file", found.file)
-    shown.add_row("size", f"{found.size_bytes:,} bytes, {found.weights:,} weights")
-    shown.add_row("sha256", found.sha256)
-    shown.add_row("written by", found.producer or "(not told)")
+
+    def fact(name: str, value: str) -> None:  # a stranger's words: no markup, no control characters
+        shown.add_row(Text(terminal.line(name)), Text(terminal.line(value)))
+
+    fact("file", found.file)
+    fact("size", f"{found.size_bytes:,} bytes, {found.weights:,} weights")
+    fact("sha256", found.sha256)
+    fact("written by", found.producer or "(not told)")
     runtime = f", loads in onnxruntime >= {found.oldest_runtime}" if found.oldest_runtime else ""
-    shown.add_row("opset", f"{found.opset}, IR {found.ir_version}{runtime}")
+    fact("opset", f"{found.opset}, IR {found.ir_version}{runtime}")
     for kind, values in (("input", found.inputs), ("output", found.outputs)):
         for name, value in values.items():
-            shown.add_row(kind, f"{name}: {value['type']} {value['shape']}")
-    shown.add_row("operators", ", ".join(f"{name} {count}" for name, count in found.operators.items()))
+            fact(kind, f"{name}: {value['type']} {value['shape']}")
+    fact("operators", ", ".join(f"{name} {count}" for name, count in found.operators.items()))
     for name, value in found.metadata.items():
-        shown.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        fact(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return shown
 
 

@@ -85,12 +85,21 @@ def as_files_say(data: Data, task: str | None, files: Sequence[Path]) -> tuple[D
         known = metadata.read(file) if file.suffix == ".onnx" and file.is_file() else {}
         if known.get("kdexport.task") == "regression":
             told = {
-                key: tuple(json.loads(known[entry]))
+                key: names
                 for key, entry in entries.items()
-                if entry in known and not getattr(data, key)
+                if not getattr(data, key) and (names := _names(known.get(entry, "")))
             }
             return data.model_copy(update=told), "regression"
     return data, task
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the names that an entry of a file's metadata lists; none where it is no such list."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else ()
 
 
 def _embeds(file: Path) -> bool:

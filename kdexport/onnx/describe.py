@@ -111,13 +111,20 @@ def external_files(model: Any, path: Path) -> list[Path]:
     for location in sorted(needed):
         inside = Path(os.path.normpath(location))  # by its words: the folder itself may be reached through links
         file = folder / inside
-        linked_away = not any(file.resolve().is_relative_to(place) for place in allowed)
+        try:
+            linked_away = not any(file.resolve().is_relative_to(place) for place in allowed)
+            there = file.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, NUL in it, links in a loop
+            raise KDExportError(
+                f"{path} names a file for its weights that no folder can hold: {error}",
+                hint="a model that reads elsewhere is not opened; save it again with its data beside it",
+            ) from None
         if inside.is_absolute() or inside.parts[:1] == ("..",) or linked_away:
             raise KDExportError(
                 f"{path} takes weights from outside its own folder: {location}",
                 hint="a model that reads elsewhere is not opened; save it again with its data beside it",
             )
-        if not file.is_file():
+        if not there:
             own = path.with_name(f"{path.name}.data")
             hint = f"put {location} beside {path.name}"
             if own.is_file():
@@ -297,5 +304,5 @@ def _read(text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

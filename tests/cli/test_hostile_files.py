@@ -1,0 +1,56 @@
+"""ONNX files whose words and paths are meant to harm: shown as text, or refused with a message, never a traceback."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+DEEP = "[" * 2000 + "]" * 2000
+TITLE = "\x1b]0;title\x07"
+
+
+def model(path: Path, metadata: dict[str, str] | None = None, location: str | None = None, name: str = "x") -> Path:
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4])
+    if location is None:
+        weights.float_data.extend([1.0] * 4)
+    else:
+        weights.data_location = TensorProto.EXTERNAL
+        entry = weights.external_data.add()
+        entry.key, entry.value = "location", location
+    values = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["batch", 4]) for one in (name, "y")]
+    graph = helper.make_graph([helper.make_node("Add", [name, "w"], ["y"])], "g", values[:1], values[1:], [weights])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(made, metadata or {})
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"kdexport.labels": "{", "kdexport.preprocessing": "no JSON"},
+        {"kdexport.labels": "3", "kdexport.parameters": "[/]", "kdexport.opset": "[/red]"},
+        {"kdexport.labels": DEEP, "kdexport.preprocessing": DEEP},
+        {"kdexport.labels": json.dumps(["[/]", TITLE, "[link=http://x]a"]), "kdexport.license": f"[/]{TITLE}"},
+    ],
+)
+def test_words_of_strangers_are_text(metadata: dict[str, str], tmp_path: Path, kdexport) -> None:
+    done = kdexport("export", "--describe", model(tmp_path / "net.onnx", metadata, name=f"[/]{TITLE}"))
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.output
+    assert "\x07" not in done.output
+    assert "[/]" in done.output
+
+
+@pytest.mark.parametrize("command", [["bench", "--max-seconds", "0.2"], ["evaluate", "--data", "digits"]])
+@pytest.mark.parametrize("location", ["a\0b", "a" * 5000, "/etc/passwd", "../../etc/passwd", "loop"])
+def test_weights_in_places_that_are_none_are_refused(command, location, tmp_path: Path, kdexport) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    done = kdexport(command[0], model(tmp_path / "net.onnx", location=location), *command[1:])
+    assert done.exit_code == 1
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert "error: " in done.output
+    assert "hint: " in done.output
+    assert "Traceback" not in done.output
