@@ -212,7 +212,7 @@ class _Work:
             recipe=self.recipe_hash,
             license=settings.license,
             val_score=network.val_score,
-            notes=self._notes(network.name),
+            notes=(*getattr(model.network, "notes", ()), *self._notes(network.name)),
         )
         form = Form(
             settings.opset,

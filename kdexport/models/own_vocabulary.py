@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.data.samples import Dataset, Split
+from kdexport.data.samples import Dataset
 from kdexport.data.text import tokenizer_json
 from kdexport.data.vocabulary import Vocabulary, coverage, cut, ids_and_mask, ready, vocabulary_of
 from kdexport.errors import SourceError
@@ -116,17 +116,21 @@ def _with_cut(dataset: Dataset, data: Data, student: Student) -> Dataset:
 
 
 def _appended(dataset: Dataset, tokenizer: str) -> Dataset:
-    def more(split: Split) -> Split:
-        if split.texts is None:
-            raise SourceError(
-                f"{dataset.name} holds token ids and not their texts: they cannot be tokenized again",
-                hint="give the texts, e.g. as csv:FILE",
-            )
-        return dataclasses.replace(
-            split, inputs=(*split.inputs[:TEXT_INPUTS], *ids_and_mask(tokenizer, [str(text) for text in split.texts]))
+    """Return a data set with its texts' ids and masks by another tokenizer behind its own, all splits of one width."""
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    if any(split.texts is None for split in splits.values()):
+        raise SourceError(
+            f"{dataset.name} holds token ids and not their texts: they cannot be tokenized again",
+            hint="give the texts, e.g. as csv:FILE",
         )
-
-    return dataclasses.replace(dataset, train=more(dataset.train), val=more(dataset.val), test=more(dataset.test))
+    texts = [str(text) for split in splits.values() for text in split.texts]  # type: ignore[union-attr]
+    arrays, start, made = ids_and_mask(tokenizer, texts), 0, {}
+    for name, split in splits.items():
+        rows = slice(start, start + len(split))
+        own = tuple(array[rows] for array in arrays)
+        made[name] = dataclasses.replace(split, inputs=(*split.inputs[:TEXT_INPUTS], *own))
+        start += len(split)
+    return dataclasses.replace(dataset, train=made["train"], val=made["val"], test=made["test"])
 
 
 def _stated(file: Path) -> Preprocessing | None:
