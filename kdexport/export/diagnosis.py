@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
@@ -109,6 +109,7 @@ def check(target: ExportTarget, *, static: bool) -> None:
         KDExportError: It does not.
     """
     name = type(target.network).__name__
+    _check_fast_path(target)
     count = 1 if static else min(SAMPLES, len(target.samples[0]))
     before = _state(target)
     first = _outputs(target, slice(0, count))
@@ -143,6 +144,31 @@ def check(target: ExportTarget, *, static: bool) -> None:
                     hint="batch statistics come from training mode (a .pt2 is captured from network.eval()) or from "
                     "x.mean(0) in forward; fix that, or export with --static, for batches of 1",
                 )
+
+
+def _check_fast_path(target: ExportTarget) -> None:
+    """Hold that PyTorch's fast path of attention, which no file has, changes nothing: it gives zeros at padding.
+
+    Raises:
+        KDExportError: It does.
+    """
+    if not any(isinstance(module, nn.TransformerEncoder) for module in target.network.modules()):
+        return
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    for index in range(min(3, len(target.samples[0]))):  # alone: a mask with holes keeps a whole batch from that path
+        fast = _outputs(target, slice(index, index + 1))
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            slow = _outputs(target, slice(index, index + 1))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(enabled)
+        if any(_differ(one, other) for one, other in zip(fast, slow, strict=True)):
+            raise KDExportError(
+                f"{type(target.network).__name__} gives zeros at padded positions in evaluation: the fast path of "
+                "nn.TransformerEncoder, which a file has not",
+                hint="build it with nn.TransformerEncoder(..., enable_nested_tensor=False), or multiply its output by "
+                "the mask in forward",
+            )
 
 
 def _outputs(target: ExportTarget, which: slice) -> list[Tensor]:

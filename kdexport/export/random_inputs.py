@@ -87,6 +87,7 @@ def parse_shape(text: str, number: int) -> InputShape:
 
 
 SAMPLES = 10  # batches of 1, 2 and 7
+ENDING = 3  # of them, the batches of 1 and 2, have masks that end: texts with padding behind them
 FLOATS: dict[torch.dtype, str] = {torch.float16: "float16", torch.float64: "float64"}
 LARGEST_TOKEN = 100  # of random integer inputs: most vocabularies have that many
 SMALLER_LIMITS = (64, 32, 16, 10, 8, 5, 4, 3, 2, 1)  # tried in turn where the network does not take them
@@ -204,6 +205,12 @@ def _draw(generator: np.random.Generator, item: InputShape, kind: str, limit: in
     values.flat[-1] = limit - 1  # the largest one occurs
     if _is_mask(item, kind) and values.ndim > 1:
         values[..., 0] = 1
+    if "mask" in item.name and len(item.dims) == 1 and item.dims[0] > 1 and limit == 2:
+        # The first ones as of texts that are padded at their end, a boolean one as PyTorch's key_padding_mask: PyTorch
+        # takes other ways for those (nested tensors) than for masks with holes.
+        lengths = generator.integers(1, item.dims[0], (ENDING, 1))
+        words = np.arange(item.dims[0]) < lengths
+        values[:ENDING] = ~words if kind == "bool" else words
     return values.astype(kind)
 
 

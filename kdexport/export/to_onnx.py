@@ -68,6 +68,12 @@ def explain(
             f"{name} cannot be exported with dynamic axes: {_violated(text)}",
             hint="take the fixed size out of its forward, or export with --static",
         )
+    if _packs(network):
+        return KDExportError(
+            f"{name} cannot be exported: its forward packs sequences of several lengths, and ONNX has none",
+            hint="run the recurrent layer on the padded batch, and take its output at each text's last word: "
+            "output[torch.arange(len(x)), lengths - 1]; a bidirectional one reads the padding first, so flip each text",
+        )
     shown = next((line for line in reversed(_messages(error)) if line.strip()), type(error).__name__)
     return KDExportError(
         f"{name} cannot be exported to ONNX: {shown.strip().splitlines()[0]}{_place(text)}",
@@ -77,11 +83,22 @@ def explain(
 
 def _messages(error: BaseException | None) -> list[str]:
     """Return the messages of an error and its causes, the root cause last."""
-    found = []
+    return [str(cause) for cause in _causes(error)]
+
+
+def _packs(network: nn.Module) -> bool:
+    """Whether a class of the network's mentions packed sequences: the error comes from what is done with them later."""
+    for kind in {type(module) for module in network.modules()}:
+        with contextlib.suppress(OSError, TypeError):  # no source at hand
+            if not kind.__module__.startswith("torch.") and "pack_padded_sequence" in inspect.getsource(kind):
+                return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        found.append(str(error))
+        yield error
         error = error.__cause__
-    return found
 
 
 def _place(text: str) -> str:

@@ -223,6 +223,32 @@ class Normed(nn.Module):
         return self.head(nn.functional.gelu(self.norm(x)))
 
 
+class Encoder(nn.Module):
+    """PyTorch's own encoder, with padding."""
+
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.embed, self.nested = nn.Embedding(15, 8), nested
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder(self.embed(ids), src_key_padding_mask=mask == 0)
+
+
+class Packed(nn.Module):
+    """Packs sequences of several lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(5, 6, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])
+        return padded
+
+
 class OfAList(nn.Module):
     """Takes one list of tensors."""
 

@@ -210,6 +210,24 @@ def test_entries_of_a_dataclass_are_chosen_by_name(made):
     np.testing.assert_allclose(logits, found.logits.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_padding_is_proved_and_pytorchs_fast_path_is_named(made):
+    """In evaluation its nested tensors give zeros at padded positions; a mask with holes never went that way."""
+    shapes = ("ids:7:int64<15", "mask:7:int64")
+    with pytest.raises(KDExportError, match=r"zeros at padded positions .* of nn\.TransformerEncoder") as caught:
+        made("Encoder", *shapes, args={"nested": True})
+    assert "enable_nested_tensor=False" in caught.value.hint
+    _, session, network = made("Encoder", *shapes, args={"nested": False})
+    mask = (np.arange(7) < np.array([[2], [7], [5]])).astype(np.int64)
+    same(session, network, {"ids": np.arange(21).reshape(3, 7) % 15, "mask": mask})
+
+
+def test_packed_sequences_are_named(made):
+    with pytest.raises(KDExportError, match="its forward packs sequences") as caught:
+        made("Packed", "x:6,5", "lengths::int64<6")
+    assert "lengths - 1" in caught.value.hint
+
+
 @pytest.mark.parametrize("kind", ["index", "key", "cat", "sum"])
 def test_a_list_or_a_dict_as_input_is_told_as_that(kind, made):
     with pytest.raises(KDExportError) as caught:
