@@ -576,7 +576,7 @@ class Distill(Training):
         description=(
             "What is minimized beside the labels' loss: one [[distill.terms]] table per term. Left out: "
             "dist, the best in benchmarks/results/methods_cifar10.md of those that compare logits alone; cosine "
-            "with task embedding."
+            "with task embedding, output_mse of numbers, binary_soft_targets of several labels a sample."
         ),
     )
 

@@ -17,6 +17,7 @@ from kdexport.distill.heads import Heads
 from kdexport.distill.losses.checks import at_least_fp32
 from kdexport.distill.losses.maps import on_grid
 from kdexport.errors import KDExportError, did_you_mean
+from kdexport.recipe import Distill
 from kdexport.references import load_object, parse
 from kdexport.tasks import TASKS
 from kdexport.tasks.base import Task, check_same_shape
@@ -41,6 +42,15 @@ class Loss:
     function: Callable[..., Tensor]
     needs: tuple[Need, ...]
     options: dict[str, Any]
+
+
+def with_usual_terms(settings: Distill, task: Task) -> Distill:
+    """Return settings whose terms make sense for a task, where the recipe leaves them out."""
+    usual = Distill.model_fields["terms"].default
+    if settings.terms != usual or not task.usual_terms or all(task.objection(term) is None for term in usual):
+        return settings
+    terms = tuple(METHODS[str(table["method"])].model_validate(table) for table in task.usual_terms)
+    return settings.model_copy(update={"terms": terms})
 
 
 def loss_of(term: BaseTerm) -> Loss:

@@ -16,6 +16,7 @@ from kdexport.artifacts import RunDirectory
 from kdexport.distill import preflight, qat
 from kdexport.distill.context import Depends, DistillContext, depends_on, network_key
 from kdexport.distill.logging import Trackers
+from kdexport.distill.objective import with_usual_terms
 from kdexport.distill.optimization import accelerator_for, with_fitting_lr
 from kdexport.distill.phase import Phase, run_phase
 from kdexport.distill.preflight import Check
@@ -74,9 +75,18 @@ def distill(
         return _phases(DistillContext(recipe, directory, data, progress, trackers, on_change, check))
 
 
+def _with_usual_terms(context: DistillContext) -> DistillContext:
+    settings = with_usual_terms(context.recipe.distill, context.dataset.task)
+    if settings is context.recipe.distill:
+        return context
+    names = ", ".join(term.method for term in settings.terms)
+    context.progress.message(f"the student learns by {names}, the usual for {context.dataset.task.name}")
+    return replace(context, recipe=context.recipe.model_copy(update={"distill": settings}))
+
+
 def _phases(context: DistillContext) -> DistillResult:
     context.announce_data()
-    context = with_fitting_lr(context)
+    context = _with_usual_terms(with_fitting_lr(context))
     recipe, directory = context.recipe, context.directory
     _ = context.objective, context.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teachers = _teachers(context)

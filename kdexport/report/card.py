@@ -17,6 +17,7 @@ from kdexport.report.join import PLAIN_STUDENT
 from kdexport.report.markdown import device_table, escape
 from kdexport.report.view import ConditionView, Row, condition_views, plain_comparison, quantized
 from kdexport.results import ClassScore, Evaluation, ModelFile, Report, TargetScore
+from kdexport.tasks import TASKS
 
 MOST_NAMED = 20  # classes written out by name
 # Of the identifiers that the hub takes for a license, those that weights come under.
@@ -322,10 +323,14 @@ def _made(report: Report, model: ModelFile) -> list[str]:
     distill = _recipe(report, "distill")
     if not distill:
         return [f"Its training is not recorded. Measured with kdexport {__version__}."]
+    tables = distill.get("terms", ())
+    usual = TASKS[model.evaluation.task].usual_terms if model.evaluation and model.evaluation.task in TASKS else ()
+    if usual and [table.get("method") for table in tables if isinstance(table, Mapping)] == ["dist"]:
+        tables = usual  # the recipe named none
     terms = [
         f"{term.get('method')} (weight {term.get('weight', 1)}"
         + (f", temperature {term['temperature']:g})" if isinstance(term.get("temperature"), int | float) else ")")
-        for term in distill.get("terms", ())
+        for term in tables
         if isinstance(term, Mapping)
     ]
     if model.name.startswith("student-plain"):

@@ -207,6 +207,9 @@ class Task(ABC):
             return None if self.output_ndim == 4 else "compares maps of logits, and here an output is a row a sample"
         return None if method.classes else f"compares numbers, and these targets are {self.noun}"
 
+    # The terms that a recipe gets which names none, where the usual ones make no sense here; as its tables.
+    usual_terms: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+
     def no_targets(self, count: int, like: Array) -> Array | None:  # noqa: ARG002
         """Return targets, of the same form as others, that say of so many samples that they have none; None where a
         loss cannot leave samples out.

@@ -1,7 +1,7 @@
 """Any number of classes a sample: mean average precision, and F1 of the decisions at a logit of 0."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ class MultiLabel(Task):
     activation: ClassVar[Activation] = "sigmoid"
     label_losses = ("binary_cross_entropy",)
     mixes = True
+    usual_terms: ClassVar[tuple[dict[str, Any], ...]] = ({"method": "binary_soft_targets"},)
     other_metrics: ClassVar[dict[str, str]] = {
         "micro_f1": "micro-F1",
         "macro_f1": "macro-F1",

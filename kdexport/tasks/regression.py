@@ -58,6 +58,7 @@ class Regression(Task):
     other_metrics: ClassVar[dict[str, str]] = {"rmse": "RMSE", "r2": "R²"}
     charts: ClassVar[tuple[str, ...]] = ("predictions", "residuals")
     noun: ClassVar[str] = "targets"
+    usual_terms: ClassVar[tuple[dict[str, Any], ...]] = ({"method": "output_mse"},)
     label_losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "huber")
 
     def fits(self, targets: Array) -> bool:

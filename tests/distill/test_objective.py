@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from kdexport import terms
 from kdexport.distill.losses import soft_targets
-from kdexport.distill.objective import Objective, loss_of
+from kdexport.distill.objective import Objective, loss_of, with_usual_terms
 from kdexport.errors import KDExportError
+from kdexport.recipe import Distill
 from kdexport.tasks import TASKS
 from kdexport.tasks.regression import Regression
 from kdexport.terms import METHODS
@@ -241,3 +242,14 @@ def test_a_loss_of_ones_own_that_cannot_be_fed_is_an_error(own, name, options, m
 def test_a_loss_of_ones_own_gives_one_number(own, batch):
     with pytest.raises(KDExportError, match="not one number"):
         Objective(0.0, [term(own("rows"))])(batch[0], None, batch[2], progress_of_training=0.0)
+
+
+def test_a_recipe_without_terms_gets_those_that_make_sense():
+    for task, method in (
+        ("classification", "dist"),
+        ("multilabel", "binary_soft_targets"),
+        ("regression", "output_mse"),
+    ):
+        assert [term.method for term in with_usual_terms(Distill(), TASKS[task]).terms] == [method]
+    asked = Distill(terms=(term("similarity"),))
+    assert with_usual_terms(asked, TASKS["regression"]) is asked
