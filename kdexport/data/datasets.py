@@ -100,6 +100,9 @@ def load_data(
         unlabelled, note = _unlabelled(data, source, reading)
         notes = (*notes, f"unlabelled: {note}")
     train, val, test, made_by = make_splits(source, data, seed)
+    corpus = train.texts
+    if data.fraction < 1 and corpus is not None:  # a vocabulary is that of the training texts, used or not
+        corpus = make_splits(source, data.model_copy(update={"fraction": 1.0}), seed)[0].texts
     for split_name, split in (("train", train), ("val", val), ("test", test)):
         if len(split) == 0:
             raise SourceError(
@@ -127,6 +130,7 @@ def load_data(
         test=test,
         preprocessing=source.preprocessing or default,
         splits_made_by=made_by,
+        corpus=corpus,
         unlabelled=unlabelled,
         skipped=source.skipped,
         notes=(*notes, *_notes_on_labels(source), *(() if standardize else _notes_on_features(source))),

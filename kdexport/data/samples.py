@@ -208,6 +208,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()  # what makes a score on it worth less than it looks
     feature_names: tuple[str, ...] = ()  # of a table's columns, in the order in which they are fed
     measured: bool = False  # the preprocessing's mean and std are these images' own, for want of others
+    corpus: NDArray[Any] | None = None  # the texts of the train split before ``data.fraction`` thins it
     vocabulary: Vocabulary | None = None  # of the student's or the file's own: inputs[2:4] are by it
     coverage: tuple[str, ...] = ()  # how much of the texts that knows, a line each
 

@@ -87,7 +87,8 @@ def _with_cut(dataset: Dataset, data: Data, student: Student) -> Dataset:
         )
     whole = tokenizer_json(data.tokenizer)
     if student.vocabulary == CORPUS:
-        made = cut(whole, [str(text) for text in dataset.train.texts])
+        corpus = dataset.train.texts if dataset.corpus is None else dataset.corpus
+        made = cut(whole, [str(text) for text in corpus])
     else:
         made = vocabulary_of(whole, tokenizer_json(str(student.vocabulary)))
     told = []

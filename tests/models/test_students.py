@@ -59,10 +59,10 @@ def rows(tmp_path):
 def made(rows, bert, tmp_path):
     """Return a function that loads the data for a student and gives both."""
 
-    def load(task=None, **student):
-        data = Data(source=f"csv:{rows}", tokenizer=f"hf:{bert}", text_length=16)
+    def load(fraction=1.0, **student):
+        data = Data(source=f"csv:{rows}", tokenizer=f"hf:{bert}", text_length=16, fraction=fraction)
         spec = Student(**{"model": f"hf:{bert}", **student})
-        return load_fitted_data(data, (Teacher(model=f"hf:{bert}"), spec), 0, tmp_path, task=task), spec
+        return load_fitted_data(data, (Teacher(model=f"hf:{bert}"), spec), 0, tmp_path), spec
 
     return load
 
@@ -94,6 +94,9 @@ def test_what_the_cut_leaves_unknown_is_told_and_bounded(made):
         "with all); test 12.50% of the tokens unknown (0.00% with all), 4.0 tokens a text (4.0 with all)",
     )
     assert f"student: {data.coverage[0]}" in data.notes
+    thinned, _ = made(fraction=0.25, vocabulary="corpus", max_unknown=0.2)
+    assert len(thinned.train) < len(data.train)
+    assert thinned.vocabulary.kept.tolist() == data.vocabulary.kept.tolist()
     with pytest.raises(SourceError, match=r"of the test texts 12\.5% of the tokens are unknown") as caught:
         made(vocabulary="corpus")
     assert "student.max_unknown = 0.13" in caught.value.hint
