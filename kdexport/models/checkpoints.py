@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from kdexport.errors import SourceError
 from kdexport.onnx.sessions import OnnxSession
 
+DAMAGED_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)  # torch's reader tells it in words
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 MAX_DEPTH = 4  # of the nests that are looked into
 MAX_LISTED = 64  # entries of a list that are looked into
@@ -145,7 +146,7 @@ def _refused(path: Path, error: Exception) -> SourceError:
 
 def _check_no_bomb(path: Path) -> None:
     """Hold what an archive claims to unpack to against its size; torch stores tensors as they are."""
-    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError), zipfile.ZipFile(path) as it:
+    with contextlib.suppress(*DAMAGED_ZIP), zipfile.ZipFile(path) as it:
         claimed = sum(entry.file_size for entry in it.infolist())
         if claimed > EXPANSION * path.stat().st_size + SPARE_BYTES:
             raise SourceError(
@@ -158,16 +159,16 @@ def _check_no_other_format(path: Path) -> None:
     """Name what a file is by how it begins, where that is no form of PyTorch's."""
     with path.open("rb") as handle:
         start = handle.read(512)
-    if zipfile.is_zipfile(path):
-        with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if names and not any(name.endswith((".pkl", ".json")) for name in names):
-                kind = "numpy's arrays" if all(name.endswith(".npy") for name in names) else "an archive"
-                raise SourceError(
-                    f"{path} is {kind} ({', '.join(names[:4])}), not a file of weights",
-                    hint="give a file that torch.save or safetensors has written"
-                    + (": unpack it first" if kind == "an archive" else ""),
-                )
+    names: list[str] = []
+    with contextlib.suppress(*DAMAGED_ZIP), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if names and not any(name.endswith((".pkl", ".json")) for name in names):
+        kind = "numpy's arrays" if all(name.endswith(".npy") for name in names) else "an archive"
+        raise SourceError(
+            f"{path} is {kind} ({', '.join(names[:4])}), not a file of weights",
+            hint="give a file that torch.save or safetensors has written"
+            + (": unpack it first" if kind == "an archive" else ""),
+        )
     inside = [name for name in _tar_members(path) if name.endswith(SUFFIXES)] if start[257:262] == b"ustar" else []
     if inside:
         raise SourceError(

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import onnx
 import pytest
 from onnx import TensorProto, helper
 

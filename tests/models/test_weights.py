@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kdexport.errors import SourceError
+from kdexport.models.checkpoints import read
 from kdexport.models.weights import fit, load_weights, save_weights
 
 
@@ -364,3 +365,39 @@ def test_a_damaged_file_is_a_message_wherever_it_is_cut_or_changed(old, trained,
             load_weights(Net(), path)
         except SourceError as error:
             assert str(path) in error.message  # noqa: PT017 many are whole enough to load
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare", "safetensors"])
+def test_a_damaged_file_is_refused_in_words_whatever_is_wrong_with_it(form, tmp_path):
+    state = {"a.weight": torch.randn(4, 3), "a.bias": torch.randn(4), "n": torch.tensor(3)}
+    path = tmp_path / ("net.safetensors" if form == "safetensors" else "net.pt")
+    if form == "safetensors":
+        safetensors.torch.save_file(state, str(path))
+    else:
+        torch.save(torch.randn(3) if form == "bare" else state, path, _use_new_zipfile_serialization=form == "zip")
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        if random.random() < 0.3:
+            damaged = damaged[: random.integers(len(damaged))]
+        else:
+            for place in random.integers(0, len(damaged), random.choice([1, 2, 8])):
+                damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read(path)
+        except SourceError:
+            refused += 1
+    assert refused > 20  # a changed number of a tensor is another tensor: nothing can tell
+
+
+def test_an_archive_of_many_disks_is_refused_in_words(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save({"w": torch.zeros(2)}, path)
+    data = bytearray(path.read_bytes())
+    locator = data.rindex(b"PK\x06\x07")  # of the zip64 end record: the number of disks stands in its last bytes
+    data[locator + 16] = 5
+    path.write_bytes(data)
+    with pytest.raises(SourceError):
+        read(path)
