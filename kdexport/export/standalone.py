@@ -19,13 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.artifacts import write_text
 from kdexport.data.samples import Dataset
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.export import network_export, parity, random_inputs, variants
 from kdexport.export.random_inputs import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form, bind, parameters_of, select_outputs, unwrapped
 from kdexport.models.fitted_data import load_fitted_data
 from kdexport.models.loading import Model, inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
+from kdexport.models.outputs import Output, install
 from kdexport.models.own_vocabulary import TOKENIZER_FILE, tokenizer_beside
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
@@ -174,6 +175,8 @@ def _target(request: Request, form: Form, dataset: Dataset | None, progress: Pro
         for line in model.warnings:
             progress.warn(line)
         names = dataset.input_names
+        if not form.output_names:
+            _pick_map(model, dataset)
         classifies = _classifies(model, dataset)
         if not classifies:
             progress.message(
@@ -210,7 +213,31 @@ def _classifies(model: Model, dataset: Dataset) -> bool:
     except Exception:  # noqa: BLE001 the user's own code may raise anything, and is run again, with a message
         return True
     first = output[0] if isinstance(output, tuple | list) and output else output
-    return isinstance(first, torch.Tensor) and tuple(first.shape) == (len(inputs[0]), dataset.num_classes)
+    return isinstance(first, torch.Tensor) and _is_of_task(first, len(inputs[0]), dataset)
+
+
+def _is_of_task(output: torch.Tensor, samples: int, dataset: Dataset) -> bool:
+    try:
+        dataset.task.check_outputs(tuple(output.shape), samples, dataset.class_names, "the network")
+    except SourceError:
+        return False
+    return True
+
+
+def _pick_map(model: Model, dataset: Dataset) -> None:
+    """Let a segmentation network give its map alone, in the size of the masks, as in a run."""
+    if dataset.task.map_size is None:
+        return
+    inputs = model.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs)
+    shape = dataset.train.inputs[0].shape[1:]
+    pick = Output(None, dataset.task.postprocessing(shape, fresh=False), "network")
+    try:
+        with torch.no_grad():
+            found = pick(model.network, inputs, model.network(*inputs))
+    except Exception:  # noqa: BLE001 what it gives is exported as it is, or told by the export
+        return
+    if isinstance(found, torch.Tensor) and _is_of_task(found, len(inputs[0]), dataset):
+        install(model.network, pick)
 
 
 def _random_target(request: Request, form: Form, progress: Progress) -> ExportTarget:

@@ -8,7 +8,9 @@ from kdexport.distill.logit_cache import AllLogits, Pixels, TeacherCache, TopK
 from kdexport.distill.losses import channel_wise, dkd
 from kdexport.distill.losses.maps import on_grid
 from kdexport.distill.objective import Objective
+from kdexport.distill.teacher import Ensemble
 from kdexport.errors import KDExportError
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import SILENT
 from kdexport.tasks import TASKS
 from kdexport.tasks.segmentation import VOID, at_grid, grid
@@ -142,3 +144,11 @@ def test_half_precision_maps_are_summed_in_fp32(dtype):
     assert total.dtype == torch.float32
     assert torch.isfinite(total)
     assert torch.isfinite(half.grad).all()
+
+
+@pytest.mark.parametrize("combine", ["average", "confidence"])
+def test_several_teachers_are_combined_pixel_by_pixel(combine):
+    maps = [drawn()[1], drawn()[1].flip(0) * 2]
+    ensemble = Ensemble([(torch.nn.Identity(), Preprocessing()) for _ in maps], [1.0, 3.0], combine)
+    pixels = ensemble.together([one.permute(0, 2, 3, 1).reshape(-1, 3) for one in maps])
+    assert torch.allclose(ensemble.together(maps).permute(0, 2, 3, 1).reshape(-1, 3), pixels, atol=1e-6)

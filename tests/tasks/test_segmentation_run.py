@@ -20,6 +20,7 @@ from kdexport.bench.stage import BenchRequest
 from kdexport.data.datasets import load_data
 from kdexport.data.samples import Split
 from kdexport.errors import KDExportError
+from kdexport.export.standalone import _pick_map
 from kdexport.models.loading import load_model
 from kdexport.onnx.describe import describe_file
 from kdexport.onnx.sessions import OnnxSession
@@ -140,6 +141,16 @@ def test_masks_of_the_graph_are_pythons(made):
         assert entry.parity.passed
         assert entry.parity.max_rel <= 1e-4
         assert entry.parity.argmax_agreement >= 0.999
+
+
+def test_a_network_without_a_run_gives_its_map_in_the_masks_size(made):
+    root, recipe, _ = made
+    data = load_data(recipe.data, recipe.seed, root / "run" / "cache")
+    model = load_model("network", recipe.student, data, RunDirectory(root / "run").weights("student"), any_output=True)
+    inputs = model.preprocessing.apply((data.test.inputs[0][:2],))
+    assert set(model.network(*inputs)) == {"out", "aux"}
+    _pick_map(model, data)
+    assert model.network(*inputs).shape == (2, 3, 24, 30)
 
 
 def test_a_pack_scores_the_same_with_numpy_alone(made, tmp_path):
