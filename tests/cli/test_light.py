@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -52,3 +53,29 @@ def test_reading_onnx_files_and_results_takes_no_torch(tmp_path):
     assert told[-1] in ("doctor 0 False", "doctor 1 False")  # it may find a fault here
     scored = json.loads(bench.read_text())["models"][0]
     assert scored["accuracy"] > 0.9
+
+
+LOADING = """
+import kdexport.progress
+def load(module, progress):
+    print(module, "torch" in sys.modules, "onnxruntime" in sys.modules, file=sys.stderr)
+    raise SystemExit(0)
+kdexport.progress.load = load
+"""
+
+
+def test_what_takes_seconds_to_load_is_told_before_it_is_loaded(tmp_path):
+    recipe = Path(__file__).parents[2] / "models" / "digits" / "recipe.toml"
+    network = recipe.parent / "nets.py"
+    commands = [
+        ["run", recipe, "--out", tmp_path / "a"],
+        ["distill", recipe, "--out", tmp_path / "b"],
+        ["distill", recipe, "--show-layers", "--out", tmp_path / "c"],
+        ["evaluate", f"{network}:Student", "--data", "digits"],
+        ["export", f"{network}:Student", "--onnx", "--data", "digits"],
+    ]
+    listed = json.dumps([[str(word) for word in command] for command in commands])
+    code = IN_TURN.replace("from kdexport.cli", LOADING + "from kdexport.cli", 1)
+    done = subprocess.run([sys.executable, "-c", code, listed], capture_output=True, text=True, cwd=tmp_path)
+    told = [line for line in done.stderr.splitlines() if line.startswith("torch ")]
+    assert told == ["torch False False"] * len(commands), done.stderr

@@ -93,6 +93,20 @@ def test_bars() -> None:
     assert bar(0.0, 4) == "    "
 
 
+@pytest.mark.parametrize("width", [80, 66, 46])
+def test_a_narrow_terminal_cuts_nothing_and_drops_the_bars_first(build, width: int) -> None:
+    stream = io.StringIO()
+    made = report([build.bench(build.machine("laptop"))], Require())
+    Console(file=stream, width=width, highlight=False).print(terminal(made, width))
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    heads = shown.splitlines()[1].split()
+    assert heads[:2] == ["model", "accuracy"]
+    assert "speed" in heads
+    assert ("size" in heads, "█" in shown) == {80: (True, True), 66: (True, False), 46: (False, False)}[width]
+
+
 def test_many_devices_do_not_flood_the_terminal(build) -> None:
     made = report([build.bench(build.machine(f"m{index}"), with_training=False) for index in range(12)])
     text = printed(made, width=80)
