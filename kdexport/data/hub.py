@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from kdexport.artifacts import key_of
 from kdexport.data.image_cache import Pictures, decode_once
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_folders
-from kdexport.data.text import INPUT_NAMES, encode, label_numbers, token_preprocessing
+from kdexport.data.text import INPUT_NAMES, REGRESSION, encode, label_amounts, label_numbers, token_preprocessing
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.recipe import Data
 from kdexport.references import parse
@@ -35,7 +36,11 @@ def hugging_face_data(data: Data, reading: Reading) -> Source:
     feature = parts["train"].features[label]
     names = [split for split, found in parts.items() for _ in range(len(found))]
     said = [value for found in parts.values() for value in found[label]]
-    if hasattr(feature, "names"):  # ClassLabel: numbers with names of their own
+    labels: NDArray[Any]
+    class_names: tuple[str, ...]
+    if reading.task == REGRESSION:
+        labels, class_names = label_amounts(said, data.source), (data.label_column,)
+    elif hasattr(feature, "names"):  # ClassLabel: numbers with names of their own
         labels, class_names = np.asarray(said, dtype=np.int64), tuple(str(name) for name in feature.names)
     else:
         labels, class_names = label_numbers(said, data.source)

@@ -1,5 +1,6 @@
 """Text as token ids: ``csv:FILE``, and whatever else comes as strings with labels."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
 from kdexport.references import parse
+from kdexport.tasks.regression import as_targets
 
 INPUT_NAMES = ("input_ids", "attention_mask")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -23,11 +25,14 @@ MISSING = ("", "nan")  # what an empty cell becomes
 LIKE_MISSING = ("na", "n/a", "null", "none", "-", "?", "unknown")  # what people write for one; it may be a class
 FEWEST_TOKENS = 3  # beside the special ones: a tokenizer with fewer has lost its vocabulary
 MOST = 1 << 20  # tokens: no cut that anyone would notice
+REGRESSION = "regression"
 FEWEST, SHARE = 20, 0.5  # of that many labels or more, more than this share all different: no classes
 
 
-def csv_text(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every loader takes the same arguments
+def csv_text(data: Data, reading: Reading) -> Source:
     """Return the rows of a CSV file with a header: a text column, a label column and, where it is, a ``split`` column.
+
+    With task regression labels are numbers to estimate, else classes.
 
     The delimiter is a comma, semicolon, tab or bar, the encoding UTF-8 or (with its mark) UTF-16; blank lines are left
     out.
@@ -41,10 +46,17 @@ def csv_text(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every load
     wanted = (("text_column", data.text_column), ("label_column", data.label_column))
     rows, lines, notes = read_rows(path, wanted)
     texts = [row[data.text_column] for row in rows]
-    labels, class_names = label_numbers([row[data.label_column] for row in rows], str(path), lines)
+    said = [row[data.label_column] for row in rows]
+    labels: NDArray[Any]
+    class_names: tuple[str, ...]
+    if reading.task == REGRESSION:
+        labels, class_names = label_amounts(said, str(path), lines), (data.label_column,)
+    else:
+        labels, class_names = label_numbers(said, str(path), lines)
     column = _split_column(rows, data)
     origin, note = split_of_rows([row.get(column) for row in rows], lines, path)
-    _check_learnable(labels, origin, class_names, path)
+    if reading.task != REGRESSION:
+        _check_learnable(labels, origin, class_names, path)
     tokens = encode(texts, data)
     whole = Split(tokens, labels, texts=np.array(texts, dtype=object))
     parts = {name: whole.select(np.flatnonzero(origin == name)) for name in dict.fromkeys(origin.tolist())}
@@ -146,12 +158,31 @@ def label_numbers(
         some = ", ".join(sorted(found)[:5])
         raise SourceError(
             f"{name}: {len(texts)} samples have {len(found)} different labels ({some}, ...): measurements, not classes",
-            hint="name the column that holds the class as data.label_column",
+            hint='name the column that holds the class as data.label_column; for numbers set task = "regression"',
         )
     numeric = all(NUMBER.fullmatch(text) for text in found)
     class_names = tuple(sorted(found, key=lambda text: (float(text), text)) if numeric else sorted(found))
     number = {class_name: index for index, class_name in enumerate(class_names)}
     return np.array([number[text] for text in texts], dtype=np.int64), class_names
+
+
+def label_amounts(labels: Sequence[Any], name: str, lines: Sequence[int] | None = None) -> NDArray[np.float32]:
+    """Return labels that are numbers to estimate, float32 ``[samples, 1]``; arguments as ``label_numbers``.
+
+    Raises:
+        SourceError: A label is missing or no number.
+    """
+    values = np.full(len(labels), np.nan)
+    for index, label in enumerate(labels):
+        with contextlib.suppress(TypeError, ValueError):
+            values[index] = float(label)
+    wrong = np.flatnonzero(~np.isfinite(values)).tolist()
+    if wrong:
+        raise SourceError(
+            f"{name}: {places(wrong, f'has {str(labels[wrong[0]])[:40]!r} as label, which is no number', lines)}",
+            hint="give a number, or take the sample out; for classes leave task out of the recipe",
+        )
+    return as_targets(values, name)
 
 
 def _split_column(rows: Sequence[Mapping[str, str]], data: Data) -> str:
@@ -166,7 +197,7 @@ def _split_column(rows: Sequence[Mapping[str, str]], data: Data) -> str:
     return SPLIT_COLUMN
 
 
-def _check_learnable(labels: NDArray[np.int64], origin: NDArray[Any], names: Sequence[str], path: Path) -> None:
+def _check_learnable(labels: NDArray[Any], origin: NDArray[Any], names: Sequence[str], path: Path) -> None:
     absent = sorted(set(range(len(names))) - set(labels[origin == "train"].tolist()))
     if absent:
         shown = ", ".join(names[index] for index in absent[:LINES_SHOWN])

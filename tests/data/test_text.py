@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from kdexport.data.datasets import load_data
 from kdexport.data.text import label_numbers
 from kdexport.errors import SourceError
 from kdexport.models.loading import load_model
-from kdexport.recipe import Student, Teacher, Training
+from kdexport.recipe import Data, Student, Teacher, Training
 from kdexport.tasks.similarity import pairs_in
 
 transformers = pytest.importorskip("transformers", reason="it is an extra: pip install 'kdexport[text]'")
@@ -370,3 +371,21 @@ def test_pairs_of_one_score_and_another_task_are_refused(tmp_path, bert, load):
     with pytest.raises(SourceError, match="are not those of classification") as error:
         load(write(tmp_path / "pairs.csv", PAIRS, PAIR_COLUMNS), tokenizer=f"hf:{bert}", task="classification")
     assert "set it to embedding" in error.value.hint
+
+
+def test_texts_with_a_number_to_estimate(bert, tmp_path):
+    rows = [(SENTENCES[i % 4], f"{i / 7:.3f}") for i in range(40)]
+    source = write(tmp_path / "r.csv", rows, ("text", "stars"))
+    keys = {"tokenizer": f"hf:{bert}", "label_column": "stars"}
+    data = load_data(Data(source=source, **keys), 0, tmp_path / "cache", task="regression")
+    assert (data.task.name, data.class_names) == ("regression", ("stars",))
+    said = np.concatenate([split.labels[:, 0] for split in (data.train, data.val, data.test)])
+    np.testing.assert_allclose(np.sort(said), [i / 7 for i in range(40)], atol=1e-3)
+    with pytest.raises(SourceError, match="measurements, not classes") as told:
+        load_data(Data(source=source, **keys), 0, tmp_path / "cache")
+    assert 'task = "regression"' in told.value.hint
+    source = write(tmp_path / "r.csv", [*rows, ("a", "many"), ("b", "")], ("text", "stars"))
+    with pytest.raises(
+        SourceError, match="sample 40 has 'many' as label, which is no number, on line 42; so do 1 more"
+    ):
+        load_data(Data(source=source, **keys), 0, tmp_path / "cache", task="regression")
