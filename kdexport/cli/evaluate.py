@@ -94,7 +94,7 @@ def evaluate(
         from kdexport.scoring import own_scores
 
         spec, cache = request.student, cache_folder(request.data)
-        data_, task = as_files_say(request.data, request.task, [Path(model)])
+        data_, task = as_files_say(request.data, request.task, [Path(model), Path(weights or "")])
         dataset = load_fitted_data(data_, (spec,), request.seed, cache, console.progress, task=task)
         predictor = load_predictor(spec, dataset)
         for note in (*dataset.notes, *predictor.notes):

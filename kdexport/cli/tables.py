@@ -157,7 +157,7 @@ def evaluated(result: Evaluation, made_by: str) -> "Group":
     task, metric = task_of_metric(result.score.metric) or TASKS[result.task], of(result.score)
     interval = metric.write_interval(result.score.ci95)
     told = [
-        f"{task.other_metrics[name]} {task.write(value)}"
+        f"{task.other_metrics[name]} {task.write(value, name)}"
         if name in task.other_metrics
         else f"{name} {figures.plain(value)}"
         for name, value in result.metrics.items()

@@ -71,8 +71,13 @@ def teacher_of(context: DistillContext, teachers: Sequence[tuple[Model, Spec]], 
         return Teacher(models[0].network, models[0].preprocessing, device)
     weights = [spec.weight for _, spec in teachers if isinstance(spec, TeacherSpec)]
     members = [(model.network, model.preprocessing) for model in models]
-    relative = context.dataset.task.relative_outputs
-    ensemble = Ensemble(members, weights, context.recipe.teacher.combine, relative=relative)
+    task, combine = context.dataset.task, context.recipe.teacher.combine
+    if task.embeds and combine != "average":
+        raise KDExportError(
+            f'teacher.combine = "{combine}" is for classes: an embedding is not sure or unsure of a sample',
+            hint='set teacher.combine = "average": cosines are then averaged by weight',
+        )
+    ensemble = Ensemble(members, weights, combine, relative=task.relative_outputs, embeds=task.embeds)
     return Teacher(ensemble, Preprocessing(), device)
 
 

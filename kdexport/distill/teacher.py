@@ -165,6 +165,8 @@ class Ensemble(nn.Module):
         weights: One per member, above 0.
         combine: ``"average"`` or ``"confidence"``.
         relative: Whether outputs count up to a constant of each sample; else they are averaged as they are.
+        embeds: Whether outputs are embeddings of length 1, each in a space of its own: they are put one behind the
+            other, each times the root of its share, so that a cosine is the members' weighted mean.
     """
 
     def __init__(
@@ -174,12 +176,13 @@ class Ensemble(nn.Module):
         combine: Literal["average", "confidence"],
         *,
         relative: bool = True,
+        embeds: bool = False,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(network for network, _ in members)
         self._preprocessings = [preprocessing for _, preprocessing in members]
         self._weights = [weight / sum(weights) for weight in weights]
-        self._combine, self._relative = combine, relative
+        self._combine, self._relative, self._embeds = combine, relative, embeds
 
     def each(self, *inputs: Tensor) -> list[Tensor]:
         """Return every member's logits [batch, classes] for raw inputs."""
@@ -188,6 +191,8 @@ class Ensemble(nn.Module):
 
     def together(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the members' logits combined, [batch, classes]."""
+        if self._embeds:
+            return torch.cat([rows * weight**0.5 for rows, weight in zip(logits, self._weights, strict=True)], dim=1)
         stacked = torch.stack(list(logits))  # [members, batch, classes, ...]
         if self._relative:
             stacked = stacked - stacked.mean(dim=2, keepdim=True)

@@ -12,7 +12,7 @@ import onnx
 
 from kdexport.errors import KDExportError
 from kdexport.export import parity, quantize, variants
-from kdexport.models.fitted_data import load_fitted_data
+from kdexport.models.fitted_data import as_files_say, load_fitted_data
 from kdexport.models.preprocessing import with_spec
 from kdexport.onnx import metadata
 from kdexport.onnx.isolated import IsolatedRunner
@@ -106,7 +106,8 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
 
     if request.data is not None:
         spec = Student(model=str(request.file.resolve()), preprocessing=request.preprocessing)
-        dataset = load_fitted_data(request.data, (spec,), request.seed, cache)
+        data, task = as_files_say(request.data, None, [request.file])
+        dataset = load_fitted_data(data, (spec,), request.seed, cache, task=task)
         fitted = OnnxSession(request.file, with_spec(dataset.preprocessing, request.preprocessing))
         val, train = dataset.val, dataset.train
         few = val.spread(variants.VALIDATION_SAMPLES)

@@ -23,7 +23,7 @@ from kdexport.errors import KDExportError, SourceError
 from kdexport.export import network_export, parity, random_inputs, variants
 from kdexport.export.random_inputs import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form, bind, parameters_of, select_outputs, unwrapped
-from kdexport.models.fitted_data import load_fitted_data
+from kdexport.models.fitted_data import as_files_say, load_fitted_data
 from kdexport.models.loading import Model, inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
 from kdexport.models.outputs import Output, install
@@ -79,7 +79,8 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
     with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
         dataset = None
         if request.data is not None:
-            dataset = load_fitted_data(request.data, (_spec(request),), request.seed, Path(cache))
+            known, task = as_files_say(request.data, None, [Path(request.weights or "")])
+            dataset = load_fitted_data(known, (_spec(request),), request.seed, Path(cache), task=task)
         tokenizer = _tokenizer(request, dataset)
         target = _target(request, form, dataset, progress)
         if tokenizer is not None:
@@ -177,7 +178,8 @@ def _target(request: Request, form: Form, dataset: Dataset | None, progress: Pro
         names = dataset.input_names
         if not form.output_names:
             _pick_map(model, dataset)
-        classifies = _classifies(model, dataset)
+        embeds = dataset.task.embeds
+        classifies = embeds or _classifies(model, dataset)
         if not classifies:
             progress.message(
                 f"the network gives no logits of the data's {dataset.num_classes} classes: no labels are written"
@@ -189,7 +191,7 @@ def _target(request: Request, form: Form, dataset: Dataset | None, progress: Pro
             model.preprocessing,
             names,
             parity.samples_of(dataset.val.inputs, dataset.train.inputs, dataset.values_per_sample),
-            class_names=dataset.class_names if classifies else (),
+            class_names=dataset.class_names if classifies and not embeds else (),
             feature_names=dataset.feature_names,
             task=dataset.task.name if classifies else None,
             output_name=dataset.task.output_name if classifies else "logits",

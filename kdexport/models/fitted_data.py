@@ -103,13 +103,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _embeds(file: Path) -> bool:
-    """Whether an ONNX file says that it embeds; one that cannot be loaded is told of where it is used."""
-    from kdexport.onnx.sessions import OnnxSession
-
+    """Whether an ONNX file, or weights, say that they embed; what cannot be loaded is told of where it is used."""
     with contextlib.suppress(KDExportError):
-        return (
-            file.suffix == ".onnx" and file.is_file() and OnnxSession(file).metadata.get("kdexport.task") == EMBEDDING
-        )
+        if file.suffix == ".safetensors" and file.is_file():
+            from kdexport.models.weights import postprocessing_in
+
+            done = postprocessing_in(file)
+            return done is not None and done.kind == "normalize"
+        if file.suffix == ".onnx" and file.is_file():
+            from kdexport.onnx.sessions import OnnxSession
+
+            return OnnxSession(file).metadata.get("kdexport.task") == EMBEDDING
     return False
 
 

@@ -92,7 +92,8 @@ def load_model(
             hint="fit it on the labels with a [teacher.train] table, or name a model that classifies these data",
         )
     postprocessing = _postprocessing_of(spec, dataset, weights, learns=learns)
-    if not any_output or spec.output is not None:
+    told = postprocessing is not None and weights is None and spec.weights is not None and _file_says(spec.weights)
+    if not any_output or spec.output is not None or told:
         table = "teacher" if isinstance(spec, TeacherSpec) else "student"
         install(network, Output(spec.output, postprocessing, role, f"{table}.output"))
     preprocessing = preprocessing_of(spec, dataset)
@@ -159,6 +160,11 @@ def _postprocessing_of(
         return kept
     shape = dataset.train.inputs[0].shape[1:]
     return dataset.task.postprocessing(shape, fresh=learns and file is None)
+
+
+def _file_says(weights: str) -> bool:
+    """Whether a weights file says what is done to the output: without it the weights mean something else."""
+    return weights != PRETRAINED and postprocessing_in(Path(weights)) is not None
 
 
 def _hardest(dataset: Dataset, preprocessing: Preprocessing) -> tuple[NDArray[Any], ...]:

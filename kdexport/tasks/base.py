@@ -43,6 +43,7 @@ class Task(ABC):
     exact_outputs: ClassVar[bool] = False  # whether outputs are values whose 8 bits would show: they are not rounded
     activation: ClassVar[Activation] = "none"  # what a file's user applies to an output, outside of the network
     other_metrics: ClassVar[Mapping[str, str]] = {}  # what is told beside the score: name in JSON -> name for people
+    plain_metrics: ClassVar[tuple[str, ...]] = ()  # of other_metrics, those that are no shares
     charts: ClassVar[tuple[str, ...]] = ()  # that the report shows of this task alone
     label_losses: ClassVar[tuple[str, ...]] = ()  # by the names that a recipe gives them, the usual one first
     output_ndim: ClassVar[int] = 2  # axes of an output: [batch, d], or [batch, channels, h, w] of a map
@@ -53,9 +54,10 @@ class Task(ABC):
     embeds: ClassVar[bool] = False  # whether an output is a vector of any width that others are compared with
     cacheable: ClassVar[bool] = True  # whether a teacher's outputs [samples, width] are kept between epochs
 
-    def write(self, score: float) -> str:
-        """Return a score as people read it: ``97.9 %``, or ``0.312``."""
-        return figures.percent(score) if self.unit == "share" else figures.plain(score)
+    def write(self, score: float, metric: str = "") -> str:
+        """Return a score as people read it, or one of ``other_metrics``: ``97.9 %``, or ``0.312``."""
+        share = self.unit == "share" and metric not in self.plain_metrics
+        return figures.percent(score) if share else figures.plain(score)
 
     @property
     def map_size(self) -> tuple[int, int] | None:

@@ -93,6 +93,7 @@ class Embedding(Embeddings):
         "top1_retrieval": "top-1 retrieval",
         "threshold": "threshold (cosine)",
     }
+    plain_metrics = ("auc", "threshold")
     charts = ("similarity",)
     label_losses = ("cross_entropy", "arcface")
     label_head = True

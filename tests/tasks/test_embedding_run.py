@@ -20,6 +20,7 @@ from kdexport.distill import logging
 from kdexport.distill.stage import distill
 from kdexport.errors import KDExportError
 from kdexport.export.stage import export
+from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.pipeline import run
 from kdexport.progress import SILENT
@@ -252,6 +253,49 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(folder, tmp_path, 
         distill(recipe(folder, change.replace("FOLDER", str(folder))), RunDirectory(tmp_path / "run"))
     assert caught.value.hint
     assert not (tmp_path / "run" / "teacher.safetensors").exists()
+
+
+def test_weights_say_that_they_embed_where_a_network_is_exported_by_itself(report, folder, tmp_path):
+    student = next(model for model in report.models if model.name == "student")
+    common = [f"{folder / 'nets.py'}:Embedder", "--weights", str(folder / "run" / "student.safetensors")]
+    common += ["--data", f"npz:{folder / 'digits.npz'}"]
+    call = CliRunner().invoke(app, ["export", *common, "--onnx", "--out", str(tmp_path / "alone.onnx")])
+    assert call.exit_code == 0, call.stderr
+    call = CliRunner().invoke(app, ["evaluate", str(tmp_path / "alone.onnx"), *common[3:], "--json"])
+    assert call.exit_code == 0, call.stderr
+    assert json.loads(call.stdout)["score"]["value"] == pytest.approx(student.score.value, abs=0.02)
+    session = OnnxSession(tmp_path / "alone.onnx")
+    assert tuple(session.output_names) == ("embedding",)
+    assert np.linalg.norm(session.predict((np.zeros((2, 8, 8, 1), np.uint8),)), axis=1) == pytest.approx(1.0)
+    call = CliRunner().invoke(app, ["evaluate", *common, "--json"])
+    assert call.exit_code == 0, call.stderr
+    assert json.loads(call.stdout)["score"]["metric"] == "verification_accuracy"
+
+
+def test_several_teachers_are_one_embedding_whose_cosines_are_their_mean(folder, tmp_path):
+    from kdexport.distill.teacher import Ensemble
+
+    class Unit(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, width)
+
+        def forward(self, x):
+            return torch.nn.functional.normalize(self.layer(x))
+
+    members = [(Unit(3), Preprocessing("none")), (Unit(5), Preprocessing("none"))]
+    both = Ensemble(members, [3.0, 1.0], "average", embeds=True)
+    x = torch.randn(6, 4)
+    rows, (first, second) = both(x), both.each(x)
+    assert rows.shape == (6, 8)
+    assert torch.allclose(rows @ rows.T, 0.75 * first @ first.T + 0.25 * second @ second.T, atol=1e-6)
+    other = json.dumps(f"{folder / 'nets.py'}:Embedder")
+    also = f"teacher.also=[{{ model = {other}, args = {{ width = 10 }}, train = {{ epochs = 1 }} }}]"
+    with pytest.raises(KDExportError, match="an embedding is not sure"):
+        distill(
+            recipe(folder, also, "teacher.combine='confidence'", "teacher.train.epochs=1"),
+            RunDirectory(tmp_path / "run"),
+        )
 
 
 def test_a_recipe_without_terms_compares_embeddings(folder):
