@@ -125,12 +125,12 @@ class BoundSession:
         self._session.run_with_iobinding(self._binding)
 
     def not_a_number(self) -> list[str]:
-        """After a run: return the names of the float outputs that hold nothing but NaN."""
+        """After a run: return the names of the float outputs that hold nothing but NaN and infinity."""
         found = []
         for output, value in zip(self._session.get_outputs(), self._binding.get_outputs(), strict=True):
             if output.type in ("tensor(float)", "tensor(float16)", "tensor(double)"):
                 array = value.numpy()
-                if array.size and bool(np.isnan(array).all()):
+                if array.size and not bool(np.isfinite(array).any()):
                     found.append(output.name)
         return found
 

@@ -75,7 +75,9 @@ def _left_out(one: Recorded, latency: Latency) -> str:
 def _not_a_number(one: Recorded) -> str:
     names = ", ".join(f"'{name}'" for name in one.not_a_number)
     return (
-        f"every value of its output {names} was NaN: check its weights and inputs (--input FILE.npz)" if names else ""
+        f"every value of its output {names} was NaN or infinite: check its weights and inputs (--input FILE.npz)"
+        if names
+        else ""
     )
 
 

@@ -52,6 +52,10 @@ def check(context: DistillContext, further: Check | None = None) -> None:
     """
     recipe = context.recipe
     check_settings(recipe, context.dataset.task)
+    if recipe.distill.terms and all(term.weight == 0 for term in recipe.distill.terms):
+        context.progress.warn(
+            "every term of distill.terms has the weight 0: the student learns from the labels alone, as student-plain"
+        )
     teachers: list[tuple[Model, Spec]] = []
     for name, spec in recipe.teacher.named():
         model = context.load(name, spec)

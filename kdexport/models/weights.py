@@ -301,7 +301,7 @@ def _hint(own: Mapping[str, Tensor], given: Mapping[str, Tensor], differing: lis
     if faults == len(differing) and len(heads) == 1 and own[differing[0]].ndim and given[differing[0]].ndim:
         name = differing[0]
         return (
-            f"only {heads.pop()} differs: the weights are for {given[name].shape[0]} classes, the data have "
+            f"only {heads.pop()} differs: the weights are for {given[name].shape[0]} classes, the network for "
             f"{own[name].shape[0]}; set strict = false to keep all but it, and train it"
         )
     return "check the model's args, or set strict = false to load what fits"

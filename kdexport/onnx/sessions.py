@@ -180,6 +180,12 @@ class OnnxSession:
         try:
             outputs = self(feed)
         except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
+            zero = [item.name for item in self.session.get_inputs() if 0 in (item.shape or ())]
+            if zero:
+                raise SourceError(
+                    f"{self.name}: its input {zero[0]} states a size of 0, which ONNX Runtime takes as it stands",
+                    hint="export it with a dynamic axis, or name that axis: onnx.tools.update_model_dims",
+                ) from None
             shapes = ", ".join(f"{list(array.shape)} {array.dtype}" for array in feed)
             raise SourceError(
                 f"{self.name} does not take the data ({shapes}): {first_line(error)}",

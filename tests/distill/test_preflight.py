@@ -132,6 +132,16 @@ def test_a_student_that_cannot_be_trained_is_told_before_the_teacher_is(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_teacher_that_gives_nan_is_told_before_any_training(tmp_path: Path, tiny: Tiny, nets: Path) -> None:
+    progress = Recorder()
+    recipe = tiny(f"teacher.model={nets}:NotANumber", "teacher.args={}", "distill.terms=[{method='dist', weight=0.0}]")
+    with pytest.raises(KDExportError, match="the teacher gives NaN or infinity") as caught:
+        distill(recipe, RunDirectory(tmp_path / "run"), progress)
+    assert "weights" in caught.value.hint
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert any("the student learns from the labels alone" in text for text in progress.warned)
+
+
 def test_batches_of_one_are_refused_by_a_network_that_normalizes_over_them(
     tmp_path: Path, tiny: Tiny, nets: Path
 ) -> None:

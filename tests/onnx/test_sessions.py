@@ -136,6 +136,21 @@ def test_files_and_inputs_that_do_not_fit(tmp_path):
         numbers.predict((np.ones((2, 12)),))
 
 
+@pytest.mark.parametrize("size", [None, "n", "", -1, 0])
+def test_a_batch_dimension_that_is_left_unset_is_any_or_named(size, tmp_path):
+    """Exporters write none, a name, -1 or 0; ONNX Runtime takes the last one for a size."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"])]
+    inputs, outputs = [("x", TensorProto.FLOAT, [size, 12])], [("logits", TensorProto.FLOAT, [size, 3])]
+    model = OnnxSession(save(tmp_path / "m.onnx", nodes, inputs, outputs))
+    x = np.random.default_rng(0).random((5, 12), dtype=np.float32)
+    if size == 0:
+        with pytest.raises(SourceError, match="its input x states a size of 0") as caught:
+            model.predict((x,))
+        assert "dynamic axis" in caught.value.hint
+        return
+    np.testing.assert_allclose(model.predict((x,)), x @ WEIGHT, rtol=1e-5, atol=1e-6)
+
+
 def test_weights_that_are_cut_off_are_named(tmp_path):
     """The runtime itself tells of a tensor that it could not deserialize."""
     inputs, outputs = [("x", TensorProto.FLOAT, ["n", 12])], [("logits", TensorProto.FLOAT, ["n", 3])]
