@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdexport.data.samples import Split
 from kdexport.distill.batches import at_once, even_parts, predict_all
 from kdexport.distill.heads import Heads
+from kdexport.distill.losses.maps import on_grid
 from kdexport.distill.objective import Objective
 from kdexport.distill.teacher import OnlineTeacher
 from kdexport.models.loading import evaluating
@@ -181,7 +182,11 @@ class BatchAgreement:
         return step % self._stride == 0
 
     def count(self, seen: Seen) -> None:
-        """Add some samples."""
+        """Add some samples; of maps whose teacher was kept at a grid of pixels, that grid."""
+        teacher = seen.teacher_logits
+        if teacher is not None and teacher.ndim == 4:
+            labels = None if seen.labels is None else on_grid(seen.labels, *teacher.shape[2:])
+            seen = Seen(on_grid(seen.logits, *teacher.shape[2:]), teacher, labels)
         self._waiting.append(seen)
         if len(self._waiting) >= ADD_UP_AT or seen.logits.ndim > 2:  # maps are too large to wait
             self._add_up()

@@ -1,9 +1,12 @@
 """What maps are taught by: a pixel with a class is a sample, void counts nowhere, a grid stands for the whole."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from kdexport.distill.evaluation import BatchAgreement, Seen
 from kdexport.distill.logit_cache import AllLogits, Pixels, TeacherCache, TopK
 from kdexport.distill.losses import channel_wise, dkd
 from kdexport.distill.losses.maps import on_grid
@@ -152,3 +155,19 @@ def test_several_teachers_are_combined_pixel_by_pixel(combine):
     ensemble = Ensemble([(torch.nn.Identity(), Preprocessing()) for _ in maps], [1.0, 3.0], combine)
     pixels = ensemble.together([one.permute(0, 2, 3, 1).reshape(-1, 3) for one in maps])
     assert torch.allclose(ensemble.together(maps).permute(0, 2, 3, 1).reshape(-1, 3), pixels, atol=1e-6)
+
+
+def test_agreement_in_training_is_that_of_the_grid_where_the_teacher_was_kept_at_one():
+    student, teacher, masks = drawn((20, 30))
+    down, right = grid(20, 30, 40)
+    kept = torch.from_numpy(at_grid(teacher.numpy(), len(down), len(right)))
+    there = np.ix_(range(2), down, right)
+    seen = BatchAgreement(torch.device("cpu"), 1, TASK)
+    seen.count(Seen(student.detach(), kept, masks))
+    means = seen.means(SimpleNamespace(reduce=lambda sums, _: sums))
+    ours, theirs = (one.detach().argmax(1).numpy()[there] for one in (student, teacher))
+    labels = masks.numpy()[there]
+    known = labels != VOID
+    assert means["train_accuracy"] == pytest.approx((ours == labels)[known].mean())
+    assert means["train_teacher_accuracy"] == pytest.approx((theirs == labels)[known].mean())
+    assert means["train_top1_agreement"] == pytest.approx((ours == theirs).mean())

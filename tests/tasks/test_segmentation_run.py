@@ -87,7 +87,6 @@ def made(tmp_path_factory):
                 "terms": [
                     {"method": "soft_targets", "temperature": 2.0},
                     {"method": "channel_wise"},
-                    {"method": "pairwise", "student_layer": "output:aux", "teacher_layer": "output:aux"},
                 ],
             },
             "export": {"quantize": ["int8"], "max_drop": 0.05},
@@ -173,7 +172,8 @@ def test_int8_was_guarded_by_the_score_and_the_log_tells_of_it(made):
     lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
     student = [line for line in lines if line["phase"] == "student" and "val_score" in line]
     assert all(0 <= line["val_score"] <= 1 and 0 <= line["top1_agreement"] <= 1 for line in student)
-    assert {"labels", "soft_targets", "channel_wise", "pairwise"} <= set(student[-1]["terms"])
+    assert {"labels", "soft_targets", "channel_wise"} == set(student[-1]["terms"])
+    assert [line["teacher_from"] for line in student] == ["online", "online", "cache"]  # two views, 200 pixels of each
 
 
 def test_the_report_shows_masks_and_every_class(made):
