@@ -6,7 +6,9 @@ whole batch from a global generator, which is why the drawing here is its own: a
 per sample, no loop over samples.
 """
 
+import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -37,7 +39,8 @@ class Augmentation:
     Args:
         names: Of ``AUGMENTATIONS`` and ``MIXES``, or ``file.py:name`` of the user's own: ``f(sample, generator)`` is
             given one sample of the first input and a ``numpy.random.Generator`` of that sample's view, and returns the
-            sample changed, in the same shape. Masks stay as they are.
+            sample changed, in the same shape. One that moves pixels has a third parameter ``is_mask``: it is called
+            again, with True and an equal generator, for the mask ``[height, width, 1]``; without it masks stay.
         seed: Of the run.
         split: The training samples: what ``mixup`` and ``cutmix`` draw partners from.
         classes: Of the labels that these two make.
@@ -122,6 +125,9 @@ class Augmentation:
                 function, draws = AUGMENTATIONS[name]
                 numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws)).to(masks.device)
                 moved = function(moved, numbers, VOID)
+            elif name in self._own and "is_mask" in inspect.signature(self._own[name]).parameters:
+                function = functools.partial(self._own[name], is_mask=True)
+                moved = _own_view(function, name, moved, [self.seed, view], np.asarray(indices))
         return moved[..., 0]
 
     def labels(self, indices: Tensor | NDArray[Any], view: int) -> NDArray[np.float32]:

@@ -83,3 +83,21 @@ def test_a_rotation_is_one_of_the_picture_about_its_middle():
     angle = np.degrees(np.arctan2(abs(rows.mean() - 15), columns.mean() + 40 - 30))
     assert angle == pytest.approx(15, abs=1.5)
     assert np.hypot(rows.mean() - 15, columns.mean() + 10) == pytest.approx(20, abs=0.7)
+
+
+def test_a_function_of_ones_own_moves_masks_where_it_says_so(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "def turned(sample, generator, is_mask=False):\n"
+        "    sample = sample[:, ::-1] if generator.random() < 0.5 else sample\n"
+        "    return sample if is_mask else sample // 2\n\n"
+        "def darker(sample, generator):\n"
+        "    return sample // 2\n"
+    )
+    images, masks = scenes(12)
+    indices = np.arange(len(masks))
+    turned = Augmentation([f"{path}:turned"], seed=0)
+    shown, classes = turned(images, indices, 1), turned.masks(masks, indices, 1)
+    assert torch.equal(shown[..., 0], (classes * 60 + 60) // 2)
+    assert not torch.equal(classes, masks)
+    assert torch.equal(Augmentation([f"{path}:darker"], seed=0).masks(masks, indices, 1), masks)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -256,3 +257,25 @@ def test_torchvisions_networks_come_without_downloads(monkeypatch):
     network = load_network("torchvision:lraspp_mobilenet_v3_large", {}, 3)
     assert isinstance(network, nn.Module)
     assert sum(parameter.numel() for parameter in network.parameters()) > 3e6
+
+
+@pytest.mark.slow
+def test_the_camvid_pair_takes_street_scenes(shared_data, tmp_path):
+    folder = shared_data("camvid") / "camvid"
+    pair = Path(__file__).parents[2] / "models" / "camvid" / "recipe.toml"
+    recipe = Recipe.load(pair, [f"data.source=masks:{folder}", "data.image_size=[24, 32]"])
+    data = load_data(recipe.data, recipe.seed, tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (367, 101, 233)
+    assert data.class_names[:3] == ("Sky", "Building", "Pole")
+    assert len(data.class_names) == 11
+    parameters = []
+    for role, spec in (("teacher", recipe.teacher), ("student", recipe.student)):
+        model = load_model(role, spec, data, learns=True)
+        assert model.network(*model.preprocessing.apply((data.test.inputs[0][:2],))).shape == (2, 11, 24, 32)
+        parameters.append(sum(parameter.numel() for parameter in model.network.parameters()))
+    assert parameters[0] > 10 * parameters[1]
+    first = sorted((folder / "test" / "masks").iterdir())[0]
+    with Image.open(first) as mask:
+        expected = np.asarray(mask.resize((32, 24), Image.Resampling.NEAREST))
+    assert (np.asarray(data.test.labels[0]) == expected).mean() > 0.99
+    assert set(np.unique(data.test.labels[:])) <= {*range(11), 255}
