@@ -58,14 +58,18 @@ def scores(options: argparse.Namespace, seed: int) -> dict[str, float]:
         )
     directory = RunDirectory(options.work / str(seed))
     made = kdexport.distill(asked, directory)
-    dataset = load_data(asked.data, asked.seed, directory.cache)
+    dataset = load_data(asked.data, asked.seed, directory.cache, task=asked.task)
     device = accelerator_for("fp32").device
     found = {}
     for network in made.networks:
         spec = asked.teacher if network.name == "teacher" else asked.student
         model = load_model(network.name, spec, dataset, directory.weights(network.name))
         outputs = predict_all(model.network.to(device), model.preprocessing, dataset.test, device)
-        score = dataset.task.score(outputs, dataset.test.labels)
+        task, calibration = dataset.task, dataset.test.calibration
+        if calibration is not None:  # a threshold is that of the validation samples
+            fitted_on = predict_all(model.network, model.preprocessing, calibration, device)
+            task = task.calibrated(fitted_on, calibration.labels)
+        score = task.score(outputs, dataset.test.labels)
         assert score is not None
         found[network.name] = score
     record.write_text(json.dumps(found))

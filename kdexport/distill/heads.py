@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdexport.distill.losses.checks import at_least_fp32
 from kdexport.distill.losses.identities import arcface, identity_cross_entropy
 from kdexport.recipe import Training
 from kdexport.tasks.classification import UNLABELLED
@@ -77,7 +78,7 @@ class Heads(nn.Module):
         if _key(name) not in self.projections:
             return outputs
         with torch.autocast(outputs.device.type, enabled=False):
-            found: Tensor = self.projections[_key(name)](outputs)
+            found: Tensor = self.projections[_key(name)](at_least_fp32(outputs))
         return found
 
 

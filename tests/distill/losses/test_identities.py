@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdexport.distill.heads import IdentityHead
+from kdexport.distill.heads import Heads, IdentityHead
 from kdexport.distill.losses.identities import arcface, identity_cross_entropy
 from kdexport.errors import KDExportError
 
@@ -92,3 +92,16 @@ def test_bad_arguments_say_what_to_change():
         arcface(x, w, labels.float())
     with pytest.raises(KDExportError, match="above 0"):
         arcface(x, w, labels, scale=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_heads_take_the_outputs_of_a_half_precision_pass(dtype):
+    heads = Heads(IdentityHead("arcface", torch.arange(3), 6), ["cosine", "cosine.2"], (6, 9))
+    outputs = torch.randn(4, 6).to(dtype).requires_grad_()
+    projected = heads.project("cosine.2", outputs)
+    assert projected.dtype == torch.float32
+    assert projected.shape == (4, 9)
+    assert heads.project("relational", outputs) is outputs
+    loss = heads.label_loss(outputs, torch.tensor([0, 2, 1, -1]), smoothing=0.1, labelled=None) + projected.sum()
+    loss.backward()
+    assert outputs.grad.isfinite().all()
