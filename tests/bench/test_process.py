@@ -172,17 +172,18 @@ def test_a_worker_in_a_model_that_never_returns_ends_with_its_parent(tmp_path, h
     pytest.fail("it lives on")
 
 
-def test_outputs_that_are_nothing_but_nan_are_named(tmp_path):
+def test_outputs_that_are_nothing_but_nan_or_infinity_are_named(tmp_path):
     nodes = [
         helper.make_node("Sub", ["x", "x"], ["zero"]),
         helper.make_node("Div", ["zero", "zero"], ["lost"]),
+        helper.make_node("Log", ["zero"], ["infinite"]),
         helper.make_node("Relu", ["x"], ["kept"]),
     ]
-    outputs = [value("lost", TensorProto.FLOAT, ["n", 64]), value("kept", TensorProto.FLOAT, ["n", 64])]
+    outputs = [value(name, TensorProto.FLOAT, ["n", 64]) for name in ("lost", "infinite", "kept")]
     path = save(tmp_path / "m.onnx", nodes, [value("x", TensorProto.FLOAT, ["n", 64])], outputs)
     with Child("m", 60) as child:
         child.ask(do="load", **task(path))
-        assert child.ask(do="prepare", **task(path))[0]["nan"] == ["lost"]
+        assert child.ask(do="prepare", **task(path))[0]["nan"] == ["lost", "infinite"]
 
 
 def test_outputs_whose_size_changes_from_run_to_run_are_measured(tmp_path):
