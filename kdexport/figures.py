@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from kdexport.results import Interval, Speedup
+from kdexport.results import Interval, Pruned, Speedup
 
 MINUS, DASH = "\u2212", "\u2013"
 UNKNOWN = "n/a"  # not measured
@@ -213,3 +213,23 @@ def xml_text(text: str) -> str:
         or "\ue000" <= character <= "\ufffd"
         or character > "\uffff"
     )
+
+
+def cuts(pruned: Pruned, most: int) -> list[tuple[str, str, str]]:
+    """Return what was taken out of the layers with channels: name, shape of the weight before, and after."""
+    rows = []
+    for layer in pruned.layers:
+        if layer.after is None:
+            rows.append((layer.layer, f"{layer.before[0]:,} parameters", "taken out"))
+        elif len(layer.before) > 1:
+            rows.append((layer.layer, " x ".join(map(str, layer.before)), " x ".join(map(str, layer.after))))
+    more = [(f"... and {len(rows) - most} more in distill.json", "", "")] if len(rows) > most else []
+    return rows[:most] + more
+
+
+def cut_totals(pruned: Pruned) -> list[tuple[str, str, str]]:
+    """Return what pruning has left of the whole: name, before, after."""
+    rows = [("parameters", pruned.parameters_before, pruned.parameters)]
+    if pruned.macs_before and pruned.macs:
+        rows.append(("MACs", pruned.macs_before, pruned.macs))
+    return [(name, f"{before:,}", f"{after:,} ({after / before:.1%})") for name, before, after in rows]

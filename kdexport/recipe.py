@@ -330,7 +330,7 @@ class NetworkSpec(Section):
     model: str = Field(
         description=(
             "The network: torchvision:NAME, timm:NAME, hf:NAME_OR_DIR, file.py:Name, package.module:Name; "
-            "a teacher may also be model.pt2 or model.onnx."
+            "a teacher may also be model.pt2 or model.onnx, a student also teacher: a part of that."
         )
     )
     args: dict[str, Any] = Field({}, description="Keyword arguments of the class or function that builds the network.")
@@ -431,8 +431,70 @@ TEACHER = "teacher"  # as the student's model: the teacher's own, of which layer
 CORPUS = "corpus"  # as vocabulary: cut to the tokens of the training texts
 
 
+def _checked_keep(value: Any) -> Any:
+    """Say what a share can be, and that a latency is none yet."""
+    if isinstance(value, dict):
+        raise ValueError(
+            "a budget of latency cannot be pruned to yet: give the share of the parameters to keep, e.g. keep = 0.4"
+        )
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1):
+        return value
+    raise ValueError(f"is the share of the parameters to keep, above 0 and below 1, e.g. 0.4, not {value!r}")
+
+
+def _checked_blocks(value: Any) -> Any:
+    """Say what blocks to take out can be in one line, not in one for each form."""
+    value = tuple(value) if isinstance(value, list) else value
+    named = isinstance(value, tuple) and value and all(isinstance(one, int | str) and one is not True for one in value)
+    if value is None or value == "every-other" or named:
+        return value
+    raise ValueError('is "every-other", or a list of the blocks to take out: paths, or numbers counted from 0')
+
+
+class Prune(Section):
+    """[student.prune]: what is taken out of the teacher to make the student."""
+
+    keep: Annotated[float | None, BeforeValidator(_checked_keep)] = Field(
+        None,
+        description=(
+            "Share of the parameters that is kept where channels are taken out, of what layers leaves. "
+            "Left out: no channels are taken out."
+        ),
+    )
+    importance: Literal["magnitude", "taylor", "random"] = Field(
+        "magnitude",
+        description=(
+            "Which channels stay: those with the largest weights, those that the loss of the labels on training data "
+            "depends on most (taylor), or any."
+        ),
+    )
+    round_to: int = Field(
+        8, ge=1, le=1024, description="The number of channels that a layer keeps is rounded down to a multiple of this."
+    )
+    layers: Annotated[Literal["every-other"] | tuple[int | str, ...] | None, BeforeValidator(_checked_blocks)] = Field(
+        None,
+        description=(
+            "Whole blocks to take out, whose output has the shape of their input: every-other, or a list of paths or "
+            "of numbers counted from 0. Left out: none."
+        ),
+    )
+    ignore: tuple[str, ...] = Field(
+        (), description="Paths of layers whose channels are left whole, with all that is in them. By default none."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_take_out(self) -> Self:
+        if self.keep is None and self.layers is None:
+            raise ValueError("says nothing of what is taken out: set keep (e.g. 0.4), layers, or both")
+        return self
+
+
 class Student(NetworkSpec):
     """[student]: the network to ship."""
+
+    prune: Prune | None = Field(
+        None, description='What is taken out of the teacher where model = "teacher". Left out: nothing.'
+    )
 
     layers: Annotated[Literal["every-other"] | int | tuple[int, ...] | None, BeforeValidator(_checked_layers)] = Field(
         None,
@@ -845,9 +907,12 @@ class Recipe(Section):
         teacher: Any = values.get("teacher") if isinstance(values, dict) else None
         if not isinstance(student, dict) or not isinstance(teacher, dict) or student.get("model") != TEACHER:
             return values
-        if student.get("layers") is None and student.get("vocabulary") is None:
-            raise ValueError('student.model = "teacher" says nothing of what is kept of it: set student.layers')
-        own = {key: teacher[key] for key in ("model", "args", "weights", "weights_key", "strict") if key in teacher}
+        if all(student.get(key) is None for key in ("layers", "vocabulary", "prune")):
+            raise ValueError(
+                'student.model = "teacher" says nothing of what is kept of it: set student.prune.keep (e.g. 0.4), '
+                "student.prune.layers, or student.layers of a transformer"
+            )
+        own = {key: teacher[key] for key in NetworkSpec.model_fields if key in teacher}
         return {**values, "student": {**own, **student, "model": teacher.get("model")}}
 
     @model_validator(mode="before")
@@ -858,6 +923,28 @@ class Recipe(Section):
         if not isinstance(distill, dict) or values.get("task") != "embedding" or "terms" in distill:
             return values
         return {**values, "distill": {**distill, "terms": [{"method": "cosine"}]}}
+
+    @model_validator(mode="after")
+    def _the_teacher_can_be_pruned(self) -> Self:
+        teacher, student = self.teacher, self.student
+        if student.prune is None:
+            return self
+        if (student.model, student.args, student.weights) != (teacher.model, teacher.args, teacher.weights):
+            raise ValueError(
+                f"student.prune takes parts out of the teacher, and student.model is {student.model}: set "
+                'student.model = "teacher", or take [student.prune] out'
+            )
+        if teacher.model.endswith((".onnx", ".pt2")):
+            raise ValueError(
+                f"{Path(teacher.model).name} cannot be pruned: a graph has no layers to take channels out of; "
+                'give the teacher as its code and weights, e.g. model = "nets.py:Big" and weights'
+            )
+        if student.prune.importance == "taylor" and self.distill.data_free is not None:
+            raise ValueError(
+                'student.prune.importance = "taylor" looks at training data, and distill.data_free is to use none: '
+                'set importance = "magnitude"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantize_aware_is_for_int8(self) -> Self:

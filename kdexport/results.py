@@ -129,6 +129,32 @@ OnChange = Literal["ask", "restart", "extend"]
 
 
 @dataclass(frozen=True)
+class PrunedLayer:
+    """One layer of a pruned network that has become smaller, or is gone."""
+
+    layer: str  # its path
+    kind: str  # its class
+    before: tuple[int, ...]  # shape of its weight; of a block that is gone, its number of parameters
+    after: tuple[int, ...] | None  # None: taken out
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was cut out of a network, and where."""
+
+    importance: str  # by which channels were ranked: "magnitude", "taylor", "random"
+    round_to: int
+    keep: float | None  # share of the parameters that was asked for; None: no channels were taken out
+    kept: float | None  # and what it has become, of the network without the layers that were taken out
+    channels_out: float | None  # share of each layer's channels that was taken out, before rounding
+    parameters_before: int
+    parameters: int
+    macs_before: int | None
+    macs: int | None
+    layers: tuple[PrunedLayer, ...]
+
+
+@dataclass(frozen=True)
 class TrainedNetwork:
     """A network that the distill stage has made or taken over."""
 
@@ -144,6 +170,7 @@ class TrainedNetwork:
     val_score: float | None  # of the task
     # Learnt with the weights by distill.quantize_aware, for int8: "conv1.weight:input" -> smallest, largest value
     activation_ranges: dict[str, Interval] = field(default_factory=dict)
+    pruned: Pruned | None = None  # where channels or layers were taken out of it
 
 
 @dataclass(frozen=True)
@@ -209,6 +236,7 @@ class ModelFile(_Scored):
     teacher_agreement: Agreement | None = None
     evaluation: Evaluation | None = None
     quantized: tuple[int, int] | None = None  # operators with weights in fewer bits, of how many; None for fp32
+    pruned: Pruned | None = None  # what was cut out of the network that it was exported from
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,15 @@ def distill(
             help="Argument of the student's class or function; may be repeated. By default none.",
         ),
     ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=STUDENT,
+            help="Make the student from the teacher: take channels out until this share of the parameters is left, "
+            "e.g. 0.4. By default what the recipe says.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -225,11 +234,17 @@ def distill(
     Examples:
       kdexport distill recipe.toml --epochs 100
       kdexport distill --data digits --teacher net.onnx --student nets.py:Small
+      kdexport distill --data digits --teacher nets.py:Big --prune 0.4
       kdexport distill recipe.toml --show-layers
     """
     with command(json=json, quiet=quiet, verbose=verbose, resumes=True) as console:
+        if prune is not None and student:
+            raise KDExportError(
+                "--prune makes the student from the teacher, and --student names another", hint="give one of the two"
+            )
+        named = f"{teacher}-pruned" if teacher and prune is not None else student
         flags = [
-            *_flag("name", name if name or recipe or not student else student.rpartition(":")[2].rpartition("/")[2]),
+            *_flag("name", name if name or recipe or not named else named.rpartition(":")[2].rpartition("/")[2]),
             *_flag("seed", seed),
             *_flag("data.source", data),
             *_flag("teacher.model", teacher),
@@ -237,6 +252,7 @@ def distill(
             *_flag("teacher.train.epochs", teacher_epochs),
             *(f"teacher.args.{argument}" for argument in teacher_arg or ()),
             *_flag("student.model", student),
+            *_pruned(recipe, prune),
             *_flag("student.weights", student_weights),
             *(f"student.args.{argument}" for argument in student_arg or ()),
             *_flag("distill.epochs", epochs),
@@ -254,9 +270,9 @@ def distill(
             *tracked(track),
             *(set_ or ()),
         ]
-        if recipe is None and not (teacher and student and data):
+        if recipe is None and not (teacher and named and data):
             raise KDExportError(
-                "there is nothing to distill: neither a recipe nor all of --teacher, --student and --data",
+                "there is nothing to distill: neither a recipe nor all of --teacher, --student (or --prune) and --data",
                 hint="e.g. kdexport distill recipe.toml, or kdexport init --list for reference recipes",
             )
         from kdexport import artifacts
@@ -293,6 +309,17 @@ def distill(
 def _flag(key: str, value: Any) -> list[str]:
     """Return the recipe override that a flag stands for, or none where the flag was not given."""
     return [] if value is None else [f"{key}={_toml(value)}"]
+
+
+def _pruned(recipe: Path | None, keep: float | None) -> list[str]:
+    """Return the overrides for --prune: of a pruned student its share, else a pruned student in place of the other."""
+    from kdexport.recipe import Recipe
+
+    if keep is None:
+        return []
+    if recipe is not None and Recipe.load(recipe).student.prune is not None:
+        return _flag("student.prune.keep", keep)
+    return _flag("student", {"model": "teacher", "prune": {"keep": keep}})
 
 
 def _toml(value: Any) -> str:

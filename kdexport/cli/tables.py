@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from kdexport import figures, terminal
 from kdexport.report.findings import noise_lines
 from kdexport.report.scores import Metric, metric_of, of
-from kdexport.results import BenchResult, DistillResult, Evaluation, ExportResult, Measurement, ModelFile, TargetScore
+from kdexport.results import (
+    BenchResult,
+    DistillResult,
+    Evaluation,
+    ExportResult,
+    Measurement,
+    ModelFile,
+    Pruned,
+    TargetScore,
+)
 from kdexport.terminal import WIDTH, Column, heading, note, table, warning
 
 if TYPE_CHECKING:
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 
 NONE = figures.DASH
 CLASSES_SHOWN = 30
+CUTS_SHOWN = 40
 CONFUSIONS_SHOWN = 5
 WARNINGS_SHOWN = 6  # one by one; of more, a line for each kind
 
@@ -49,12 +59,25 @@ def trained(result: DistillResult, root: Path) -> "Group":
     ]
     weights = ", ".join(network.weights for network in networks)  # as a column they'd wrap at 80 columns
     title = f"{result.name}: trained"
+    pruned = next((network.pruned for network in networks if network.pruned is not None), None)
     return Group(
         table(columns, title=title),
         "",
+        *(() if pruned is None else (cut_out(pruned), "")),
         Text(f"weights in {root}/: {weights}"),
         Text(f"next: kdexport export {root} --onnx"),
     )
+
+
+def cut_out(pruned: Pruned) -> "Group":
+    """Return what was taken out of which layer; the normalizations behind a layer have its channels."""
+    rows = [*figures.cuts(pruned, CUTS_SHOWN), *figures.cut_totals(pruned)]
+    columns = [
+        Column("taken out", [name for name, _, _ in rows], left=True),
+        Column("before", [before for _, before, _ in rows]),
+        Column("after", [after for _, _, after in rows]),
+    ]
+    return table(columns)
 
 
 def layers(shown: "ShownLayers") -> "Group":

@@ -97,14 +97,16 @@ class DistillContext:
         number = role.rpartition("-")[2]
         torch.manual_seed(self.recipe.seed + SEED_STEP * (int(number) if number.isdigit() else 0))
         learns = isinstance(spec, Student) or spec.train is not None
-        return load_model(role, spec, self.dataset, learns=learns, start=start)
+        return load_model(role, spec, self.dataset, learns=learns, start=start, seed=self.recipe.seed)
 
     @property
     def student_starts_from(self) -> Path | None:
-        """The trained teacher's weights, where the student is a part of that teacher; else None: its own files."""
+        """The teacher's weights in the run, where the student is a part of that teacher; else None: its own files."""
         teacher, student = self.recipe.teacher, self.recipe.student
-        part = student.cuts and (student.model, student.args, student.weights) == (teacher.model, teacher.args, None)
-        return self.directory.weights("teacher") if part and teacher.train is not None else None
+        if student.prune is not None:
+            return self.directory.weights("teacher")
+        same = (student.model, student.args, student.weights) == (teacher.model, teacher.args, teacher.weights)
+        return self.directory.weights("teacher") if student.cuts and same and teacher.train is not None else None
 
     def announce_data(self) -> None:
         """Say how the data were read, and what was left out of them."""
@@ -134,6 +136,8 @@ def network_key(spec: Spec) -> list[object]:
         made_from += [list(spec.layers) if isinstance(spec.layers, tuple) else spec.layers, tokens]
     if spec.embedding_dim is not None:
         made_from.append(["embedding_dim", spec.embedding_dim])
+    if isinstance(spec, Student) and spec.prune is not None:
+        made_from.append(spec.prune.model_dump(mode="json"))
     return [*made_from, spec.preprocessing.model_dump()]
 
 

@@ -22,6 +22,7 @@ from kdexport.distill.state import Checkpoints, Extended
 from kdexport.distill.trainer import TrainingResult
 from kdexport.errors import KDExportError
 from kdexport.models.loading import Model, count_macs
+from kdexport.models.pruned import plan_of
 from kdexport.models.weights import save_weights
 from kdexport.results import TrainedNetwork
 from kdexport.stage_cache import is_done, mark_done
@@ -81,6 +82,7 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
     if artifacts.is_main():
         save_weights(model.network, weights)
     accelerator_for(context.recipe.distill.precision).wait_for_everyone()
+    plan = plan_of(model.network)
     made = TrainedNetwork(
         name=network_name,
         reference=references.relative(phase.spec.model, context.directory.root.resolve()),
@@ -93,6 +95,7 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
         best_epoch=trained.best_epoch if trained else None,
         val_score=trained.val_score if trained else None,
         activation_ranges=trained.activation_ranges if trained else {},
+        pruned=plan.summary if plan else None,
     )
     if artifacts.is_main():
         _mark_done(record, phase, made, weights)

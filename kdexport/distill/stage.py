@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 from accelerate import Accelerator
 
 from kdexport import artifacts, results
@@ -31,12 +32,13 @@ from kdexport.distill.setup import (
 from kdexport.distill.state import Checkpoints
 from kdexport.distill.trainer import TrainingResult, fit
 from kdexport.errors import SourceError
+from kdexport.models.checkpoints import save_program
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import Model
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Distill, Recipe, TeacherSpec, Training
 from kdexport.results import DistillResult, OnChange, TrainedNetwork
-from kdexport.stage_cache import cache_key, mark_done
+from kdexport.stage_cache import cache_key, is_done, mark_done
 
 
 def distill(
@@ -91,6 +93,7 @@ def _phases(context: DistillContext) -> DistillResult:
     _ = context.objective, context.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teachers = _teachers(context)
     networks = [teachers[0][0], _student(context, teachers)]
+    _write_program(context, networks[1])
     if recipe.distill.baseline:
         networks.append(_student_plain(context))
     result = DistillResult(
@@ -196,6 +199,26 @@ def _student_plain(context: DistillContext) -> TrainedNetwork:
     name, train = "student-plain", _on_labels(context, "student-plain", settings)
     depends, begin = depends_on(made_from, settings, others), partial(context.load, name, spec, start)
     return run_phase(context, Phase(name, spec, depends, train, start=begin))
+
+
+def _write_program(context: DistillContext, student: TrainedNetwork) -> None:
+    """Write a pruned student as a program too: no class makes a network of its shape."""
+    if student.pruned is None or not artifacts.is_main():
+        return
+    path, record = context.directory.root / "student.pt2", context.directory.checkpoints / "student" / "program.json"
+    key = cache_key("program", weights=student.weights_sha256, torch=torch.__version__)
+    if is_done(record, key):
+        return
+    model = context.load_trained(student, context.recipe.student)
+    inputs = model.preprocessing.apply(context.dataset.train.take(slice(0, 2)).inputs)
+    axes = {0: "batch", 1: "length"} if model.preprocessing.kind == "tokens" else {0: "batch"}
+    try:
+        save_program(model.network, inputs, axes, path)
+    except SourceError as error:
+        path.unlink(missing_ok=True)
+        context.progress.warn(f"{path.name} is left out: {error.message} ({error.hint})")
+    else:
+        mark_done(record, key, {}, [path])
 
 
 def _on_labels(

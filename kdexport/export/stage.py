@@ -224,7 +224,7 @@ class _Work:
             top_k=settings.top_k,
             output_names=(target.output_name, *(name.replace(".", "_") for name in also)) if also else None,
         )
-        return network_export.write(target, form, path, key=key)
+        return replace(network_export.write(target, form, path, key=key), pruned=network.pruned)
 
     def _variant_job(self, network: TrainedNetwork, fp32_key: str, precision: str) -> _Job:
         settings = self.recipe.export

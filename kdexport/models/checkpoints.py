@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import datetime
+import inspect
 import pathlib
 import re
 import tarfile
@@ -25,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kdexport.artifacts import write_atomically
 from kdexport.errors import SourceError
 from kdexport.onnx.sessions import OnnxSession
 
@@ -238,6 +240,33 @@ class Program(nn.Module):
             filled = [torch.cat([item, item[-1:].expand(lacking, *item.shape[1:])]) for item in parts]
             outputs.append(self.program(*filled)[: len(parts[0])])
         return torch.cat(outputs)
+
+
+def save_program(network: nn.Module, inputs: tuple[Tensor, ...], axes: Mapping[int, str], path: Path) -> None:
+    """Write a network as a torch.export program, which needs no class to be loaded; whole or not at all.
+
+    Args:
+        network: In evaluation mode.
+        inputs: A batch of two.
+        axes: Of every input, those that may vary, by name: the batch, and a text's length.
+        path: Ends in ``.pt2``.
+
+    Raises:
+        SourceError: torch.export cannot capture it.
+    """
+    dims = {axis: torch.export.Dim(name) for axis, name in axes.items()}
+    signature = inspect.signature(network.forward)
+    try:
+        shapes = dict(signature.bind(*[dims for _ in inputs]).arguments)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(network, inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SourceError(
+            f"torch.export cannot capture the network: {reason}", hint="write that part of its forward otherwise"
+        ) from error
+    write_atomically(path, lambda temporary: torch.export.save(program, temporary))
 
 
 class OnnxNetwork(nn.Module):

@@ -5,6 +5,7 @@ from.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from kdexport.models.networks import (
 from kdexport.models.outputs import PROJECTION, Output, install
 from kdexport.models.preprocessing import TEXT_INPUTS, Preprocessing, resample_of, with_spec
 from kdexport.models.students import load_cut
-from kdexport.models.weights import Fit, fit, load_weights, postprocessing_in
-from kdexport.recipe import Student, TeacherSpec
+from kdexport.models.weights import Fit, carve_as, fit, load_weights, postprocessing_in
+from kdexport.recipe import Prune, Student, TeacherSpec
 from kdexport.recipe_text import PRETRAINED
 from kdexport.references import parse
 from kdexport.tasks.postprocessing import Postprocessing
@@ -59,6 +60,7 @@ def load_model(
     learns: bool = False,
     any_output: bool = False,
     start: Path | None = None,
+    seed: int = 0,
 ) -> Model:
     """Build a recipe's network for a data set.
 
@@ -71,10 +73,14 @@ def load_model(
         any_output: Whether it may give something else than the task's outputs; it is then left as it is, unless the
             recipe names one of its outputs.
         start: Of a student that is cut out of its teacher: the weights that the run has trained that to.
+        seed: Of what is drawn where a network is pruned.
 
     Raises:
         SourceError: It cannot be built, the weights do not fit, or its output does not fit the data's classes.
     """
+    if isinstance(spec, Student) and spec.prune is not None and weights is None:
+        whole = load_model(role, spec.model_copy(update={"prune": None}), dataset, start, any_output=any_output)
+        return _pruned(role, spec.prune, whole, dataset, seed)
     args = embedding_dim.arguments(spec, with_pretrained_args(spec.model, spec.args, spec.weights), dataset)
     network, fresh, fitted = _with_its_weights(spec, args, dataset, weights, start)
     if isinstance(network, OnnxNetwork):
@@ -111,6 +117,28 @@ def load_model(
     return Model(network.eval(), preprocessing, fitted.left_out, notes, warnings)
 
 
+def _pruned(role: str, settings: Prune, whole: Model, dataset: Dataset, seed: int) -> Model:
+    """Return a network without what the recipe takes out of it."""
+    from kdexport.models.importance import loss_gradients
+    from kdexport.models.pruning import prune
+
+    inputs = whole.preprocessing.apply(dataset.train.take(slice(0, 2)).inputs)
+    network, notes = prune(
+        whole.network,
+        settings,
+        inputs,
+        f"the {role}",
+        seed=seed,
+        gradients=partial(loss_gradients, whole.preprocessing, dataset, seed=seed),
+        macs=lambda network: count_macs(replace(whole, network=network), dataset),
+    )
+    preprocessing = whole.preprocessing
+    if needs_channels_first(network, inputs):
+        preprocessing = replace(preprocessing, contiguous=True)
+    said = tuple(f"{role}: {note}" for note in notes)
+    return replace(whole, network=network, preprocessing=preprocessing, notes=(*whole.notes, *said))
+
+
 def _with_its_weights(
     spec: TeacherSpec | Student, args: Mapping[str, Any], dataset: Dataset, weights: Path | None, start: Path | None
 ) -> tuple[nn.Module, tuple[str, ...] | None, Fit]:
@@ -140,6 +168,7 @@ def _with_its_weights(
             origin = f"what {spec.model} was pretrained to"
             return fit(network, pretrained_weights(spec.model, spec.args), origin, spec.strict)
         elif given is not None:
+            carve_as(network, Path(str(spec.weights)))
             return fit(network, given, str(spec.weights), spec.strict, spec.weights_key)
         elif fresh:
             return Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)

@@ -17,6 +17,7 @@ from kdexport.artifacts import write_atomically
 from kdexport.errors import SourceError
 from kdexport.models.checkpoints import read, state_dicts
 from kdexport.models.outputs import output_of
+from kdexport.models.pruned import carve, metadata_of, plan_in, plan_of
 from kdexport.tasks.postprocessing import Postprocessing
 
 WRAPPERS = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -52,7 +53,15 @@ def load_weights(network: nn.Module, path: Path, strict: bool = True, key: str |
         SourceError: The file is absent or no weights file, it has code in it, several state dicts in it fit equally,
             or (with ``strict``) it doesn't match; each difference is listed.
     """
+    carve_as(network, path)
     return fit(network, read(path), str(path), strict, key).left_out
+
+
+def carve_as(network: nn.Module, path: Path) -> None:
+    """Give a network the shape that its weights have, where a file says that they are a pruned network's."""
+    plan = plan_in(path)
+    if plan is not None and plan_of(network) is None:
+        carve(network, plan, str(path))
 
 
 def fit_weights(network: nn.Module, given: Mapping[str, Tensor], origin: str, strict: bool = True) -> tuple[str, ...]:
@@ -113,10 +122,10 @@ def save_weights(network: nn.Module, path: Path) -> None:
     """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     output = output_of(network)
-    metadata = None
+    metadata = metadata_of(network)
     if output is not None and output.postprocessing is not None:
-        metadata = {POSTPROCESSING: json.dumps(output.postprocessing.to_json())}
-    write_atomically(path, lambda temporary: _write_safetensors(state, metadata, temporary))
+        metadata[POSTPROCESSING] = json.dumps(output.postprocessing.to_json())
+    write_atomically(path, lambda temporary: _write_safetensors(state, metadata or None, temporary))
 
 
 def postprocessing_in(path: Path) -> Postprocessing | None:

@@ -349,7 +349,19 @@ def _made(report: Report, model: ModelFile) -> list[str]:
             f"The ONNX file was compared with its {escape(model.parity.reference)} reference on {model.parity.samples} "
             f"samples: largest relative difference {model.parity.max_rel:.1e} (tolerance {model.parity.tolerance:.0e})."
         ]
-    return [escape(words), *proof, f"Made with kdexport {__version__}."]
+    return [escape(words), *_cut(report, model), *proof, f"Made with kdexport {__version__}."]
+
+
+def _cut(report: Report, model: ModelFile) -> list[str]:
+    """Return that a student is a pruned teacher, in a sentence."""
+    pruned = next((item.pruned for item in report.models if item.pruned is not None), None)
+    if pruned is None or not model.name.startswith("student"):
+        return []
+    (_, before, after), *_ = figures.cut_totals(pruned)
+    blocks = sum(layer.after is None for layer in pruned.layers)
+    parts = [f"channels taken out by {pruned.importance}"] if pruned.keep is not None else []
+    parts += [f"{blocks} blocks taken out"] if blocks else []
+    return [f"It began as the teacher with {' and '.join(parts)}: {before} parameters became {after}."]
 
 
 def _evaluation(report: Report, view: ConditionView | None) -> list[str]:

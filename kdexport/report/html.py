@@ -26,7 +26,7 @@ from kdexport.report.decisions import (
     snippet,
 )
 from kdexport.report.scores import SplitTable, split_table
-from kdexport.report.tables import device_map, model_table, proofs
+from kdexport.report.tables import cut_rows, device_map, model_table, proofs
 from kdexport.report.view import (
     ConditionView,
     condition_views,
@@ -91,6 +91,7 @@ def _values(report: Report) -> dict[str, Any]:
         "untimed": figures.joined_names([model.name for model in report.models if model.name not in timed]),
         "map": device_map(report, every, look, views) if len(every) > 1 else None,
         "splits": split_table(report),
+        "cuts": cut_rows(report),
         "proofs": proofs(report, look),
         "notes": [f"{model.name}: {'; '.join(model.notes)}." for model in report.models if model.notes],
         "warnings": findings.noise_lines(report.measurements),

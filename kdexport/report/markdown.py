@@ -9,6 +9,7 @@ from kdexport.report.charts.svg import standalone
 from kdexport.report.decisions import decisions
 from kdexport.report.join import Condition
 from kdexport.report.scores import split_table
+from kdexport.report.tables import cut_rows
 from kdexport.report.view import ConditionView, gate_words, judged_views, quantized
 from kdexport.results import Report
 
@@ -36,6 +37,10 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
     for picture in catalog.PICTURES:
         lines += _image(f"report-{picture.name}.svg", picture.title, shown)
     lines += [*_splits(report), ""]
+    cuts = cut_rows(report)
+    if cuts:
+        lines += ["## What was cut out of the teacher", "", "| layer | before | after |", "|---|---:|---:|"]
+        lines += [*(f"| {escape(name)} | {before} | {after} |" for name, before, after in cuts), ""]
     lines += ["## Measured on", "", *_machines(report), ""]
     return "\n".join(lines)
 

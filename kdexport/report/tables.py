@@ -17,6 +17,7 @@ from kdexport.report.tradeoffs import speedup_at
 from kdexport.report.view import ConditionView, Row, quantized
 from kdexport.results import Report
 
+MOST_CUTS = 200  # layers of a pruned student that are listed
 MOST_COLUMNS = 60  # of the map of devices
 SHORTEST = 0.06  # share of a bar's length that the least figure has, on a log scale
 
@@ -192,3 +193,9 @@ def _against_plain(report: Report, view: ConditionView) -> list[dict[str, str]]:
                 }
             )
     return rows
+
+
+def cut_rows(report: Report) -> list[tuple[str, str, str]]:
+    """Return what was cut out of a pruned student, the whole last: layer, before, after; nothing for other students."""
+    pruned = next((model.pruned for model in report.models if model.pruned is not None), None)
+    return [] if pruned is None else [*figures.cuts(pruned, MOST_CUTS), *figures.cut_totals(pruned)]

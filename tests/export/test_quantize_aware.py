@@ -231,14 +231,14 @@ class Recorder(Silent):
     """Keeps what is said."""
 
     def __init__(self):
-        self.messages = []
+        self.said = []
 
     def message(self, message):
-        self.messages.append(message)
+        self.said.append(message)
 
     def clear(self):
-        self.messages.clear()
+        self.said.clear()
         return self
 
     def unchanged(self):
-        return sorted(message.split(":")[0] for message in self.messages if "unchanged" in message)
+        return sorted(said.split(":")[0] for said in self.said if "unchanged" in said)
