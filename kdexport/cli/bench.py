@@ -131,6 +131,15 @@ def bench(
             rich_help_panel=INPUTS,
         ),
     ] = None,
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Column of a table (--data table:FILE) that is estimated; may be repeated. By default what the file "
+            "itself says.",
+            rich_help_panel=INPUTS,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -199,7 +208,14 @@ def bench(
 
         paths = [Path(name) for name in models]
         request = request_for(
-            paths, flags, data, provider_option or [], dim or [], inputs_file=input, progress=console.progress
+            paths,
+            flags,
+            data,
+            provider_option or [],
+            dim or [],
+            label_columns=label_column or [],
+            inputs_file=input,
+            progress=console.progress,
         )
         if pack is not None:
             _pack(request, pack, console)

@@ -26,6 +26,7 @@ def request_for(
     provider_options: Sequence[str],
     dims: Sequence[str],
     *,
+    label_columns: Sequence[str] = (),
     inputs_file: Path | None,
     progress: Progress,
 ) -> BenchRequest:
@@ -37,12 +38,15 @@ def request_for(
         data: What to score on; None: what a run's recipe says.
         provider_options: ``KEY=VALUE``, as typed.
         dims: ``NAME=N``, as typed.
+        label_columns: Of the table that ``data`` names.
         inputs_file: Real inputs.
         progress: Where to say how it goes.
 
     Raises:
         KDExportError: A flag or a file is not what it should be.
     """
+    if label_columns and data is None:
+        raise KDExportError("--label-column is of --data, which is not given", hint="add --data table:FILE")
     models = _distinct_names([(path, model) for path in paths for model in _models(path)])
     run = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
     recipe = _recipe(run) if run else None
@@ -51,7 +55,7 @@ def request_for(
         models,
         _settings(recipe, {**flags, "provider_options": options or None}),
         recipe.name if recipe else models[0].name,
-        dataset=_dataset(recipe, data, [Path(model.file) for model in models], progress),
+        dataset=_dataset(recipe, data, tuple(label_columns), [Path(model.file) for model in models], progress),
         recipe=recipe.to_dict(relative_to=run) if recipe and run else None,
         training=training_lines(RunDirectory(run).metrics) if run else (),
         dims=_sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64")),
@@ -132,10 +136,12 @@ def _sizes(pairs: dict[str, str]) -> dict[str, int]:
     return {name: int(value) for name, value in pairs.items()}
 
 
-def _dataset(recipe: Recipe | None, data: str | None, files: Sequence[Path], progress: Progress) -> "Dataset | None":
+def _dataset(
+    recipe: Recipe | None, data: str | None, label_columns: tuple[str, ...], files: Sequence[Path], progress: Progress
+) -> "Dataset | None":
     """Load what the models are scored on: --data, else what the run's recipe says, else nothing."""
     if data is not None:
-        chosen = Data(source=references.absolute(data, Path.cwd()))
+        chosen = Data(source=references.absolute(data, Path.cwd()), label_columns=label_columns)
     elif recipe is not None:
         chosen = recipe.data
     else:

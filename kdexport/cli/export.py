@@ -72,6 +72,15 @@ def export(
             help="Real samples, to prove and to calibrate on. By default random ones.",
         ),
     ] = None,
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SOURCE,
+            help="Column of a table (--data table:FILE) that is estimated; may be repeated. By default what the file "
+            "itself says.",
+        ),
+    ] = None,
     input: Annotated[
         Path | None,
         typer.Option(
@@ -294,6 +303,7 @@ def export(
         arg=tuple(arg or ()),
         input_shape=tuple(input_shape or ()),
         data=data,
+        label_column=tuple(label_column or ()),
         seed=seed,
         dynamic=tuple(dynamic or ()),
         static=static,

@@ -26,6 +26,7 @@ class ReferenceFlags:
     arg: tuple[str, ...]
     input_shape: tuple[str, ...]
     data: str | None
+    label_column: tuple[str, ...]
     seed: int | None
     dynamic: tuple[str, ...]
     static: bool
@@ -87,7 +88,10 @@ def written(model: str, settings: Settings, own: ReferenceFlags, *, ort: bool, p
             "--input is for an ONNX file",
             hint="give the network's samples as data: --data npz:FILE or --data FILE.py:NAME",
         )
-    data = {} if own.data is None else {"data": {"source": own.data}}
+    if own.label_column and own.data is None:
+        raise KDExportError("--label-column is of --data, which is not given", hint="add --data table:FILE")
+    told = {"label_columns": own.label_column} if own.label_column else {}
+    data = {} if own.data is None else {"data": {"source": own.data, **told}}
     checked = StandaloneExport.parse({**data, "preprocessing": own.pixels, "export": {"quantize": (), **settings}})
     if is_file:
         return _of_file(model, settings, own, checked, progress)
@@ -205,7 +209,7 @@ def _of_file(
             hint="say what to make of it, e.g. --quantize int8 --input calibration.npz; or see "
             f"kdexport export --describe {reference}, kdexport bench {reference}",
         )
-    usable = {"out", "data", "input", "seed", "force", "size", "resize", "mean", "std"}
+    usable = {"out", "data", "label-column", "input", "seed", "force", "size", "resize", "mean", "std"}
     variant = {"quantize", "calibration", "calibration_samples", "weight_bits", "max_drop", "max_output_error"}
     idle = [name for name in own.given if name not in usable]
     idle += [name.replace("_", "-") for name in settings if name not in variant]

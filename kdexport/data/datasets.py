@@ -120,6 +120,7 @@ def load_data(
     standardize = source.standardize if data.standardize is None else data.standardize
     if standardize:
         default, note = _standardized(train, source, data.source)
+        default = replace(default, assumed=data.standardize is None)
         notes = (*notes, note)
     return Dataset(
         name=data.source,

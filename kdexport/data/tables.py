@@ -361,7 +361,8 @@ def _no_labels(path: Path, columns: Sequence[str]) -> SourceError:
     except ValueError:
         return SourceError(
             f"{path} is a table, and the recipe does not say which column is to be estimated",
-            hint=f'set label_columns under [data], e.g. label_columns = ["{columns[-1]}"]; it has: {_shown(columns)}',
+            hint=f'set label_columns under [data], e.g. label_columns = ["{columns[-1]}"] (--set \'data.label_columns='
+            f'["{columns[-1]}"]\'; export and bench: --label-column {columns[-1]}); it has: {_shown(columns)}',
         )
     return SourceError(
         f"{path} has no header: its first line holds {len(numbers)} numbers",

@@ -126,6 +126,11 @@ def cosine(expected: np.ndarray, actual: np.ndarray) -> float:
     return float(((e * a).sum(axis=1)[nonzero] / norms[nonzero]).min()) if nonzero.any() else 0.0
 
 
+def chooses(output: np.ndarray) -> bool:
+    """Whether an output has several values a sample (a map: a pixel) of which one can be the largest."""
+    return bool(output.shape[1 if output.ndim == 4 else -1] > 1)
+
+
 def argmax_agreement(expected: np.ndarray, actual: np.ndarray) -> float:
     """Return the share of decisions that are the same, over samples, or over a map's pixels."""
     axis = 1 if expected.ndim == 4 else -1  # a map's channels are its second axis

@@ -31,7 +31,7 @@ from kdexport.models.networks import (
     with_pretrained_args,
 )
 from kdexport.models.outputs import PROJECTION, Output, install
-from kdexport.models.preprocessing import TEXT_INPUTS, Preprocessing, resample_of, with_spec
+from kdexport.models.preprocessing import AS_THEY_ARE, TEXT_INPUTS, Preprocessing, resample_of, with_spec
 from kdexport.models.students import load_cut
 from kdexport.models.weights import Fit, carve_as, fit, load_weights, postprocessing_in
 from kdexport.recipe import Prune, Student, TeacherSpec
@@ -245,6 +245,8 @@ def _said_of(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what is to be said of a network's normalization: notes, and warnings where it is likely another's."""
     notes, warnings = [], []
+    if preprocessing.kind == "none" and dataset.preprocessing.assumed:
+        notes.append(f"{role}: {AS_THEY_ARE}")
     from_file = spec.weights is not None and spec.weights != PRETRAINED
     given = spec.preprocessing.mean is not None or spec.preprocessing.std is not None
     if dataset.measured and not given and preprocessing.mean == dataset.preprocessing.mean:
@@ -268,6 +270,8 @@ def _said_of(
 def preprocessing_of(spec: TeacherSpec | Student, dataset: Dataset) -> Preprocessing:
     """Return a network's preprocessing: what the recipe says, else what its library says, else the data's own."""
     own = inferred_preprocessing(spec.model, spec.args, spec.weights, dataset.preprocessing)
+    if own is None and dataset.preprocessing.assumed and spec.model.endswith(".onnx"):
+        own = Preprocessing("none")
     found = with_spec(own or dataset.preprocessing, spec.preprocessing)
     if found.kind == "tokens" and isinstance(spec, Student) and spec.vocabulary is not None:
         return replace(found, first_input=TEXT_INPUTS)

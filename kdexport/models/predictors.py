@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdexport.data.samples import Dataset
 from kdexport.errors import SourceError
-from kdexport.models.preprocessing import with_spec
+from kdexport.models.preprocessing import AS_THEY_ARE, with_spec
 from kdexport.recipe import Student
 from kdexport.references import parse
 from kdexport.scoring import Predict
@@ -45,7 +45,8 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
         own = with_spec(dataset.preprocessing, spec.preprocessing)
         task = dataset.task
         session = OnnxSession(Path(reference.target), own, expects=task.activation, output_ndim=task.output_ndim)
-        return Predictor(session.predict)
+        as_they_are = own.assumed and session.preprocessing is own
+        return Predictor(session.predict, notes=(AS_THEY_ARE,) if as_they_are else ())
     import torch
 
     from kdexport.models.loading import load_model

@@ -24,6 +24,12 @@ T = TypeVar("T")
 TEXT_INPUTS = 2  # ids and attention mask
 
 
+AS_THEY_ARE = (
+    "the file says nothing of its inputs, so the table's numbers are fed as they are; data.standardize = true feeds "
+    "them standardized"
+)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How raw inputs become a network's inputs.
@@ -47,6 +53,7 @@ class Preprocessing:
     tokenizer_file: str | None = None  # beside the ONNX file: makes its ids of a text, cut and padded
     first_input: int = 0  # where ids of several tokenizers lie side by side, the place of its own
     resample: Resample = "bilinear"
+    assumed: bool = False  # nobody asked for it: a file that says nothing of its inputs takes them as they are
     contiguous: bool = False  # images channels first in memory too: ``networks.needs_channels_first``
 
     def to_json(self) -> dict[str, Any]:
@@ -54,6 +61,7 @@ class Preprocessing:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         if self.resample == "bilinear":
             del values["resample"]
+        del values["assumed"]  # of a file that is written it is known
         return {key: value for key, value in values.items() if value not in (None, [], False)}
 
     @classmethod

@@ -168,7 +168,7 @@ class OnnxSession:
                     hint="export it with kdexport, which writes the preprocessing into the file",
                 )
             inputs = own.apply_numpy(inputs)
-        elif own is not None and own.kind == "features" and not self._bakes:
+        elif own is not None and own.kind == "features" and not self._bakes and not own.assumed:
             inputs = own.apply_numpy(inputs)
         return [
             np.ascontiguousarray(array, dtype=TYPES.get(item.type, array.dtype))

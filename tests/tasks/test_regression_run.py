@@ -6,21 +6,27 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pandas
 import pytest
 from sklearn import metrics
 
 from kdexport.cli import app
+from kdexport.data.datasets import load_data
 from kdexport.distill.preflight import check_settings
 from kdexport.distill.teacher import Ensemble
 from kdexport.errors import RecipeError
+from kdexport.export.differences import chooses
+from kdexport.models.loading import load_model
+from kdexport.models.predictors import load_predictor
 from kdexport.pipeline import run
-from kdexport.recipe import Recipe
+from kdexport.recipe import Data, Recipe, Student, Teacher
 from kdexport.report.card import card
 from kdexport.report.markdown import markdown, pictures_of
 from kdexport.report.stage import report as make
 from kdexport.results import BenchResult, Report, from_json
+from kdexport.scoring import evaluate
 from kdexport.tasks import TASKS
 
 NETS = """
@@ -91,8 +97,6 @@ def predicted(folder, name, frame):
 def test_every_model_is_scored_as_scikit_learn_does(houses):
     folder, report, _ = houses
     test = Recipe.load(folder / "run" / "recipe.toml")
-    from kdexport.data.datasets import load_data
-
     split = load_data(test.data, test.seed, folder / "cache").test
     true = np.asarray(split.labels, np.float64)
     rows = pandas.DataFrame(split.inputs[0], columns=["rooms", "age", "area"])
@@ -248,3 +252,66 @@ def test_teachers_of_numbers_are_averaged_as_they_are():
     members = [(Always(100.0, 1.0), Preprocessing()), (Always(200.0, 2.0), Preprocessing())]
     found = Ensemble(members, [3.0, 1.0], "average", relative=False)(torch.zeros(4, 1))
     assert found.tolist() == [[125.0, 1.25]] * 4
+
+
+def linear_file(path, weights, squeeze=False):
+    """Write a file of another tool's: a linear model of three columns, of which nothing is said."""
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["z" if squeeze else "y"])]
+    constants = [onnx.numpy_helper.from_array(np.asarray(weights, np.float32), "w")]
+    if squeeze:
+        nodes.append(onnx.helper.make_node("Squeeze", ["z", "axes"], ["y"]))
+        constants.append(onnx.numpy_helper.from_array(np.array([1]), "axes"))
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value("x", onnx.TensorProto.FLOAT, ["n", 3])]
+    outputs = [value("y", onnx.TensorProto.FLOAT, ["n"] if squeeze else ["n", 1])]
+    graph = onnx.helper.make_graph(nodes, "linear", inputs, outputs, constants)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_a_file_that_says_nothing_takes_a_tables_numbers_as_they_are(houses, tmp_path, squeeze):
+    folder, _, _ = houses
+    linear_file(tmp_path / "given.onnx", [[60_000.0], [-2_000.0], [3_000.0]], squeeze)
+    columns = {"label_columns": ("price",), "feature_columns": ("rooms", "age", "area")}
+    source = f"table:{folder / 'houses.csv'}"
+    spec = Student(model=str(tmp_path / "given.onnx"))
+    scores = {}
+    for standardize in (None, True):
+        data = load_data(Data(source=source, standardize=standardize, **columns), 0, tmp_path / "cache")
+        predictor = load_predictor(spec, data)
+        found, outputs = evaluate(predictor.predict, data.test, data.class_names)
+        scores[standardize] = found.score.value
+        assert any("fed as they are" in note for note in predictor.notes) is (standardize is None)
+        model = load_model("teacher", Teacher(model=spec.model), data)
+        teachers = model.network(*model.preprocessing.apply(data.test.inputs)).numpy()
+        np.testing.assert_allclose(teachers, outputs, rtol=1e-5)
+    assert scores[None] < 10_000
+    assert scores[True] > 300_000
+
+
+def test_one_number_a_sample_has_no_largest(houses):
+    _, report, _ = houses
+    assert report.models[0].parity.argmax_agreement is not None  # of price and rent, for what it is worth
+    assert not chooses(np.zeros((4, 1)))
+    assert chooses(np.zeros((4, 2)))
+    assert chooses(np.zeros((4, 3, 5, 1)))
+
+
+def test_bench_and_export_take_the_column_of_a_file_that_says_nothing(houses, tmp_path, monkeypatch, capsys):
+    _, _, frame = houses
+    monkeypatch.chdir(tmp_path)
+    linear_file(tmp_path / "given.onnx", [[60_000.0], [-2_000.0], [3_000.0]])
+    frame[["rooms", "age", "area", "price"]].to_csv("h.csv", index=False)
+    quick = ("--rounds", "1", "--min-seconds", "0.02", "--max-seconds", "0.05", "--threads", "1", "--json")
+    given = ("--data", "table:h.csv", "--label-column", "price")
+    measured = command(capsys, "bench", "given.onnx", *given, *quick)
+    assert measured["models"][0]["score"]["value"] < 10_000
+    with pytest.raises(SystemExit):
+        app(["bench", "given.onnx", "--label-column", "price"])
+    assert "add --data table:FILE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        app(["bench", "given.onnx", "--data", "table:h.csv"])
+    assert "--label-column price" in capsys.readouterr().err
+    made = command(capsys, "export", "given.onnx", "--quantize", "int8", *given, "--out", "small.onnx", "--json")
+    assert made["models"][0]["precision"] == "int8"
