@@ -1,3 +1,4 @@
+import importlib
 import io
 import json
 
@@ -189,6 +190,8 @@ def test_data_are_kept_where_evaluate_keeps_them(models, tmp_path, monkeypatch):
     def load(data, seed, cache, progress, task=None):
         asked.append(cache)
         raise SourceError("enough", hint="none")
+
+    importlib.import_module("kdexport.models.fitted_data")  # before the patch, which it would keep
 
     monkeypatch.setattr(datasets, "load_data", load)
     assert kdexport("bench", models / "a.onnx", "--data", "digits", "-q").exit_code == 1
