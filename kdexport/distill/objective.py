@@ -297,6 +297,8 @@ class Objective:
                 if need == "logits":
                     ours = fed[0] if heads is None else heads.project(part.name, fed[0])
                     arguments += [ours, _given(fed[1], part.name, "the teacher's logits")]
+                    if self.task.embeds and isinstance(part.term, OwnLoss):
+                        _check_widths(part.name, *arguments[-2:])
                 elif need == "labels":
                     arguments.append(self.task.comparable(_given(fed[2], part.name, "labels")))
                 elif need == "maps":
@@ -360,6 +362,16 @@ def _called(part: _Part, arguments: list[Any]) -> Tensor:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise KDExportError(f"{part.name} gives {shape}, not one number", hint="let it return the mean over the batch")
     return value
+
+
+def _check_widths(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Hold that a loss of the user's own can compare two embeddings: nothing projects the one for it."""
+    if student.shape[1] != teacher.shape[1]:
+        raise KDExportError(
+            f"{name} is given embeddings of {student.shape[1]} numbers of the student and {teacher.shape[1]} of the "
+            "teacher",
+            hint=f"set student.embedding_dim = {teacher.shape[1]}, or use cosine, output_mse or relational",
+        )
 
 
 def _check_task(part: _Part, task: Task, *, mixed: bool) -> None:

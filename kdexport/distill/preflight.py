@@ -158,14 +158,15 @@ def _try(
             if dataset.task.embeds:
                 widths = logits.shape[1], None if teacher_logits is None else teacher_logits.shape[1]
                 heads = heads_for(objective, np.asarray(split.labels), widths, training, context.recipe.seed)
-            loss, _ = objective(
-                logits,
-                batch.labels,
-                teacher_logits,
-                progress_of_training=0.5,
-                features=features,
-                heads=None if heads is None else heads.to(logits.device),
-            )
+            with named(f"a loss of {who}", doing):
+                loss, _ = objective(
+                    logits,
+                    batch.labels,
+                    teacher_logits,
+                    progress_of_training=0.5,
+                    features=features,
+                    heads=None if heads is None else heads.to(logits.device),
+                )
         if not loss.requires_grad:
             raise KDExportError(
                 f"{who}'s output has no gradient: it would learn nothing",

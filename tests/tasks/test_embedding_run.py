@@ -241,6 +241,8 @@ def test_a_width_that_is_asked_for_is_part_of_the_student(folder, tmp_path, monk
     [
         ("distill.terms=[{ method = 'soft_targets' }]", "compares classes, and an embedding has none"),
         ("distill.label_loss='mse'", "no label_loss 'mse'"),
+        ("distill.terms=[{ method = 'FOLDER/own.py:own' }]", "embeddings of 6 numbers of the student and 12 of the"),
+        ("distill.terms=[{ method = 'FOLDER/own.py:faulty' }]", "KeyError: 'x' in training mode"),
         ("distill.augment=['mixup']", "those of embedding cannot be mixed"),
         ("task='classification'", "embedding_dim|gives|classes"),
         ("student.model='torchvision:resnet18'", "nothing says how wide its embedding is to be"),
@@ -248,6 +250,10 @@ def test_a_width_that_is_asked_for_is_part_of_the_student(folder, tmp_path, monk
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_trained(folder, tmp_path, change, message):
+    (folder / "own.py").write_text(
+        "def own(student_logits, teacher_logits):\n    return (student_logits - teacher_logits).mean()\n"
+        "def faulty(labels):\n    return {}['x']\n"
+    )
     np.savez(folder / "one.npz", x_train=np.zeros((6, 8, 8, 1), np.uint8), y_train=np.full(6, 3))
     with pytest.raises(KDExportError, match=message) as caught:
         distill(recipe(folder, change.replace("FOLDER", str(folder))), RunDirectory(tmp_path / "run"))
