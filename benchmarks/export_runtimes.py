@@ -3,7 +3,7 @@
     python benchmarks/export_runtimes.py [--cache DIR] [VERSION...]
 
 Each release is installed into a folder of its own. It is given one-node models of every opset and IR version (the
-table in ``kdexport/export/runtimes.py``), then what kdexport writes: a network with its preprocessing, resizing,
+table in ``kdexport/onnx/files.py``), then what kdexport writes: a network with its preprocessing, resizing,
 softmax and top-k inside, as ``--for-runtime`` asks for that release, and every smaller variant of it, answers compared
 with those of the runtime that is installed here.
 """

@@ -176,7 +176,7 @@ class Classification(Task):
         )
 
     def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:
-        """Say where it guesses, or where its classes come in another order; see ``doubts``."""
+        """Say where it guesses, or where its classes come in another order; see ``doubt_of``."""
         return doubt_of(targets, outputs, names)
 
     def agreement(self, teacher: Array, outputs: Array) -> Agreement:
