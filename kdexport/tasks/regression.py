@@ -146,8 +146,12 @@ class Regression(Task):
         else:
             losses = errors.square()
         if labelled is None:
-            labelled = known.all(dim=1).sum().clamp(min=1)
+            labelled = self.count_labelled(targets)
         return losses.sum() / (labelled * outputs.shape[1])
+
+    def count_labelled(self, targets: "Tensor") -> "Tensor":
+        """Return how many samples have targets, at least 1."""
+        return self._tensor(targets).isfinite().all(dim=1).sum().clamp(min=1)
 
     def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":  # noqa: ARG002
         """Return zeros: a number is not right or wrong."""

@@ -14,6 +14,7 @@ from kdexport.distill.trainer import Step
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import SILENT
 from kdexport.recipe import Training
+from kdexport.tasks import TASKS
 from kdexport.terms import Hint
 
 
@@ -129,3 +130,29 @@ def test_samples_count_alike_where_processes_have_unequal_shares() -> None:
     network.zero_grad()
     nn.functional.cross_entropy(network(inputs), labels).backward()
     torch.testing.assert_close(sum(gradients) / 2, network.weight.grad)
+
+
+def test_numbers_without_a_label_leave_the_others_their_weight() -> None:
+    """However the batch is cut: the labels' loss is the mean over all that have one."""
+    found = []
+    for size in (None, 3, 5):
+        torch.manual_seed(0)
+        network = nn.Linear(5, 2)
+        targets = torch.randn(10, 2)
+        targets[[0, 4, 5, 6, 7]] = float("nan")
+        setup = SimpleNamespace(
+            training=Training(micro_batch_size=size),
+            preprocessing=Preprocessing(),
+            objective=Objective(1.0, task=TASKS["regression"]),
+            teacher=None,
+            hooks=None,
+            heads=None,
+            beside=(),
+            phase="student",
+        )
+        batch = Batch(np.arange(10), 0, (torch.randn(10, 5),), targets)
+        loss, _, _ = Step(network, setup, Accelerator(cpu=True), SILENT)(batch, 0.0)
+        found.append((network.weight.grad.clone(), float(loss)))
+    for gradient, loss in found[1:]:
+        torch.testing.assert_close(gradient, found[0][0])
+        assert abs(loss - found[0][1]) < 1e-6
