@@ -19,6 +19,13 @@ from kdexport.errors import KDExportError
 T = TypeVar("T")
 
 
+RUN_MARKS = (".lock", "checkpoints", "distill.json", "export.json", "bench.json")  # of a directory that has a run
+REPLACED = (  # by a run; infer.py is not
+    *("recipe.toml", "metrics.jsonl", "card.md", "report.json", "report.md", "report.html"),
+    *(f"{name}.{suffix}" for name in ("teacher", "student", "student-plain") for suffix in ("safetensors", "onnx")),
+)
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of one run. Making one touches nothing; see ``prepare``."""
@@ -93,6 +100,7 @@ class RunDirectory:
         if not is_main():
             yield
             return
+        self._check_own()
         with (self.root / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,6 +110,21 @@ class RunDirectory:
                     hint="wait until it ends, or choose another directory with --out DIR",
                 ) from None
             yield
+
+    def _check_own(self) -> None:
+        """Hold that nothing of the user's would be replaced: files of a run's names where no run has been.
+
+        Raises:
+            KDExportError: There are some.
+        """
+        if any((self.root / name).exists() for name in RUN_MARKS):
+            return
+        found = [name for name in REPLACED if (self.root / name).exists()]
+        if found:
+            raise KDExportError(
+                f"{self.root} holds {', '.join(found)}, and no run of kdexport has been there: it would be replaced",
+                hint="choose another directory with --out DIR, or move it elsewhere",
+            )
 
     @contextlib.contextmanager
     def holding(self, recipe: str) -> Iterator[None]:

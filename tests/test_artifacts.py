@@ -66,3 +66,21 @@ def test_json_that_is_none(tmp_path: Path) -> None:
     assert read_json(tmp_path / "none.json") is None
     write_text(tmp_path / "list.json", "[1]")
     assert read_json(tmp_path / "list.json") is None
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "card.md", "student.onnx", "teacher.safetensors"])
+def test_files_of_the_users_are_not_replaced_by_a_run(name: str, tmp_path: Path) -> None:
+    """A directory of one's own as --out: the recipe in it, and a model card, were written over."""
+    (tmp_path / name).write_text("mine")
+    for _ in range(2):  # the refusal leaves no mark that would let the second call pass
+        with pytest.raises(KDExportError, match="and no run of kdexport") as caught, RunDirectory(tmp_path).lock():
+            pass
+        assert name in caught.value.message
+        assert "--out" in caught.value.hint
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    with RunDirectory(tmp_path).lock():
+        (tmp_path / name).write_text("a run's")
+    with RunDirectory(tmp_path).lock():
+        pass

@@ -251,6 +251,11 @@ def _check_place(file: Path | None, flag: str, example: str) -> None:
         folder = possible = False
     if folder:
         raise KDExportError(f"{flag} {file} is a folder", hint=f"name a file in it, e.g. {flag} {file / example}")
+    if file.is_file() and file.stat().st_size and flag == "--out":
+        from kdexport.artifacts import read_json
+
+        if not {"schema", "measurements"} <= (read_json(file) or {}).keys():
+            raise KDExportError(f"{flag} {file} is a file, and no result of a bench", hint="name another, or move it")
     if not possible:
         raise KDExportError(
             f"{flag} {file}: no file can be written there", hint=f"choose another place, e.g. {flag} {example}"

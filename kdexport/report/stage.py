@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdexport import results
-from kdexport.artifacts import RunDirectory, write_text
-from kdexport.errors import RequirementError
+from kdexport.artifacts import RunDirectory, read_json, write_text
+from kdexport.errors import KDExportError, RequirementError
 from kdexport.progress import Progress
 from kdexport.recipe import Recipe, Require
 from kdexport.report.findings import findings
@@ -88,7 +88,7 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
         The paths written: report.json last, so that what it stands for is there.
 
     Raises:
-        KDExportError: The folder cannot be written to.
+        KDExportError: The folder cannot be written to, or holds files of these names that no report of kdexport's is.
     """
     from kdexport.report.card import card
     from kdexport.report.html import html
@@ -102,12 +102,29 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
         "report.html": html(report),
         **({"card.md": made} if made else {}),
     }
+    _check_own(folder, (*texts, "report.json"))
     written = tuple(folder / name for name in texts)
     for path, text in zip(written, texts.values(), strict=True):
         write_text(path, text)
     document = results.to_json(report)
     write_text(folder / "report.json", _in_lines(stamped(document, folder, key, written) if key else document))
     return (*written, folder / "report.json")
+
+
+def _check_own(folder: Path, names: Sequence[str]) -> None:
+    if folder.is_file():
+        raise KDExportError(
+            f"the report could not be written: {folder} is a file",
+            hint="give a folder with --out, for its several files",
+        )
+    if {"schema", "models", "measurements"} <= (read_json(folder / "report.json") or {}).keys():
+        return
+    found = [name for name in names if (folder / name).exists()]
+    if found:
+        raise KDExportError(
+            f"{folder} holds {', '.join(found)}, which no report of kdexport's belongs to: it would be replaced",
+            hint="give another folder with --out, or move it elsewhere",
+        )
 
 
 def _in_lines(document: dict[str, Any]) -> str:

@@ -85,6 +85,7 @@ def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):
         (["--remote", "-x"], "is not a host"),
         (["--out", "."], "--out . is a folder"),
         (["--pack", "."], "--pack . is a folder"),
+        (["--out", __file__], "is a file, and no result of a bench"),
         (["--out", "/dev/null/bench.json"], "no file can be written there"),
         (["--timeout", "inf"], "--timeout inf: it should be a finite number"),
         (["--timeout", "nan"], "--timeout nan: it should be a finite number"),

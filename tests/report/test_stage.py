@@ -10,7 +10,7 @@ from kdexport.errors import KDExportError
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
 from kdexport.report.reading import read_benches, read_report
-from kdexport.report.stage import report, report_run
+from kdexport.report.stage import report, report_run, write_report
 
 
 class Listening(Silent):
@@ -59,6 +59,22 @@ def test_what_is_written_reads_back_the_same(build, tmp_path: Path) -> None:
     }
     (tmp_path / "bench.json").write_text(results.dumps(bench))
     assert read_benches(str(tmp_path)) == (bench,)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json"])
+def test_files_of_the_users_are_not_replaced(build, tmp_path: Path, name: str) -> None:
+    """A report of measurements beside one's own report.md was written over it."""
+    made = report([build.bench()])
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(KDExportError, match="which no report of kdexport's belongs to") as caught:
+        write_report(made, tmp_path)
+    assert "--out" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(KDExportError, match="is a file"):
+        write_report(made, tmp_path / name)
+    (tmp_path / name).unlink()
+    write_report(made, tmp_path)
+    write_report(made, tmp_path)
 
 
 def test_python_gets_the_same_errors(build) -> None:
