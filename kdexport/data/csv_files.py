@@ -57,6 +57,8 @@ def read_csv(path: Path, wanted: Sequence[tuple[str, str]]) -> CsvRows:
     Raises:
         SourceError: It has not, a row is of another length, or there is none.
     """
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
     csv.field_size_limit(sys.maxsize)
     with path.open("rb") as handle:
         start = handle.read(4)

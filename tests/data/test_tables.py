@@ -234,8 +234,11 @@ def test_files_that_are_no_tables(table, text, told):
 def test_a_damaged_or_absent_parquet_file(table, tmp_path):
     with pytest.raises(SourceError, match="cannot be read as Parquet"):
         table("no such thing", ".parquet")
+    for name in ("none.parquet", "none.csv"):
+        with pytest.raises(SourceError, match="there is no file"):
+            load_data(Data(source=f"table:{tmp_path / name}", label_columns=("a",)), 0, tmp_path)
     with pytest.raises(SourceError, match="there is no file"):
-        load_data(Data(source=f"table:{tmp_path / 'none.parquet'}", label_columns=("a",)), 0, tmp_path)
+        load_data(Data(source=f"table:{tmp_path}", label_columns=("a",)), 0, tmp_path)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(table, frame, monkeypatch, tmp_path):

@@ -101,7 +101,7 @@ def draw_panels(
         drawn.append(text(right, bottom + 34, across_title, "end", class_="title"))
         drawn.append(text(x0 + 4, y0 + HEIGHT - 6, f"↑ {up_title}", class_="title"))
         for mark, found in placed:
-            marks = [glyph(mark, across(x), up(y), 2.2) for x, y in found]
+            marks = [glyph(mark, across(x), up(y), 3.0) for x, y in found]
             drawn.append(tag("g", *marks, data_model=mark.name, opacity=0.6, aria_hidden="true"))
     return picture(width, 28.0 + rows * (HEIGHT + GAP), label, *drawn)
 
