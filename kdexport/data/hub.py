@@ -32,10 +32,17 @@ def hugging_face_data(data: Data, reading: Reading) -> Source:
         raise SourceError(f"{data.source} has the splits {', '.join(sets)}", hint="it needs one that is called train")
     columns = list(parts["train"].features)
     label = _column("label_column", data.label_column, columns, data)
-    parts = {split: found for split, found in parts.items() if split == "train" or set(found.unique(label)) != {-1}}
+    found_in = split_folders(list(sets), data.source)
+    secret = [split for split, found in parts.items() if split != "train" and set(found.unique(label)) == {-1}]
+    parts = {split: found for split, found in parts.items() if split not in secret}
+    ignored = [name for name in sets if name not in found_in.values()]
+    notes = [f"the {found_in[split]} split has no labels (-1 throughout) and is left out" for split in secret]
+    notes += [f"left out, for they are no split that is known: {', '.join(ignored)}"] if ignored else []
     feature = parts["train"].features[label]
     names = [split for split, found in parts.items() for _ in range(len(found))]
     said = [value for found in parts.values() for value in found[label]]
+    if missing := sum(value is None for value in said):
+        raise SourceError(f"{data.source}: {missing} samples have no label", hint="filter them out")
     labels: NDArray[Any]
     class_names: tuple[str, ...]
     if reading.task == REGRESSION:
@@ -48,9 +55,12 @@ def hugging_face_data(data: Data, reading: Reading) -> Source:
     image = next((key for key, item in parts["train"].features.items() if type(item).__name__ == "Image"), None)
     if image is None:
         text = _column("text_column", data.text_column, columns, data)
-        texts = [str(value) for found in parts.values() for value in found[text]]
+        texts = ["" if value is None else str(value) for found in parts.values() for value in found[text]]
+        empty = sum(not value.strip() for value in texts)
+        notes += [f"{empty} of {len(texts)} texts are empty"] if empty else []
         whole = Split(encode(texts, data), labels, texts=np.array(texts, dtype=object))
-        return _source(whole, origin, class_names, input_names=INPUT_NAMES, preprocessing=token_preprocessing(data))
+        tokens = token_preprocessing(data)
+        return _source(whole, origin, class_names, input_names=INPUT_NAMES, preprocessing=tokens, notes=tuple(notes))
     starts = np.cumsum([0, *(len(found) for found in parts.values())])
 
     def opened(index: int) -> Image.Image:
@@ -67,7 +77,7 @@ def hugging_face_data(data: Data, reading: Reading) -> Source:
         progress=reading.progress,
     )
     whole = Split((stored.images,), labels[stored.kept])
-    return _source(whole, origin[stored.kept], class_names, skipped=stored.skipped, notes=(stored.note,))
+    return _source(whole, origin[stored.kept], class_names, skipped=stored.skipped, notes=(stored.note, *notes))
 
 
 def _source(whole: Split, origin: Any, class_names: tuple[str, ...], **known: Any) -> Source:

@@ -82,6 +82,27 @@ def test_hugging_face_pictures(datasets, load, tmp_path):
     assert "img, kind" in caught.value.hint
 
 
+def test_splits_that_are_left_out_and_labels_that_lack_are_told(datasets, load, tmp_path):
+    from PIL import Image
+
+    def made(labels):
+        pictures = [Image.new("RGB", (8, 6), (number, 0, 0)) for number in range(len(labels))]
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+        return datasets.Dataset.from_dict({"img": pictures, "label": labels}, features)
+
+    parts = {"train": made([0, 1] * 10), "validation": made([0, 1] * 3), "test": made([-1] * 5), "extra": made([-1])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "d")
+    data = load(f"hf:{tmp_path / 'd'}")
+    assert len(data.test) == 6
+    assert data.notes[1:3] == (
+        "the test split has no labels (-1 throughout) and is left out",
+        "left out, for they are no split that is known: extra",
+    )
+    datasets.DatasetDict({"train": made([0, 1, None] * 10)}).save_to_disk(tmp_path / "n")
+    with pytest.raises(SourceError, match="10 samples have no label"):
+        load(f"hf:{tmp_path / 'n'}")
+
+
 def test_a_split_with_secret_labels_counts_as_absent(datasets, load, tmp_path):
     def made(labels):
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "p"])})
