@@ -46,7 +46,7 @@ CASES = [
     ("channel_wise", MAP, MAP, {}, channel_wise),
     ("channel_wise", MAP, MAP, {"temperature": 1.0}, lambda f, g: channel_wise(f, g, temperature=1.0)),
     ("channel_wise", MAP, MAP, {"counted": torch.from_numpy(~VOID)}, lambda f, g: channel_wise(f, g, ~VOID)),
-    ("pairwise", MAP, (2, 6, 4, 5), {}, pairwise),
+    ("pairwise", (2, 3, 3, 2), (2, 6, 3, 2), {}, pairwise),
     ("pairwise", (2, 7, 3), (2, 7, 6), {}, lambda f, g: pairwise(*(x.transpose(0, 2, 1)[..., None] for x in (f, g)))),
 ]
 
