@@ -165,6 +165,8 @@ def _generation(context: DistillContext, name: str, teachers: Teachers, ships_as
 def _with_rounding(context: DistillContext, distilled: TrainedNetwork, teachers: Teachers) -> TrainedNetwork:
     """Train the distilled student on while it rounds as int8 does; its weights are those that ship."""
     spec, settings = context.recipe.student, qat.settings_of(context.recipe.distill)
+    if context.dataset.task.label_head and settings.terms:  # the labels' head was thrown away: a fresh one would undo
+        settings = settings.model_copy(update={"label_weight": 0.0})
     made_from = [distilled.weights_sha256, network_key(spec), context.data_key, key_of_teachers(context, teachers)]
     depends = depends_on([made_from, context.recipe.export.weight_bits], settings, {"baseline", "generations"})
 

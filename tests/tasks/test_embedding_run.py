@@ -70,6 +70,8 @@ method = "output_mse"
 [export]
 quantize = ["int8"]
 max_drop = 0.05
+calibration = "minmax"
+calibration_samples = 32
 [bench]
 min_seconds = 0.02
 max_seconds = 0.05
