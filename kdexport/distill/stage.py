@@ -90,6 +90,11 @@ def _phases(context: DistillContext) -> DistillResult:
     context.announce_data()
     context = _with_usual_terms(with_fitting_lr(context))
     recipe, directory = context.recipe, context.directory
+    if recipe.distill.data_free is not None and context.dataset.task.activation == "none":
+        raise SourceError(
+            f"data_free makes samples that a classifier is sure of, and the task is {context.dataset.task.name}",
+            hint="take [distill.data_free] out, and give samples: for distillation they need no labels",
+        )
     _ = context.objective, context.load("student", recipe.student)  # faults show before the teacher has cost an hour
     teachers = _teachers(context)
     networks = [teachers[0][0], _student(context, teachers)]

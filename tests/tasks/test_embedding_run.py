@@ -245,6 +245,7 @@ def test_a_width_that_is_asked_for_is_part_of_the_student(folder, tmp_path, monk
         ("distill.label_loss='mse'", "no label_loss 'mse'"),
         ("distill.terms=[{ method = 'FOLDER/own.py:own' }]", "embeddings of 6 numbers of the student and 12 of the"),
         ("distill.terms=[{ method = 'FOLDER/own.py:faulty' }]", "KeyError: 'x' in training mode"),
+        ("distill={ label_weight = 0.0, data_free = {} }", "makes samples that a classifier is sure of"),
         ("distill.augment=['mixup']", "those of embedding cannot be mixed"),
         ("task='classification'", "embedding_dim|gives|classes"),
         ("student.model='torchvision:resnet18'", "nothing says how wide its embedding is to be"),
