@@ -85,6 +85,7 @@ def load_model(
     network, fresh, fitted = _with_its_weights(spec, args, dataset, weights, start)
     if isinstance(network, OnnxNetwork):
         network.onnx.expects, network.onnx.output_ndim = dataset.task.activation, dataset.task.output_ndim
+        network.onnx.width = dataset.task.num_outputs(dataset.class_names)
     bare = parse(spec.model).kind == "hf" and fresh is None and weights is None and spec.weights is None
     if bare and isinstance(spec, TeacherSpec) and spec.train is None:
         raise SourceError(

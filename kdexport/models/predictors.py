@@ -45,6 +45,7 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
         own = with_spec(dataset.preprocessing, spec.preprocessing)
         task = dataset.task
         session = OnnxSession(Path(reference.target), own, expects=task.activation, output_ndim=task.output_ndim)
+        session.width = task.num_outputs(dataset.class_names)
         as_they_are = own.assumed and session.preprocessing is own
         return Predictor(session.predict, notes=(AS_THEY_ARE,) if as_they_are else ())
     import torch

@@ -53,6 +53,7 @@ class OnnxSession:
     Attributes:
         expects: As given.
         metadata: The file's own entries, ``kdexport.*`` and others.
+        width: Classes or targets of a sample, where known: of several outputs the one with as many is scored.
         activation: What the scores have been through: ``none`` (logits), ``softmax`` or ``sigmoid``; None before the
             first batch.
 
@@ -80,6 +81,7 @@ class OnnxSession:
         self._model = model
         self.expects = expects
         self.output_ndim = output_ndim
+        self.width: int | None = None
         self._preprocessing = preprocessing
         self._raw = raw
 
@@ -176,7 +178,10 @@ class OnnxSession:
         ]
 
     def _scores(self, feed: list[NDArray[Any]]) -> NDArray[np.float32]:
-        """Return the first output that is a table of floats: not the labels that stand before it in some files."""
+        """Return the output that is scored: a table of floats, not the labels that stand before it in some files.
+
+        Of several the first one of the width that is known, else the first.
+        """
         try:
             outputs = self(feed)
         except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
@@ -191,6 +196,7 @@ class OnnxSession:
                 f"{self.name} does not take the data ({shapes}): {first_line(error)}",
                 hint="the data must have the shape and type that the model was exported for",
             ) from None
+        tables: dict[str, NDArray[Any]] = {}
         for name, output in zip(self.output_names, outputs, strict=True):
             table: Any = output
             if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
@@ -198,10 +204,14 @@ class OnnxSession:
             if isinstance(table, np.ndarray) and table.shape == (len(feed[0]),) and self.expects == "none":
                 table = table[:, None]  # one number a sample
             if isinstance(table, np.ndarray) and table.ndim == self.output_ndim and table.dtype.kind == "f":
-                scores: NDArray[np.float32] = table.astype(np.float32)
-                if self.activation is None:
-                    self.activation = activation_of(last_operator(self._model, name), scores)
-                return scores
+                tables[name] = table
+        if tables:
+            fitting = [name for name, table in tables.items() if table.shape[1] == self.width]
+            chosen = next(iter(fitting or tables))
+            scores: NDArray[np.float32] = tables[chosen].astype(np.float32)
+            if self.activation is None:
+                self.activation = activation_of(last_operator(self._model, chosen), scores)
+            return scores
         kinds = ", ".join(f"{item.name} {item.type} {item.shape}" for item in self.session.get_outputs())
         raise SourceError(
             f"{self.name} gives no scores of shape [batch, classes{', h, w' if self.output_ndim == 4 else ''}]; "

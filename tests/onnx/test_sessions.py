@@ -151,6 +151,17 @@ def test_a_batch_dimension_that_is_left_unset_is_any_or_named(size, tmp_path):
     np.testing.assert_allclose(model.predict((x,)), x @ WEIGHT, rtol=1e-5, atol=1e-6)
 
 
+def test_of_several_outputs_the_one_with_as_many_columns_as_classes_is_scored(tmp_path):
+    """Features that stand before the logits were taken for them."""
+    nodes = [helper.make_node("Identity", ["x"], ["features"]), helper.make_node("MatMul", ["x", "w"], ["logits"])]
+    outputs = [("features", TensorProto.FLOAT, ["n", 12]), ("logits", TensorProto.FLOAT, ["n", 3])]
+    model = OnnxSession(save(tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, ["n", 12])], outputs))
+    x = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    assert model.predict((x,)).shape == (5, 12)  # no width is known
+    model.width = 3
+    np.testing.assert_allclose(model.predict((x,)), x @ WEIGHT, rtol=1e-5, atol=1e-5)
+
+
 def test_weights_that_are_cut_off_are_named(tmp_path):
     """The runtime itself tells of a tensor that it could not deserialize."""
     inputs, outputs = [("x", TensorProto.FLOAT, ["n", 12])], [("logits", TensorProto.FLOAT, ["n", 3])]
