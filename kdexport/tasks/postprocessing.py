@@ -84,6 +84,8 @@ class Postprocessing:
             output = output[:, None]
         if self.kind == "column":
             return output
+        if self.kind == "scale" and output.shape[-1] != len(self.std):
+            return output  # of another width: it is refused, and must not be made to fit
         if self.kind == "scale":
             # Not in half precision, where a price of 70,000 is infinite and one of 700 is known to 2 or so.
             output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output

@@ -141,6 +141,9 @@ def test_one_number_a_sample_is_a_column():
     assert column.kind == "column"
     assert column.apply(torch.arange(3.0)).tolist() == [[0.0], [1.0], [2.0]]
     assert torch.equal(column.apply(torch.ones(2, 1)), torch.ones(2, 1))
+    two = Regression(mean=(1.0, 2.0), std=(3.0, 4.0)).postprocessing((3,), fresh=True)
+    assert two.apply(torch.ones(5, 1)).shape == (5, 1)  # torch would make two numbers of one
+    assert two.apply(torch.ones(5, 2))[0].tolist() == [4.0, 6.0]
     half = TASK.postprocessing((3,), fresh=True).apply(torch.ones(2, dtype=torch.bfloat16))
     assert (half.dtype, half.shape) == (torch.float32, (2, 1))
     assert half[0, 0].item() == pytest.approx(TASK.mean[0] + TASK.std[0], rel=1e-6)  # bf16 would be off by 1,000

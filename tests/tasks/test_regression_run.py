@@ -16,7 +16,7 @@ from kdexport.cli import app
 from kdexport.data.datasets import load_data
 from kdexport.distill.preflight import check_settings
 from kdexport.distill.teacher import Ensemble
-from kdexport.errors import RecipeError
+from kdexport.errors import RecipeError, SourceError
 from kdexport.export.differences import chooses
 from kdexport.models.loading import load_model
 from kdexport.models.predictors import load_predictor
@@ -315,3 +315,15 @@ def test_bench_and_export_take_the_column_of_a_file_that_says_nothing(houses, tm
     assert "--label-column price" in capsys.readouterr().err
     made = command(capsys, "export", "given.onnx", "--quantize", "int8", *given, "--out", "small.onnx", "--json")
     assert made["models"][0]["precision"] == "int8"
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_network_of_another_width_is_refused(houses, tmp_path, width):
+    folder, _, _ = houses
+    columns = {"label_columns": ("price", "rent"), "feature_columns": ("rooms", "age", "area")}
+    data = load_data(Data(source=f"table:{folder / 'houses.csv'}", **columns), 0, tmp_path / "cache")
+    spec = Student(model=f"{folder / 'nets.py'}:net", args={"num_classes": width})
+    with pytest.raises(
+        SourceError, match=rf"gives \[\d, {width}\] for \d samples; the data have 2 targets .price, rent."
+    ):
+        load_model("student", spec, data, learns=True)
