@@ -57,6 +57,7 @@ BENCHMARKS = (
     Benchmark("export_int8_cifar", 10, (f"imagefolder:{DATA}",)),
     Benchmark("export_families", 40),
     Benchmark("export_segmentation", 10),
+    Benchmark("pruning_families", 15, (DATA,)),
     Benchmark("export_runtimes", 20),
     Benchmark("strangers", 120),
     Benchmark("bench_gpu", 5, gpu=True),

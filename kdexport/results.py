@@ -132,7 +132,7 @@ OnChange = Literal["ask", "restart", "extend"]
 class PrunedLayer:
     """One layer of a pruned network that has become smaller, or is gone."""
 
-    layer: str  # its path
+    layer: str  # its path; of what is no layer's weight the parameter's name
     kind: str  # its class
     before: tuple[int, ...]  # shape of its weight; of a block that is gone, its number of parameters
     after: tuple[int, ...] | None  # None: taken out

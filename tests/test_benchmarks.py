@@ -13,6 +13,7 @@ SHARED = {
     "engine_pairs",
     "engine_race",
     "methods_nets",
+    "pruning_nets",
     "segmentation_nets",
     "strangers_nets",
 }

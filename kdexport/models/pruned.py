@@ -205,7 +205,8 @@ def cut_layers(whole: nn.Module, cut: nn.Module, removed: Mapping[str, int]) -> 
         changed = [name for name, shape in own.items() if new[name] != shape]
         if changed:
             name = "weight" if "weight" in changed else changed[0]
-            rows.append(PrunedLayer(path, kind, own[name], new[name]))
+            layer = path if name == "weight" else f"{path}.{name}".removeprefix(".")
+            rows.append(PrunedLayer(layer, kind, own[name], new[name]))
     return tuple(rows)
 
 

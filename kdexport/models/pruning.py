@@ -31,7 +31,7 @@ NEAR = 0.005  # of the share of parameters that is asked for, where the search e
 FAR = 0.02  # a share that is larger than asked for by more than this is an error
 SHOWN = 8
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LSTM)
 
 Gradients = Callable[[nn.Module], dict[str, Tensor]]
 _channels_out: dict[str, float] = {}  # what an earlier search has found: it depends on shapes alone
@@ -80,16 +80,14 @@ def prune(
         cut = cutter.cut(channels_out)
         if cutter.unreached:
             shown = ", ".join(cutter.unreached[:SHOWN]) + (", ..." if len(cutter.unreached) > SHOWN else "")
-            notes = (
-                *notes,
-                f"no gradient reaches {shown}: left whole",
-            )
+            notes = (*notes, f"no gradient reaches {shown}: left whole")
         operators = _own_operators(whole, inputs)
         if operators:
             notes = (*notes, f"the operators {', '.join(operators)} are taken to work on each channel alone")
         kept = size(cut) / size(whole)
         if abs(kept - settings.keep) > FAR:
-            notes = (f"round_to = {settings.round_to} is coarse for it: keep = {settings.keep:g} became {kept:.3g}",)
+            told = f"round_to = {settings.round_to} is coarse for it: keep = {settings.keep:g} became {kept:.3g}"
+            notes = (*notes, told)
     summary = Pruned(
         importance=settings.importance,
         round_to=settings.round_to,

@@ -12,8 +12,9 @@ import typer
 from typer.testing import Result
 
 from kdexport.cli.console import command
+from kdexport.cli.distill import _pruned
 from kdexport.errors import Terminated
-from kdexport.recipe import Recipe
+from kdexport.recipe import Prune, Recipe
 
 NETS = Path(__file__).parents[2] / "models" / "digits" / "nets.py"
 
@@ -108,3 +109,29 @@ def test_the_table_calls_a_score_a_score_and_counts_nothing_that_it_has_not(tmp_
     assert "val score" in text  # of several labels it is no accuracy
     assert re.search(r"^teacher +given", text, re.MULTILINE)  # an ONNX file is not said to have 0 parameters
     assert re.search(r"^student +1.23 k ", text, re.MULTILINE)
+
+
+def test_prune_puts_the_teacher_in_the_place_of_the_student(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "r"\ndata = { source = "digits" }\nteacher = { model = "nets.py:T" }\n'
+        'student = { model = "nets.py:S", args = { width = 4 } }\n'
+    )
+    student = Recipe.load(recipe, _pruned(recipe, 0.4)).student
+    assert (student.model, student.args) == (f"{tmp_path}/nets.py:T", {})
+    assert student.prune == Prune(keep=0.4)
+    recipe.write_text(
+        'name = "r"\ndata = { source = "digits" }\nteacher = { model = "nets.py:T" }\n'
+        'student = { model = "teacher", prune = { keep = 0.4, round_to = 4 } }\n'
+    )
+    assert Recipe.load(recipe, _pruned(recipe, 0.2)).student.prune == Prune(keep=0.2, round_to=4)
+    assert _pruned(recipe, None) == []
+
+
+def test_prune_and_a_student_exclude_each_other(kdexport: Callable[..., Result]) -> None:
+    done = kdexport("distill", "--data", "digits", "--teacher", "n.py:T", "--student", "n.py:S", "--prune", "0.4")
+    assert done.exit_code == 1
+    assert "--student names another" in done.stderr
+    done = kdexport("distill", "--data", "digits", "--teacher", "n.onnx", "--prune", "0.4")
+    assert done.exit_code == 1
+    assert "n.onnx cannot be pruned" in done.stderr

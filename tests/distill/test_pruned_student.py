@@ -39,14 +39,13 @@ def tiny_pruned() -> Callable[..., Recipe]:
 @pytest.fixture(scope="module")
 def run(tiny_pruned: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
     directory = RunDirectory(tmp_path_factory.mktemp("run"))
-    recipe = tiny_pruned('export.quantize=["int8"]', "export.calibration=minmax")
+    still = ("distill.lr=1e-12", "distill.weight_decay=0.0", "distill.warmup_epochs=0.0")  # what it starts from shows
+    recipe = tiny_pruned('export.quantize=["int8"]', "export.calibration=minmax", *still)
     return recipe, directory, distill(recipe, directory)
 
 
-def test_both_students_start_from_the_trained_teacher_without_its_channels(tiny_pruned: Tiny, tmp_path: Path) -> None:
-    recipe = tiny_pruned("distill.lr=1e-12", "distill.weight_decay=0.0", "distill.warmup_epochs=0.0")
-    directory = RunDirectory(tmp_path)
-    distill(recipe, directory)
+def test_both_students_start_from_the_trained_teacher_without_its_channels(run: Run) -> None:
+    recipe, directory, _ = run
     dataset = load_run_data(recipe, directory.cache)
     teacher = load_model("teacher", recipe.teacher, dataset, directory.weights("teacher"))
     assert recipe.student.prune is not None

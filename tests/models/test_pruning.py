@@ -253,10 +253,96 @@ class Detached(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.first(x)).detach())).mean((2, 3)))
 
 
+class C2f(nn.Module):
+    """Half of what a layer gives goes on, beside the whole (Torch-Pruning #147)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle = nn.Conv2d(3, 32, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.last, self.head = nn.Conv2d(48, 32, 1), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.first(x).chunk(2, 1))
+        parts.append(self.middle(parts[-1]))
+        return self.head(F.relu(self.last(torch.cat(parts, 1))).mean((2, 3)))
+
+
+class Chain(nn.Module):
+    """Two convolutions, with something between."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] = F.relu, first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first = first or nn.Conv2d(3, 16, 3, padding=1)
+        self.between = between
+        self.second, self.head = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.second(self.between(self.first(x)))).mean((2, 3)))
+
+
+class Swish(torch.autograd.Function):
+    """An activation of one's own, as efficientnet_pytorch has it."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: object, slope: Tensor) -> Tensor:  # noqa: ARG004
+        return slope
+
+
+class Mixed(torch.autograd.Function):
+    """An operator of one's own that counts on 16 channels."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.reshape(x.shape[0], 4, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: object, slope: Tensor) -> Tensor:  # noqa: ARG004
+        return slope
+
+
+def normed() -> nn.Module:
+    return Chain(first=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 16, 3, padding=1)))
+
+
+def grouped() -> nn.Module:
+    return Chain(first=nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=4)))
+
+
+class Twice(Chain):
+    """One layer, two places."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.head(self.second(self.second(self.first(x))).mean((2, 3)))
+
+
+class OneChannel(Chain):
+    """A convolution with one output (Torch-Pruning #179)."""
+
+    def __init__(self) -> None:
+        super().__init__(between=nn.Sequential(nn.Conv2d(16, 1, 3, padding=1), nn.Conv2d(1, 16, 3, padding=1)))
+
+
+def test_layers_that_others_had_trouble_with_are_pruned() -> None:
+    for factory in (OneChannel, grouped, Twice, lambda: Chain(between=Swish.apply)):
+        cut, notes = prune(seeded(factory), Prune(keep=0.5, round_to=4), IMAGES, "the student")
+        assert cut.second.out_channels < 16
+        assert cut(*IMAGES).shape == (2, 5)
+        told = ["the operators Swish are taken to work on each channel alone"] if cut.between == Swish.apply else []
+        assert [note for note in notes if "operators" in note] == told
+
+
+BLOCKING = [
+    *((FixedView, ["second"]), (Frozen, ["first"]), (Shuffle, ["first"]), (C2f, ["middle", "first"])),
+    *((normed, ["first"]), (lambda: Chain(between=Mixed.apply), ["first"])),
+]
+
+
 @pytest.mark.parametrize(
-    ("factory", "ignore"),
-    [(FixedView, ["second"]), (Frozen, ["first"]), (Shuffle, ["first"])],
-    ids=["view", "buffers", "shuffle"],
+    ("factory", "ignore"), BLOCKING, ids=["view", "buffers", "shuffle", "chunk", "weight-norm", "operator"]
 )
 def test_layers_that_stand_in_the_way_are_named_and_the_hint_works(
     factory: Callable[[], nn.Module], ignore: list[str]
