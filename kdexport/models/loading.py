@@ -153,11 +153,14 @@ def _with_its_weights(
         return load_cut(spec, args, dataset, weights, start)
     outputs = spec.embedding_dim or dataset.task.num_outputs(dataset.class_names)
     network, fresh = load_with_fresh(spec.model, args, outputs, embeds=dataset.task.embeds)
-    few = preprocessing_of(spec, dataset).apply(dataset.train.take(slice(0, 2)).inputs)
-    if any(
+    lazy = any(
         isinstance(item, UninitializedParameter | UninitializedBuffer)
         for item in (*network.parameters(), *network.buffers())
-    ):
+    )
+    few: tuple[torch.Tensor, ...] = ()
+    if lazy or spec.embedding_dim is not None:
+        few = preprocessing_of(spec, dataset).apply(dataset.train.take(slice(0, 2)).inputs)
+    if lazy:
         with evaluating(network):  # lazy layers have no shape before a first call
             network(*few)
     given = None if weights is not None or spec.weights in (None, PRETRAINED) else read(Path(str(spec.weights)))
