@@ -56,9 +56,9 @@ def test_gpus_and_the_drivers_cuda_are_read_from_nvidia_smi(monkeypatch):
 def test_the_runtimes_distribution_and_build_are_told(monkeypatch, installed, found):
     import onnxruntime
 
-    said = "ORT Build Info: git-commit-id=6af1a93, build type=Release, cmake cxx flags: -march=native -I/home/me"
+    message = "ORT Build Info: git-commit-id=6af1a93, build type=Release, cmake cxx flags: -march=native -I/home/me"
     monkeypatch.setattr(onnxruntime, "__version__", "1.5")
-    monkeypatch.setattr(onnxruntime, "get_build_info", lambda: said)
+    monkeypatch.setattr(onnxruntime, "get_build_info", lambda: message)
     distributions = [SimpleNamespace(metadata={"Name": name}, version=version) for name, version in installed.items()]
     assert machine._runtime_versions(distributions) == {
         **found,

@@ -97,11 +97,11 @@ def test_a_key_one_table_too_high_is_told_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("name = ", "is not TOML"), ("", "4 faults"), ('name = "../x"\n', "name: ")],
 )
-def test_a_recipe_that_is_none(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said.replace(".", r"\.")):
+def test_a_recipe_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace(".", r"\.")):
         Recipe.load(write(tmp_path, text))
 
 

@@ -40,7 +40,7 @@ class Check:
 
     name: str
     status: Status
-    said: str
+    message: str
     fix: str | None = None  # a command, or what to do
 
 
@@ -161,31 +161,35 @@ def _cuda() -> Iterable[Check]:
     if not built:
         yield Check("cuda", "note", "this ONNX Runtime has no CUDA in it", by_name("CUDAExecutionProvider").install)
         return
-    said = f"ONNX Runtime is built for CUDA {built}, torch for {torch or 'none'}, the driver runs up to {runs or '?'}"
+    message = (
+        f"ONNX Runtime is built for CUDA {built}, torch for {torch or 'none'}, the driver runs up to {runs or '?'}"
+    )
     if runs and _major(built) > _major(runs):
         yield Check(
-            "cuda", "fault", said, f"update the NVIDIA driver, or pip install an onnxruntime-gpu for CUDA {runs}"
+            "cuda", "fault", message, f"update the NVIDIA driver, or pip install an onnxruntime-gpu for CUDA {runs}"
         )
     elif torch and _major(torch) != _major(built):
         yield Check(
             "cuda",
             "note",
-            said + ": two CUDA versions in one process; bench's workers load only ONNX Runtime's",
+            message + ": two CUDA versions in one process; bench's workers load only ONNX Runtime's",
             "pip install 'onnxruntime-gpu[cuda,cudnn]'  (brings the libraries that it was built for)",
         )
     else:
-        yield Check("cuda", "ok", said)
+        yield Check("cuda", "ok", message)
 
 
 def _plugins() -> Iterable[Check]:
     """Say of each plugin package whether its library loads: one that does not offers no device, and no word of it."""
     for plugin in devices.installed():
         if plugin.library is None:
-            said = f"{plugin.version} is installed, but does not tell where its library is: {plugin.fault}"
-            yield Check(plugin.name, "fault", said, f"pip install --force-reinstall {plugin.name}")
+            message = f"{plugin.version} is installed, but does not tell where its library is: {plugin.fault}"
+            yield Check(plugin.name, "fault", message, f"pip install --force-reinstall {plugin.name}")
         elif fault := devices.register({plugin.name: plugin.library}).get(plugin.name):
-            said = f"{plugin.version} is installed, but ONNX Runtime does not take its library: {in_words(fault, None)}"
-            yield Check(plugin.name, "fault", said, f"pip install -U {plugin.name} {_runtime()}")
+            message = (
+                f"{plugin.version} is installed, but ONNX Runtime does not take its library: {in_words(fault, None)}"
+            )
+            yield Check(plugin.name, "fault", message, f"pip install -U {plugin.name} {_runtime()}")
         else:
             yield Check(plugin.name, "ok", f"{plugin.version}, its library loads")
 
@@ -219,8 +223,8 @@ def _provider(provider: str) -> Check:
     if provider == "AzureExecutionProvider":
         return Check(name, "note", "sends models to a web service; takes no nodes here")
     if not placed and not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
-        said = f"a model ran; where is not provable before ONNX Runtime 1.24, and this is {onnxruntime.__version__}"
-        return Check(name, "note", said, f"pip install -U {_runtime()}")
+        message = f"a model ran; where is not provable before ONNX Runtime 1.24, and this is {onnxruntime.__version__}"
+        return Check(name, "note", message, f"pip install -U {_runtime()}")
     where = ", ".join(placed) or "nowhere that the runtime can name"
     return Check(name, "fault", f"listed, but the model ran on {where}", fix)
 

@@ -44,10 +44,10 @@ def _shown(diagnosis: "Diagnosis", quiet: bool) -> Any:
         if quiet and check.status != "fault":
             continue
         mark, style = MARKS[check.status]
-        said = Text(check.said)
+        message = Text(check.message)
         if check.fix:
-            said.append(f"\n{check.fix}", style="cyan")
-        shown.add_row(Text(mark, style=style), check.name, said)
+            message.append(f"\n{check.fix}", style="cyan")
+        shown.add_row(Text(mark, style=style), check.name, message)
     count = len(diagnosis.faults)
     last = "no faults" if count == 0 else "one fault" if count == 1 else f"{count} faults"
     return Group(shown, Text(last, style="bold red" if count else "bold green"))

@@ -171,6 +171,9 @@ def name_scaling(model: ir.Model) -> None:
         value = next((item for item in node.inputs if item is not None and item.producer() is not None), None)
 
 
+MAP_AXES = 4  # of [batch, classes, h, w]: classes are the second
+
+
 def append(
     model: ir.Model, *, softmax: bool, top_k: int, labels: tuple[str, ...], activation: Activation = "softmax"
 ) -> None:
@@ -182,16 +185,22 @@ def append(
     (int64) stand in for labels that are not known.
 
     Raises:
-        KDExportError: More classes are wanted than there are.
+        KDExportError: More classes are wanted than there are, or the best of a map's.
     """
-    classes = model.graph.outputs[0].shape[-1] if model.graph.outputs[0].shape else len(labels)
+    shape = model.graph.outputs[0].shape
+    axis = 1 if shape is not None and len(shape) == MAP_AXES else -1
+    if top_k and axis == 1:
+        raise KDExportError(
+            "top_k lists the best classes of a sample, and this network gives a map",
+            hint="take top_k out; infer.py shows how a map becomes a mask",
+        )
+    classes = shape[-1] if shape else len(labels)
     if isinstance(classes, int) and top_k > classes:
         raise KDExportError(f"top_k = {top_k}, but there are {classes} classes", hint=f"choose at most {classes}")
     scores = model.graph.outputs[0]
     if softmax:
-        made = (
-            _node(model, "Sigmoid", [scores]) if activation == "sigmoid" else _node(model, "Softmax", [scores], axis=-1)
-        )
+        sigmoid = activation == "sigmoid"
+        made = _node(model, "Sigmoid", [scores]) if sigmoid else _node(model, "Softmax", [scores], axis=axis)
         probabilities = made[0]
         probabilities.name, probabilities.shape, probabilities.type = PROBABILITIES, scores.shape, scores.type
         scores.shape = scores.type = None
@@ -214,13 +223,14 @@ def append(
 def reference(
     logits: np.ndarray, *, softmax: bool, top_k: int, labels: tuple[str, ...], activation: Activation = "softmax"
 ) -> tuple[np.ndarray, ...]:
-    """Return what a file with these outputs must give for logits [batch, classes], worked out in float64."""
+    """Return what a file with these outputs must give for logits [batch, classes] or maps, worked out in float64."""
+    axis = 1 if logits.ndim == MAP_AXES else -1
     scores = logits.astype(np.float64)
     if softmax and activation == "sigmoid":
         scores = 1 / (1 + np.exp(-scores))
     elif softmax:
-        shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        scores = shifted / shifted.sum(axis=-1, keepdims=True)
+        shifted = np.exp(scores - scores.max(axis=axis, keepdims=True))
+        scores = shifted / shifted.sum(axis=axis, keepdims=True)
     if not top_k:
         return (scores,)
     best = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]

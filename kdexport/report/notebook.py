@@ -25,7 +25,7 @@ def _report(result: Report) -> str:
     from rich.console import Console
 
     written = io.StringIO()
-    Console(file=written, width=WIDTH, color_system=None).print(terminal(result))
+    Console(file=written, width=WIDTH, color_system=None).print(terminal(result, WIDTH))
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).rstrip()
 
 

@@ -68,7 +68,7 @@ def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--threads", "0"], "--threads 0"),
         (["--batch-size", "0"], "--batch-size 0"),
@@ -95,10 +95,10 @@ def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):
         (["--max-seconds", "inf"], "--max-seconds inf: it should be a finite number"),
     ],
 )
-def test_bad_flags_are_one_message_and_one_hint(models, arguments, said):
+def test_bad_flags_are_one_message_and_one_hint(models, arguments, message):
     done = kdexport("bench", models / "a.onnx", *arguments, "-q")
     assert done.exit_code == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("hint:") == 1
     assert "Traceback" not in done.output
 
@@ -163,7 +163,7 @@ def test_doctor_shows_each_check_and_its_json():
     assert done.exit_code in (0, 1)
     assert "fault" in done.stdout
     document = json.loads(kdexport("doctor", "--json").stdout)
-    assert {"name", "status", "said", "fix"} == set(document["checks"][0])
+    assert {"name", "status", "message", "fix"} == set(document["checks"][0])
 
 
 def test_a_warning_says_at_which_threads_it_was_given(models):
@@ -172,8 +172,8 @@ def test_a_warning_says_at_which_threads_it_was_given(models):
     done = kdexport("bench", models / "a.onnx", "--json", *FAST)
     result = results.from_json(BenchResult, json.loads(done.stdout))
     one = result.measurements[0]
-    said = {1: ("noisy",), 2: ("noisy", "every core is taken")}
-    rows = tuple(dataclasses.replace(one, threads=threads, warnings=said[threads]) for threads in said)
+    message = {1: ("noisy",), 2: ("noisy", "every core is taken")}
+    rows = tuple(dataclasses.replace(one, threads=threads, warnings=message[threads]) for threads in message)
     shown = [line.plain for line in bench_lines(dataclasses.replace(result, measurements=rows))]
     assert "device cpu, batch 1" in shown[0]
     assert "threads" not in shown[0]

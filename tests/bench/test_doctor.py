@@ -34,7 +34,7 @@ def test_a_provider_that_is_only_listed_is_a_fault(monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda _: ["CPUExecutionProvider"])
     check = doctor._provider("CUDAExecutionProvider")
     assert (check.name, check.status) == ("device cuda", "fault")
-    assert "the model ran on CPUExecutionProvider" in check.said
+    assert "the model ran on CPUExecutionProvider" in check.message
     assert "kdexport[gpu]" in check.fix
 
 
@@ -43,11 +43,11 @@ def test_a_provider_that_crashes_is_a_fault(monkeypatch):
         raise ChildError("the worker was killed by SIGSEGV")
 
     monkeypatch.setattr(doctor, "probe", crash)
-    assert doctor._provider("OpenVINOExecutionProvider").said == "the worker was killed by SIGSEGV"
+    assert doctor._provider("OpenVINOExecutionProvider").message == "the worker was killed by SIGSEGV"
 
 
 @pytest.mark.parametrize(
-    ("gpus", "built", "torch", "driver", "status", "said"),
+    ("gpus", "built", "torch", "driver", "status", "message"),
     [
         ((), "", None, None, "note", "no NVIDIA GPU"),
         ((), "12.8", None, None, "fault", "no NVIDIA GPU or driver"),
@@ -57,7 +57,7 @@ def test_a_provider_that_crashes_is_a_fault(monkeypatch):
         (("A10, 24 GiB",), "12.8", "12.8", "12.8", "ok", "built for CUDA 12.8"),
     ],
 )
-def test_cuda_versions_are_held_against_each_other(monkeypatch, gpus, built, torch, driver, status, said):
+def test_cuda_versions_are_held_against_each_other(monkeypatch, gpus, built, torch, driver, status, message):
     import onnxruntime
 
     monkeypatch.setattr(doctor, "nvidia_gpus", lambda: (gpus, "550" if gpus else None))
@@ -66,7 +66,7 @@ def test_cuda_versions_are_held_against_each_other(monkeypatch, gpus, built, tor
     monkeypatch.setattr(onnxruntime, "cuda_version", built, raising=False)
     last = list(doctor._cuda())[-1]
     assert last.status == status
-    assert said in last.said
+    assert message in last.message
     assert last.fix or status != "fault"
 
 
@@ -88,7 +88,7 @@ def test_before_1_24_a_placement_is_not_provable_and_no_fault(monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda _: [])
     check = doctor._provider("CUDAExecutionProvider")
     assert check.status == "note"
-    assert "not provable before ONNX Runtime 1.24" in check.said
+    assert "not provable before ONNX Runtime 1.24" in check.message
     assert check.fix.startswith("pip install -U onnxruntime")
 
 
@@ -115,13 +115,13 @@ def test_a_session_of_one_provider_needs_no_proof(monkeypatch, providers, placed
 
 
 @pytest.mark.parametrize(
-    ("module", "said", "fix"),
+    ("module", "message", "fix"),
     [
         ("raise ImportError('libnpu.so.1')", "ImportError: libnpu.so.1", "--force-reinstall onnxruntime-ep-abacus"),
         ("def get_library_path():\n    return '/lib/abacus.so'", "/lib/abacus.so", "-U onnxruntime-ep-abacus onnxr"),
     ],
 )
-def test_a_broken_plugin_is_a_fault_with_its_reason(tmp_path, monkeypatch, module, said, fix):
+def test_a_broken_plugin_is_a_fault_with_its_reason(tmp_path, monkeypatch, module, message, fix):
     (tmp_path / "onnxruntime_ep_abacus.py").write_text(module)
     info = tmp_path / "onnxruntime_ep_abacus-1.0.dist-info"
     info.mkdir()
@@ -130,8 +130,8 @@ def test_a_broken_plugin_is_a_fault_with_its_reason(tmp_path, monkeypatch, modul
     monkeypatch.delitem(sys.modules, "onnxruntime_ep_abacus", raising=False)
     (check,) = doctor._plugins()
     assert (check.name, check.status) == ("onnxruntime-ep-abacus", "fault")
-    assert "1.0 is installed" in check.said
-    assert said in check.said
+    assert "1.0 is installed" in check.message
+    assert message in check.message
     assert fix in check.fix
 
 

@@ -89,9 +89,9 @@ def test_what_was_drawn_before_the_work_is_not_averaged_in():
     assert joules / seconds == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize(("text", "said"), [("x 'y", "No closing quotation"), ("", "is empty"), ("  ", "is empty")])
-def test_a_command_that_cannot_be_read_is_told(text, said):
-    with pytest.raises(KDExportError, match=f"--power-command.*{said}"):
+@pytest.mark.parametrize(("text", "message"), [("x 'y", "No closing quotation"), ("", "is empty"), ("  ", "is empty")])
+def test_a_command_that_cannot_be_read_is_told(text, message):
+    with pytest.raises(KDExportError, match=f"--power-command.*{message}"):
         power_command(text)
 
 

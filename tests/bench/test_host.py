@@ -83,7 +83,7 @@ def test_what_does_not_count_is_counted():
 
 
 @pytest.mark.parametrize(
-    ("found", "surroundings", "said"),
+    ("found", "surroundings", "message"),
     [
         (LeftOut(3, 3, 100, 5, 1000), Surroundings(0.1), None),
         (LeftOut(30, 30, 100, 300, 1000), Surroundings(0.1), "other work took its core during 30 % of the measured"),
@@ -93,9 +93,9 @@ def test_what_does_not_count_is_counted():
         (LeftOut(), Surroundings(os.cpu_count() - 0.9), None),
     ],
 )
-def test_when_nothing_is_decided(found, surroundings, said):
+def test_when_nothing_is_decided(found, surroundings, message):
     told = disturbance(found, [surroundings], CPU)
-    assert told is None if said is None else said in told
+    assert told is None if message is None else message in told
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="two processes are pinned to one core")

@@ -88,8 +88,8 @@ def test_a_python_that_is_too_old_is_told_in_one_line_before_anything_is_read(pa
     older = f"import sys; sys.version_info = {version}; sys.version = '{'.'.join(map(str, version))} (old)'"
     done = subprocess.run([sys.executable, "-I", "-c", f"{older}\nexec({main!r})"], capture_output=True, text=True)
     assert done.returncode == 1
-    said = f"error: Python 3.11 or newer is needed to run this, and this is Python {'.'.join(map(str, version))}\n"
-    assert done.stderr == said
+    message = f"error: Python 3.11 or newer is needed to run this, and this is Python {'.'.join(map(str, version))}\n"
+    assert done.stderr == message
 
 
 def test_the_device_can_say_how_long_it_measures(packed, tmp_path, monkeypatch):

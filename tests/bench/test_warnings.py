@@ -10,7 +10,7 @@ from kdexport.statistics import latency
 
 
 @pytest.mark.parametrize(
-    ("text", "batch", "said"),
+    ("text", "batch", "message"),
     [
         ("Fail: Unsupported model IR version: 99, max supported IR version: 13", None, "needs ONNX IR version 99"),
         ("RuntimeException: std::bad_alloc", 512, "batch size 512 does not fit in memory"),
@@ -30,9 +30,9 @@ from kdexport.statistics import latency
         ),
     ],
 )
-def test_the_runtimes_messages_are_explained(text, batch, said):
+def test_the_runtimes_messages_are_explained(text, batch, message):
     reason = in_words(text, batch)
-    assert reason.startswith(said) or said in reason
+    assert reason.startswith(message) or message in reason
     assert "ONNXRuntimeError" not in reason
     assert "/somewhere" not in reason
 
@@ -51,15 +51,15 @@ def steady(scale=1.0):
 
 
 def test_a_quiet_measurement_has_no_warning_of_its_own():
-    assert "noisy" not in (said := warned([steady()] * 6))
-    assert "differ" not in said
-    assert "slower" not in said
-    assert "heat" not in said
+    assert "noisy" not in (message := warned([steady()] * 6))
+    assert "differ" not in message
+    assert "slower" not in message
+    assert "heat" not in message
     assert "slower" not in warned([steady(), steady(), steady(), steady(1.08)])  # too few to tell it from chance
 
 
 @pytest.mark.parametrize(
-    ("said", "more"),
+    ("message", "more"),
     [
         ("known to ±9.00 %, not to the ±2.00 % asked for", {"rounds": [steady()] * 6, "precision": 0.09}),
         ("noisy: single calls vary by", {"rounds": [np.where(np.arange(100) % 5, 1e6, 4e6)] * 6}),
@@ -84,8 +84,8 @@ def test_a_quiet_measurement_has_no_warning_of_its_own():
         ),
     ],
 )
-def test_what_a_reader_must_know_is_reported(said, more):
-    assert said in warned(**more)
+def test_what_a_reader_must_know_is_reported(message, more):
+    assert message in warned(**more)
 
 
 def measured(ratios, seconds=1.5):

@@ -45,7 +45,7 @@ def test_two_faults_at_once(kdexport: Kdexport, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "expected"),
     [
         ("none.py:Net", "none.py"),
         ("nets.py:Missing", "Missing"),
@@ -55,7 +55,7 @@ def test_two_faults_at_once(kdexport: Kdexport, tmp_path: Path) -> None:
         ("torchvision:resnet1", "resnet1"),
     ],
 )
-def test_a_model_that_cannot_be_had(kdexport: Kdexport, tmp_path: Path, model: str, said: str) -> None:
+def test_a_model_that_cannot_be_had(kdexport: Kdexport, tmp_path: Path, model: str, expected: str) -> None:
     (tmp_path / "nets.py").write_text("class Net: ...\n")
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
     (tmp_path / "raises.py").write_text("def Net():\n    raise RuntimeError('no weights today')\n")
@@ -63,7 +63,7 @@ def test_a_model_that_cannot_be_had(kdexport: Kdexport, tmp_path: Path, model: s
     message, _ = complaint(
         kdexport("distill", DIGITS, "--student", reference, "--set", "student.args={}", "--out", tmp_path / "out")
     )
-    assert said in message
+    assert expected in message
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 

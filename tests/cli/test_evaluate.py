@@ -103,10 +103,10 @@ def test_what_makes_a_score_doubtful_is_reported(kdexport, net):
         "evaluate", f"{net / 'nets.py'}:Net", "--weights", net / "rolled.pth", "--data", "digits", "--json"
     )
     assert scores(result)["accuracy"] < 0.1
-    said = " ".join(result.stderr.split())
-    assert "its classes are in another order than the data's" in said
-    assert "0 -> 1, 1 -> 2" in said
-    assert "the given nets.py:Net may have been trained on these samples" in said
+    message = " ".join(result.stderr.split())
+    assert "its classes are in another order than the data's" in message
+    assert "0 -> 1, 1 -> 2" in message
+    assert "the given nets.py:Net may have been trained on these samples" in message
 
 
 @pytest.mark.parametrize(

@@ -154,12 +154,12 @@ def test_infer_reads_a_table_by_its_columns(exported):
     rows = exported.with_name("rows.csv")
     rows.write_text("area,note,rooms,age\n" + "".join(f"{c},x,{a},{b}\n" for a, b, c in FEATURES[:3].tolist()))
     np.save(exported.with_name("rows.npy"), FEATURES[:3])
-    said = []
+    message = []
     for given in ("rows.csv", "rows.npy"):
         done = subprocess.run(
             [sys.executable, program.name, given], cwd=exported.parent, capture_output=True, text=True, check=True
         )
-        said.append(done.stdout.splitlines())
-    assert said[0] == said[1]
+        message.append(done.stdout.splitlines())
+    assert message[0] == message[1]
     expected = [f"{number} price {value:.6g}" for number, value in enumerate(run(exported, FEATURES[:3])[:, 0])]
-    assert said[0] == expected
+    assert message[0] == expected

@@ -231,14 +231,14 @@ class Recorder(Silent):
     """Keeps what is said."""
 
     def __init__(self):
-        self.said = []
+        self.messages = []
 
     def message(self, message):
-        self.said.append(message)
+        self.messages.append(message)
 
     def clear(self):
-        self.said.clear()
+        self.messages.clear()
         return self
 
     def unchanged(self):
-        return sorted(said.split(":")[0] for said in self.said if "unchanged" in said)
+        return sorted(message.split(":")[0] for message in self.messages if "unchanged" in message)

@@ -88,12 +88,12 @@ def test_batch_normalization_is_folded_and_nothing_of_this_machine_is_in_the_fil
 
 def test_the_file_describes_itself(made):
     _, _, directory, _ = made
-    said = {item.key: item.value for item in onnx.load(directory.onnx("student", "int8")).metadata_props}
-    assert json.loads(said["kdexport.labels"]) == [str(digit) for digit in range(10)]
-    assert said["kdexport.precision"] == "int8"
-    assert said["kdexport.baked"] == "true"
-    assert json.loads(said["kdexport.preprocessing"])["kind"] == "image"
-    assert said["kdexport.opset"] == "18"
+    message = {item.key: item.value for item in onnx.load(directory.onnx("student", "int8")).metadata_props}
+    assert json.loads(message["kdexport.labels"]) == [str(digit) for digit in range(10)]
+    assert message["kdexport.precision"] == "int8"
+    assert message["kdexport.baked"] == "true"
+    assert json.loads(message["kdexport.preprocessing"])["kind"] == "image"
+    assert message["kdexport.opset"] == "18"
 
 
 def test_int8_has_unsigned_activations_and_signed_weights_per_channel(made):

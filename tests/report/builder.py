@@ -58,7 +58,7 @@ def evaluation(accuracy: float, seed: int, samples: int = SAMPLES, classes: int 
     predicted = np.where(right, labels, (labels + 1 + np.random.default_rng(3).integers(0, 3, samples)) % classes)
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (labels, predicted), 1)
-    hits, actual, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    hits, actual, message = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     share = float(right.mean())
     half = 1.96 * float(np.sqrt(share * (1 - share) / samples))
     return Evaluation(
@@ -69,7 +69,7 @@ def evaluation(accuracy: float, seed: int, samples: int = SAMPLES, classes: int 
         metrics={"macro_f1": share},
         per_class=tuple(
             ClassScore(
-                str(index), int(actual[index]), hits[index] / actual[index], hits[index] / max(said[index], 1), share
+                str(index), int(actual[index]), hits[index] / actual[index], hits[index] / max(message[index], 1), share
             )
             for index in range(classes)
         ),

@@ -12,7 +12,7 @@ from kdexport.report.stage import report
 
 
 @pytest.mark.parametrize(
-    ("delta", "interval", "said"),
+    ("delta", "interval", "message"),
     [
         (
             0.004,
@@ -28,8 +28,8 @@ from kdexport.report.stage import report
         (0.01, None, "without an interval that shows nothing"),
     ],
 )
-def test_what_distillation_gained(delta, interval, said: str) -> None:
-    assert said in gain_in_words(delta, interval, 360)
+def test_what_distillation_gained(delta, interval, message: str) -> None:
+    assert message in gain_in_words(delta, interval, 360)
 
 
 def test_int8_that_is_slower_is_reported_as_such(build) -> None:

@@ -39,7 +39,7 @@ def test_one_line_a_kind_not_one_a_timing(build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("the hypervisor took 0.50 cores away while this was measured", "5 of 5 timings noisy: the machine was busy"),
         ("fresh processes differ: their medians run from 1 to 2 ms", "5 of 5 timings noisy: fresh processes differ"),
@@ -48,10 +48,10 @@ def test_one_line_a_kind_not_one_a_timing(build) -> None:
         ("the CPU's governor is 'powersave': the clock follows the load", ""),
     ],
 )
-def test_noise_stands_beside_the_verdict(build, text: str, said: str) -> None:
+def test_noise_stands_beside_the_verdict(build, text: str, message: str) -> None:
     (decision,) = decisions(report([warned(build.bench(), text)], Require(min_speedup=3.0)))
-    assert decision.noise.startswith(said)
-    assert bool(decision.noise) == bool(said)
+    assert decision.noise.startswith(message)
+    assert bool(decision.noise) == bool(message)
 
 
 def test_a_tie_goes_to_the_distilled_student_and_is_reported(build) -> None:

@@ -95,14 +95,14 @@ READERS = [
 ]
 
 
-@pytest.mark.parametrize(("made", "title", "said"), READERS, ids=[made.__name__ for made, _, _ in READERS])
-def test_the_first_screen_states_the_decision_in_words(open_page, build, made, title: str, said: list[str]) -> None:
+@pytest.mark.parametrize(("made", "title", "message"), READERS, ids=[made.__name__ for made, _, _ in READERS])
+def test_the_first_screen_states_the_decision_in_words(open_page, build, made, title: str, message: list[str]) -> None:
     page = open_page(html(made(build)), DESKTOP)
     assert page.title() == f"{title} · digits"
     for viewport in (DESKTOP, PHONE):
         page.set_viewport_size(viewport)
         seen = page.evaluate(VISIBLE)
-        for words in said:
+        for words in message:
             assert words in seen, f"{words!r} is not on the first screen of {viewport['width']} pixels: {seen}"
 
 

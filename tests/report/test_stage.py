@@ -15,10 +15,10 @@ from kdexport.report.stage import report, report_run, write_report
 
 class Listening(Silent):
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def message(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
 
 def recipe(**require) -> Recipe:
@@ -39,7 +39,7 @@ def test_nothing_is_done_twice(build, tmp_path: Path) -> None:
     made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert report_run(recipe(min_speedup=3.0), build.bench(), directory, listening) == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
-    assert listening.said[-1] == "report: nothing has changed"
+    assert listening.messages[-1] == "report: nothing has changed"
 
     other = report_run(recipe(min_speedup=4.0), build.bench(), directory, listening)
     assert other.gates[0].limit == 4.0

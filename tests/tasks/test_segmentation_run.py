@@ -1,5 +1,6 @@
 """Segmentation goes the whole way: trained, exported, scored in every stage by the same figure, packed and shown."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -21,7 +22,8 @@ from kdexport.bench.stage import BenchRequest
 from kdexport.data.datasets import load_data
 from kdexport.data.samples import Split
 from kdexport.errors import KDExportError
-from kdexport.export.standalone import _pick_map
+from kdexport.export.standalone import Request, _pick_map, export
+from kdexport.export.target import Form
 from kdexport.models.loading import load_model
 from kdexport.onnx.describe import describe_file
 from kdexport.onnx.sessions import OnnxSession
@@ -151,6 +153,27 @@ def test_a_network_without_a_run_gives_its_map_in_the_masks_size(made):
     assert set(model.network(*inputs)) == {"out", "aux"}
     _pick_map(model, data)
     assert model.network(*inputs).shape == (2, 3, 24, 30)
+
+
+def test_probabilities_in_the_graph_are_over_the_classes(made, tmp_path):
+    root, recipe, report = made
+    request = Request(
+        f"{root / 'nets.py'}:Net",
+        tmp_path / "p.onnx",
+        {"width": 4},
+        weights=str(RunDirectory(root / "run").weights("student")),
+        data=recipe.data,
+    )
+    form = Form(18, 10, 1e-4, bake=True, softmax=True)
+    export(request, form, Silent())
+    data = load_data(recipe.data, recipe.seed, root / "run" / "cache")
+    session = OnnxSession(tmp_path / "p.onnx", output_ndim=4)
+    (shares,) = session((data.test.inputs[0][:],))
+    assert np.allclose(shares.sum(axis=1), 1, atol=1e-5)
+    student = next(model for model in report.models if model.name == "student")
+    assert evaluate(session.predict, data.test, CLASSES)[0].score.value == pytest.approx(student.score.value, abs=1e-3)
+    with pytest.raises(KDExportError, match="top_k lists the best classes of a sample"):
+        export(dataclasses.replace(request, out=tmp_path / "q.onnx"), dataclasses.replace(form, top_k=2), Silent())
 
 
 def test_a_pack_scores_the_same_with_numpy_alone(made, tmp_path):
