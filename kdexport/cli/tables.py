@@ -57,7 +57,8 @@ def trained(result: DistillResult, root: Path) -> "Group":
         Column(heading(score), ["" if one.val_score is None else write(one.val_score) for one in networks]),
         Column("time", ["" if one.seconds is None else figures.duration(one.seconds) for one in networks]),
     ]
-    weights = ", ".join(network.weights for network in networks)  # as a column they'd wrap at 80 columns
+    program = ["student.pt2"] if (root / "student.pt2").is_file() else []  # of a pruned student
+    weights = ", ".join([*(network.weights for network in networks), *program])  # as a column they'd wrap at 80 columns
     title = f"{result.name}: trained"
     pruned = next((network.pruned for network in networks if network.pruned is not None), None)
     return Group(

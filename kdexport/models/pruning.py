@@ -123,6 +123,7 @@ class _Cutter:
         self.gradients = gradients
         self.tp = import_torch_pruning()
         self.unreached: tuple[str, ...] = ()  # layers that no gradient leads to
+        self._last: tuple[float, nn.Module] | None = None
         with torch.no_grad():
             self.output = _shape(whole(*inputs))
 
@@ -180,10 +181,13 @@ class _Cutter:
         Raises:
             SourceError: It does not run, or torch-pruning cannot prune it; the layers at fault are named.
         """
+        if self._last is not None and self._last[0] == channels_out:  # what the search has ended with
+            return self._last[1]
         try:
-            return self._attempt(channels_out, self.settings.ignore)
+            self._last = (channels_out, self._attempt(channels_out, self.settings.ignore))
         except _CutError as fault:
             raise self._explained(fault, channels_out) from fault
+        return self._last[1]
 
     def _attempt(self, channels_out: float, ignore: Sequence[str], only: int | None = None) -> nn.Module:
         """Prune a copy: all groups of channels, or one of them alone.
@@ -216,17 +220,13 @@ class _Cutter:
             if name in self.gradients:
                 parameter.grad = self.gradients[name].clone()
         try:
-            graph = self.tp.DependencyGraph().build_dependency(
-                made, self.inputs, output_transform=_output, verbose=False
-            )
-            ignored = [*(made.get_submodule(name) for name in ignore), *self._failing(graph)]
-            return self.tp.pruner.BasePruner(
+            pruner = self.tp.pruner.BasePruner(
                 made,
                 self.inputs,
                 importance=importance(self.tp, self.settings.importance),
                 pruning_ratio=channels_out,
                 round_to=self.settings.round_to,
-                ignored_layers=ignored,
+                ignored_layers=[made.get_submodule(name) for name in ignore],
                 num_heads=projections(made),
                 in_channel_groups={},
                 out_channel_groups={
@@ -234,12 +234,14 @@ class _Cutter:
                 },
                 output_transform=_output,
             )
+            pruner.ignored_layers += self._output_layers(pruner.DG)
         except _CutError:
             raise
         except Exception as error:
             raise _CutError(f"torch-pruning cannot follow it: {_first_line(error)}") from error
+        return pruner
 
-    def _failing(self, graph: Any) -> list[nn.Module]:
+    def _output_layers(self, graph: Any) -> list[nn.Module]:
         """Return the layers whose channels are the output's: they stay."""
         kinds = [nn.modules.conv._ConvNd, nn.Linear, nn.LSTM]
         try:
