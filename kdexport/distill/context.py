@@ -54,12 +54,14 @@ class DistillContext:
 
     def samples_key(self, split: str) -> list[object]:
         """Return what stands for a split's samples: the seed only where it draws them, so that seeds share a cache."""
-        distill = self.recipe.distill
+        data, distill = self.recipe.data, self.recipe.distill
         drawn = not self.dataset.splits_made_by[split].startswith("source")
         if split == "train":
-            made = self.recipe.data.fraction < 1 or bool(distill.augment) or distill.data_free is not None
+            made = data.fraction < 1 or bool(distill.augment) or distill.data_free is not None
             drawn = made or any(not origin.startswith("source") for origin in self.dataset.splits_made_by.values())
-        return [*data_fingerprint(self.recipe.data), self.recipe.seed if drawn else None, self.dataset.class_names]
+        else:
+            data = data.model_copy(update={"fraction": 1.0})  # of train alone
+        return [*data_fingerprint(data), self.recipe.seed if drawn else None, self.dataset.class_names]
 
     def label_objective(self, training: Training) -> Objective:
         """Return what a network minimizes that learns from the labels alone."""
