@@ -7,7 +7,6 @@ tokenizer. Spearman's correlation is over the test pairs, the difference to kdex
     python -m venv rivals && rivals/bin/pip install sentence-transformers "model2vec[distill]" accelerate datasets
     rivals/bin/python benchmarks/sentence_rivals.py model2vec --teacher DIR --out work
     rivals/bin/python benchmarks/sentence_rivals.py layers --teacher DIR --stsb DIR --out work
-    python benchmarks/sentence_rivals.py static-start --teacher DIR --stsb DIR --out work     # for models/sentences
     python benchmarks/sentence_rivals.py compare --teacher DIR --stsb DIR --out work --run student=runs/sentences ...
 """
 
@@ -98,33 +97,6 @@ def layers(options: argparse.Namespace) -> None:
     np.save(folder / "expected.npy", student.encode(some))
     told = {"seconds": time.monotonic() - started, "version": sentence_transformers.__version__, "texts": len(texts)}
     (folder / "made.json").write_text(json.dumps(told))
-
-
-def static_start(options: argparse.Namespace) -> None:
-    """Write what models/sentences' static student starts from: the teacher's embedding of each token of the corpus."""
-    import torch
-    from safetensors.torch import save_file
-
-    from kdexport.data.text import tokenizer_json
-    from kdexport.data.vocabulary import cut
-    from kdexport.models.hub import load_embedder
-
-    texts = [row[side] for row in rows(options.stsb, "train") for side in ("sentence1", "sentence2")]
-    whole = tokenizer_json(f"hf:{options.teacher}")
-    vocabulary = cut(whole, texts)
-    network = load_embedder(str(options.teacher), {})[0].eval()
-    first, last = (json.loads(whole)["model"]["vocab"][name] for name in ("[CLS]", "[SEP]"))
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(vocabulary.kept), 512):
-            ids = torch.from_numpy(vocabulary.kept[start : start + 512])
-            ids = torch.stack([torch.full_like(ids, first), ids, torch.full_like(ids, last)], dim=1)
-            found.append(network(ids, torch.ones_like(ids)))
-    table = torch.cat(found)
-    special = [place for place, number in enumerate(vocabulary.kept) if number in (0, first, last)]
-    table[special] = 0.0  # they are in every sentence: they say nothing
-    options.out.mkdir(parents=True, exist_ok=True)
-    save_file({"table.weight": table.contiguous()}, str(options.out / "static.safetensors"))
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -345,7 +317,7 @@ def _check(model: Path, tokenizer: Path, expected: Path, stsb: Path) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"model2vec": model2vec, "layers": layers, "static-start": static_start, "compare": compare}
+    parts = {"model2vec": model2vec, "layers": layers, "compare": compare}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--stsb", type=Path, required=True)
