@@ -54,8 +54,8 @@ def model2vec(options: argparse.Namespace) -> None:
 def layers(options: argparse.Namespace) -> None:
     """Reduce the teacher's layers and train on its embeddings, as sentence-transformers' model_distillation.py does.
 
-    It sees as many texts as kdexport's student does, of another draw: a fiftieth of the training pairs, once, in batches
-    of 32, with the same learning rate; MSELoss on the teacher's embeddings is that script's loss.
+    It sees as many texts as kdexport's student does, of another draw: a fiftieth of the training pairs, once, in
+    batches of 32, with the same learning rate; MSELoss on the teacher's embeddings is that script's loss.
     """
     import sentence_transformers
     import torch
