@@ -2,7 +2,7 @@
 
     python benchmarks/pruning_families.py CIFAR10_JPG_FOLDER
 
-Each teacher is built with new weights and fitted for one epoch on a few photographs (BERT: on made tokens), its
+Each teacher is built with new weights and fitted for a few epochs on a few photographs (BERT: on made tokens), its
 student is what is left at keep = 0.4 and distilled for one epoch. "by hand" builds the cut again with torch-pruning
 alone, from the teacher's weights and the share of channels that kdexport tells: the same shapes and values, or not.
 What the networks score says nothing after so short a training and is not told. A row that is there is not made again.
@@ -68,7 +68,7 @@ def one(name: str, source: str, folder: Path) -> dict[str, object]:
         {
             "name": name,
             "data": {"source": source, "val_fraction": 0.3},
-            "teacher": {"model": f"{NETS}:{name}", "train": {"epochs": 1, "batch_size": 32}},
+            "teacher": {"model": f"{NETS}:{name}", "train": {"epochs": 3, "batch_size": 16}},
             "student": {"model": "teacher", "prune": {"keep": KEEP}},
             "distill": {"epochs": 1, "batch_size": 32, "baseline": False, "views": 1},
             "export": {"quantize": ["int8"], "calibration": "minmax", "calibration_samples": 64},
@@ -128,7 +128,7 @@ def table(rows: dict[str, dict[str, object]]) -> str:
     lines = [
         "# Families of networks through prune, distill, parity and int8",
         "",
-        f"`python benchmarks/pruning_families.py`: keep = {KEEP}, round_to = 8, magnitude, new weights, an epoch each.",
+        f"`python benchmarks/pruning_families.py`: keep = {KEEP}, round_to = 8, magnitude, new weights, few epochs.",
         "",
         "| network | parameters before | after | kept | MACs kept | parity, max rel | int8 operators | same by hand |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
