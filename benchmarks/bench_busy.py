@@ -3,9 +3,8 @@
     python benchmarks/bench_busy.py [--trials 20] [--load every-core] [--seconds 3]
 
 The pair is one block of convolutions once, and eight times in a row: about 0.1 ms and 0.8 ms a call. Its quiet ratio is
-measured first, by a bare loop in turns on the clock, while nothing else runs: ``cores_busy_before`` says whether that
-was so, and the script stops where it was not. (The CPU time of the two would need no quiet machine, and is biased: 7.1
-for 7.5, for it charges both with the same cost of being read.) Loads: ``every-core`` is a
+measured first, in the same way, while nothing else runs: ``cores_busy_before`` says whether that was so, and the script
+stops where it was not. (A bare loop in Python charges both with the cost of the call, and says 7.2 for 7.5.) Loads: ``every-core`` is a
 busy loop pinned to each core, ``one-core`` to the first, ``pulses`` loops that work a fifth of the time on each core,
 in bursts; ``none`` adds nothing.
 
@@ -26,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from bench_common import OtherLoad, keep
 from onnx import TensorProto, helper, numpy_helper
 
@@ -72,27 +70,6 @@ def chain(path: Path, blocks: int) -> Path:
     return path
 
 
-def quiet_ratio(long: Path, short: Path, turns: int = 60) -> float:
-    """The ratio of the two models' time a call by a bare loop: the median over pairs of turns of 40 ms."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    sessions = [onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"]) for path in (long, short)]
-    feed = {"x": np.ones(SHAPE, np.float32)}
-    ratios = []
-    for _ in range(turns):
-        spent = []
-        for session in sessions:
-            samples = []
-            end = time.perf_counter_ns() + 40_000_000
-            while time.perf_counter_ns() < end:
-                start = time.perf_counter_ns()
-                session.run(None, feed)
-                samples.append(time.perf_counter_ns() - start)
-            spent.append(statistics.median(samples))
-        ratios.append(spent[0] / spent[1])
-    return statistics.median(ratios)
-
-
 class Load:
     """Busy loops beside the measurement."""
 
@@ -118,6 +95,13 @@ def measure(paths: dict[str, Path], settings: Settings) -> tuple[Measurement, Me
     targets = tuple(Target(name, str(path), {"x": list(SHAPE)}) for name, path in paths.items())
     first, second = run_plan(Plan(targets, settings), "here", Silent()).measurements
     return first, second
+
+
+def quiet_ratio(paths: dict[str, Path], settings: Settings, times: int = 3) -> float:
+    """The ratio while nothing else runs: the median of some measurements."""
+    return statistics.median(
+        paired_ratio(*(one.latency_ms for one in measure(paths, settings)))[0] for _ in range(times)
+    )
 
 
 def every_call(turns: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
@@ -160,7 +144,7 @@ def main() -> None:
             time.sleep(5)
         if before.cores is None or before.cores > QUIET:
             sys.exit(f"{before.cores} cores are busy with other work: the quiet ratio cannot be measured")
-        quiet = quiet_ratio(*paths.values())
+        quiet = quiet_ratio(paths, settings)
         load = stack.enter_context(OtherLoad())
         runs = {"trials": [], "before": []}
         for name, count in (("trials", flags.trials), ("before", flags.before)):
