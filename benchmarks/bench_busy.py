@@ -4,9 +4,9 @@
 
 The pair is one block of convolutions once, and eight times in a row: about 0.1 ms and 0.8 ms a call. Its quiet ratio is
 measured first, in the same way, while nothing else runs: ``cores_busy_before`` says whether that was so, and the script
-stops where it was not. (A bare loop in Python charges both with the cost of the call, and says 7.2 for 7.5.) Loads: ``every-core`` is a
-busy loop pinned to each core, ``one-core`` to the first, ``pulses`` loops that work a fifth of the time on each core,
-in bursts; ``none`` adds nothing.
+stops where it was not. (A bare loop in Python charges both with the cost of the call, and says 7.2 for 7.5.) Loads:
+``every-core`` is a busy loop pinned to each core, ``one-core`` to the first, ``pulses`` loops that work a fifth of the
+time on each core, in bursts; ``none`` adds nothing.
 
 Must hold: in 19 of 20 trials the interval holds the quiet ratio (which is known to some 2 %) or the speed-up is
 undecided; with ``none`` on a quiet machine it is decided. ``before`` is the same measurement with every call counted
