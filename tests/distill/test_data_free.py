@@ -65,7 +65,7 @@ def test_a_student_of_made_images_knows_real_digits(tmp_path: Path) -> None:
             "augment": ["shift", "erase"],
             "views": 8,
             "terms": [{"method": "soft_targets"}],
-            "data_free": {"samples": 12_000, "steps": 200},
+            "data_free": {"samples": 6_000, "steps": 150},
         },
     }
     free, directory = Recipe.parse(document), RunDirectory(tmp_path / "run")
