@@ -12,10 +12,11 @@ from kdexport.report.charts.confusion import confusion_change
 from kdexport.report.charts.curves import Curve, curves
 from kdexport.report.charts.marks import FULL, Drawing, Mark, Picture, bullet, marks, marks_of
 from kdexport.report.charts.scatter import Point, scatter
-from kdexport.report.charts.svg import Labels, Scale, picture, short, tag
+from kdexport.report.charts.svg import Labels, Scale, picture, short, tag, text_width
 from kdexport.report.html import html
 from kdexport.report.join import condition_of
 from kdexport.report.markdown import markdown, pictures_of
+from kdexport.report.scores import Metric
 from kdexport.report.stage import report as make
 from kdexport.results import Gate, Report
 
@@ -142,3 +143,13 @@ def test_a_picture_is_a_module_and_a_line(build: ModuleType, monkeypatch: pytest
     drawn = pictures_of(report)
     assert "a toy of pi" in drawn["report-toy-2.svg"]
     assert "![Toys, cpu of pi, batch 1, 1 thread](report-toy-2.svg)" in markdown(report, drawn)
+
+
+@pytest.mark.parametrize("label", ["accuracy", "verification accuracy", "mean average precision"])
+def test_a_long_scores_title_stands_beside_the_legend(label):
+    lines = [Curve(Mark("teacher", 1, "circle"), (1, 2), (0.5, 0.6))]
+    drawn = str(curves(lines, label="x", metric=Metric(label=label)))
+    title = text_width(f"{label} on the validation split ↑")
+    start = float(re.search(r'<text x="([\d.]+)"[^>]*class="title"[^>]*>' + label, drawn).group(1))
+    legend = float(re.search(r'<line x1="([\d.]+)"[^>]*class="curve', drawn).group(1))
+    assert start + title < legend

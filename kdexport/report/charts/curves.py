@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kdexport.report.charts.marks import Drawing, Mark, Picture
-from kdexport.report.charts.svg import CHARACTER, Scale, picture, short, tag, text
+from kdexport.report.charts.svg import CHARACTER, Scale, picture, short, tag, text, text_width
 from kdexport.report.scores import Metric, metric_of
 from kdexport.results import Report
 
@@ -46,8 +46,9 @@ def curves(
     drawn.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
     drawn.append(text(right, height - 4, "epoch", "end", class_="title"))
     better = "↑" if metric.higher_is_better else "↑ (lower is better)"
-    drawn.append(text(left - 46, 12, f"{metric.label} on the validation split {better}", class_="title"))
-    at, row = (left, 30.0) if narrow else (250.0, 12.0)
+    title = f"{metric.label} on the validation split {better}"
+    drawn.append(text(left - 46, 12, title, class_="title"))
+    at, row = (left, 30.0) if narrow else (max(250.0, left - 30 + text_width(title)), 12.0)
     for line in lines:
         places = [(across(epoch), up(value)) for epoch, value in zip(line.epochs, line.scores, strict=True)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
