@@ -179,7 +179,7 @@ session = onnxruntime.InferenceSession(Path(__file__).with_name("{file}"), provi
 metadata, inputs = session.get_modelmeta().custom_metadata_map, session.get_inputs()
 labels, prepare = (json.loads(metadata.get(f"kdexport.{{key}}", "[]")) for key in ("labels", "preprocessing"))
 given, kinds = sys.argv[1:], [item.type[7:-1].replace("float16", "half").replace("float", "float32") for item in inputs]
-if all(name.endswith(".npy") for name in given):  # one for each input, its first axis samples
+if all(name.endswith(".npy") for name in given or sys.exit(__doc__)):  # one for each input, its first axis samples
     arrays = [np.load(name) for name in given]
 '''
 PICTURES = """else:  # pictures, at the size that the file takes
@@ -313,9 +313,9 @@ def code(model: Path) -> str:
     )
     head = HEAD.format(file=model.name, usage=usage.replace('"', "'"))
     if not reading:
-        head = head.replace('if all(name.endswith(".npy") for name in given):  # one', "# One").replace(
-            "    arrays = [np.load", "arrays = [np.load"
-        )
+        load = "arrays = [np.load(name) for name in given or sys.exit(__doc__)]"
+        one_each = f"# One for each input, its first axis samples\n{load}\n"
+        head = head[: head.index("if all(name.")] + one_each
     prepared = NORMALIZED if prepare.get("kind") == "image" and not raw else ""
     if prepare.get("kind") == "features" and known.get("kdexport.baked") != "true":
         prepared = STANDARDIZED

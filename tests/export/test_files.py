@@ -144,5 +144,9 @@ def test_the_example_feeds_the_types_that_the_graph_says(tmp_path):
     command = [sys.executable, tmp_path / "infer.py", tmp_path / "ids.npy"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line.split()[1] for line in lines] == [str(int(best)) for best in network(torch.from_numpy(ids)).argmax(1)]
+    alone = subprocess.run(command[:2], capture_output=True, text=True, check=False)
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert alone.stderr.startswith("Run net.onnx: python infer.py ")  # how to call it, and no traceback
+    assert len(alone.stderr.splitlines()) == 1
     (tmp_path / "infer.py").write_text((tmp_path / "infer.py").read_text() + "print('mine')\n")
     assert metadata.write(tmp_path / "net.onnx") is None  # changed: it is the user's now
