@@ -143,6 +143,12 @@ def _significant(value: float, digits: int = 3) -> str:
     return f"{value:,.{min(decimals, 6)}f}"
 
 
+def _middle(values: Iterable[float]) -> float:
+    """Return the geometric mean of those above 0; 1 where there is none."""
+    positive = [value for value in values if value > 0]
+    return math.exp(sum(math.log(value) for value in positive) / len(positive)) if positive else 1.0
+
+
 @dataclass(frozen=True)
 class Unit:
     """One unit of time for all figures of a column or an axis: mixed units cannot be compared at a glance."""
@@ -153,8 +159,7 @@ class Unit:
     @classmethod
     def of(cls, values_ms: Iterable[float]) -> Self:
         """Choose by the values' middle on a log scale."""
-        positive = [value for value in values_ms if value > 0]
-        middle = math.exp(sum(math.log(value) for value in positive) / len(positive)) if positive else 1.0
+        middle = _middle(values_ms)
         if middle < 0.25:
             return cls("µs", 1000.0)
         return cls("s", 0.001) if middle >= 2000 else cls("ms", 1.0)
@@ -178,8 +183,7 @@ class SizeUnit:
     @classmethod
     def of(cls, sizes: Iterable[int]) -> Self:
         """Choose by the values' middle on a log scale."""
-        positive = [value for value in sizes if value > 0]
-        middle = math.exp(sum(math.log(value) for value in positive) / len(positive)) if positive else 1.0
+        middle = _middle(sizes)
         return cls("MiB", 2.0**-20) if middle >= 0.5 * 2**20 else cls("KiB", 2.0**-10)
 
     def write(self, size_bytes: int) -> str:
