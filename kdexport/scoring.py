@@ -75,12 +75,8 @@ def evaluate(
             f"the {name} split has no labelled samples", hint="a score needs labels: give a labelled split"
         )
     targets = np.asarray(split.labels)
-    task = split.task
     outputs = predicted(predict, split, class_names, batch_size)
-    calibration = split.calibration
-    if calibration is not None:
-        fitted_on = predicted(predict, calibration, class_names, batch_size)
-        task = task.calibrated(fitted_on, np.asarray(calibration.labels))
+    task = calibrated_task(predict, split, class_names, batch_size)
     evaluation = task.illustrated(task.evaluate(outputs, targets, class_names, name), outputs, targets, split.inputs)
     given = task.predictions(outputs)
     told = {label: _number(score, label, given, targets) for label, score in (further or {}).items()}
@@ -100,6 +96,18 @@ def predicted(predict: Predict, split: Samples, class_names: Sequence[str], batc
             for batch in split.batches(min(batch_size, at_once))
         ]
     )
+
+
+def calibrated_task(predict: Predict, split: Samples, class_names: Sequence[str], batch_size: int = 128) -> Task:
+    """Return a split's task with what its score needs, fitted on the validation samples that come with the split.
+
+    Arguments and faults as ``evaluate``.
+    """
+    calibration = split.calibration
+    if calibration is None:
+        return split.task
+    outputs = predicted(predict, calibration, class_names, batch_size)
+    return split.task.calibrated(outputs, np.asarray(calibration.labels))
 
 
 def own_scores(references: Sequence[str]) -> dict[str, OwnScore]:

@@ -234,11 +234,22 @@ class Sample:
 
 def summary(result: Any) -> Iterator[str]:
     """Yield a plain line per measurement and per failure."""
-    accuracies = {model.name: model.accuracy for model in result.models}
+    scores = {model.name: _score_in_words(model.evaluation) for model in result.models}
     for one in result.measurements:
-        accuracy = accuracies[one.model]
-        scored = "" if accuracy is None else f"  accuracy {accuracy:.4f}"
+        scored = scores[one.model]
         where = f"{one.device} batch {one.batch_size} threads {one.threads}"
         yield f"{one.model:24} {where:28} p50 {one.latency_ms.p50:10.4f} ms{scored}"
     for failure in result.failures:
         yield f"{failure.model:24} {failure.device} failed: {failure.reason}"
+
+
+def _score_in_words(evaluation: Any) -> str:
+    """Return a score, and the threshold that it was reached at; nothing where there is none."""
+    from kdexport.tasks import TASKS, task_of_metric
+
+    if evaluation is None:
+        return ""
+    task = task_of_metric(evaluation.score.metric) or TASKS[evaluation.task]
+    threshold = evaluation.metrics.get("threshold")
+    at = "" if threshold is None else f" at a cosine of {threshold:.4f}"
+    return f"  {task.label} {evaluation.score.value:.4f}{at}"

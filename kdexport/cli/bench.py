@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdexport.bench.devices import ALL
-from kdexport.cli.console import Console, Json, Quiet, Verbose, command
+from kdexport.cli.console import Console, Json, Quiet, Verbose, command, task_option
 
 if TYPE_CHECKING:
     from kdexport.bench.stage import BenchRequest
@@ -140,6 +140,7 @@ def bench(
             rich_help_panel=INPUTS,
         ),
     ] = None,
+    task: Annotated[str | None, task_option(INPUTS)] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -214,6 +215,7 @@ def bench(
             provider_option or [],
             dim or [],
             label_columns=label_column or [],
+            task=task,
             inputs_file=input,
             progress=console.progress,
         )

@@ -27,6 +27,7 @@ def request_for(
     dims: Sequence[str],
     *,
     label_columns: Sequence[str] = (),
+    task: str | None = None,
     inputs_file: Path | None,
     progress: Progress,
 ) -> BenchRequest:
@@ -39,6 +40,7 @@ def request_for(
         provider_options: ``KEY=VALUE``, as typed.
         dims: ``NAME=N``, as typed.
         label_columns: Of the table that ``data`` names.
+        task: What ``data`` are for; None: what the run's recipe, the files or the data say.
         inputs_file: Real inputs.
         progress: Where to say how it goes.
 
@@ -47,6 +49,8 @@ def request_for(
     """
     if label_columns and data is None:
         raise KDExportError("--label-column is of --data, which is not given", hint="add --data table:FILE")
+    if task is not None and data is None:
+        raise KDExportError("--task is of --data, which is not given", hint="add --data REF, or leave --task out")
     models = _distinct_names([(path, model) for path in paths for model in _models(path)])
     run = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
     recipe = _recipe(run) if run else None
@@ -55,7 +59,7 @@ def request_for(
         models,
         _settings(recipe, {**flags, "provider_options": options or None}),
         recipe.name if recipe else models[0].name,
-        dataset=_dataset(recipe, data, tuple(label_columns), [Path(model.file) for model in models], progress),
+        dataset=_dataset(recipe, data, tuple(label_columns), task, [Path(model.file) for model in models], progress),
         recipe=recipe.to_dict(relative_to=run) if recipe and run else None,
         training=training_lines(RunDirectory(run).metrics) if run else (),
         dims=_sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64")),
@@ -137,7 +141,12 @@ def _sizes(pairs: dict[str, str]) -> dict[str, int]:
 
 
 def _dataset(
-    recipe: Recipe | None, data: str | None, label_columns: tuple[str, ...], files: Sequence[Path], progress: Progress
+    recipe: Recipe | None,
+    data: str | None,
+    label_columns: tuple[str, ...],
+    task: str | None,
+    files: Sequence[Path],
+    progress: Progress,
 ) -> "Dataset | None":
     """Load what the models are scored on: --data, else what the run's recipe says, else nothing."""
     if data is not None:
@@ -151,7 +160,7 @@ def _dataset(
         from kdexport.models.fitted_data import as_files_say
         from kdexport.models.own_vocabulary import data_for, with_own_vocabulary
 
-        seed, task = (0, None) if recipe is None else (recipe.seed, recipe.task)
+        seed, task = (0, task) if recipe is None else (recipe.seed, task or recipe.task)
         chosen, task = as_files_say(data_for(chosen, files), task, files)
         dataset = load_data(chosen, seed, cache_folder(chosen), progress, task=task)
         return with_own_vocabulary(dataset, chosen, (), files)

@@ -36,6 +36,17 @@ Verbose = Annotated[
 ]
 
 
+def task_option(panel: str | None = None) -> Any:
+    """Return the flag ``--task``, under a heading of the command's own."""
+    return typer.Option(
+        "--task",
+        metavar="NAME",
+        rich_help_panel=panel,
+        help="What --data is for: classification, multilabel, regression, segmentation or embedding. By default what "
+        "the model's own file says, else what the data show; identities look like classes: name embedding there.",
+    )
+
+
 @dataclass(frozen=True)
 class Console:
     """Where one command's words go: results to stdout, all else to stderr."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdexport.cli.console import Json, Quiet, Verbose, command
+from kdexport.cli.console import Json, Quiet, Verbose, command, task_option
 from kdexport.cli.run import Set
 
 
@@ -22,6 +22,7 @@ def evaluate(
             "--recipe says; one of the two is needed.",
         ),
     ] = None,
+    task: Annotated[str | None, task_option()] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +80,7 @@ def evaluate(
         overrides = [f"student.model={_text(model)}", *(f"student.args.{item}" for item in arg or ())]
         overrides += [f"student.weights={_text(weights)}"] if weights else []
         overrides += [] if strict else ["student.strict=false"]
+        overrides += [f"task={_text(task)}"] if task is not None else []
         request: Recipe | EvaluationRequest
         if recipe is not None:
             request = Recipe.load(recipe, ["name=evaluation", "student={}", *overrides, *(set_ or ())])

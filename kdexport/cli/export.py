@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdexport.cli.console import Console, Json, Quiet, Verbose, command
+from kdexport.cli.console import Console, Json, Quiet, Verbose, command, task_option
 from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def export(
             "itself says.",
         ),
     ] = None,
+    task: Annotated[str | None, task_option(SOURCE)] = None,
     input: Annotated[
         Path | None,
         typer.Option(
@@ -304,6 +305,7 @@ def export(
         input_shape=tuple(input_shape or ()),
         data=data,
         label_column=tuple(label_column or ()),
+        task=task,
         seed=seed,
         dynamic=tuple(dynamic or ()),
         static=static,

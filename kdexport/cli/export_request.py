@@ -27,6 +27,7 @@ class ReferenceFlags:
     input_shape: tuple[str, ...]
     data: str | None
     label_column: tuple[str, ...]
+    task: str | None
     seed: int | None
     dynamic: tuple[str, ...]
     static: bool
@@ -90,6 +91,8 @@ def written(model: str, settings: Settings, own: ReferenceFlags, *, ort: bool, p
         )
     if own.label_column and own.data is None:
         raise KDExportError("--label-column is of --data, which is not given", hint="add --data table:FILE")
+    if own.task is not None and own.data is None:
+        raise KDExportError("--task is of --data, which is not given", hint="add --data REF, or leave --task out")
     told = {"label_columns": own.label_column} if own.label_column else {}
     data = {} if own.data is None else {"data": {"source": own.data, **told}}
     checked = StandaloneExport.parse({**data, "preprocessing": own.pixels, "export": {"quantize": (), **settings}})
@@ -181,6 +184,7 @@ def _of_reference(
         weights=weights if weights in (None, PRETRAINED) else str(Path(weights).expanduser().resolve()),
         inputs=tuple(parse_shape(text, number) for number, text in enumerate(own.input_shape)),
         data=checked.data,
+        task=own.task,
         preprocessing=checked.preprocessing,
         quantize=wanted.quantize,
         calibration=wanted.calibration,
@@ -209,7 +213,7 @@ def _of_file(
             hint="say what to make of it, e.g. --quantize int8 --input calibration.npz; or see "
             f"kdexport export --describe {reference}, kdexport bench {reference}",
         )
-    usable = {"out", "data", "label-column", "input", "seed", "force", "size", "resize", "mean", "std"}
+    usable = {"out", "data", "label-column", "task", "input", "seed", "force", "size", "resize", "mean", "std"}
     variant = {"quantize", "calibration", "calibration_samples", "weight_bits", "max_drop", "max_output_error"}
     idle = [name for name in own.given if name not in usable]
     idle += [name.replace("_", "-") for name in settings if name not in variant]
@@ -238,6 +242,7 @@ def _of_file(
         own.input,
         wanted.calibration_samples,
         checked.preprocessing,
+        task=own.task,
         force=own.force,
         seed=own.seed or 0,
     )

@@ -225,7 +225,8 @@ def _labelled(walk: "_Walk", folder: Path, classes: tuple[str, ...]) -> tuple[li
             near = did_you_mean(class_name, classes)
             raise SourceError(
                 f"{folder / class_name} is a class that the training samples do not have",
-                hint=f"{near}classes are the folders of train: {', '.join(classes[:10])}",
+                hint=f"{near}classes are the folders of train: {', '.join(classes[:10])}; where they are identities, "
+                "of which each is in one split alone, the task is embedding",
             )
         found = sorted(walk.pictures(folder / class_name))
         if not found:

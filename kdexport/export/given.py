@@ -12,6 +12,7 @@ import onnx
 
 from kdexport.errors import KDExportError
 from kdexport.export import parity, quantize, variants
+from kdexport.export.fitted_entries import stamp_for
 from kdexport.models.fitted_data import as_files_say, load_fitted_data
 from kdexport.models.preprocessing import with_spec
 from kdexport.onnx import metadata
@@ -38,6 +39,7 @@ class Request:
     inputs: Path | None = None  # .npz with an array per input, or .npy; first axis samples
     calibration_samples: int = 256
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
+    task: str | None = None  # what the data are for; None: what the file or they themselves say
     force: bool = False
     seed: int = 0
 
@@ -106,7 +108,7 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
 
     if request.data is not None:
         spec = Student(model=str(request.file.resolve()), preprocessing=request.preprocessing)
-        data, task = as_files_say(request.data, None, [request.file])
+        data, task = as_files_say(request.data, request.task, [request.file])
         dataset = load_fitted_data(data, (spec,), request.seed, cache, task=task)
         fitted = OnnxSession(request.file, with_spec(dataset.preprocessing, request.preprocessing))
         val, train = dataset.val, dataset.train
@@ -119,6 +121,7 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
             lambda batch: tuple(fitted.feeds(batch).values()),
             task=dataset.task,
             classes=dataset.num_classes,
+            stamp=stamp_for(dataset, with_spec(dataset.preprocessing, request.preprocessing)),
         )
     arrays = _random(request, session) if request.inputs is None else _read(request.inputs, session)
     return variants.CalibrationData(

@@ -87,6 +87,8 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
         proof = _prove(target, form, temporary, path.name, baked=baked)
         if not proof.passed:
             parity.demand(proof, path.name, where=_where(exported, target, form, baked=baked))
+        if target.stamp is not None:
+            target.stamp(temporary)
         proofs.append(
             metadata.model_file(
                 target.name,

@@ -22,6 +22,7 @@ from kdexport.artifacts import RunDirectory
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
 from kdexport.export import network_export, parity, variants
+from kdexport.export.fitted_entries import stamp_for
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
@@ -213,6 +214,7 @@ class _Work:
             license=settings.license,
             val_score=network.val_score,
             notes=(*getattr(model.network, "notes", ()), *self._notes(network.name)),
+            stamp=stamp_for(self.dataset, preprocessing),
         )
         form = Form(
             settings.opset,
@@ -258,6 +260,7 @@ class _Work:
             feed=feed,
             task=self.dataset.task,
             classes=self.dataset.num_classes,
+            stamp=stamp_for(self.dataset, preprocessing),
         )
         settings = self.recipe.export
         spec = variants.VariantSpec(

@@ -21,6 +21,7 @@ from kdexport.artifacts import write_text
 from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError, SourceError
 from kdexport.export import network_export, parity, random_inputs, variants
+from kdexport.export.fitted_entries import stamp_for
 from kdexport.export.random_inputs import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form, bind, parameters_of, select_outputs, unwrapped
 from kdexport.models.fitted_data import as_files_say, load_fitted_data
@@ -49,6 +50,7 @@ class Request:
     weights: str | None = None  # a path, or "pretrained"
     inputs: tuple[InputShape, ...] = ()
     data: Data | None = None
+    task: str | None = None  # what the data are for; None: what the weights or they themselves say
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
     quantize: tuple[str, ...] = ()
     calibration: str = "auto"
@@ -79,7 +81,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
     with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
         dataset = None
         if request.data is not None:
-            known, task = as_files_say(request.data, None, [Path(request.weights or "")])
+            known, task = as_files_say(request.data, request.task, [Path(request.weights or "")])
             dataset = load_fitted_data(known, (_spec(request),), request.seed, Path(cache), task=task)
         tokenizer = _tokenizer(request, dataset)
         target = _target(request, form, dataset, progress)
@@ -198,6 +200,7 @@ def _target(request: Request, form: Form, dataset: Dataset | None, progress: Pro
             activation=dataset.task.activation if classifies else "softmax",
             license=request.license,
             parameter_names=names if by_name else None,
+            stamp=stamp_for(dataset, model.preprocessing) if embeds else None,
         )
     else:
         target = _random_target(request, form, progress)
@@ -356,6 +359,7 @@ def _calibration_data(
         feed,
         task=None if dataset is None else dataset.task,
         classes=None if dataset is None else dataset.num_classes,
+        stamp=target.stamp,
         samples_are="validation" if dataset is not None else "random",
     )
 

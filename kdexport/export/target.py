@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.errors import KDExportError, did_you_mean
+from kdexport.export.fitted_entries import Stamp
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import Arrays
 from kdexport.tasks.base import Activation
@@ -43,6 +44,7 @@ class ExportTarget:
     parameter_names: tuple[str, ...] | None = None  # of forward: inputs are passed by them; None: by position
     batch_axes: tuple[int, ...] | None = None  # of each input as the network takes it; None: the first of each
     notes: tuple[str, ...] = ()  # what the user should know of how the samples were made
+    stamp: Stamp | None = None  # puts into a file what is found by running it
 
     def tensors(self, raw: Arrays) -> tuple[Tensor, ...]:
         """Return raw samples, first axis the batch, as the network takes them."""

@@ -18,6 +18,7 @@ from kdexport import artifacts
 from kdexport.errors import KDExportError
 from kdexport.export import parity, quantize
 from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder
+from kdexport.export.fitted_entries import Stamp
 from kdexport.export.restored_operators import restore, runnable
 from kdexport.onnx import metadata
 from kdexport.onnx.isolated import IsolatedRunner
@@ -49,6 +50,7 @@ class CalibrationData:
     task: Task | None = None  # what the targets are of
     classes: int | None = None  # that they are of; None: what the network gives
     samples_are: str = "validation"  # what ``samples`` are, in words
+    stamp: Stamp | None = None  # puts into a file what is found by running it
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def write(
             "kdexport.precision": spec.precision,
             "kdexport.quantized": f"{census.quantized} of {census.operators} operators",
         }
-        stamped.pop("kdexport.val_score", None)  # that is the fp32 network's
+        for name in ("kdexport.val_score", "kdexport.threshold"):  # those are the fp32 file's
+            stamped.pop(name, None)
         if score.value is not None:
             stamped["kdexport.val_score"] = str(abs(score.value))
         if key is not None:
@@ -138,6 +141,8 @@ def write(
             against="fp32-onnx",
             label=path.name,
         )
+        if data.stamp is not None:
+            data.stamp(temporary)
         told = list(notes)
         if not proof.passed:
             told.append(f"differs from fp32 by {proof.max_rel:.2g} relative, where up to {proof.tolerance:g} is usual")

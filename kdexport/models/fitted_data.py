@@ -74,10 +74,19 @@ def as_files_say(data: Data, task: str | None, files: Sequence[Path]) -> tuple[D
 
     A file that kdexport has written of numbers knows its task, the columns that it is fed and those that it estimates:
     a table to score it on needs no more than its name. One that embeds says so, for identities look like classes.
+
+    Raises:
+        SourceError: The user names a task that a file says is not its own.
     """
     if parse(data.source).kind != "table" or task not in (None, "regression"):
-        embeds = task is None and any(_embeds(file) for file in files)
-        return data, EMBEDDING if embeds else task
+        if task == EMBEDDING or not any(_embeds(file) for file in files):
+            return data, task
+        if task is not None:
+            raise SourceError(
+                f"the task is to be {task}, and the model's file says that it gives an embedding",
+                hint="leave the task out, or name embedding",
+            )
+        return data, EMBEDDING
     from kdexport.onnx import metadata
 
     entries = {"label_columns": "kdexport.labels", "feature_columns": "kdexport.features"}

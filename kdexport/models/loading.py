@@ -145,12 +145,11 @@ def _with_its_weights(
 ) -> tuple[nn.Module, tuple[str, ...] | None, Fit]:
     """Return a recipe's network, which weights its own files lack (None: all) and what came of loading others."""
     if isinstance(spec, Student) and spec.cuts:
-        if spec.embedding_dim is not None:
-            raise SourceError(
-                "embedding_dim does not go with layers or vocabulary: a cut transformer embeds as wide as its teacher",
-                hint="take student.embedding_dim out",
-            )
-        return load_cut(spec, args, dataset, weights, start)
+        network, load_cut_weights = load_cut(spec, args, dataset, weights, start)
+        given = None if weights is not None or spec.weights is None else read(Path(spec.weights))
+        first = weights is not None or _has_projection(given) or start is not None
+        inputs = () if spec.embedding_dim is None else _few(spec, dataset)
+        return network, (), embedding_dim.with_width(network, spec, load_cut_weights, inputs, first=first)
     outputs = spec.embedding_dim or dataset.task.num_outputs(dataset.class_names)
     network, fresh = load_with_fresh(spec.model, args, outputs, embeds=dataset.task.embeds)
     lazy = any(
@@ -159,7 +158,7 @@ def _with_its_weights(
     )
     few: tuple[torch.Tensor, ...] = ()
     if lazy or spec.embedding_dim is not None:
-        few = preprocessing_of(spec, dataset).apply(dataset.train.take(slice(0, 2)).inputs)
+        few = _few(spec, dataset)
     if lazy:
         with evaluating(network):  # lazy layers have no shape before a first call
             network(*few)
@@ -178,8 +177,17 @@ def _with_its_weights(
             return Fit(tuple(f"{name}: fresh, not in the files of {spec.model}" for name in fresh), fresh)
         return Fit()
 
-    first = weights is not None or (isinstance(given, Mapping) and f"{PROJECTION}.weight" in given)
+    first = weights is not None or _has_projection(given)
     return network, fresh, embedding_dim.with_width(network, spec, load, few, first=first)
+
+
+def _few(spec: TeacherSpec | Student, dataset: Dataset) -> tuple[torch.Tensor, ...]:
+    return preprocessing_of(spec, dataset).apply(dataset.train.take(slice(0, 2)).inputs)
+
+
+def _has_projection(given: Any) -> bool:
+    """Whether weights are those of a network that has the layer of ``embedding_dim`` already."""
+    return isinstance(given, Mapping) and f"{PROJECTION}.weight" in given
 
 
 def _postprocessing_of(

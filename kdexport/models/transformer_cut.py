@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdexport.errors import SourceError
+from kdexport.models.outputs import PROJECTION
 
 EVERY_OTHER = "every-other"
 
@@ -137,14 +138,14 @@ def take_weights(
                 hint="the tokenizer is another model's: set data.tokenizer to the teacher's own",
             )
         state.update({name: state[name][rows] for name in names})
-    own = small.state_dict()
+    own = {name: item for name, item in small.state_dict().items() if not name.startswith(f"{PROJECTION}.")}
     wrong = [name for name, tensor in own.items() if name not in state or (state[name].shape != tensor.shape)]
     if wrong:
         raise SourceError(
             f"the layers {list(layers or ())} of {model} do not stand alone: nothing in it is {wrong[0]}",
             hint="keep the layer 0 too, or give other layers; what cannot be cut goes in as file.py:Name",
         )
-    small.load_state_dict({name: state[name] for name in own})
+    small.load_state_dict({name: state[name] for name in own}, strict=False)  # a layer behind it has its own
 
 
 def layer_stack(network: nn.Module, model: str) -> str:

@@ -99,6 +99,13 @@ def stamp(path: Path, metadata: Mapping[str, str]) -> None:
     onnx.save(model, path)
 
 
+def add(path: Path, entries: Mapping[str, str]) -> None:
+    """Put entries into a file's metadata in place of those of the same names; weights beside the file stay there."""
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, {item.key: item.value for item in model.metadata_props} | dict(entries))
+    onnx.save(model, path)
+
+
 def model_file(
     name: str,
     path: Path,
@@ -238,9 +245,14 @@ for number, (row, names) in enumerate(zip(scores, best, strict=True)):
     print(number, *(f"{{name}} {{score:.3f}}" for name, score in zip(names, row, strict=True)))
 """
 COSINES = """vectors = session.run(None, feed)[0]
-lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers; the cosine of each with each:")
-print(np.array_str((vectors / lengths) @ (vectors / lengths).T, precision=3, suppress_small=True))
+print(np.array_str(vectors @ vectors.T, precision=3, suppress_small=True))
+"""
+VERIFIED = """threshold = float(metadata["kdexport.threshold"])  # chosen on the validation samples
+for one, other in zip(*np.triu_indices(len(vectors), 1), strict=True):
+    same = "the same identity" if vectors[one] @ vectors[other] >= threshold else "two identities"
+    print(f"{one} and {other}: {same} (threshold {threshold:.3f})")
 """
 MASKS = """masks = session.run(None, feed)[0].argmax(axis=1).astype(np.uint8)  # class ids [batch, height, width]
 colors = [[255 * (number >> bit & 1) // (1 + (number > 7)) for bit in range(3)] for number in range(256)]
@@ -311,6 +323,7 @@ def code(model: Path) -> str:
     shown = {"regression": NUMBERS, "embedding": COSINES, "segmentation": MASKS}.get(
         known.get("kdexport.task", ""), shown
     )
+    shown += VERIFIED if "kdexport.threshold" in known else ""
     head = HEAD.format(file=model.name, usage=usage.replace('"', "'"))
     if not reading:
         load = "arrays = [np.load(name) for name in given or sys.exit(__doc__)]"

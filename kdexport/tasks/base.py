@@ -75,6 +75,11 @@ class Task(ABC):
         """Return the task with what its score needs, fitted on a model's outputs on the validation split."""
         return self
 
+    @property
+    def file_entries(self) -> Mapping[str, float]:
+        """What a file's metadata say of how its outputs are used, by name: what ``calibrated`` has fitted."""
+        return {}
+
     def num_outputs(self, names: Sequence[str]) -> int | None:
         """Return what a network's factory is given as ``num_classes``; None: nothing."""
         return len(names)

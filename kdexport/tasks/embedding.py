@@ -169,6 +169,11 @@ class Embedding(Embeddings):
         _, similarity, pairs = _known_pairs(outputs, targets)
         return replace(self, threshold=verification.best_threshold(similarity, pairs.same))
 
+    @property
+    def file_entries(self) -> Mapping[str, float]:
+        """The threshold, where it has been chosen on validation."""
+        return {} if self.threshold is None else {"threshold": self.threshold}
+
     def score(self, outputs: Array, targets: Array) -> float | None:
         """Return the verification accuracy; None without pairs of both kinds."""
         _, similarity, pairs = _known_pairs(outputs, targets)

@@ -324,7 +324,9 @@ def test_training_starts_from_the_trained_teacher(made):
     assert Training().epochs == 30
 
 
-def test_pairs_of_texts_are_embedded_by_a_cut_student(bert, tmp_path):
+@pytest.fixture
+def pairs(bert, tmp_path):
+    """Return a function that loads pairs of texts with a score for a student of a BERT, and gives both."""
     with (tmp_path / "pairs.csv").open("w", newline="", encoding="utf-8") as handle:
         write = csv.writer(handle)
         write.writerow(["sentence1", "sentence2", "score", "split"])
@@ -332,8 +334,16 @@ def test_pairs_of_texts_are_embedded_by_a_cut_student(bert, tmp_path):
             write.writerows(["a man walks", f"the {who} sings", number, split]
                             for number, who in enumerate(("man", "dog", "cat", "woman")))  # fmt: skip
     data = Data(source=f"csv:{tmp_path / 'pairs.csv'}", tokenizer=f"hf:{bert}", text_length=16)
-    spec = Student(model=f"hf:{bert}", layers=(0, 2), vocabulary="corpus")
-    dataset = load_fitted_data(data, (Teacher(model=f"hf:{bert}"), spec), 0, tmp_path)
+
+    def load(**student):
+        spec = Student(**{"model": f"hf:{bert}", "layers": (0, 2), "vocabulary": "corpus", **student})
+        return load_fitted_data(data, (Teacher(model=f"hf:{bert}"), spec), 0, tmp_path), spec
+
+    return load
+
+
+def test_pairs_of_texts_are_embedded_by_a_cut_student(pairs, bert):
+    dataset, spec = pairs()
     assert (dataset.task.name, len(dataset.train.inputs), len(dataset.vocabulary.kept)) == ("embedding", 4, 12)
     teacher, student = load_model("teacher", Teacher(model=f"hf:{bert}"), dataset), load_model("student", spec, dataset)
     assert "pooled by the mean over the mask (it has no modules.json that says otherwise)" in teacher.notes[0]
@@ -349,3 +359,60 @@ def test_pairs_of_texts_are_embedded_by_a_cut_student(bert, tmp_path):
         tokens = whole(input_ids=ids, attention_mask=mask)[0]
     mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     torch.testing.assert_close(outputs(student, dataset.test), mean / mean.norm(dim=1, keepdim=True))
+
+
+def test_a_cut_student_is_as_wide_as_it_is_asked_to_be(pairs, bert, tmp_path):
+    """The layer stands behind the pooling, and belongs to the student's weights."""
+    dataset, spec = pairs(embedding_dim=5)
+    student = load_model("student", spec, dataset)
+    narrow = load_model("student", pairs()[1], dataset)
+    layer = student.network.embedding_projection
+    with torch.no_grad():
+        ids, mask = student.preprocessing.apply(dataset.test.inputs)
+        tokens = student.network.model(input_ids=ids, attention_mask=mask)[0]
+        pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        expected = pooled @ layer.weight.T + layer.bias
+    found = outputs(student, dataset.test)
+    assert found.shape == (8, 5)
+    torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(outputs(narrow, dataset.test), pooled / pooled.norm(dim=1, keepdim=True))
+    torch.save(student.network.state_dict(), tmp_path / "student.pt")
+    for given in ({"weights": tmp_path / "student.pt"}, {"spec": {"weights": str(tmp_path / "student.pt")}}):
+        again = load_model(
+            "student", spec.model_copy(update=given.get("spec", {})), dataset, given.get("weights")
+        )  # as a run loads what it has trained, and as a recipe names it
+        torch.testing.assert_close(outputs(again, dataset.test), found)
+
+
+def test_the_layer_of_a_teacher_as_wide_goes_to_the_cut_student(pairs, bert, tmp_path):
+    dataset, spec = pairs(embedding_dim=5)
+    teacher = load_model("teacher", Teacher(model=f"hf:{bert}", embedding_dim=5, train=Training()), dataset)
+    start = tmp_path / "teacher.pt"
+    torch.save(teacher.network.state_dict(), start)
+    for student, same in ((spec, True), (pairs(embedding_dim=4)[1], False), (pairs()[1], False)):
+        for built in (
+            load_model("student", student, dataset, start=start),
+            load_model("student", student.model_copy(update={"weights": str(start)}), dataset),
+        ):
+            layer = getattr(built.network, "embedding_projection", None)
+            assert (layer is not None) == (student.embedding_dim is not None)
+            whole = teacher.network.embedding_projection.weight
+            assert (layer is not None and torch.equal(layer.weight, whole)) is same
+            width = student.embedding_dim or 16
+            assert outputs(built, dataset.test).shape == (8, width)
+
+
+def test_a_network_of_ones_own_with_a_cut_vocabulary_gets_the_layer_too(pairs, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Bag(nn.Module):\n"
+        "    def __init__(self, vocab_size=99):\n"
+        "        super().__init__()\n"
+        "        self.table = nn.Embedding(vocab_size, 6)\n"
+        "    def forward(self, ids, mask):\n"
+        "        return (self.table(ids) * mask[..., None]).sum(1)\n"
+    )
+    dataset, spec = pairs(model=f"{tmp_path / 'own.py'}:Bag", layers=None, embedding_dim=3)
+    student = load_model("student", spec, dataset)
+    assert outputs(student, dataset.test).shape == (8, 3)
+    assert student.network.embedding_projection.weight.shape == (3, 6)

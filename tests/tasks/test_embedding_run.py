@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from kdexport.artifacts import RunDirectory
 from kdexport.bench.pack import pack
 from kdexport.bench.packed import samples_in as held_samples
+from kdexport.bench.packed import summary
 from kdexport.bench.stage import BenchRequest
 from kdexport.cli import app
 from kdexport.data.datasets import load_data
@@ -143,6 +145,27 @@ def test_what_learned_beside_the_student_is_in_no_file(report, folder):
     assert set(plain["terms"]) == {"labels"}
 
 
+def test_every_file_states_the_threshold_that_validation_chose_for_it(report, folder, tmp_path, capsys, monkeypatch):
+    for model in report.models:
+        file = folder / "run" / model.file
+        assert float(OnnxSession(file).metadata["kdexport.threshold"]) == model.evaluation.metrics["threshold"]
+    assert len({model.evaluation.metrics["threshold"] for model in report.models}) == len(report.models)
+    shown = CliRunner().invoke(app, ["export", "--describe", str(folder / "run" / "student.onnx")])
+    assert f"threshold {report.models[1].evaluation.metrics['threshold']!r}" in " ".join(shown.stdout.split())
+    with np.load(folder / "digits.npz") as arrays:
+        some = arrays["x_test"][[0, 1, 45]]
+    np.save(tmp_path / "some.npy", some)
+    script = folder / "run" / "infer.py"
+    monkeypatch.setattr("sys.argv", ["infer.py", str(tmp_path / "some.npy")])
+    exec(compile(script.read_text(), str(script), "exec"), {"__file__": str(script), "__name__": "__main__"})
+    told = capsys.readouterr().out
+    vectors = OnnxSession(folder / "run" / "student.onnx").predict((some,))
+    threshold = report.models[1].evaluation.metrics["threshold"]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        same = "the same identity" if vectors[one] @ vectors[other] >= threshold else "two identities"
+        assert f"{one} and {other}: {same} (threshold {threshold:.3f})" in told
+
+
 def test_the_page_the_card_and_the_script_speak_of_embeddings(report, folder):
     page = (folder / "run" / "report.html").read_text()
     assert "verification accuracy" in page
@@ -191,6 +214,11 @@ def test_a_pack_scores_by_the_validation_samples_that_it_brings(report, folder, 
         found, _ = evaluate(session.predict, split, manifest["class_names"])
         assert found.score == model.score
         assert found.metrics == model.evaluation.metrics
+        measured = SimpleNamespace(**dict.fromkeys(("device", "batch_size", "threads"), 1), model=model.name,
+                                   latency_ms=SimpleNamespace(p50=1.0))  # fmt: skip
+        told = SimpleNamespace(models=[model], measurements=[measured], failures=[])
+        expected = f"verification accuracy {found.score.value:.4f} at a cosine of {found.metrics['threshold']:.4f}"
+        assert next(summary(told)).endswith(expected)
 
 
 def test_an_interrupted_training_ends_with_the_same_bytes(folder, tmp_path, monkeypatch):
