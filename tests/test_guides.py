@@ -22,7 +22,8 @@ SMALLER = {  # the same commands, sooner done
     r"6 --extend": "7 --extend",
     r"\[distill\]\n": "[distill]\nbaseline = false\nviews = 1\nbatch_size = 64\nlr = 0.01\n",
     r"\[export\]\n": '[export]\ncalibration = "minmax"\ncalibration_samples = 32\n',
-    r"max_seconds = 5\.0": "max_seconds = 0.2\nmin_seconds = 0.02\nrounds = 1",
+    r"max_seconds = 2\.0": "max_seconds = 0.2\nmin_seconds = 0.02\nrounds = 1",
+    r'"max_seconds": 2\.0': '"max_seconds": 0.2, "min_seconds": 0.02, "rounds": 1',
     r"net\(64\)": "net(16)",
     r"test_from: int = 1400": "test_from: int = 700",
 }
@@ -37,6 +38,13 @@ def guides() -> dict[str, list[tuple[str, str]]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("guides")
+
+
+def test_each_of_the_smaller_settings_makes_something_smaller() -> None:
+    text = GUIDES.read_text(encoding="utf-8")
+    for pattern, smaller in SMALLER.items():
+        text, count = re.subn(pattern, smaller, text)
+        assert count, pattern
 
 
 @pytest.mark.parametrize("guide", list(guides()))

@@ -64,9 +64,8 @@ def fit(
     heads = setup.heads
     optimizer = make_optimizer(network, training, beside=setup.beside)
     learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    network, prepared = accelerator.prepare(network, optimizer)
     if not is_plain(accelerator):
-        optimizer = prepared
+        network, optimizer = accelerator.prepare(network, optimizer)
     plain = accelerator.unwrap_model(network)
     saved = checkpoints.latest()
     if saved is None and checkpoints.extended is not None:
@@ -167,7 +166,8 @@ def fit(
     network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     network.load_state_dict(loop.best_weights if training.keep == "best" else weights_of(average or plain))
     network.to(memory_format=torch.contiguous_format)
-    accelerator.free_memory()
+    if accelerator.device.type != "cpu" or not is_plain(accelerator):
+        accelerator.free_memory()  # half a second of garbage collection; on a CPU it would free nothing sooner
     epochs = loop.step // batches.per_epoch
     accuracy = loop.best_score if training.keep == "best" else loop.last_score
     return TrainingResult(epochs, loop.best_epoch, accuracy, loop.seconds_spent())
