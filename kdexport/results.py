@@ -212,6 +212,11 @@ class Parity:
     hard_samples: int = 0  # all zero, all equal, the extremes of the value range, beside ``samples``
     other_sizes: int = 0  # batches in which a dynamic axis has another size than in the data
     constant_outputs: tuple[int, ...] = ()  # that are the same for every sample, of several
+    # Samples whose outputs hold NaN, or else infinity, from both models alike: equal, but no answers
+    nan_samples: int = 0
+    infinite_samples: int = 0
+    nan_hard_samples: int = 0
+    batch_effect: float | None = None  # change of outputs by what else is in the batch, as max_rel; of dynamic int8
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ left out. What a cell means is left to who reads it.
 
 import codecs
 import csv
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -69,9 +70,14 @@ def read_csv(path: Path, wanted: Sequence[tuple[str, str]]) -> CsvRows:
             head = handle.readline()
             mark = SEPARATOR_LINE.match(head)
             skipped = 1 if mark else 0
-            head = handle.readline() if mark else head
+            head = next((line for line in itertools.chain([head], handle) if line.strip()), "")
             delimiter = mark[1] if mark else max(DELIMITERS, key=lambda each: _columns_found(head, each, names))
             columns, records = _records(handle, skipped, delimiter, csv.QUOTE_MINIMAL)
+            if not columns:
+                raise SourceError(
+                    f"{path} is empty: it has no header and no rows",
+                    hint="give a header and rows below it, one a sample; was it written to the end?",
+                )
             _check_columns(columns, wanted, path)
             fault = _quote_fault(columns, records, delimiter, names[-1]) if names else ""
             if fault and delimiter == "\t":  # tables divided by tabs are often written without any quoting
@@ -112,7 +118,8 @@ def _records(handle: TextIO, skipped: int, delimiter: str, quoting: Literal[0, 3
     for _ in range(skipped):
         handle.readline()
     reader = csv.reader(handle, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=delimiter != "\t")
-    columns = [column.strip() for column in next(reader, [])]
+    header = next((row for row in reader if any(cell.strip() for cell in row)), [])
+    columns = [column.strip() for column in header]
     records: list[_Record] = []
     while True:
         first = reader.line_num + skipped + 1

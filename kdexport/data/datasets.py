@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.artifacts import key_of
+from kdexport.data.copied_samples import copied
 from kdexport.data.samples import Dataset, PicturesNeeded, Reading, Source, Split
 from kdexport.data.splits import make_splits
 from kdexport.errors import RecipeError, SourceError, did_you_mean
@@ -114,6 +115,7 @@ def load_data(
     train, val, test = (replace(split, given_task=fitted) for split in (train, val, test))
     if fitted.calibrated_on_validation:
         test = replace(test, calibration=val)
+    leak = copied(test, [train] if made_by["val"].startswith("source") else [train, val])
     first = train.inputs[0]
     pictures = first.dtype == np.uint8 and first.ndim == 4
     default = of_images(first) if pictures and source.preprocessing is None else Preprocessing("none")
@@ -135,7 +137,7 @@ def load_data(
         unlabelled=unlabelled,
         skipped=source.skipped,
         notes=(*notes, *_notes_on_labels(source), *(() if standardize else _notes_on_features(source))),
-        warnings=source.warnings,
+        warnings=(*source.warnings, *([leak] if leak else [])),
         feature_names=source.feature_names,
         measured=pictures and source.preprocessing is None,
     )
@@ -188,7 +190,7 @@ def _unlabelled(data: Data, source: Source, reading: Reading) -> tuple[Split, st
 
     size = (first.shape[1], first.shape[2])
     stored = unlabelled_folder(Path(reference.target), data, reading, size, source.levels)
-    return Split((stored.images,)), stored.note
+    return Split((stored.images,)), "; ".join((stored.note, *stored.warnings))
 
 
 def _for_task(source: Source, task: str | None, name: str) -> Source:

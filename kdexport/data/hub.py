@@ -77,7 +77,14 @@ def hugging_face_data(data: Data, reading: Reading) -> Source:
         progress=reading.progress,
     )
     whole = Split((stored.images,), labels[stored.kept])
-    return _source(whole, origin[stored.kept], class_names, skipped=stored.skipped, notes=(stored.note, *notes))
+    return _source(
+        whole,
+        origin[stored.kept],
+        class_names,
+        skipped=stored.skipped,
+        notes=(stored.note, *notes),
+        warnings=stored.warnings,
+    )
 
 
 def _source(whole: Split, origin: Any, class_names: tuple[str, ...], **known: Any) -> Source:

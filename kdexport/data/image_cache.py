@@ -51,6 +51,7 @@ class Stored:
     skipped: tuple[str, ...]  # name and reason of each damaged one
     note: str
     levels: tuple[float, float] | None = None  # of deep pictures: what was scaled to 0..255
+    warnings: tuple[str, ...] = ()  # what of the pictures was not read
 
 
 def decode_once(
@@ -111,7 +112,22 @@ def decode_once(
     if found.get("smaller"):
         note += f"; a network takes {found['smaller']}x{found['smaller']}, which most of them do not have"
     used = (low, high) if found.get("levels") else None
-    return Stored(open_rows(path, shape), kept, tuple(reason for _, reason in skipped), note, used)
+    several = [pictures.names[index] for index in found.get("several") or ()]
+    warnings = (_first_alone(several, len(kept)),) if several else ()
+    return Stored(open_rows(path, shape), kept, tuple(reason for _, reason in skipped), note, used, warnings)
+
+
+def holds_several(picture: Image.Image) -> bool:
+    """Whether a file holds several pages or frames; a JPEG with a preview or a second view behind it counts as one."""
+    return bool(getattr(picture, "is_animated", False)) and picture.format != "MPO"
+
+
+def _first_alone(several: list[str], pictures: int) -> str:
+    has = "picture has" if len(several) == 1 else "pictures have"
+    return (
+        f"{len(several)} of {pictures} {has} several pages or frames, of which the first alone is read, e.g. "
+        f"{several[0]}; save the others as files of their own if they are samples, too"
+    )
 
 
 class _Deep(Exception):  # noqa: N818 not an error: the pictures' levels are still to be found
@@ -189,10 +205,12 @@ def _decode(
     progress: Progress,
 ) -> dict[str, Any]:
     skipped: list[tuple[int, str]] = []
+    several: list[int] = []
 
     def decode(index: int) -> NDArray[np.uint8] | str:
         try:
             with pictures.open(index) as picture:
+                more = holds_several(picture)
                 if picture.format == "JPEG":
                     picture.draft("RGB", (2 * size[1], 2 * size[0]))  # a large one is decoded at a fraction of its size
                 if levels is None and is_deep(picture):
@@ -200,6 +218,8 @@ def _decode(
                 upright = to_rgb(picture) if levels is None else to_rgb(picture, levels)
             if upright.size != (size[1], size[0]):
                 upright = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.BILINEAR)
+            if more:
+                several.append(index)
             return np.asarray(upright)
         except FAULTS as error:
             return f"{pictures.names[index]}: {error or type(error).__name__}"
@@ -226,7 +246,7 @@ def _decode(
             raise _damaged(skipped[0][1])
 
     write_atomically(path, write)
-    return {"shape": [len(pictures.names) - len(skipped), *size, 3], "skipped": skipped}
+    return {"shape": [len(pictures.names) - len(skipped), *size, 3], "skipped": skipped, "several": sorted(several)}
 
 
 def _damaged(reason: str) -> SourceError:

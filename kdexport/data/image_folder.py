@@ -74,6 +74,7 @@ def image_folder(data: Data, reading: Reading) -> Source:
         class_names=classes,
         skipped=stored.skipped,
         notes=(stored.note, *notes),
+        warnings=stored.warnings,
         levels=stored.levels,
     )
 

@@ -90,6 +90,7 @@ def listed_images(root: Path, lists: dict[str, Path], data: Data, reading: Readi
         class_names=names,
         skipped=(*skipped, *stored.skipped),
         notes=(stored.note, *first.notes, *notes, *said, *_unlisted(root, pictures)),
+        warnings=stored.warnings,
         levels=stored.levels,
     )
 

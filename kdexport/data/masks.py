@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kdexport.artifacts import write_atomically
-from kdexport.data.image_cache import FAULTS, Pictures, decode_once
+from kdexport.data.image_cache import FAULTS, Pictures, decode_once, holds_several
 from kdexport.data.mask_classes import MaskClasses, class_ids, read_classes
 from kdexport.data.mask_layout import LOSSY, Pair, pairs_of, shown
 from kdexport.data.samples import Reading, Source, Split, open_rows, select
@@ -83,7 +83,7 @@ def mask_folder(data: Data, reading: Reading) -> Source:
         class_names=names,
         skipped=skipped,
         notes=(f"{stored.note}, masks by the nearest pixel", *notes, *masks.notes),
-        warnings=(classes.warning,) if classes.warning else (),
+        warnings=(*stored.warnings, *((classes.warning,) if classes.warning else ())),
         levels=stored.levels,
     )
 
@@ -202,6 +202,8 @@ class _Masks:
                     own = f"{picture.size[0]}x{picture.size[1]}"
                     said = " (turned as its EXIF data say)" if turned else ""
                     return f"{mask} is {own}, and its image {image} is {width}x{height}{said}"
+                if holds_several(picture):
+                    return f"{mask} has several pages or frames; a mask is one"
                 picture.load()
         except FAULTS as error:
             return f"{mask}: {error or type(error).__name__}"

@@ -136,5 +136,5 @@ def _decoded(
         {split: part.inputs[0] for split, part in parts.items()},
         {split: np.asarray(part.labels) for split, part in parts.items()},
         stored.skipped,
-        (stored.note,),
+        (stored.note, *stored.warnings),
     )

@@ -4,6 +4,7 @@ An output is judged as a whole, and each channel whose values are far smaller by
 boxes in pixels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,19 @@ def joined_batches(pairs: list[Pair], k: int) -> tuple[np.ndarray, np.ndarray]:
     else:
         expected, actual = (np.concatenate([np.moveaxis(array, axis, 0) for array in side]) for side in sides)
     return expected, actual
+
+
+def samples_with(pairs: list[Pair], test: Callable[[Values], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Return for each sample whether a value of its outputs passes a test; of its whole batch, where no axis is its."""
+    found = []
+    axes = {k: sample_axis(pairs, k) for k in pairs[0].numeric}
+    for pair in pairs:
+        passes = np.zeros(pair.size, dtype=bool)
+        for k, axis in axes.items():
+            values = test(pair.expected[k].astype(np.float64))
+            passes |= values.any() if axis is None else np.moveaxis(values, axis, 0).reshape(pair.size, -1).any(axis=1)
+        found.append(passes)
+    return np.concatenate(found)
 
 
 def cosine(expected: np.ndarray, actual: np.ndarray) -> float:

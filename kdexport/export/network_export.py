@@ -17,6 +17,7 @@ from kdexport.export.to_onnx import Exported, to_onnx
 from kdexport.models.outputs import output_of
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
+from kdexport.progress import SILENT, Progress
 from kdexport.references import place
 from kdexport.results import ModelFile, Parity
 
@@ -24,7 +25,9 @@ ROUNDINGS = 4  # of a half-precision network's own type: what its proof allows
 OTHER_SIZES = 2  # at which each dynamic axis is proved, besides the one in the data
 
 
-def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = None) -> ModelFile:
+def write(
+    target: ExportTarget, form: Form, path: Path, *, key: str | None = None, progress: Progress = SILENT
+) -> ModelFile:
     """Write and prove a network's file.
 
     Args:
@@ -32,6 +35,7 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
         form: What the file is to look like.
         path: Its final name; a file of that name is replaced, once the new one is proved.
         key: Stands for all that the file is made from.
+        progress: Where outputs that are no answers are warned of.
 
     Raises:
         ParityError: The file differs from the network; nothing is left under ``path``.
@@ -104,6 +108,9 @@ def write(target: ExportTarget, form: Form, path: Path, *, key: str | None = Non
         )
 
     files.write(exported.model, path, fill)
+    if (proof := proofs[0].parity) is not None:
+        for doubt in parity.doubts(proof):
+            progress.warn(f"{path.name}: {doubt}")
     return proofs[0]
 
 
@@ -136,7 +143,7 @@ def _notes(target: ExportTarget, form: Form, proof: Parity) -> tuple[str, ...]:
             form.output_names[number] if form.output_names and number < len(form.output_names) else f"output {number}"
         )
         notes.append(f"{name} is the same for every sample")
-    return tuple(notes)
+    return (*notes, *parity.doubts(proof))
 
 
 def _example(target: ExportTarget, form: Form) -> tuple[Tensor, ...]:

@@ -29,6 +29,7 @@ from kdexport.export.differences import (
     joined_batches,
     relative_difference,
     sample_axis,
+    samples_with,
 )
 from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
 from kdexport.results import Parity
@@ -122,6 +123,7 @@ def compare(
     joined = [joined_batches(real, k) for k in real[0].numeric]
     floats = [arrays for arrays in joined if arrays[0].dtype.kind == "f" and arrays[0].ndim > 1]
     max_rel = max(relative for _, relative in found)
+    nan = samples_with(real, np.isnan)
     return Parity(
         max_abs=max(absolute for absolute, _ in found),
         max_rel=max_rel,
@@ -135,7 +137,26 @@ def compare(
         hard_samples=len(hard[0]) if hard else 0,
         other_sizes=len(resized),
         constant_outputs=constant,
+        nan_samples=int(nan.sum()),
+        infinite_samples=int((samples_with(real, np.isinf) & ~nan).sum()),
+        nan_hard_samples=int(samples_with(groups[1][0], np.isnan).sum()) if hard else 0,
     )
+
+
+def doubts(proof: Parity) -> tuple[str, ...]:
+    """Return what a proof that passes leaves to be warned of: outputs that are equal and no answers."""
+    both = "PyTorch and the file alike give" if proof.reference == "torch" else "this file and fp32's alike give"
+    told = [
+        f"{both} {what} for {count} of {proof.samples} samples: equal, but no answer"
+        for what, count in (("NaN", proof.nan_samples), ("infinity", proof.infinite_samples))
+        if count
+    ]
+    if proof.nan_hard_samples:
+        told.append(
+            f"{both} NaN for {proof.nan_hard_samples} of {proof.hard_samples} hard samples (all zero, all equal, the "
+            "extremes of the value range): clamp what is divided by, or the argument of a logarithm or a root"
+        )
+    return tuple(told)
 
 
 def batches(inputs: Arrays, sizes: Sequence[int]) -> Iterator[Arrays]:
@@ -339,20 +360,15 @@ def _check_meaning(pairs: list[Pair], tolerance: float, label: str, other: str) 
     samples = sum(pair.size for pair in pairs)
     for k in pairs[0].numeric:
         axis = sample_axis(pairs, k)
-        if (
-            axis is None
-            and len(pairs[0].expected[k].shape)
-            and pairs[0].expected[k].shape == pairs[-1].expected[k].shape
-        ):
-            by_sample = np.stack([finite(pair.expected[k]) for pair in pairs])  # alike in shape whatever the batch
-        elif axis is None and pairs[0].expected[k].ndim:  # [batch, batch]: within the largest batch
-            by_sample = finite(max(pairs, key=lambda pair: pair.size).expected[k])
-        elif axis is None:
-            by_sample = np.stack([finite(pair.expected[k]) for pair in pairs])
-        else:
-            by_sample = finite(joined_batches(pairs, k)[0])
-        large = float(np.abs(by_sample).max(initial=0.0))
-        spread = float(np.ptp(by_sample, axis=0).max(initial=0.0)) if len(by_sample) else 0.0
+        first, last = pairs[0].expected[k].shape, pairs[-1].expected[k].shape
+        if axis is not None:
+            by_sample = joined_batches(pairs, k)[0].astype(np.float64)
+        elif first == last:  # alike in shape whatever the batch
+            by_sample = np.stack([pair.expected[k].astype(np.float64) for pair in pairs])
+        else:  # [batch, batch]: within the largest batch
+            by_sample = max(pairs, key=lambda pair: pair.size).expected[k].astype(np.float64)
+        large = float(np.abs(finite(by_sample)).max(initial=0.0))
+        spread = _spread(by_sample)
         spreads.append(spread)
         largest.append(large)
         if len(by_sample) < 2 or spread <= VACUOUS_TOLERANCES * min(tolerance, WIDEST_TOLERANCE) * large:
@@ -364,3 +380,13 @@ def _check_meaning(pairs: list[Pair], tolerance: float, label: str, other: str) 
             hint="train it for longer, or give it trained weights; networks fresh from initialization often do so",
         )
     return tuple(constant)
+
+
+def _spread(by_sample: Values) -> float:
+    """Return by how much the outputs vary over the samples; NaN is left out, infinity in some of them is as much."""
+    known, signs = np.isfinite(by_sample), np.where(np.isinf(by_sample), np.sign(by_sample), 0.0)
+    if len(by_sample) and np.ptp(signs, axis=0).any():
+        return np.inf
+    high = np.where(known, by_sample, -np.inf).max(axis=0, initial=-np.inf)
+    low = np.where(known, by_sample, np.inf).min(axis=0, initial=np.inf)
+    return float(np.maximum(high - low, 0.0).max(initial=0.0))

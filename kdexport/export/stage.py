@@ -226,7 +226,7 @@ class _Work:
             top_k=settings.top_k,
             output_names=(target.output_name, *(name.replace(".", "_") for name in also)) if also else None,
         )
-        return replace(network_export.write(target, form, path, key=key), pruned=network.pruned)
+        return replace(network_export.write(target, form, path, key=key, progress=self.progress), pruned=network.pruned)
 
     def _variant_job(self, network: TrainedNetwork, fp32_key: str, precision: str) -> _Job:
         settings = self.recipe.export

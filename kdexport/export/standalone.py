@@ -90,7 +90,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
             target = dataclasses.replace(target, preprocessing=told)
         form = _with_axes(form, request, target)
         progress.message(f"{request.reference} -> {request.out}")
-        models = [network_export.write(target, form, request.out)]
+        models = [network_export.write(target, form, request.out, progress=progress)]
         data = _calibration_data(request, form, target, dataset)
         smaller, failures = variants.write_all(request.out, models[0], _specs(request), paths, data, progress)
     if tokenizer is not None:

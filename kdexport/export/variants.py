@@ -7,7 +7,7 @@ refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdexport import artifacts
 from kdexport.errors import KDExportError
-from kdexport.export import parity, quantize
+from kdexport.export import batch_effect, parity, quantize
 from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder
 from kdexport.export.fitted_entries import Stamp
 from kdexport.export.restored_operators import restore, runnable
@@ -36,6 +36,7 @@ VALIDATION_SAMPLES = 2000  # of the validation split: enough to tell calibration
 # of the signal, and operators return to fp32.
 LARGEST_OUTPUT_ERROR = 0.5
 NOTEWORTHY = 0.01  # output error that the user is told of
+NOTICED = 1e-6  # change of outputs by the rest of the batch: below, it is rounding of fp32
 NAMED = 8  # operators that stay in fp32, by name
 
 
@@ -147,6 +148,16 @@ def write(
         if not proof.passed:
             told.append(f"differs from fp32 by {proof.max_rel:.2g} relative, where up to {proof.tolerance:g} is usual")
             progress.warn(f"{path.name} {told[-1]}")
+        told += parity.doubts(proof)
+        for doubt in parity.doubts(proof):
+            progress.warn(f"{path.name}: {doubt}")
+        if batch_effect.by_range(model):
+            effect = batch_effect.measured(lambda batch: runner(data.feed(batch)), data.samples(), fixed)
+            if effect is not None:
+                proof = replace(proof, batch_effect=effect.largest)
+                told += [effect.sentence] if effect.largest > NOTICED else []
+            if effect is not None and effect.decisions:
+                progress.warn(f"{path.name}: {effect.sentence}")
         made.append(
             metadata.model_file(
                 f"{fp32.name}.{spec.precision}",

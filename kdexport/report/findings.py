@@ -123,6 +123,7 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
     conditions = [Condition(item.machine, item.device, item.batch_size, item.threads) for item in devices]
     return (
         *_left_out(joined),
+        *_no_answers(joined),
         *_tested_on(joined),
         *_distillation(joined),
         *_score_lost(joined),
@@ -137,6 +138,16 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
 def _left_out(joined: Joined) -> Iterable[str]:
     for name, why in joined.left_out.items():
         yield f"{name} was left out: {why.removesuffix('.')}."
+
+
+def _no_answers(joined: Joined) -> Iterable[str]:
+    """Say which models give NaN: PyTorch and the file alike, which a proof counts as equal."""
+    for name, model in joined.model_by_name.items():
+        if model.parity is not None and model.parity.nan_samples:
+            yield (
+                f"{name} gives NaN for {model.parity.nan_samples:,} of the {model.parity.samples:,} samples of its "
+                "parity proof: equal in both, and no answer."
+            )
 
 
 def _tested_on(joined: Joined) -> Iterable[str]:

@@ -352,3 +352,20 @@ def test_pictures_are_stored_as_large_as_the_larger_network_needs(load, tmp_path
         assert any("a network takes 512x512" in note for note in data.notes) == (size == 512)
     given = load_fitted_data(Data(source=source, image_size=(100, 90)), networks, 0, tmp_path / "cache")
     assert given.train.inputs[0].shape[1:3] == (100, 90)
+
+
+@pytest.mark.parametrize("kind", ["tif", "gif", "png"])
+def test_pages_and_frames_beyond_the_first_are_told(kind, folder, load):
+    """A scan of several pages silently became its first."""
+    for number in range(2):
+        pages = [Image.new("RGB", (12, 10), color) for color in (RED, GREEN, BLUE)]
+        place = folder / "train" / "red" / f"scan{number}.{kind}"
+        pages[0].save(place, save_all=True, append_images=pages[1:])
+    for _ in range(2):  # said again of what is decoded already
+        (told,) = [line for line in load(f"imagefolder:{folder}").warnings if "frames" in line]
+        assert told.startswith("2 of 22 pictures have several pages or frames, of which the first alone is read, e.g. ")
+        assert f"train/red/scan0.{kind}" in told
+    for number in range(2):
+        (folder / "train" / "red" / f"scan{number}.{kind}").unlink()
+    save(folder / "train" / "red" / "scan.tif")  # one page
+    assert not [line for line in load(f"imagefolder:{folder}").warnings if "frames" in line]

@@ -310,3 +310,11 @@ def test_a_callables_masks_are_read_in_every_usual_form(tmp_path, load):
     np.savez(tmp_path / "d.npz", x_train=images, y_train=masks[:, :4])
     with pytest.raises(SourceError, match=r"masks of 4x8 pixels, and images \[6, 8, 3\]"):
         load(f"npz:{tmp_path / 'd.npz'}")
+
+
+def test_a_mask_of_several_pages_is_refused(tmp_path, load):
+    root = made(tmp_path / "d", "{split}/{n}.png", "{split}/{n}_mask.tif")
+    pages = [Image.fromarray(ids(n)) for n in range(2)]
+    pages[0].save(root / "train" / "2_mask.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(SourceError, match=r"2_mask\.tif has several pages or frames; a mask is one"):
+        load(f"masks:{root}")

@@ -222,7 +222,8 @@ def test_columns_that_are_not_there(table, frame, suffix):
         ("a,b,price\n", "a header and no rows"),
         ("a,b,price\n1,2\n", "line 2 has 2"),
         ("a,a,price\n1,2,3\n", "two columns 'a'"),
-        ("", "does not say|no column"),
+        ("", "is empty: it has no header"),
+        ("\n \n", "is empty: it has no header"),
         (b"a,price\n\xff\xfe,1\n", "not UTF-8"),
     ],
 )

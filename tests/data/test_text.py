@@ -81,6 +81,21 @@ def test_numbers_are_sorted_as_numbers():
     assert labels.tolist() == [2, 1, 0, 1]
 
 
+@pytest.mark.parametrize("content", ["", "\n\n", "sep=;\n", "\ufeff"])
+def test_an_empty_file_is_told_as_that(content, load, tmp_path):
+    (tmp_path / "r.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(SourceError, match=r"r\.csv is empty: it has no header and no rows"):
+        load(f"csv:{tmp_path / 'r.csv'}", tokenizer="hf:x")
+
+
+def test_blank_lines_before_the_header_are_left_out(bert, load, tmp_path):
+    rows = "".join(f"good {k};a\nbad {k};b\n" for k in range(10))
+    (tmp_path / "r.csv").write_text(f"\n \ntext;label\n{rows}", encoding="utf-8")
+    data = load(f"csv:{tmp_path / 'r.csv'}", tokenizer=f"hf:{bert}")
+    assert data.class_names == ("a", "b")
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message", "hint"),
     [

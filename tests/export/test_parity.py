@@ -185,3 +185,31 @@ def test_an_integer_output_may_differ_where_rounding_decides_and_no_further():
 
     assert parity.compare(best, lambda i: best(i, 1 if len(i[0]) > 7 else 0), INPUTS, tolerance=1e-4).passed
     assert not parity.compare(best, lambda i: best(i, 9), INPUTS, tolerance=1e-4).passed
+
+
+def test_nan_and_infinity_that_both_give_are_counted_and_told():
+    def root(inputs, at=4.0):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return inputs[0], np.sqrt(inputs[0] - at), np.log(np.abs(inputs[0] - 10))
+
+    hard = (np.stack([np.zeros(1, np.float32), np.full(1, 9, np.float32)]),)
+    proof = parity.compare(root, root, INPUTS, tolerance=1e-4, hard=hard)
+    assert proof.passed
+    assert (proof.nan_samples, proof.infinite_samples, proof.nan_hard_samples) == (4, 1, 1)  # 0 to 3; 10; 0
+    told = parity.doubts(proof)
+    assert told[:2] == (
+        "PyTorch and the file alike give NaN for 4 of 20 samples: equal, but no answer",
+        "PyTorch and the file alike give infinity for 1 of 20 samples: equal, but no answer",
+    )
+    assert "NaN for 1 of 2 hard samples" in told[2]
+    assert parity.doubts(parity.compare(line, line, INPUTS, tolerance=1e-4, hard=hard)) == ()
+
+
+def test_nan_in_some_samples_is_no_variation_and_infinity_in_some_is():
+    def constant(inputs, special):
+        return (np.where(inputs[0] < 4, np.float32(special), np.float32(7)),)
+
+    with pytest.raises(ParityError, match="alike"):
+        parity.compare(lambda i: constant(i, np.nan), lambda i: constant(i, np.nan), INPUTS, tolerance=1e-4)
+    proof = parity.compare(lambda i: constant(i, -np.inf), lambda i: constant(i, -np.inf), INPUTS, tolerance=1e-4)
+    assert proof.infinite_samples == 4

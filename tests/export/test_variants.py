@@ -60,6 +60,16 @@ def write(source, entry, precision, samples, labels=None, progress=None, **spec)
     return variants.write(source, entry, wanted, path, data, progress or Silent(), key=None), path
 
 
+class Captured(Silent):
+    """Keeps what is warned of."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
 @pytest.fixture
 def recurrent(tmp_path):
     """A GRU and a linear layer behind it."""
@@ -425,3 +435,35 @@ def test_tied_matrices_are_quantized_both(tmp_path):
     model, path = write(source, entry, "int8", samples)
     assert model.quantized == (2, 2)
     assert output_error(OnnxSession(source)(samples), OnnxSession(path)(samples)) < 0.1
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_dynamic_quantization_tells_how_far_a_sample_depends_on_its_batch(batch, tmp_path):
+    """One sample is a hundred times as large: beside it the others keep 1 of 100 levels, alone all."""
+    nodes = [node("MatMul", "x w", "y", "layer/MatMul")]
+    source, entry = graph(tmp_path / "net.onnx", nodes, {"w": np.eye(8, dtype=np.float32)}, [8], [8])
+    if batch:
+        model = onnx.load(source)
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+        onnx.save(model, source)
+    samples = normal(4, 8, scale=1)
+    samples[0] *= 100
+    progress = Captured()
+    model, path = write(source, entry, "int8-dynamic", (samples,), progress=progress)
+    run = OnnxSession(path)
+    together = run((samples,))[0]
+    alone = np.concatenate([run((np.repeat(one[None], batch or 1, axis=0),))[0][:1] for one in samples])
+    expected = np.abs(together - alone).max() / np.abs(together).max()
+    assert expected > 1e-3
+    assert model.parity.batch_effect == pytest.approx(expected, rel=1e-6)
+    others = int((together.argmax(1) != alone.argmax(1)).sum())
+    (told,) = [note for note in model.notes if "depend on what else is in its batch" in note]
+    assert f"{others} of 4 decisions are others" in told
+    assert any(told in line for line in progress.warnings) == (others > 0)
+
+
+def test_static_files_do_not_depend_on_the_batch(recurrent):
+    model, _ = write(*recurrent, "fp16", (normal(12, 6, 8, scale=1),))
+    assert model.parity.batch_effect is None
+    assert not any("batch" in note for note in model.notes)

@@ -97,3 +97,17 @@ def test_what_was_left_out_and_what_it_was_tested_on_are_told(build) -> None:
     quiet = report([dataclasses.replace(bench, tested_on="source: its validation split")])
     assert "Tested on its validation split." in quiet.findings
     assert not any("Tested on" in line for line in report([dataclasses.replace(bench, tested_on="source")]).findings)
+
+
+def test_nan_that_the_proof_counts_as_equal_is_told(build) -> None:
+    bench = build.bench()
+    models = [
+        dataclasses.replace(model, parity=dataclasses.replace(model.parity, nan_samples=3))
+        if model.name == "student"
+        else model
+        for model in bench.models
+    ]
+    findings = report([dataclasses.replace(bench, models=tuple(models))]).findings
+    told = [line for line in findings if "NaN" in line]
+    assert len(told) == 1
+    assert told[0].startswith("student gives NaN for 3 of the ")
