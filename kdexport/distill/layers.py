@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdexport.data.samples import Dataset
+from kdexport.distill import lineage
 from kdexport.errors import KDExportError, did_you_mean
 from kdexport.models import outputs
 from kdexport.models.fitted_data import load_run_data
@@ -34,6 +35,7 @@ class Layer:
     shape: tuple[int, ...]  # of what it gives, without the batch
     calls: int  # how often it ran in one pass
     stage: int | None  # its place among the stages, from 0; None for a layer within one
+    feature: bool = True  # False where the network gives a map and this is its logits, or leads to another output
 
 
 def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
@@ -60,20 +62,54 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
     others: dict[str, Tensor] = {}
     capturing = capture_outputs(network, {path: path for path in paths}, note)
     with evaluating(network), capturing, outputs.listening(network, others.update):
-        network(*inputs)
+        output = network(*inputs)
     if not shapes:
         raise KDExportError(
             f"a {type(network).__name__} shows no layers when it runs",
             hint="features come from networks of PyTorch modules, not from .pt2 or .onnx files: use a method on logits",
         )
+    features = _features(network, inputs, output, shapes)
     stages = set(_stages(network, shapes))
     numbers = {path: number for number, path in enumerate(path for path in shapes if path in stages)}
     modules = (
-        Layer(path, type(network.get_submodule(path)).__name__, shape, calls[path], numbers.get(path))
+        Layer(
+            path,
+            type(network.get_submodule(path)).__name__,
+            shape,
+            calls[path],
+            numbers.get(path),
+            feature=features is None or path in features,
+        )
         for path, shape in shapes.items()
     )
     further = (Layer(f"{OUTPUT}{name}", "output", tuple(item.shape[1:]), 1, None) for name, item in others.items())
     return (*modules, *further)
+
+
+def _features(
+    network: nn.Module, inputs: tuple[Tensor, ...], output: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> set[str] | None:
+    """Return the layers that are features of a network which gives a map; None of any other, or where none is seen.
+
+    Logits that are made larger by a convolution have weights behind them too: the last layers of as many channels as
+    the output are taken for logits.
+    """
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        return None
+    made_by: dict[str, Any] = {}
+
+    def note(path: str, tensor: Tensor) -> None:
+        made_by[path] = tensor.grad_fn
+
+    try:
+        with evaluating(network), capture_outputs(network, {path: path for path in shapes}, note):
+            found = lineage.weighable(network, lambda: network(*(item[:1] for item in inputs)))
+    except Exception:  # noqa: BLE001 - the user's own code may take neither gradients nor a batch of one
+        return None
+    features = [path for path in shapes if path in lineage.weighed_later(found, made_by)]
+    while features and shapes[features[-1]][0] == output.shape[1] and len(shapes[features[-1]]) == 3:
+        features.pop()
+    return set(features) or None
 
 
 @contextmanager
@@ -155,7 +191,9 @@ def stage_ends(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Return the last map of each resolution, in order: where a network's stages end, however it is written."""
     ends: dict[tuple[int, ...], Layer] = {}
     for layer in layers:
-        if layer.kind != "output" and layer.calls == 1 and len(layer.shape) == 3 and max(layer.shape[1:]) > 1:
+        if layer.kind == "output" or not layer.feature:
+            continue
+        if layer.calls == 1 and len(layer.shape) == 3 and max(layer.shape[1:]) > 1:
             ends.pop(layer.shape[1:], None)
             ends[layer.shape[1:]] = layer
     return tuple(ends.values())
@@ -171,6 +209,9 @@ def suggested_pairs(student: Sequence[Layer], teacher: Sequence[Layer]) -> tuple
 def embedding(layers: Sequence[Layer], whose: str) -> Layer:
     """Return the last stage before the one that gives the logits."""
     stages = [layer for layer in layers if layer.stage is not None and layer.calls == 1]
+    features = [layer for layer in stages if layer.feature]
+    if features and len(features) < len(stages):  # of a network that gives a map, which has told its head
+        return features[-1]
     if len(stages) < 2:
         raise KDExportError(
             f"the {whose} has only {len(stages)} stages, so none is left when the logits are taken off",
@@ -184,7 +225,7 @@ def last_map(layers: Sequence[Layer], whose: str) -> Layer:
 
     Of a transformer on patches these are its last tokens: its only map is the patch embedding, before any block.
     """
-    inner = [layer for layer in layers if layer.kind != "output"]
+    inner = [layer for layer in layers if layer.kind != "output" and layer.feature]
     tokens = [layer for layer in inner if layer.calls == 1 and len(layer.shape) == 2 and layer.shape[0] > 1]
     positions = [*tokens[-1:], *stage_ends(layers)[-1:]]
     return max(positions, key=layers.index) if positions else embedding(layers, whose)
