@@ -138,7 +138,9 @@ class Data(Section):
         {}, description="Keyword arguments of the function that file.py:Name names, or of the torchvision class."
     )
     text_column: str = Field("text", description="Name of the column that holds the text, for csv and hf.")
-    label_column: str = Field("label", description="Name of the column that holds the label, for csv and hf.")
+    label_column: str = Field(
+        "label", description="Name of the column that holds the label, for csv and hf; of hf data with masks, the mask."
+    )
     text_columns: tuple[str, str] | None = Field(
         None,
         description=(

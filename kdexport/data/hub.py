@@ -1,4 +1,7 @@
-"""``hf:NAME_OR_DIR`` as data: Hugging Face datasets of pictures or of text, with one label a sample."""
+"""``hf:NAME_OR_DIR`` as data: Hugging Face datasets of pictures or of text, with one label a sample.
+
+Those with a label image for each image are ``hub_masks``'s.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdexport.artifacts import key_of
+from kdexport.data.hub_masks import mask_columns, masks_of
 from kdexport.data.image_cache import Pictures, decode_once
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_folders
@@ -31,13 +35,16 @@ def hugging_face_data(data: Data, reading: Reading) -> Source:
     if "train" not in parts:
         raise SourceError(f"{data.source} has the splits {', '.join(sets)}", hint="it needs one that is called train")
     columns = list(parts["train"].features)
-    label = _column("label_column", data.label_column, columns, data)
     found_in = split_folders(list(sets), data.source)
+    ignored = [name for name in sets if name not in found_in.values()]
+    notes = [f"left out, for they are no split that is known: {', '.join(ignored)}"] if ignored else []
+    with_masks = mask_columns(parts["train"].features, data, reading.task)
+    if with_masks is not None:
+        return masks_of(parts, *with_masks, data, reading, notes)
+    label = _column("label_column", data.label_column, columns, data)
     secret = [split for split, found in parts.items() if split != "train" and set(found.unique(label)) == {-1}]
     parts = {split: found for split, found in parts.items() if split not in secret}
-    ignored = [name for name in sets if name not in found_in.values()]
-    notes = [f"the {found_in[split]} split has no labels (-1 throughout) and is left out" for split in secret]
-    notes += [f"left out, for they are no split that is known: {', '.join(ignored)}"] if ignored else []
+    notes = [f"the {found_in[split]} split has no labels (-1 throughout) and is left out" for split in secret] + notes
     feature = parts["train"].features[label]
     names = [split for split, found in parts.items() for _ in range(len(found))]
     said = [value for found in parts.values() for value in found[label]]
