@@ -1,5 +1,6 @@
 """What several tests need: the shared real data, where it is at hand."""
 
+import gc
 import os
 import tarfile
 from pathlib import Path
@@ -19,6 +20,13 @@ LONGEST = ("test_digits_run.py", "test_stage.py", "test_data_free.py", "test_toy
 def pytest_configure(config: pytest.Config) -> None:
     """Let files be handed out in the order in which they were collected."""
     config.option.loadscopereorder = False
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass by what the imports have made: half a second each time it looks at all."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

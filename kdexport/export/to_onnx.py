@@ -11,6 +11,7 @@ Why a network could not be exported is told in the user's terms: the operator an
 
 import contextlib
 import functools
+import gc
 import inspect
 import re
 from collections import Counter
@@ -24,6 +25,7 @@ import torch
 from onnxscript import rewriter, version_converter
 from onnxscript.rewriter import _pattern_ir as pattern_ir
 from torch import Tensor, nn
+from torch._export import utils as export_utils
 from torch.onnx._internal.exporter import _registration
 
 from kdexport.errors import KDExportError
@@ -174,7 +176,7 @@ def to_onnx(
     args, kwargs = (example, {}) if parameter_names is None else ((), dict(zip(parameter_names, example, strict=True)))
     with quiet() as captured:
         try:
-            with _one_registry():
+            with _nothing_twice():
                 program = torch.onnx.export(
                     network.eval(),
                     args,
@@ -213,18 +215,26 @@ def _by_parameter(network: nn.Module, shapes: tuple[Any, ...], names: Sequence[s
 
 
 @contextlib.contextmanager
-def _one_registry() -> Iterator[None]:
-    """Let torch build its table of ONNX functions once a process.
+def _nothing_twice() -> Iterator[None]:
+    """Let torch do once what it does again and again: that is two thirds of a small network's export.
 
-    It parses the source of 500 functions for each export, which is more than half of a small network's export. Only
-    within kdexport's own: ``custom_translation_table`` of a user's ``torch.onnx.export`` writes into the table.
+    It parses the source of 500 functions for its table of ONNX functions, which is kept for the process here. Only
+    within kdexport's own: ``custom_translation_table`` of a user's ``torch.onnx.export`` writes into the table. It
+    looks up all operators of the dispatcher for each of 30 namespaces, twice, and makes so many small objects that
+    the garbage collector is called 300 times.
     """
-    own = vars(_registration.ONNXRegistry)["from_torchlib"]
+    registry, collecting = vars(_registration.ONNXRegistry)["from_torchlib"], gc.isenabled()
+    look_up = export_utils._materialize_cpp_cia_ops
     setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(REGISTRY))  # noqa: B010 mypy takes no method
+    export_utils._materialize_cpp_cia_ops = functools.lru_cache(look_up)
+    gc.disable()
     try:
         yield
     finally:
-        setattr(_registration.ONNXRegistry, "from_torchlib", own)  # noqa: B010
+        setattr(_registration.ONNXRegistry, "from_torchlib", registry)  # noqa: B010
+        export_utils._materialize_cpp_cia_ops = look_up
+        if collecting:
+            gc.enable()
 
 
 def _match_exactly() -> None:
