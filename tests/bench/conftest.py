@@ -18,6 +18,12 @@ def quick() -> Bench:
     return QUICK
 
 
+@pytest.fixture(scope="session")
+def once(quick: Bench) -> Bench:
+    """The same with one fresh process a model: for what does not come from several."""
+    return quick.model_copy(update={"rounds": 1})
+
+
 def save(path: Path, nodes, inputs, outputs, weights=None, opset=17, **kwargs) -> Path:
     graph = helper.make_graph(
         nodes, "g", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()]

@@ -13,7 +13,7 @@ from kdexport.onnx.describe import describe_file
 from kdexport.results import BenchResult, ExportResult
 from kdexport.terminal import table
 
-FAST = ["--min-seconds", "0.03", "--max-seconds", "0.05", "--rounds", "3", "--precision", "0.5", "-q"]
+FAST = ["--min-seconds", "0.03", "--max-seconds", "0.05", "--rounds", "1", "--precision", "0.5", "-q"]
 
 
 def kdexport(*arguments):

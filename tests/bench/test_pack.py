@@ -40,14 +40,14 @@ def bare_python(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def packed(models, quick, tmp_path):
+def packed(models, once, tmp_path):
     rng = np.random.default_rng(0)
     test = Split((rng.standard_normal((50, 64)).astype(np.float32),), rng.integers(0, 10, 50))
     data = Dataset("random", ("x",), tuple("0123456789"), test, test, test, Preprocessing("none"), {})
     external = linear(tmp_path / "c.onnx", seed=3, save_as_external_data=True, location="c.data", size_threshold=0)
     files = [describe_file(models / "a.onnx"), describe_file(external)]
     out = tmp_path / "bench.pyz"
-    written = pack(BenchRequest(files, quick, "packed", dataset=data), out, progress=Silent())
+    written = pack(BenchRequest(files, once, "packed", dataset=data), out, progress=Silent())
     assert written.samples == 50
     return out, data
 
@@ -133,36 +133,36 @@ def fake_ssh(tmp_path, monkeypatch):
     return folder
 
 
-def remote(models, quick, python):
+def remote(models, once, python):
     files = [describe_file(models / "a.onnx")]
-    return measure_on("me@there", BenchRequest(files, quick, "far"), python=python, progress=Silent())
+    return measure_on("me@there", BenchRequest(files, once, "far"), python=python, progress=Silent())
 
 
-def test_another_machine_is_measured_by_ssh(models, quick, fake_ssh, bare_python):
-    result = remote(models, quick, bare_python)
+def test_another_machine_is_measured_by_ssh(models, once, fake_ssh, bare_python):
+    result = remote(models, once, bare_python)
     assert result.name == "far"
     assert result.measurements[0].model == "a"
 
 
-def test_a_run_there_without_a_result_is_told(models, quick, fake_ssh):
+def test_a_run_there_without_a_result_is_told(models, once, fake_ssh):
     with pytest.raises(KDExportError, match="ended with code 127 and no result") as caught:
-        remote(models, quick, "/no/python")
+        remote(models, once, "/no/python")
     assert "--remote-python" in caught.value.hint
 
 
-def test_a_host_that_cannot_be_reached_is_told(models, quick, fake_ssh):
+def test_a_host_that_cannot_be_reached_is_told(models, once, fake_ssh):
     (fake_ssh / "scp").write_text("#!/bin/sh\necho 'Could not resolve hostname' >&2; exit 255\n")
     with pytest.raises(KDExportError, match="me@there could not be reached: Could not resolve hostname"):
-        remote(models, quick, "python3")
+        remote(models, once, "python3")
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=x", "", "a b"])
-def test_what_is_no_host_never_reaches_ssh(models, quick, host):
+def test_what_is_no_host_never_reaches_ssh(models, once, host):
     with pytest.raises(KDExportError, match="is not a host"):
-        measure_on(host, BenchRequest([], quick, "x"), python="python3", progress=Silent())
+        measure_on(host, BenchRequest([], once, "x"), python="python3", progress=Silent())
 
 
-def test_what_runs_there_is_cleaned_up_under_a_shell_that_owns_status(models, quick, fake_ssh, tmp_path):
+def test_what_runs_there_is_cleaned_up_under_a_shell_that_owns_status(models, once, fake_ssh, tmp_path):
     """As zsh does: ``status`` is read-only there."""
     skip = '#!/bin/sh\nwhile [ "$1" != "--" ]; do shift; done; shift 2\n'
     (fake_ssh / "ssh").write_text(skip + 'readonly status=0\neval "$*"\n')
@@ -173,11 +173,11 @@ def test_what_runs_there_is_cleaned_up_under_a_shell_that_owns_status(models, qu
     python.write_text('#!/bin/sh\n[ -s "$1" ] && exit 7\n')
     python.chmod(0o755)
     with pytest.raises(KDExportError, match="ended with code 7 and no result"):
-        remote(models, quick, f"'{python}'")
+        remote(models, once, f"'{python}'")
     assert not Path((tmp_path / "there").read_text().strip()).exists()
 
 
-def test_a_pack_of_old_and_linked_files_can_be_run(models, quick, tmp_path):
+def test_a_pack_of_old_and_linked_files_can_be_run(models, once, tmp_path):
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     blobs.mkdir()
     snapshot.mkdir()
@@ -187,7 +187,7 @@ def test_a_pack_of_old_and_linked_files_can_be_run(models, quick, tmp_path):
         (snapshot / name).rename(blobs / str(number))
         (snapshot / name).symlink_to(blobs / str(number))
     out = tmp_path / "p.pyz"
-    pack(BenchRequest([describe_file(snapshot / "m.onnx")], quick, "x"), out, progress=Silent())
+    pack(BenchRequest([describe_file(snapshot / "m.onnx")], once, "x"), out, progress=Silent())
     assert os.access(out, os.X_OK)
     with zipfile.ZipFile(out) as archive:
         assert {"models/0/m.onnx", "models/0/m.data"} <= set(archive.namelist())

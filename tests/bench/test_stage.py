@@ -87,8 +87,8 @@ def test_a_percentile_that_the_count_cannot_carry_is_null():
     assert latency([np.full(221, 1_000_000)] * 3).p99 == 1.0
 
 
-def test_a_model_that_cannot_run_fails_alone_with_its_reason(models, quick):
-    result = bench(described(models, "a", "broken", "b"), quick, name="x")
+def test_a_model_that_cannot_run_fails_alone_with_its_reason(models, once):
+    result = bench(described(models, "a", "broken", "b"), once, name="x")
     assert [one.model for one in result.measurements] == ["a", "b"]
     (failure,) = result.failures
     assert failure.model == "broken"
@@ -116,27 +116,27 @@ def test_a_killed_worker_costs_its_own_model_only(models, quick, monkeypatch):
     assert "killed by SIGKILL" in result.failures[0].reason
 
 
-def test_a_batch_beyond_the_memory_fails_alone(models, quick):
-    settings = quick.model_copy(update={"batch_sizes": (1, 10**12)})
+def test_a_batch_beyond_the_memory_fails_alone(models, once):
+    settings = once.model_copy(update={"batch_sizes": (1, 10**12)})
     result = bench(described(models, "a"), settings, name="x")
     assert [one.batch_size for one in result.measurements] == [1]
     assert result.failures[0].batch_size == 10**12
     assert "does not fit in memory" in result.failures[0].reason
 
 
-def test_an_opset_that_is_too_new_says_which_is_known(models, quick, tmp_path):
+def test_an_opset_that_is_too_new_says_which_is_known(models, once, tmp_path):
     import onnx
 
     model = onnx.load(str(models / "a.onnx"))
     model.opset_import[0].version = 99
     onnx.save(model, str(tmp_path / "new.onnx"))
-    (failure,) = bench(described(tmp_path, "new"), quick, name="x").failures
+    (failure,) = bench(described(tmp_path, "new"), once, name="x").failures
     assert "needs opset 99" in failure.reason
     assert "opsets up to" in failure.reason
 
 
-def test_token_ids_are_fed_in_range(models, quick):
-    result = bench(described(models, "ids"), quick, name="x", dims={"sequence": 7})
+def test_token_ids_are_fed_in_range(models, once):
+    result = bench(described(models, "ids"), once, name="x", dims={"sequence": 7})
     assert not result.failures
 
 
@@ -154,9 +154,9 @@ def test_nothing_runs_before_all_that_can_be_refused_is_refused(models, quick, m
         bench([], quick, name="x")
 
 
-def test_more_threads_than_cores_are_told(models, quick):
+def test_more_threads_than_cores_are_told(models, once):
     threads = usable_cores() + 1
-    result = bench(described(models, "a"), quick.model_copy(update={"threads": (threads,)}), name="x")
+    result = bench(described(models, "a"), once.model_copy(update={"threads": (threads,)}), name="x")
     assert any(f"{threads} threads share" in warning for warning in result.measurements[0].warnings)
 
 
