@@ -5,10 +5,11 @@ lets no script run but the page's own, by its hash.
 """
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdexport import __version__, figures
 from kdexport.report import findings
@@ -34,6 +35,9 @@ from kdexport.report.view import (
 )
 from kdexport.results import Gate, Report
 
+if TYPE_CHECKING:
+    import jinja2
+
 MOST_VIEWS = 18  # conditions with pictures of their own: beyond them a page takes longer to load than to read
 MOST_BUTTONS = 6  # conditions to choose from by a button each, else from a list
 MOST_VERDICTS = 8  # rows of the strip that are always open
@@ -42,8 +46,23 @@ TRAINING = curves.PICTURE.title
 
 def html(report: Report) -> str:
     """Return the page."""
-    import jinja2
     from markupsafe import Markup
+
+    script = _resource("page", "page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _template().render(
+        **_values(report),
+        style=Markup(_resource("charts", "style.css") + _resource("page", "page.css")),
+        script=Markup(script),
+        script_hash=digest,
+        version=__version__,
+    )
+
+
+@functools.cache
+def _template() -> "jinja2.Template":
+    """Return the page's template: to compile it takes longer than to fill it."""
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kdexport.report", "page"),
@@ -52,15 +71,7 @@ def html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = _resource("page", "page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
-        **_values(report),
-        style=Markup(_resource("charts", "style.css") + _resource("page", "page.css")),
-        script=Markup(script),
-        script_hash=digest,
-        version=__version__,
-    )
+    return environment.get_template("page.html.j2")
 
 
 def _values(report: Report) -> dict[str, Any]:
