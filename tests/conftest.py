@@ -14,7 +14,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
 
 
 # Files of few tests that take long: begun first, or one worker is still at them when the other has nothing left.
-LONGEST = ("test_digits_run.py", "test_stage.py", "test_data_free.py", "test_toy_task.py", "test_guides.py")
+LONGEST = (
+    "test_digits_run.py",
+    "test_stage.py",
+    "test_guides.py",
+    "test_data_free.py",
+    "test_page.py",
+    "test_odd_networks.py",
+    "test_reader.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -18,7 +18,7 @@ TINY = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., Recipe]:
     """Return a function that gives the digits recipe at a size for tests, with further overrides."""
     return lambda *overrides: Recipe.load(DIGITS, [*TINY, *overrides])

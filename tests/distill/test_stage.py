@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from kdexport.errors import KDExportError
 from kdexport.models.loading import load_model
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
+from kdexport.results import DistillResult
 
 Tiny = Callable[..., Recipe]
 
@@ -44,12 +46,25 @@ def phases(directory: RunDirectory) -> list[tuple[str, int]]:
     return [(line["phase"], line["epoch"]) for line in logging.read(directory.metrics)]
 
 
-def test_a_run_writes_what_the_contract_lists(tmp_path: Path, tiny: Tiny) -> None:
-    directory = RunDirectory(tmp_path)
-    result = distill(tiny(), directory)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> tuple[Path, DistillResult]:
+    """The run directory of the tiny recipe as it is, for tests to read or to copy, and its result."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, distill(tiny(), RunDirectory(folder))
+
+
+@pytest.fixture
+def copied(trained: tuple[Path, DistillResult], tmp_path: Path) -> RunDirectory:
+    """A copy of it of one's own."""
+    return RunDirectory(shutil.copytree(trained[0], tmp_path / "copied"))
+
+
+def test_a_run_writes_what_the_contract_lists(trained: tuple[Path, DistillResult]) -> None:
+    folder, result = trained
+    directory = RunDirectory(folder)
     assert [network.name for network in result.networks] == ["teacher", "student", "student-plain"]
     for network in result.networks:
-        weights = load_file(tmp_path / network.weights)
+        weights = load_file(folder / network.weights)
         assert network.parameters == sum(
             value.numel() for name, value in weights.items() if "running" not in name and "num_batches" not in name
         )
@@ -86,18 +101,20 @@ def test_the_epoch_whose_weights_were_kept_holds_what_they_score(tmp_path: Path,
     assert 0 < kept[1]["test_top1_agreement"] <= 1
 
 
-def test_two_runs_with_one_seed_give_the_same_bytes(tmp_path: Path, tiny: Tiny) -> None:
-    for name in ("a", "b"):
-        distill(tiny(), RunDirectory(tmp_path / name))
+def test_two_runs_with_one_seed_give_the_same_bytes(
+    tmp_path: Path, tiny: Tiny, trained: tuple[Path, DistillResult]
+) -> None:
+    distill(tiny(), RunDirectory(tmp_path / "b"))
     distill(tiny("seed=1"), RunDirectory(tmp_path / "c"))
-    a, b, c = ((tmp_path / name / "student.safetensors").read_bytes() for name in "abc")
+    a, b, c = ((folder / "student.safetensors").read_bytes() for folder in (trained[0], tmp_path / "b", tmp_path / "c"))
     assert a == b
     assert a != c
 
 
-def test_a_changed_recipe_trains_again_only_what_it_touches(tmp_path: Path, tiny: Tiny) -> None:
-    directory, recorder = RunDirectory(tmp_path), Recorder()
-    first = distill(tiny(), directory)
+def test_a_changed_recipe_trains_again_only_what_it_touches(
+    copied: RunDirectory, tiny: Tiny, trained: tuple[Path, DistillResult]
+) -> None:
+    directory, recorder, first = copied, Recorder(), trained[1]
     again = distill(tiny(), directory, recorder)
     assert again == first
     assert sum("unchanged" in said for said in recorder.said) == 3
@@ -108,9 +125,8 @@ def test_a_changed_recipe_trains_again_only_what_it_touches(tmp_path: Path, tiny
     assert len(phases(directory)) == len(set(phases(directory))) == 8
 
 
-def test_weights_that_were_changed_by_another_hand_are_made_again(tmp_path: Path, tiny: Tiny) -> None:
-    directory = RunDirectory(tmp_path)
-    distill(tiny(), directory)
+def test_weights_that_were_changed_by_another_hand_are_made_again(copied: RunDirectory, tiny: Tiny) -> None:
+    directory = copied
     trained = directory.weights("student").read_bytes()
     directory.weights("student").write_bytes(b"not what was trained")
     distill(tiny(), directory)
@@ -190,29 +206,29 @@ def test_a_student_learns_from_the_teacher_alone(tmp_path: Path, tiny: Tiny) -> 
     assert lines[-1]["top1_agreement"] > lines[0]["top1_agreement"]
 
 
-def test_the_student_file_loads_into_the_users_own_class(tmp_path: Path, tiny: Tiny) -> None:
+def test_the_student_file_loads_into_the_users_own_class(trained: tuple[Path, DistillResult]) -> None:
     import importlib.util
 
-    distill(tiny("distill.baseline=false"), RunDirectory(tmp_path))
     spec = importlib.util.spec_from_file_location("nets", Path(__file__).parents[2] / "models" / "digits" / "nets.py")
     assert spec is not None
     assert spec.loader is not None
     nets = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nets)
     network = nets.Student(width=4)
-    network.load_state_dict(load_file(tmp_path / "student.safetensors"))
+    network.load_state_dict(load_file(trained[0] / "student.safetensors"))
     assert np.isfinite(network.eval()(torch.zeros(1, 1, 8, 8)).detach().numpy()).all()
 
 
 FEATURE_TERMS = ("hint", "attention", "similarity", "relational", "crd", "review", "cosine")
 
 
-def test_features_are_compared_and_leave_no_trace_in_the_student(tmp_path: Path, tiny: Tiny) -> None:
+def test_features_are_compared_and_leave_no_trace_in_the_student(
+    tmp_path: Path, tiny: Tiny, trained: tuple[Path, DistillResult]
+) -> None:
     terms = ", ".join(f'{{ method = "{name}", weight = 0.1 }}' for name in FEATURE_TERMS)
     recorder = Recorder()
     distill(tiny("distill.epochs=2", f"distill.terms=[{terms}]"), RunDirectory(tmp_path / "a"), recorder)
-    distill(tiny("distill.epochs=2"), RunDirectory(tmp_path / "b"))
-    with_taps, without = (load_file(tmp_path / name / "student.safetensors") for name in "ab")
+    with_taps, without = (load_file(folder / "student.safetensors") for folder in (tmp_path / "a", trained[0]))
     assert {name: value.shape for name, value in with_taps.items()} == {k: v.shape for k, v in without.items()}
     lines = [line for line in logging.read(tmp_path / "a" / "metrics.jsonl") if line["phase"] == "student"]
     assert [line["teacher_from"] for line in lines] == ["online", "online"]
