@@ -25,6 +25,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import parity
 from kdexport.export.target import ExportTarget, tensors_of
 from kdexport.export.to_onnx import Exported, to_onnx
+from kdexport.models.checkpoints import Program
 from kdexport.models.loading import Model, evaluating
 from kdexport.onnx.sessions import Arrays, OnnxSession
 from kdexport.recipe import Export
@@ -120,7 +121,9 @@ def check(target: ExportTarget, *, static: bool) -> None:
         if changed:
             raise KDExportError(
                 f"{name} keeps state from one call to the next ({', '.join(changed)}): an ONNX file keeps none",
-                hint="make the state an input and an output of forward, or leave it out in eval mode",
+                hint="capture the .pt2 from network.eval(): in training mode batch normalization keeps its statistics"
+                if isinstance(target.network, Program)
+                else "make the state an input and an output of forward, or leave it out in eval mode",
             )
         raise KDExportError(
             f"{name} gives another output each time for the same input: its forward is random, or in training mode",

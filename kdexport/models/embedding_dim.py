@@ -73,7 +73,8 @@ def with_width(
 def _add(network: nn.Module, spec: TeacherSpec | Student, inputs: tuple[Tensor, ...]) -> bool:
     """Add the layer where it is needed; a network that does not run, or gives no vectors, is told of elsewhere."""
     given = output_of(network)
-    install(network, Output(spec.output, None, "network"))
+    trained = isinstance(spec, Student) or spec.train is not None
+    install(network, Output(spec.output, None, "network", trained=trained))
     training = network.training
     try:
         with torch.no_grad():

@@ -102,7 +102,8 @@ def load_model(
     told = postprocessing is not None and weights is None and spec.weights is not None and _file_says(spec.weights)
     if not any_output or spec.output is not None or told:
         table = "teacher" if isinstance(spec, TeacherSpec) else "student"
-        install(network, Output(spec.output, postprocessing, role, f"{table}.output"))
+        trained = isinstance(spec, Student) or spec.train is not None
+        install(network, Output(spec.output, postprocessing, role, f"{table}.output", trained=trained))
     preprocessing = preprocessing_of(spec, dataset)
     few = dataset.train.take(slice(0, 2)).inputs
     if needs_channels_first(network, preprocessing.apply(few)):

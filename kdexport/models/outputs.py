@@ -46,24 +46,33 @@ class Output:
         postprocessing: What is done to it; None: nothing.
         who: What a message calls the network.
         key: Of the recipe, which a message tells to set.
+        trained: Whether the network is trained: ``wanted`` may then be of the heads that it has in training mode alone,
+            and in evaluation a lone tensor is taken as it is.
 
     Raises:
         KDExportError: When the network runs: it gives no such tensor, or several of which none is asked for.
     """
 
     def __init__(
-        self, wanted: str | int | None, postprocessing: Postprocessing | None, who: str, key: str = "output"
+        self,
+        wanted: str | int | None,
+        postprocessing: Postprocessing | None,
+        who: str,
+        key: str = "output",
+        *,
+        trained: bool = False,
     ) -> None:
         self.wanted = None if wanted is None else str(wanted)
         self.postprocessing = postprocessing
         self.also: tuple[str, ...] = ()  # further outputs that follow the one, as they are: of a file that holds them
-        self._who, self._key = who, key
+        self._who, self._key, self._trained = who, key, trained
         self._listeners: list[Any] = []
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Tensor | tuple[Tensor, ...]:  # noqa: ARG002
         """Return the one tensor, or a tuple that it leads where others are asked for."""
         the = "in training mode the" if module.training else "the"
-        tensor = self._picked(output, self.wanted, the)
+        alone = self._trained and not module.training and isinstance(output, Tensor)
+        tensor = self._picked(output, None if alone else self.wanted, the)
         projection = getattr(module, PROJECTION, None)  # to ``embedding_dim``
         tensor = tensor if projection is None else projection(tensor)
         tensor = tensor if self.postprocessing is None else self.postprocessing.apply(tensor)

@@ -132,6 +132,16 @@ def test_a_student_that_cannot_be_trained_is_told_before_the_teacher_is(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_what_the_message_on_two_heads_says_to_set_works(tmp_path: Path, tiny: Tiny, nets: Path) -> None:
+    recipe = tiny(f"student.model={nets}:TwoHeads", "student.args={}")
+    with pytest.raises(KDExportError) as caught:
+        distill(recipe, RunDirectory(tmp_path / "run"))
+    assert 'student.output = "0"' in caught.value.hint
+    recipe = tiny(f"student.model={nets}:TwoHeads", "student.args={}", "student.output='0'")
+    made = distill(recipe, RunDirectory(tmp_path / "run"))
+    assert {network.name for network in made.networks} >= {"teacher", "student"}
+
+
 def test_a_teacher_that_gives_nan_is_told_before_any_training(tmp_path: Path, tiny: Tiny, nets: Path) -> None:
     progress = Recorder()
     recipe = tiny(f"teacher.model={nets}:NotANumber", "teacher.args={}", "distill.terms=[{method='dist', weight=0.0}]")

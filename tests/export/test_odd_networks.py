@@ -197,6 +197,12 @@ def test_a_program_captured_in_training_mode_is_named_as_that(made, tmp_path):
     with pytest.raises(KDExportError, match="batch"):
         standalone.export(request, Form(18, 8, 1e-4), Silent())
     assert not (tmp_path / "t.onnx").exists()
+    network.insert(2, torch.nn.Dropout(0.5))  # random as well: its statistics show first
+    program = torch.export.export(network.train(), (torch.randn(4, 4),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "train.pt2")
+    with pytest.raises(KDExportError, match="keeps state") as caught:
+        standalone.export(request, Form(18, 8, 1e-4), Silent())
+    assert "from network.eval()" in caught.value.hint
 
 
 def test_entries_of_a_dataclass_are_chosen_by_name(made):

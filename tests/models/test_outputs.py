@@ -105,6 +105,28 @@ def test_what_is_not_there_is_told_with_what_is(form, wanted, message, hint):
     assert re.search(hint, caught.value.hint)
 
 
+@pytest.mark.parametrize("wanted", ["0", "main"])
+def test_a_head_that_is_there_in_training_alone_is_chosen_by_name(wanted):
+    """In evaluation such networks give one tensor: that is taken, of a network that is trained."""
+
+    class TwoHeads(Net):
+        def forward(self, x):
+            main, aux = self.last(self.first(x)), self.first(x)
+            if not self.training:
+                return main
+            return (main, aux) if wanted == "0" else {"main": main, "aux": aux}
+
+    network, x = TwoHeads(None), torch.randn(5, 4)
+    expected = network.last(network.first(x))
+    install(network, Output(wanted, None, "student", trained=True))
+    assert torch.equal(network.train()(x), expected)
+    assert torch.equal(network.eval()(x), expected)
+    lone = Net(lambda last, _: last).train()
+    install(lone, Output(wanted, None, "student", trained=True))
+    with pytest.raises(KDExportError, match="in training mode the student has no output"):
+        lone(x)
+
+
 def test_another_output_is_a_layer_that_a_term_can_name():
     network, x = Net(lambda last, hidden: Answer(last, (hidden, hidden * 2))).eval(), torch.randn(2, 4)
     install(network, Output(None, None, "teacher"))
