@@ -19,7 +19,7 @@ class Precision:
     builder: str  # "module:function"; imported when the first variant is made
     tolerance: float  # on the relative difference from fp32, before the user is warned; it ships all the same
     needs_calibration: bool = False  # cannot do without samples
-    instead: str = ""  # what to take where it cannot be had
+    instead: tuple[str, ...] = ()  # what to take where it cannot be had
 
     def load(self) -> Callable[..., Any]:
         """Return the function that makes the builder."""
@@ -30,9 +30,9 @@ class Precision:
 
 PRECISIONS: dict[str, Precision] = {
     "fp16": Precision("kdexport.export.fp16:builder", 0.02),
-    "int8": Precision("kdexport.export.int8:builder", 0.2, needs_calibration=True, instead="int8-dynamic or fp16"),
-    "int8-dynamic": Precision("kdexport.export.int8_dynamic:builder", 0.2, instead="int8"),
-    "int4": Precision("kdexport.export.int4:builder", 0.3, instead="int8"),
+    "int8": Precision("kdexport.export.int8:builder", 0.2, needs_calibration=True, instead=("int8-dynamic", "fp16")),
+    "int8-dynamic": Precision("kdexport.export.int8_dynamic:builder", 0.2, instead=("int8",)),
+    "int4": Precision("kdexport.export.int4:builder", 0.3, instead=("int8",)),
 }
 
 

@@ -10,7 +10,7 @@ import onnx
 from kdexport.errors import KDExportError
 from kdexport.export.accuracy_guard import VariantBuilder
 from kdexport.export.int8_dynamic import as_products
-from kdexport.export.quantize import guarded, load
+from kdexport.export.quantize import census, guarded, load, without
 from kdexport.export.variants import VariantInputs
 
 INT4_BLOCK = 32  # weights that share a scale
@@ -28,8 +28,8 @@ def builder(given: VariantInputs) -> VariantBuilder:
     if not found:
         raise KDExportError(
             "int4 could not be made: no matrix product has a constant matrix of "
-            f"{INT4_LEAST} elements or more (convolutions keep their weights)",
-            hint="take int4 out of export.quantize; int8 suits convolutions",
+            f"{INT4_LEAST} elements or more (others keep their weights)",
+            hint=without("int4", census(graph).kinds),
         )
     make = partial(int4, graph)
     return VariantBuilder(

@@ -8,10 +8,10 @@ import onnx
 
 from kdexport.errors import KDExportError
 from kdexport.export.accuracy_guard import VariantBuilder
-from kdexport.export.quantize import CONVOLUTIONS, census, guarded, layers, load
+from kdexport.export.quantize import CHANGED_BY, CONVOLUTIONS, census, guarded, layers, load, without
 from kdexport.export.variants import VariantInputs
 
-DYNAMIC_OPERATORS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM")
+DYNAMIC_OPERATORS = CHANGED_BY["int8-dynamic"]
 
 
 def builder(given: VariantInputs) -> VariantBuilder:
@@ -24,12 +24,12 @@ def builder(given: VariantInputs) -> VariantBuilder:
     found = tuple(layers(graph, DYNAMIC_OPERATORS))
     weighted = census(graph)
     if not set(weighted.kinds) & set(DYNAMIC_OPERATORS):
+        convolutional = set(weighted.kinds) & set(CONVOLUTIONS)
         kinds = ", ".join(weighted.kinds) or "no weight matrix at all"
-        instead = "int8" if set(weighted.kinds) & set(CONVOLUTIONS) else "fp16"
         raise KDExportError(
             f"int8-dynamic would change no weight: it is for matrix products, and this network has {kinds}",
-            hint=f"take {instead} in its place"
-            + (", which calibrates on data (--data REF or --input FILE)" if instead == "int8" else ""),
+            hint=without("int8-dynamic", weighted.kinds)
+            + ("; int8 calibrates on data (--data REF or --input FILE)" if convolutional else ""),
         )
     make = partial(dynamic_int8, graph)
     return VariantBuilder(

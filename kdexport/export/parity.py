@@ -49,7 +49,7 @@ WIDEST_TOLERANCE = 1e-3
 
 FIXED_BATCH = (
     "the network's forward, or a .pt2's capture, fixes the batch size, or takes its input for a list of tensors (then "
-    "wrap it, with a parameter for each); fix that, or export with --static"
+    "wrap it, with a parameter for each); write x.shape[0], not len(x), or export with --static"
 )
 OTHER_AXIS = "; where the batch is not the first axis of an input, say so: --input-shape h:2,batch,64"
 # What PyTorch says where forward takes its one input for a list, a tuple or a dict of tensors.

@@ -48,6 +48,11 @@ FEWER_BITS = (
     onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2,
 )  # fmt: skip
 
+# Operators whose weights a precision changes; fp16 changes those of all.
+CHANGED_BY = {
+    "int8": ("Conv", "ConvTranspose", "Gemm", "MatMul"),
+    "int8-dynamic": ("MatMul", "Gemm", "Gather", "Attention", "LSTM"),
+}
 CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
 LEAST_OPSET = 13  # a scale per channel needs it
 
@@ -187,7 +192,17 @@ def guarded(variant: str) -> Iterator[None]:
             ) from error
 
 
-def without(variant: str) -> str:
-    """Return the hint for a variant that cannot be had."""
-    instead = PRECISIONS[variant].instead if variant in PRECISIONS else ""
-    return f"leave {variant} out of export.quantize" + (f", or take {instead} in its place" if instead else "")
+def without(variant: str, kinds: tuple[str, ...] | None = None) -> str:
+    """Return the hint for a variant that cannot be had.
+
+    Args:
+        variant: A precision.
+        kinds: The network's operators with weights, where they are why: what is offered changes some of those.
+    """
+    if kinds is None:
+        offered = list(PRECISIONS[variant].instead) if variant in PRECISIONS else []
+    else:
+        offered = [name for name, changed in CHANGED_BY.items() if name != variant and set(changed) & set(kinds)]
+        offered += ["fp16"] if variant != "fp16" else []
+    hint = f"leave {variant} out of export.quantize"
+    return hint + (", or take " + ", or ".join([f"{offered[0]} in its place", *offered[1:]]) if offered else "")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from numpy.typing import NDArray
 
-from kdexport import artifacts
+from kdexport import artifacts, figures
 from kdexport.errors import KDExportError
 from kdexport.export import batch_effect, parity, quantize
 from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder
@@ -110,7 +110,7 @@ def write(
         raise KDExportError(
             f"{spec.precision} changes no weight of this network ({census}): its weights are in "
             f"{', '.join(census.kinds) or 'no matrix'}",
-            hint=quantize.without(spec.precision),
+            hint=quantize.without(spec.precision, census.kinds),
         )
     if census.in_fp32:
         notes = (f"{census}; in fp32: {_some(census.in_fp32)}", *notes)
@@ -148,6 +148,9 @@ def write(
         if not proof.passed:
             told.append(f"differs from fp32 by {proof.max_rel:.2g} relative, where up to {proof.tolerance:g} is usual")
             progress.warn(f"{path.name} {told[-1]}")
+        sizes = temporary.stat().st_size, fp32.size_bytes
+        if sizes[0] > sizes[1]:  # what is added around the weights outweighs what they save
+            told.append(f"its file is larger than fp32's: {figures.size(sizes[0])}, {figures.size(sizes[1])}")
         told += parity.doubts(proof)
         for doubt in parity.doubts(proof):
             progress.warn(f"{path.name}: {doubt}")

@@ -467,3 +467,30 @@ def test_static_files_do_not_depend_on_the_batch(recurrent):
     model, _ = write(*recurrent, "fp16", (normal(12, 6, 8, scale=1),))
     assert model.parity.batch_effect is None
     assert not any("batch" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "int4"])
+def test_what_is_offered_in_place_of_a_variant_changes_a_weight(precision, tmp_path):
+    """A GRU was told to take int8-dynamic in place of int8, which was refused in its turn."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="t", perm=[1, 0, 2]),
+        helper.make_node("GRU", ["t", "w", "r"], ["", "h"], name="rnn/GRU", hidden_size=16),
+        node("Squeeze", "h axes", "y"),
+    ]
+    weights = {"w": normal(1, 48, 8), "r": normal(1, 48, 16), "axes": np.array([0])}
+    recurrent = graph(tmp_path / "net.onnx", nodes, weights, [6, 8], [16])
+    samples = (normal(8, 6, 8, scale=1),)
+    with pytest.raises(KDExportError) as caught:
+        write(*recurrent, precision, samples)
+    assert caught.value.hint.startswith(f"leave {precision} out of export.quantize, or take fp16 in its place")
+    model, _ = write(*recurrent, "fp16", samples)
+    assert model.quantized == (1, 1)
+
+
+def test_a_variant_that_is_larger_than_fp32_says_so(tmp_path):
+    small = graph(tmp_path / "small.onnx", [node("MatMul", "x w", "y", "w/MatMul")], {"w": normal(8, 8)}, [8], [8])
+    large = graph(tmp_path / "large.onnx", [node("MatMul", "x w", "y", "w/MatMul")], {"w": normal(99, 99)}, [99], [99])
+    for (source, entry), told in ((small, True), (large, False)):
+        model, path = write(source, entry, "int8-dynamic", (normal(9, entry.inputs["x"][1], scale=1),))
+        assert (path.stat().st_size > source.stat().st_size) == told
+        assert any("larger than fp32's" in note for note in model.notes) == told
