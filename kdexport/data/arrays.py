@@ -1,5 +1,6 @@
 """Data that comes as arrays: scikit-learn's digits, an npz file, what a user's own function returns."""
 
+import functools
 import math
 import zipfile
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ def digits(data: Data, reading: Reading) -> Source:  # noqa: ARG001 every loader
     )
 
 
+@functools.cache
 def _digits_table() -> NDArray[np.float64]:
     """Return the scans' 64 pixels and the digit of each, read from scikit-learn's file: importing it takes seconds."""
     package = find_spec("sklearn")
