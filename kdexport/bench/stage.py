@@ -84,7 +84,6 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
     else:
         settled = (read_json(directory.stage("distill")) or {}).get("class_names")  # their order, of the trained
         dataset = load_run_data(recipe, directory.cache, class_names=settled)
-        text = dataset.preprocessing.kind == "tokens"  # is measured at its full length, the longest of the data
         result = bench(
             exported.models,
             recipe.bench,
@@ -92,7 +91,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
             folder=directory.root,
             dataset=dataset,
             scores=recipe.scores,
-            dims={**({"length": dataset.test.inputs[0].shape[1]} if text else {}), **recipe.bench.dims},
+            dims=dims_of(dataset, recipe.bench),
             recipe=document,
             training=training,
             samples_file=directory.samples,
@@ -106,6 +105,12 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         # What failed is tried again next time.
         mark_done(directory.stage("bench"), "" if result.failures else key, result)
     return result
+
+
+def dims_of(dataset: Any | None, settings: "Bench") -> dict[str, int]:
+    """Return the sizes of dynamic axes that the data and the recipe give: text is measured at its full length."""
+    text = dataset is not None and dataset.preprocessing.kind == "tokens"
+    return {**({"length": dataset.test.inputs[0].shape[1]} if dataset is not None and text else {}), **settings.dims}
 
 
 def bench(

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kdexport import references
 from kdexport.artifacts import RunDirectory, read_json
-from kdexport.bench.stage import BenchRequest, training_lines
+from kdexport.bench.stage import BenchRequest, dims_of, training_lines
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.recipe import Bench, Data, Recipe
@@ -55,14 +55,16 @@ def request_for(
     run = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
     recipe = _recipe(run) if run else None
     options = _pairs(provider_options, "--provider-option", "e.g. --provider-option enable_cuda_graph=1")
+    settings = _settings(recipe, {**flags, "provider_options": options or None})
+    dataset = _dataset(recipe, data, tuple(label_columns), task, [Path(model.file) for model in models], progress)
     return BenchRequest(
         models,
-        _settings(recipe, {**flags, "provider_options": options or None}),
+        settings,
         recipe.name if recipe else models[0].name,
-        dataset=_dataset(recipe, data, tuple(label_columns), task, [Path(model.file) for model in models], progress),
+        dataset=dataset,
         recipe=recipe.to_dict(relative_to=run) if recipe and run else None,
         training=training_lines(RunDirectory(run).metrics) if run else (),
-        dims=_sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64")),
+        dims={**dims_of(dataset, settings), **_sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64"))},
         inputs_file=inputs_file,
     )
 
