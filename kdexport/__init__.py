@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import kdexport.bench
 import kdexport.distill
 import kdexport.export
-import kdexport.report  # noqa: F401
-from kdexport.api import bench, distill, evaluate, export, report, run
+import kdexport.report
+import kdexport.search  # noqa: F401
+from kdexport.api import bench, distill, evaluate, export, report, run, search
 
 if TYPE_CHECKING:
     from kdexport.artifacts import RunDirectory
@@ -33,10 +34,21 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
-__all__ = ["KDExportError", "Recipe", "RunDirectory", "bench", "distill", "evaluate", "export", "report", "run"]
+__all__ = [
+    "KDExportError",
+    "Recipe",
+    "RunDirectory",
+    "bench",
+    "distill",
+    "evaluate",
+    "export",
+    "report",
+    "run",
+    "search",
+]
 
 # `kdexport.distill` is the function and `kdexport.distill.losses` a module of the package of the same name.
-for _stage in (bench, distill, export, report):
+for _stage in (bench, distill, export, report, search):
     _stage.__dict__ = sys.modules[f"kdexport.{_stage.__name__}"].__dict__
 
 _HOMES = {"KDExportError": "kdexport.errors", "Recipe": "kdexport.recipe", "RunDirectory": "kdexport.artifacts"}

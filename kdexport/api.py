@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdexport.recipe import Bench, Recipe, Require
     from kdexport.results import BenchResult, DistillResult, Evaluation, ExportResult, ModelFile, OnChange, Report
     from kdexport.scoring import Predict, Samples
+    from kdexport.search.results import SearchResult
 
 
 def run(
@@ -80,3 +81,11 @@ def evaluate(
     from kdexport import scoring
 
     return scoring.evaluate(predict, split, class_names, batch_size, name=name)
+
+
+def search(recipe: "Recipe", out: "Path | None" = None, progress: "Progress | None" = None) -> "SearchResult":
+    """Find the student that fits the budget of the recipe's [search]; see ``kdexport.search.stage.search``."""
+    from kdexport.progress import for_python
+    from kdexport.search import stage
+
+    return stage.search(recipe, out, progress or for_python())

@@ -31,6 +31,7 @@ class RunDirectory:
     """The paths of one run. Making one touches nothing; see ``prepare``."""
 
     root: Path
+    shared_cache: Path | None = None  # of several runs on the same data by the same teacher; None: its own
 
     @property
     def recipe(self) -> Path:
@@ -50,7 +51,7 @@ class RunDirectory:
     @property
     def cache(self) -> Path:
         """Teacher logits and decoded samples."""
-        return self.root / "cache"
+        return self.shared_cache or self.root / "cache"
 
     @property
     def samples(self) -> Path:

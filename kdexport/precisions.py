@@ -49,3 +49,10 @@ def checked(names: Iterable[str]) -> tuple[str, ...]:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"there is no precision {name!r}; there are {known}{f'; {near}' if near else ''}")
     return names
+
+
+def checked_or_fp32(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names as ``checked``; fp32 may be among them."""
+    names = tuple(dict.fromkeys(names))
+    checked(name for name in names if name != "fp32")
+    return names

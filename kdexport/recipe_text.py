@@ -20,6 +20,7 @@ from kdexport.terms import METHODS, OWN
 
 MAX_FAULTS_SHOWN = 20
 MAX_DEPTH = 32  # tables and arrays within each other
+SQLITE = "sqlite:///"  # before the path of a study
 PRETRAINED = "pretrained"  # as weights: the library's own (torchvision, timm)
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -148,6 +149,15 @@ def map_references(document: dict[str, Any], reference: Any, path: Any) -> dict[
         for table in (head, *(also if isinstance(also, list) else ())):
             if isinstance(table, dict) and isinstance(table.get(key), str) and table[key] != PRETRAINED:
                 table[key] = function(table[key])
+    search = document.get("search")
+    spaces = search.get("space") if isinstance(search, dict) else None
+    for table in spaces if isinstance(spaces, list | tuple) else ():
+        for key, function in (("model", reference), ("weights", path)):
+            if isinstance(table, dict) and isinstance(table.get(key), str) and table[key] != PRETRAINED:
+                table[key] = function(table[key])
+    if isinstance(search, dict) and str(search.get("storage", "")).startswith(SQLITE):
+        file = search["storage"].removeprefix(SQLITE)
+        search["storage"] = SQLITE + (path(file) if file and ":" not in file else file)
     distill = document.get("distill")
     terms = distill.get("terms") if isinstance(distill, dict) else None
     for term in terms if isinstance(terms, list) else ():

@@ -13,6 +13,7 @@ STAGES = ("distill", "export", "bench", "report")
 LAYERS = (
     ("cli", "__main__", "__init__"),
     ("api",),
+    ("search",),
     ("pipeline",),
     STAGES,
     ("models", "data", "onnx"),

@@ -17,6 +17,7 @@ def test_names() -> None:
         "export",
         "report",
         "run",
+        "search",
     ]
     assert all(callable(getattr(kdexport, name)) for name in kdexport.__all__)
 

@@ -19,6 +19,7 @@ from kdexport.cli.export import export
 from kdexport.cli.init import init
 from kdexport.cli.report import report
 from kdexport.cli.run import run
+from kdexport.cli.search import search
 
 app = typer.Typer(
     name="kdexport",
@@ -47,7 +48,7 @@ def _root(
 
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Start here": (init, run, export, bench),
+    "Start here": (init, run, export, bench, search),
     "One step alone": (distill, evaluate, report, doctor),
 }
 for panel, commands in PANELS.items():

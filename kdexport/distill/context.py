@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from kdexport import artifacts
 from kdexport.artifacts import RunDirectory
@@ -23,6 +24,11 @@ Spec = TeacherSpec | Student
 SEED_STEP = 1_000_003  # between networks that are to start differently
 
 
+# Is given the number of epochs that are done, and what gives the outputs on the validation split (as ``Task.kept`` has
+# them); True pauses the training after its checkpoint.
+AfterEpoch = Callable[[int, Callable[[], NDArray[Any]]], bool]
+
+
 @dataclass(frozen=True)
 class DistillContext:
     """What the three phases share."""
@@ -35,6 +41,7 @@ class DistillContext:
     on_change: OnChange | None = None
     check: Callable[["DistillContext"], None] = lambda _: None  # is called once, before the first training
     checked: list[bool] = field(default_factory=list)
+    after_epoch: "AfterEpoch | None" = None  # of the student
 
     def check_once(self) -> None:
         """Try what is going to be trained, the first time that something is."""

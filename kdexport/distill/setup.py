@@ -14,7 +14,7 @@ from kdexport.artifacts import write_atomically
 from kdexport.data.augment import Augmentation
 from kdexport.data.samples import Split
 from kdexport.distill.batches import Batches, lay_out_for_inference
-from kdexport.distill.context import DistillContext, Spec, network_key
+from kdexport.distill.context import AfterEpoch, DistillContext, Spec, network_key
 from kdexport.distill.data_free import synthesize, with_images
 from kdexport.distill.evaluation import Validation
 from kdexport.distill.features import FeatureHooks
@@ -45,6 +45,7 @@ class TrainingSetup:
     teacher: CachedTeacher | OnlineTeacher | None = None
     hooks: FeatureHooks | None = None  # where the objective compares features
     heads: Heads | None = None  # what learns beside the network on its output
+    after_epoch: AfterEpoch | None = None
 
     @property
     def beside(self) -> list[nn.Parameter]:
@@ -173,6 +174,7 @@ def distillation_setup(
         teacher=source,
         hooks=hooks,
         heads=heads,
+        after_epoch=context.after_epoch,
     )
 
 

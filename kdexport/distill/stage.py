@@ -5,7 +5,7 @@ unchanged is not trained again.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -14,8 +14,9 @@ from accelerate import Accelerator
 
 from kdexport import artifacts, results
 from kdexport.artifacts import RunDirectory
+from kdexport.data.samples import Dataset
 from kdexport.distill import preflight, qat
-from kdexport.distill.context import Depends, DistillContext, depends_on, network_key
+from kdexport.distill.context import AfterEpoch, Depends, DistillContext, depends_on, network_key
 from kdexport.distill.logging import Trackers
 from kdexport.distill.objective import with_usual_terms
 from kdexport.distill.optimization import accelerator_for, with_fitting_lr
@@ -31,12 +32,12 @@ from kdexport.distill.setup import (
 )
 from kdexport.distill.state import Checkpoints
 from kdexport.distill.trainer import TrainingResult, fit
-from kdexport.errors import SourceError
+from kdexport.errors import RecipeError, SourceError
 from kdexport.models.checkpoints import save_program
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import Model
 from kdexport.progress import SILENT, Progress
-from kdexport.recipe import Distill, Recipe, TeacherSpec, Training
+from kdexport.recipe import SEARCHED, Distill, Recipe, TeacherSpec, Training
 from kdexport.results import DistillResult, OnChange, TrainedNetwork
 from kdexport.stage_cache import cache_key, is_done, mark_done
 
@@ -48,6 +49,7 @@ def distill(
     *,
     on_change: OnChange | None = None,
     before_training: Check | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> DistillResult:
     """Train what the recipe asks for into a run directory.
 
@@ -59,6 +61,7 @@ def distill(
             so, ``"restart"`` trains again, ``"extend"`` goes on from the last weights, None asks where more than ten
             minutes would be lost. See ``phase``.
         before_training: Is called with "teacher" and "student", each network and the data, before anything is trained.
+        after_epoch: Watches the student's training, and may pause it.
 
     Returns:
         The networks with their weights' paths: teacher, student and, with ``distill.baseline``, student-plain.
@@ -67,14 +70,52 @@ def distill(
         KDExportError: A reference that cannot be loaded, a network that does not take the data or cannot be trained,
             a loss that is not finite, training that would be lost.
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written; the same call goes on from there.
+        Paused: ``after_epoch`` asked for it.
     """
+    if recipe.student.model == SEARCHED:
+        raise RecipeError(
+            "the recipe gives no student: it is to be searched for",
+            hint="give `kdexport search RECIPE`, then `kdexport run` the recipe that it picks; or set student.model",
+        )
+    with _context(recipe, directory, progress, on_change, before_training, after_epoch) as context:
+        return _phases(context)
+
+
+def prepare_teacher(
+    recipe: Recipe, directory: RunDirectory, progress: Progress = SILENT
+) -> tuple[Dataset, tuple[TrainedNetwork, ...]]:
+    """Take or train a recipe's teachers alone, into a run directory; the student is not looked at.
+
+    Returns:
+        The data, and the teachers in the recipe's order.
+
+    Raises:
+        KDExportError, KeyboardInterrupt: As ``distill``.
+    """
+    with _context(recipe, directory, progress) as context:
+        context.checked.append(True)  # there is no student to try yet
+        context.announce_data()
+        fitting = with_fitting_lr(context)
+        return context.dataset, tuple(made for made, _ in _teachers(fitting))
+
+
+@contextlib.contextmanager
+def _context(
+    recipe: Recipe,
+    directory: RunDirectory,
+    progress: Progress,
+    on_change: OnChange | None = None,
+    before_training: Check | None = None,
+    after_epoch: AfterEpoch | None = None,
+) -> Iterator[DistillContext]:
+    """Load the data, and open what a distillation writes to."""
     directory.prepare()
     trackers = Trackers(recipe.distill.track if artifacts.is_main() else (), directory.root, recipe.name)
     with accelerator_for(recipe.distill.precision).main_process_first():  # one downloads and decodes, all read
         data = load_run_data(recipe, directory.cache, progress)
     with contextlib.closing(trackers):
         check = partial(preflight.check, further=before_training)
-        return _phases(DistillContext(recipe, directory, data, progress, trackers, on_change, check))
+        yield DistillContext(recipe, directory, data, progress, trackers, on_change, check, after_epoch=after_epoch)
 
 
 def _with_usual_terms(context: DistillContext) -> DistillContext:

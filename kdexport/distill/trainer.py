@@ -28,6 +28,11 @@ from kdexport.progress import Progress
 from kdexport.recipe import Training
 from kdexport.tasks.base import Task
 
+
+class Paused(Exception):  # noqa: N818 - no error: ``after_epoch`` asked for it
+    """A training waits at a checkpoint; the same call goes on from there."""
+
+
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
 
 
@@ -157,9 +162,12 @@ def fit(
                 }
             )
             loop.clear_sums()
+            pausing = _pauses(setup, epoch + 1, candidate)
             save()
             shown.advance(epoch + 1 - done, note=_facts(setup.objective.task, mean, scores, rate))
             done = epoch + 1.0
+            if pausing:
+                raise Paused
             if _agreed(interrupted, accelerator):
                 raise KeyboardInterrupt
 
@@ -171,6 +179,13 @@ def fit(
     epochs = loop.step // batches.per_epoch
     accuracy = loop.best_score if training.keep == "best" else loop.last_score
     return TrainingResult(epochs, loop.best_epoch, accuracy, loop.seconds_spent())
+
+
+def _pauses(setup: TrainingSetup, epochs: int, network: nn.Module) -> bool:
+    """Tell who watches that an epoch is done, before its checkpoint: what is told then is never missed after a kill."""
+    if setup.after_epoch is None or epochs == setup.training.epochs:
+        return False
+    return setup.after_epoch(epochs, lambda: setup.validation.logits(network))
 
 
 def _memory_format(

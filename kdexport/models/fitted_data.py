@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdexport import objects
 from kdexport.artifacts import key_of
 from kdexport.data.datasets import load_data
 from kdexport.data.samples import Dataset, PicturesNeeded, Split
@@ -220,8 +221,15 @@ def _pictures_needed(networks: Sequence[Spec]) -> PicturesNeeded:
             spec.preprocessing.model_dump(include={"size", "resize", "crop_share"}),
         ]
         for spec in networks
+        if not _takes_what_comes(spec)
     ]
     return PicturesNeeded(key_of(asked), side)
+
+
+def _takes_what_comes(spec: Spec) -> bool:
+    """Whether nothing asks for a size of pictures: candidates of one search then share the decoded data."""
+    library = parse(spec.model).kind in ("torchvision", "timm", "file", "module", "builtin", objects.SCHEME)
+    return spec.preprocessing.size is None and (library and spec.weights != PRETRAINED)
 
 
 def _name(spec: Spec) -> str:

@@ -49,6 +49,7 @@ def scatter(
     max_latency_ms: float | None = None,
     min_score: float | None = None,
     metric: Metric = ACCURACY,
+    split: str = "test split",
 ) -> Markup:
     """Draw the picture.
 
@@ -61,6 +62,7 @@ def scatter(
         max_latency_ms: A limit to show, where it lies within reach of the points.
         min_score: A limit to show.
         metric: What the scores measure.
+        split: Whose samples were scored.
     """
     left, right, top, bottom = 52.0, width - 14.0, 26.0, height - 44.0
     across = _across(points, max_latency_ms, left, right)
@@ -85,7 +87,7 @@ def scatter(
     )
     drawn.append(text(left, height - 6, "← faster", class_="title"))
     better = "↑" if metric.higher_is_better else "↑ (lower is better)"
-    drawn.append(text(left - 46, 12, f"{metric.label} on the test split {better}", class_="title"))
+    drawn.append(text(left - 46, 12, f"{metric.label} on the {split} {better}", class_="title"))
     drawn += _limits(across, up, max_latency_ms, min_score, (left, right, top, bottom))
     drawn += _front(points, front, across, up, right, bottom)
     drawn += _points(points, across, up, Labels(width, bottom, left), top, bottom)

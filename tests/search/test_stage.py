@@ -1,0 +1,202 @@
+"""A whole search: what is out and why, who is picked, that nothing is lost or done twice.
+
+The stopwatch goes by the size of files.
+"""
+
+import json
+
+import jsonschema
+import pytest
+from safetensors.numpy import load_file
+
+from kdexport.artifacts import RunDirectory, sha256
+from kdexport.distill.stage import distill
+from kdexport.errors import KDExportError, RequirementError
+from kdexport.recipe import Recipe
+from kdexport.search import stage
+from kdexport.search.context import study_key
+from kdexport.search.final import enforce
+from kdexport.search.results import SCHEMA_FILE, SearchResult, from_json, schema
+from kdexport.search.stage import search
+from kdexport.search.study import Study, alone
+
+SPACES = ({"args": {"width": [4, 8, 16, 300]}}, {"args": {"width": 12, "fail": True}})
+
+
+@pytest.fixture(scope="module")
+def found(recipe_with, stopwatch, tmp_path_factory):
+    """A search of five candidates: its recipe, its directory and its result."""
+    root = tmp_path_factory.mktemp("search") / "s"
+    recipe = recipe_with(*SPACES)
+    return recipe, root, search(recipe, root)
+
+
+def by_name(result: SearchResult) -> dict:
+    return {trial.name.replace(", fail=True", "").partition("width=")[2].rstrip(")"): trial for trial in result.trials}
+
+
+def test_each_candidate_ends_as_it_should(found) -> None:
+    trials = by_name(found[2])
+    assert trials["300"].outcome == "over budget"  # 22 KB of weights take more than 0.2 ms here
+    assert "budget 0.200 ms" in trials["300"].why
+    assert not trials["300"].rungs
+    assert trials["12"].outcome == "failed"
+    assert "this width is not for me" in trials["12"].why
+    assert sorted(trial.outcome for trial in trials.values()).count("picked") == 1
+    # three begin, one trains in full: the rungs of halving
+    assert [rung.epochs for rung in trials["4"].rungs][:1] == [1]
+    assert sum(bool(trial.rungs) for trial in trials.values()) == 3
+
+
+def test_the_pick_is_the_recipe_run_alone(found, tmp_path) -> None:
+    _, root, result = found
+    picked = Recipe.load(root / result.pick.directory / "recipe.toml")
+    assert picked.search is None
+    assert (picked.require.max_latency_ms, picked.require.max_drop) == (0.2, 0.5)
+    alone_run = RunDirectory(tmp_path / "alone")
+    distill(picked, alone_run)
+    assert sha256(alone_run.weights("student")) == sha256(root / "picked" / "student.safetensors")
+    assert sha256(alone_run.weights("teacher")) == sha256(root / "picked" / "teacher.safetensors")
+    # and in its place nothing is trained again
+    said: list[str] = []
+
+    class Told(stage.SILENT.__class__):  # type: ignore[name-defined]
+        def message(self, message: str) -> None:
+            said.append(message)
+
+    distill(picked, RunDirectory(root / "picked"), Told())
+    assert [line for line in said if "unchanged" in line] == [
+        "teacher: unchanged, not trained again",
+        "student: unchanged, not trained again",
+    ]
+    width = int(by_name(result)[next(n for n, t in by_name(result).items() if t.outcome == "picked")].args["width"])
+    assert load_file(root / "picked" / "student.safetensors")["hidden.weight"].shape == (width, 64)
+
+
+def test_search_json_is_what_its_schema_says(found) -> None:
+    _, root, result = found
+    document = json.loads((root / "search.json").read_text())
+    jsonschema.validate(document, json.loads(SCHEMA_FILE.read_text()))
+    assert from_json(document) == result
+    assert schema() == json.loads(SCHEMA_FILE.read_text()), "python -m kdexport.search.results"
+    assert document["seconds"]["measuring_share"] == pytest.approx(
+        (result.seconds.measuring + result.seconds.final)
+        / (result.seconds.teacher + result.seconds.measuring + result.seconds.training + result.seconds.final)
+    )
+
+
+def test_the_page_shows_every_trial_and_why_it_is_out(found) -> None:
+    _, root, result = found
+    page = (root / "search.html").read_text()
+    assert page.count("<tr data-model=") == len(result.trials) == 5
+    assert "this width is not for me" in page
+    assert "budget: left of this line" in page
+    assert "required: left of this line" in page
+    assert f"{result.pick.name} is within the budget" in page
+
+
+def test_the_same_search_again_does_nothing(found, monkeypatch) -> None:
+    recipe, root, result = found
+
+    def never(*_, **__):
+        raise AssertionError("done twice")
+
+    for name in ("train_to", "train_in_full"):
+        monkeypatch.setattr(stage, name, never)
+    monkeypatch.setattr("kdexport.search.measure.bench", never)
+    again = search(recipe, root)
+    assert again.pick == result.pick
+    assert again.trials == result.trials
+
+
+def test_killed_at_any_step_it_goes_on_and_trains_nothing_twice(recipe_with, stopwatch, tmp_path, monkeypatch) -> None:
+    recipe = recipe_with({"args": {"width": [4, 8]}})
+    trained: list[tuple[str, object]] = []
+    for name in ("train_to", "train_in_full"):
+        true = getattr(stage, name)
+
+        def counted(recipe, directory, *rest, true=true, name=name):
+            outcome = true(recipe, directory, *rest)
+            trained.append((directory.root.name, name))
+            return outcome
+
+        monkeypatch.setattr(stage, name, counted)
+    killed = {"add": 1, "note": 2, "note_rung": 1, "keep": 1, "out": 1, "finished": 1}  # on which call of each
+    for method, number in killed.items():
+        true, calls = getattr(Study, method), []
+
+        def dies(self, *args, true=true, calls=calls, number=number, **named):
+            done = true(self, *args, **named)
+            calls.append(1)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return done
+
+        monkeypatch.setattr(Study, method, dies)
+    for _ in range(20):
+        try:
+            result = search(recipe, tmp_path / "s")
+        except KeyboardInterrupt:
+            continue
+        break
+    assert result.pick is not None
+    assert len(trained) == len(set(trained))
+    assert len(result.trials) == 2
+
+
+def test_a_trial_that_another_process_holds_is_left_to_it(recipe_with, stopwatch, tmp_path, monkeypatch) -> None:
+    recipe, root = recipe_with({"args": {"width": [4, 8]}}), tmp_path / "s"
+    waited: list[float] = []
+    holds = alone(root, "trial-0", wait=False)
+    assert holds.__enter__()
+
+    def other_process_ends(seconds: float) -> None:
+        waited.append(seconds)
+        holds.__exit__(None, None, None)
+
+    monkeypatch.setattr(stage.time, "sleep", other_process_ends)
+    result = search(recipe, root)
+    assert waited == [stage.WAIT_S]  # once trial 1 was trained and only 0 was left
+    assert [trial.rungs[0].epochs for trial in result.trials] == [2, 2]
+
+
+def test_a_budget_that_nothing_meets_names_the_nearest(recipe_with, stopwatch, tmp_path) -> None:
+    recipe = recipe_with({"args": {"width": 8}}, search__budget={"latency_ms": 0.01})
+    result = search(recipe, tmp_path / "s")
+    assert result.pick is None
+    trial = result.trials[0]
+    assert result.nearest.name == trial.name == "Net(width=8)"
+    assert result.nearest.by == pytest.approx(trial.files[0].latency_ms / 0.01 - 1)
+    with pytest.raises(RequirementError, match=r"nearest is Net\(width=8\), \d+ % beyond: latency") as caught:
+        enforce(result)
+    assert "raise search.budget" in caught.value.hint
+    assert caught.value.exit_code == 3
+    assert "Nothing is within the budget" in (tmp_path / "s" / "search.html").read_text()
+
+
+def test_only_failing_factories_are_an_error(recipe_with, stopwatch, tmp_path) -> None:
+    with pytest.raises(KDExportError, match=r"none of 1 candidates could be built.*this width is not for me"):
+        search(recipe_with({"args": {"width": 4, "fail": True}}), tmp_path / "s")
+
+
+def test_a_storage_of_another_recipe_or_none_is_told(found, recipe_with, tmp_path) -> None:
+    recipe, root, _ = found
+    other = recipe_with(*SPACES, search__trials=3)
+    with pytest.raises(KDExportError, match=r"belongs to another recipe: search.trials differs"):
+        search(other, root)
+    url = f"sqlite:///{root / 'study.db'}"
+    with pytest.raises(KDExportError, match="of another directory") as caught:
+        search(recipe_with(*SPACES, search__storage=url), tmp_path / "elsewhere")
+    assert "--out DIR" in caught.value.hint
+    for storage in ("postgres://nobody:secret@localhost:1/x", "sqlite:////nowhere/at/all.db", "no url"):
+        with pytest.raises(KDExportError, match="the study cannot be opened in") as caught:
+            Study(recipe_with(*SPACES, search__storage=storage), tmp_path, {}, maximize=True)
+        assert "secret" not in caught.value.message.split(":")[0]
+    assert study_key(recipe) == study_key(recipe_with(*SPACES))
+
+
+def test_without_optuna_the_extra_is_named(recipe_with, monkeypatch, tmp_path) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(KDExportError, match="needs optuna") as caught:
+        search(recipe_with({"args": {"width": 4}}), tmp_path)
+    assert "kdexport[search]" in caught.value.hint
