@@ -60,7 +60,7 @@ def outcome(context: SearchContext, finalists: Sequence[Entry], benched: BenchRe
         teacher_latency_ms=_teacher_latency(benched, entries),
         teacher_val_score=teacher[0].score if teacher else None,
         teacher_test_score=teacher[1].score if teacher else None,
-        final=benched,
+        final=None if benched is None else results.to_json(benched),
         recipe=recipe.to_dict(relative_to=context.root),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdexport import results
-from kdexport.results import BenchResult, Interval, Score
+from kdexport.results import Interval, Score
 
 SEARCH_SCHEMA = 1
 SCHEMA_FILE = Path(__file__).with_name("search.schema.json")
@@ -134,7 +134,7 @@ class SearchResult:
     teacher_latency_ms: float | None
     teacher_val_score: Score | None
     teacher_test_score: Score | None
-    final: BenchResult | None  # teacher and finalists, measured together; their scores on the test split
+    final: dict[str, Any] | None  # teacher and finalists measured together, scored on the test split: as bench.json
     recipe: dict[str, Any] | None
 
 

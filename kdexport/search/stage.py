@@ -23,7 +23,7 @@ from kdexport.search.final import conclude, nothing_fits
 from kdexport.search.halving import Rung
 from kdexport.search.results import SearchResult
 from kdexport.search.space import Candidate, Spaces, variations
-from kdexport.search.study import Entry, Study, alone, check_optuna
+from kdexport.search.study import Entry, Study, alone, check_optuna, storage_faults
 from kdexport.search.train import bring_teacher, evaluation_at, train_in_full, train_to
 
 WAIT_S = 0.3  # between two looks at what other processes do
@@ -49,8 +49,13 @@ def search(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT)
     check_optuna()
     directory = RunDirectory(out or default_directory(recipe))
     directory.prepare()
-    root = directory.root.resolve()
     progress.message(f"{recipe.name} -> {directory.root}/")
+    with storage_faults():
+        return _search(recipe, directory, progress)
+
+
+def _search(recipe: Recipe, directory: RunDirectory, progress: Progress) -> SearchResult:
+    root = directory.root.resolve()
     context = _opened(recipe, root, progress)
     recipe.write(directory.recipe)
     with context.study.claim("measuring", wait=True):  # one process measures: others would disturb it

@@ -220,6 +220,22 @@ def open_study(name: str, storage: str | None, directory: Path, *, maximize: boo
         ) from error
 
 
+@contextlib.contextmanager
+def storage_faults() -> Iterator[None]:
+    """Turn what a storage raises in the middle of a search into a message: its server is gone, its file was removed."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+        raise KDExportError(
+            f"the study's storage fails: {reason}",
+            hint="see that it can be reached and written to, then give the same command again: nothing is done twice",
+        ) from error
+
+
 def check_optuna() -> None:
     """Hold that Optuna is there.
 

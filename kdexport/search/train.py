@@ -70,6 +70,8 @@ def train_to(recipe: Recipe, directory: RunDirectory, epochs: int, dataset: Data
     """
     started = time.monotonic()
     place = outputs_file(directory, epochs)
+    if place.exists():  # the process, or the study, was lost before it was told
+        return 0.0
 
     def keep(outputs: NDArray[np.float32]) -> None:
         artifacts.write_atomically(place, lambda temporary: _save(temporary, outputs))

@@ -200,3 +200,32 @@ def test_without_optuna_the_extra_is_named(recipe_with, monkeypatch, tmp_path) -
     with pytest.raises(KDExportError, match="needs optuna") as caught:
         search(recipe_with({"args": {"width": 4}}), tmp_path)
     assert "kdexport[search]" in caught.value.hint
+
+
+def test_a_study_that_is_lost_in_the_middle_is_told_and_its_work_is_kept(
+    found, recipe_with, stopwatch, monkeypatch, tmp_path
+) -> None:
+    """optuna 2722: the database file is removed while the search runs."""
+    import shutil
+
+    recipe, root, _ = found
+    copy = shutil.copytree(root, tmp_path / "s")
+    true = stage._entrants
+
+    def gone(context):
+        (copy / "study.db").write_bytes(b"")
+        return true(context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_entrants", gone)
+        with pytest.raises(KDExportError, match="the study's storage fails") as caught:
+            search(recipe, copy)
+        assert "the same command again" in caught.value.hint
+    (copy / "study.db").unlink()
+    monkeypatch.setattr("kdexport.search.measure.bench", lambda *_, **__: 1 / 0)  # all was measured before
+    monkeypatch.setattr("kdexport.search.final._measure_finalists", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        search(recipe, copy)
+    lines = [line for path in (copy / "trials").glob("*/metrics.jsonl") for line in path.read_text().splitlines()]
+    epochs = [(line["phase"], line["epoch"]) for line in map(json.loads, lines) if "loss" in line]
+    assert len([one for one in epochs if one[0] == "student"]) == 1 + 2 + 4  # one out at each rung: none trained again

@@ -32,7 +32,7 @@ def front(result: SearchResult, metric: Metric) -> Chart | None:
     if result.teacher_latency_ms is not None and result.teacher_val_score is not None:
         score = result.teacher_val_score
         tip = f"teacher\n{metric.write(score.value)} on validation\nmedian {figures.ms(result.teacher_latency_ms)}"
-        size = result.final.models[0].size_bytes if result.final else max(point.size_bytes for point in points)
+        size = result.final["models"][0]["size_bytes"] if result.final else max(point.size_bytes for point in points)
         mark = Mark("teacher", 0, "circle")
         points.append(Point(mark, result.teacher_latency_ms, score.value, score.ci95, size, False, False, tip))
     order = front_of((one.mark.name, one.latency_ms, _goodness(one.score, metric)) for one in points)
