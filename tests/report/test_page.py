@@ -7,11 +7,14 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdexport.recipe import Require
 from kdexport.report.html import html
 from kdexport.report.stage import report, write_report
+from kdexport.results import Evaluation
+from kdexport.tasks import TASKS
 
 MIB = 2**20
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
@@ -69,6 +72,59 @@ def test_several_machines_are_accessible_too(open_page, build) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     benches = [build.bench(), build.bench(build.machine("pi"), slowdown=4)]
     page = open_page(html(report(benches, Require(min_speedup=5.02))))
+    found = axe.run(page).response["violations"]
+    assert [(item["id"], item["nodes"][0]["html"][:200]) for item in found] == []
+
+
+def scored(task: str, quality: float) -> Evaluation:
+    """Score made-up outputs of a task, the better the larger ``quality`` is, with what its pictures show."""
+    draw = np.random.default_rng(0)
+    if task == "segmentation":
+        masks = np.repeat(np.repeat(draw.integers(0, 3, (12, 4, 5)), 4, 1), 4, 2).astype(np.uint8)
+        masks[:, 0] = 255
+        outputs = quality * (masks[:, None] == np.arange(3)[:, None, None]) + draw.normal(size=(12, 3, 16, 20))
+        targets, inputs, names = (
+            masks,
+            (draw.integers(0, 256, (12, 16, 20, 3)).astype(np.uint8),),
+            ("road", "sky", "tree"),
+        )
+    elif task == "regression":
+        targets = draw.normal([40.0, 3.0], [9.0, 1.0], (60, 2)).astype(np.float32)
+        outputs, inputs = targets + draw.normal(size=(60, 2)) / quality, (targets,)
+        names = ("price", "rent")
+    else:
+        targets = np.repeat(np.arange(6), 5)
+        outputs = quality * np.eye(6)[targets] + draw.normal(size=(30, 6))
+        inputs, names = (outputs,), tuple("abcdef")
+    kind = TASKS[task]
+    if kind.calibrated_on_validation:
+        kind = kind.calibrated(outputs, targets)
+    kept = kind.kept(outputs.astype(np.float32), targets)
+    return kind.illustrated(kind.evaluate(kept, targets, names, "test"), kept, targets, inputs)
+
+
+def page_of(build, task: str) -> str:
+    made = build.bench(recipe=None, with_training=False)
+    found = [scored(task, quality) for quality in (4.0, 3.0, 2.0, 2.9, 1.9)]
+    pairs = zip(made.models, found, strict=True)
+    models = tuple(dataclasses.replace(model, evaluation=one, score=one.score) for model, one in pairs)
+    return html(report([dataclasses.replace(made, models=models)]))
+
+
+def test_the_pictures_of_other_tasks_are_accessible(open_page, build) -> None:
+    """One page is looked at: that of a segmentation, with the sections of the others put into it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    text, more = page_of(build, "segmentation"), []
+    for task, titles in (
+        ("regression", ("Residuals", "Predicted and true values")),
+        ("embedding", ("Cosines of pairs",)),
+    ):
+        sections = re.findall(r"<section aria-labelledby.*?</section>", page_of(build, task), re.DOTALL)
+        more += [section for section in sections if any(f">{title}</h2>" in section for title in titles)]
+    assert len(more) == 3
+    assert ">What they see</h2>" in text
+    page = open_page(text.replace('<section aria-labelledby="how">', f'{"".join(more)}<section aria-labelledby="how">'))
+    assert page.locator("figure.chart svg:visible").count() >= 5
     found = axe.run(page).response["violations"]
     assert [(item["id"], item["nodes"][0]["html"][:200]) for item in found] == []
 
