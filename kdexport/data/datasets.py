@@ -106,9 +106,10 @@ def load_data(
         corpus = make_splits(source, data.model_copy(update={"fraction": 1.0}), seed)[0].texts
     for split_name, split in (("train", train), ("val", val), ("test", test)):
         if len(split) == 0:
+            more = f"{train.task.noun}, two for each split at least" if train.task.embeds else "samples"
             raise SourceError(
                 f"{data.source}: no sample is left for the {split_name} split",
-                hint="give more samples, or another data.val_fraction, data.test_fraction or data.fraction",
+                hint=f"give more {more}, or another data.val_fraction, data.test_fraction or data.fraction",
             )
     _check_together({"train": train, "val": val, "test": test}, source.class_names, data.source)
     fitted = train.task.fitted(cast(NDArray[Any], train.labels), source.class_names)

@@ -204,8 +204,8 @@ def _class_names(folder: Path, walk: "_Walk", least: int = 2) -> tuple[str, ...]
         if least == 1 and any(walk.pictures(folder)):
             inner = "; pictures without a class can be scored by nothing: move this folder elsewhere"
         raise SourceError(
-            f"{folder} holds {len(names)} class folders",
-            hint=f"give a folder per class, at least two, with pictures inside{inner}",
+            f"{folder} holds {len(names)} class folder{'' if len(names) == 1 else 's'}",
+            hint=f"give a folder per class, or per identity, at least two, with pictures inside{inner}",
         )
     return _in_order(names)
 

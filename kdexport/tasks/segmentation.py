@@ -77,7 +77,7 @@ class Segmentation(Task):
         if len(targets) and not labelled:
             raise SourceError(
                 f"{where}: every pixel of every mask is void ({VOID})",
-                hint=f"give each pixel its class, 0 to {len(names) - 1}; what is to be found is not {VOID}",
+                hint=f"give each pixel its class, a number from 0 on; what is to be found is not {VOID}",
             )
 
     @property

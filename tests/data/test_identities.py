@@ -47,6 +47,17 @@ def test_given_splits_have_identities_of_their_own(tmp_path, load):
         load(f"imagefolder:{tmp_path}", task="embedding")
 
 
+def test_too_few_identities_are_called_so(tmp_path, load):
+    pictures(tmp_path / "one", range(1))
+    with pytest.raises(SourceError, match=r"holds 1 class folder$") as caught:
+        load(f"imagefolder:{tmp_path / 'one'}", task="embedding")
+    assert "per identity, at least two" in caught.value.hint
+    pictures(tmp_path / "two", range(2))
+    with pytest.raises(SourceError, match="no sample is left for the val split") as caught:
+        load(f"imagefolder:{tmp_path / 'two'}", task="embedding")
+    assert "give more identities, two for each split at least" in caught.value.hint
+
+
 def arrays(path, **identities):
     made = {f"y_{split}": np.repeat(numbers, 3) for split, numbers in identities.items()}
     made |= {f"x_{key[2:]}": np.random.default_rng(0).normal(size=(len(y), 4)) for key, y in made.items()}

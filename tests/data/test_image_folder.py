@@ -142,7 +142,7 @@ def test_folders_that_cannot_be_used(folder, load, tmp_path):
     with pytest.raises(SourceError, match="violet is a class that the training samples do not have"):
         load(f"imagefolder:{folder}")
     save(tmp_path / "one" / "only" / "0.png")
-    with pytest.raises(SourceError, match="holds 1 class folders"):
+    with pytest.raises(SourceError, match="holds 1 class folder"):
         load(f"imagefolder:{tmp_path / 'one'}")
     with pytest.raises(SourceError, match="there is no folder"):
         load(f"imagefolder:{tmp_path / 'nowhere'}")
@@ -220,7 +220,7 @@ def test_layouts_whose_splits_cannot_be_told_are_refused(load, tmp_path):
         load(f"imagefolder:{tmp_path / 'photos'}")
     save(tmp_path / "twice" / "photos" / "green" / "0.png")
     save(tmp_path / "twice" / "photos" / "red" / "0.png")
-    with pytest.raises(SourceError, match="holds 1 class folders") as caught:
+    with pytest.raises(SourceError, match="holds 1 class folder") as caught:
         load(f"imagefolder:{tmp_path / 'twice'}")
     assert f"did you mean {tmp_path / 'twice' / 'photos'}" in caught.value.hint
 

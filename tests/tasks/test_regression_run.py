@@ -210,6 +210,10 @@ def test_the_pack_scores_alike_with_numpy_alone(houses, tmp_path):
     for model in report.models:
         assert there[model.name]["score"]["value"] == pytest.approx(model.score.value, rel=1e-9)
         assert there[model.name]["evaluation"]["metrics"] == pytest.approx(model.evaluation.metrics, rel=1e-9)
+        targets = there[model.name]["evaluation"]["per_target"]
+        for here, target in zip(model.evaluation.per_target, targets, strict=True):
+            for figure in ("mae", "rmse", "r2", "bias"):
+                assert target[figure] == pytest.approx(getattr(here, figure), rel=1e-9), (here.name, figure)
 
 
 @pytest.mark.parametrize(

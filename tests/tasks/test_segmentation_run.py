@@ -188,6 +188,10 @@ def test_a_pack_scores_the_same_with_numpy_alone(made, tmp_path):
     student = next(model for model in report.models if model.name == "student")
     assert there["score"]["value"] == pytest.approx(student.score.value, abs=1e-12)
     assert there["evaluation"]["resamples"] == pytest.approx(student.evaluation.resamples)
+    assert there["evaluation"]["metrics"] == pytest.approx(student.evaluation.metrics, abs=1e-12)
+    for here, row in zip(student.evaluation.per_class, there["evaluation"]["per_class"], strict=True):
+        for figure in ("iou", "accuracy", "samples"):
+            assert row[figure] == pytest.approx(getattr(here, figure), abs=1e-12), (here.name, figure)
 
 
 def test_int8_was_guarded_by_the_score_and_the_log_tells_of_it(made):
