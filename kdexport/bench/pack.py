@@ -114,7 +114,7 @@ def pack(request: BenchRequest, out: Path, *, progress: Progress) -> Pack:
 def code_files() -> list[Path]:
     """Return the modules that run on the device."""
     files = [PACKAGE / f"{name}.py" for name in MODULES]
-    stages = [PACKAGE / stage / "__init__.py" for stage in ("distill", "export", "report")]
+    stages = [PACKAGE / stage / "__init__.py" for stage in ("distill", "export", "report", "search")]
     bench = [file for file in sorted((PACKAGE / "bench").glob("*.py")) if file.stem not in NOT_THERE]
     return [*files, *stages, *bench, *sorted((PACKAGE / "tasks").glob("*.py"))]
 
