@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdexport.data.csv_files import LINES_SHOWN, SPLIT_COLUMN, places, read_rows, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_of
-from kdexport.data.vocabulary import ids_and_mask, ready
+from kdexport.data.vocabulary import ids_and_mask, ready, tokenized
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
@@ -89,7 +89,8 @@ def encode(texts: Sequence[str], data: Data) -> tuple[NDArray[np.int64], NDArray
             hint='set tokenizer under [data], e.g. tokenizer = "hf:NAME_OR_DIR", the one of the teacher',
         )
     tokenizer = _tokenizer(data.tokenizer)
-    encoded = tokenizer(list(texts), truncation=True, max_length=data.text_length, padding=False)
+    options: dict[str, Any] = {"truncation": True, "max_length": data.text_length, "padding": False}
+    encoded = tokenized(lambda part: tokenizer(part, **options), list(texts))
     longest = max((len(ids) for ids in encoded["input_ids"]), default=1)
     ids = np.full((len(texts), longest), tokenizer.pad_token_id or 0, dtype=np.int64)
     mask = np.zeros((len(texts), longest), dtype=np.int64)

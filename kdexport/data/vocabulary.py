@@ -135,7 +135,9 @@ def ids_and_mask(tokenizer: str, texts: Sequence[str]) -> tuple[NDArray[np.int64
     whole = _tokenizer(tokenizer)
     padding = whole.padding or {}
     whole.no_padding()
-    rows = [np.asarray(item.ids, dtype=np.int64) for part in _parts(texts) for item in whole.encode_batch(part)]
+    rows = [
+        np.asarray(item.ids, dtype=np.int64) for part in _parts(texts) for item in tokenized(whole.encode_batch, part)
+    ]
     longest = max((len(row) for row in rows), default=1)
     ids = np.full((len(rows), longest), int(padding.get("pad_id", 0)), dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
@@ -285,7 +287,32 @@ def _encoded(tokenizer: str, texts: Sequence[str]) -> Iterator[list[tuple[list[i
     whole.no_truncation()
     whole.no_padding()
     for part in _parts(texts):
-        yield [(item.ids, item.special_tokens_mask) for item in whole.encode_batch(part)]
+        yield [(item.ids, item.special_tokens_mask) for item in tokenized(whole.encode_batch, part)]
+
+
+def tokenized(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
+    """Return what a tokenizer makes of texts.
+
+    Raises:
+        SourceError: It cannot read one, which is named: it has no token for what it does not know, for one.
+    """
+    try:
+        return encode(texts)
+    except Exception as error:  # noqa: BLE001 - what tokenizers raises has no class of its own
+        wrong = next((text for text in texts if _fails(encode, text)), "")
+        raise SourceError(
+            f"the tokenizer cannot read {wrong[:60]!r}: {error}",
+            hint="where it has no token for what it does not know, write that one's id into its tokenizer.json (unk_id "
+            "or unk_token of its model), or leave such texts out",
+        ) from None
+
+
+def _fails(encode: Callable[[list[str]], Any], text: str) -> bool:
+    try:
+        encode([text])
+    except Exception:  # noqa: BLE001 - as above
+        return True
+    return False
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -22,6 +22,11 @@ from kdexport.references import place
 from kdexport.results import ModelFile, Parity
 
 ROUNDINGS = 4  # of a half-precision network's own type: what its proof allows
+# onnxruntime 28310: by a ratio that is no whole number, another pixel is the nearest in either.
+NEAREST = (
+    'interpolate(mode="nearest") rounds otherwise in ONNX Runtime where sizes are not multiples of each other: '
+    'mode="nearest-exact" and "bilinear" are the same in both'
+)
 OTHER_SIZES = 2  # at which each dynamic axis is proved, besides the one in the data
 
 
@@ -356,4 +361,11 @@ def _where(exported: Exported, target: ExportTarget, form: Form, *, baked: bool)
     example = _example(target, form)
     raw = tuple(np.ascontiguousarray(array[: 1 if form.static else 2]) for array in target.samples)
     fed = raw if baked else tuple(item.numpy() for item in example)
-    return first_difference(exported, example, fed, form.tolerance)
+    found = first_difference(exported, example, fed, form.tolerance)
+    return found or (NEAREST if any(map(_takes_nearest, exported.model.graph)) else None)
+
+
+def _takes_nearest(node: Any) -> bool:
+    """Whether a node is ``interpolate(mode="nearest")``."""
+    mode = node.attributes.get("mode")
+    return bool(node.op_type == "Resize" and mode is not None and mode.value == "nearest")

@@ -108,6 +108,41 @@ def test_merges_of_byte_pairs_and_ids_of_every_processor_follow():
     assert 0 < len(own["merges"]) < len(document["model"]["merges"])
 
 
+def test_a_tokenizer_without_a_token_for_the_unknown_names_the_text_that_it_cannot_read():
+    document = json.loads(whole("unigram"))
+    document["model"]["unk_id"] = None  # as tokenizers' own trainer leaves it where none is named
+    made = cut(json.dumps(document), CORPUS)
+    assert coverage(made.tokenizer, CORPUS).unknown == 0
+    for read in (
+        lambda: coverage(made.tokenizer, [*CORPUS, "the 日 dog"]),
+        lambda: ids_and_mask(ready(made.tokenizer, 8), [*CORPUS, "the 日 dog"]),
+        lambda: cut(json.dumps(document), ["the 日 dog"]),
+    ):
+        with pytest.raises(SourceError, match="cannot read 'the 日 dog'") as caught:
+            read()
+        assert "unk_id" in caught.value.hint
+
+
+def test_one_token_may_be_unknown_padding_and_end_as_in_clip():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    end, options = "<|endoftext|>", {"end_of_word_suffix": "</w>"}
+    given = Tokenizer(models.BPE(unk_token=end, **options))
+    given.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"special_tokens": ["<|startoftext|>", end], "show_progress": False}
+    given.train_from_iterator(WHOLE, trainers.BpeTrainer(vocab_size=120, **special, **options))
+    pair = [("<|startoftext|>", 0), (end, 1)]
+    given.post_processor = processors.TemplateProcessing(single=f"<|startoftext|> $A {end}", special_tokens=pair)
+    given.enable_padding(pad_id=1, pad_token=end)
+    made = cut(given.to_str(), CORPUS)
+    for text in CORPUS:
+        assert tokens_of(made.tokenizer, text) == tokens_of(given.to_str(), text)
+    ids, mask = ids_and_mask(ready(made.tokenizer, 12), [*CORPUS, "日"])
+    assert set(ids[mask == 0]) <= {1}
+    assert (mask.sum(axis=1) == [len(tokens_of(made.tokenizer, text)) for text in [*CORPUS, "日"]]).all()
+    assert coverage(made.tokenizer, ["日"]).unknown == 1
+
+
 def test_what_cannot_be_cut_says_what_to_change():
     with pytest.raises(SourceError, match="no texts") as caught:
         cut(whole("wordlevel"), [])

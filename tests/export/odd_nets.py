@@ -273,3 +273,14 @@ class Bf16Inside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.bfloat16()).float()
+
+
+class Enlarged(nn.Module):
+    """A map that is enlarged, to a size that is no multiple of its own or is one pixel."""
+
+    def __init__(self, mode: str = "nearest", size: int = 64) -> None:
+        super().__init__()
+        self.conv, self.mode, self.size = nn.Conv2d(1, 2, 3, padding=1), mode, size
+
+    def forward(self, image):
+        return nn.functional.interpolate(self.conv(image), size=(self.size, self.size), mode=self.mode)

@@ -309,3 +309,14 @@ def test_dynamic_axes_are_counted_within_the_input(made):
     for text in itertools.chain(["input:4=depth"], ["inputs:2"]):
         with pytest.raises(KDExportError, match="names no axis"):
             made("Sized", "3,16,16", args={"kind": "up"}, dynamic=(text,))
+
+
+def test_the_nearest_pixel_is_told_where_it_is_another_one(made):
+    """onnxruntime 28310: 26 pixels to 64 by floor, of which a dozen are others than PyTorch's."""
+    with pytest.raises(ParityError, match=r'interpolate\(mode="nearest"\) rounds otherwise') as caught:
+        made("Enlarged", "image:1,26,26")
+    assert "nearest-exact" in caught.value.message
+    image = np.random.default_rng(0).normal(size=(3, 1, 26, 26)).astype(np.float32)
+    for args in ({"mode": "nearest-exact"}, {"mode": "bilinear", "size": 1}):  # pytorch 183523: to one pixel
+        _, session, network = made("Enlarged", "image:1,26,26", args=args)
+        same(session, network, {"image": image})

@@ -59,6 +59,16 @@ def test_pooling_is_what_it_is_called(mode):
     np.testing.assert_allclose(both.numpy()[:, 4:], expected(tokens, mask, "mean"), atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+def test_an_embedding_does_not_depend_on_what_it_is_padded_to(mode):
+    """sentence-transformers 2569, onnxruntime 6044: another batch, another length of padding, another embedding."""
+    tokens, mask = torch.randn(2, 6, 4), torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6])
+    alone = pool(tokens[:1, :3], mask[:1, :3], (mode,))
+    torch.testing.assert_close(pool(tokens, mask, (mode,))[:1], alone)
+    tokens[0, 3:] = 1e4  # what stands at padding is of no account
+    torch.testing.assert_close(pool(tokens, mask, (mode,))[:1], alone)
+
+
 def test_what_a_model_says_of_its_pooling(folder, tmp_path):
     assert read_modules(str(tmp_path)) == SentenceModules()
     assert "no modules.json" in read_modules(str(tmp_path)).text

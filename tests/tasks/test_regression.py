@@ -169,3 +169,14 @@ def test_numbers_of_any_type_become_float32_columns():
         as_targets(1.7e9 + np.arange(9), "train")  # one and the same float32
     with pytest.raises(SourceError, match="targets are"):
         as_targets(["a", "b"], "train")
+
+
+def test_r2_of_a_nearly_constant_target_is_summed_in_float64():
+    """torchmetrics 1573: in float32 it came to 82,685, and no R2 is above 1; a constant or lone target has none."""
+    true = np.array([-5.1608, -5.1609, -5.1608, -5.1608, -5.1608, -5.1608], np.float32)[:, None]
+    predicted = np.array([-3.9865, -5.4648, -5.0238, -4.3899, -5.6672, -4.7336], np.float32)[:, None]
+    found = TASK.evaluate(predicted, true, ("y",), "test").metrics["r2"]
+    assert found == pytest.approx(metrics.r2_score(true.astype(np.float64), predicted.astype(np.float64)), rel=1e-9)
+    assert found < -1e8
+    for some in (slice(0, 1), slice(2, 6)):
+        assert TASK.evaluate(predicted[some], true[some], ("y",), "test").metrics["r2"] is None

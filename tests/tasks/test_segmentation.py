@@ -164,3 +164,19 @@ def test_splits_are_stratified_by_the_commonest_class():
     masks = np.full((3, 2, 2), VOID, dtype=np.uint8)
     masks[1], masks[2, 0, 0] = 1, 2
     assert TASK.groups(masks).tolist() == [-1, 1, 2]
+
+
+def maps_of(predicted, classes=3):
+    return np.moveaxis(np.eye(classes, dtype=np.float32)[np.array(predicted)], -1, 1)
+
+
+def test_a_class_that_is_nowhere_and_a_pixel_without_one_change_no_score():
+    """What torchmetrics' users report (1693, 2866; 312, 1385): an absent class is no 0, void is in no union."""
+    targets = np.array([[[0, 1], [0, 0]]], np.uint8)
+    found = TASK.evaluate(TASK.kept(maps_of([[[0, 1], [0, 1]]]), targets), targets, ("a", "b", "c"), "test")
+    assert [row.iou for row in found.per_class] == [pytest.approx(2 / 3), pytest.approx(1 / 2), None]
+    assert found.score.value == pytest.approx(7 / 12)
+    targets = np.array([[[2, 1], [1, 255]]], np.uint8)
+    for void in range(3):  # IoU 0, 1/3 of class 1, 0 of class 2; class 0 is nowhere
+        kept = TASK.kept(maps_of([[[1, 2], [1, void]]]), targets)
+        assert TASK.evaluate(kept, targets, ("a", "b", "c"), "test").score.value == pytest.approx(1 / 6)
