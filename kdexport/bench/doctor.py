@@ -226,6 +226,8 @@ def _provider(provider: str) -> Check:
         message = f"a model ran; where is not provable before ONNX Runtime 1.24, and this is {onnxruntime.__version__}"
         return Check(name, "note", message, f"pip install -U {_runtime()}")
     where = ", ".join(placed) or "nowhere that the runtime can name"
+    if set(known.behind) & set(placed):  # onnxruntime-gpu lists TensorRT wherever it is installed, the library or not
+        return Check(name, "note", f"listed, but its own library is not found: the model ran on {where}", fix)
     return Check(name, "fault", f"listed, but the model ran on {where}", fix)
 
 

@@ -62,4 +62,5 @@ def main() -> None:
     # times slower as soon as anything else wants their core. Sleeping at once makes small networks 1.6 times slower.
     # Some ten microseconds of spinning cost neither.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # trainings on a GPU that can be repeated
     app()

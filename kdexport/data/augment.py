@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from kdexport.data.samples import Split
 from kdexport.errors import RecipeError, did_you_mean
+from kdexport.models.preprocessing import tensor_on
 from kdexport.references import load_object, parse, place
 from kdexport.tasks.segmentation import VOID
 
@@ -123,7 +124,7 @@ class Augmentation:
         for name in self.names:
             if name in AUGMENTATIONS and name not in COLORS:
                 function, draws = AUGMENTATIONS[name]
-                numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws)).to(masks.device)
+                numbers = tensor_on(uniform(self.seed, name, rows, view, draws), masks.device)
                 moved = function(moved, numbers, VOID)
             elif name in self._own and "is_mask" in inspect.signature(self._own[name]).parameters:
                 function = functools.partial(self._own[name], is_mask=True)
@@ -145,8 +146,8 @@ class Augmentation:
         for name in self.names:
             if name in AUGMENTATIONS:
                 function, draws = AUGMENTATIONS[name]
-                numbers = torch.from_numpy(uniform(self.seed, name, rows, view, draws))
-                images = function(images, numbers.to(images.device))
+                numbers = tensor_on(uniform(self.seed, name, rows, view, draws), images.device)
+                images = function(images, numbers)
             elif name in self._own:
                 images = _own_view(self._own[name], name, images, [self.seed, view], indices)
         return images

@@ -25,7 +25,7 @@ from kdexport.data.samples import Split
 from kdexport.data.splits import balanced_order
 from kdexport.errors import KDExportError
 from kdexport.models.loading import evaluating
-from kdexport.models.preprocessing import Preprocessing, as_tensor
+from kdexport.models.preprocessing import Preprocessing, as_tensor, tensor_on
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,7 @@ class Batches:
         return Batch(indices, view, inputs, labels)
 
     def _move(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        return tensor_on(array, self.device)
 
 
 # Samples at a time, and bytes of float32 inputs: what the layers make of them is several times as large. A CPU is

@@ -5,9 +5,13 @@ transformer.
 """
 
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -92,11 +96,43 @@ def accelerator_for(precision: str) -> Accelerator:
             'precision = "fp16" needs a GPU, and there is none: a CPU has no half-precision training',
             hint='set precision = "fp32", or "bf16", for this training',
         )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise KDExportError(
+            f"{processes} processes on this machine need as many GPUs, and it has {torch.cuda.device_count()}",
+            hint=f"start torchrun with --nproc_per_node {torch.cuda.device_count()}, or set CUDA_VISIBLE_DEVICES='' to "
+            "train on the CPU",
+        )
     AcceleratorState._reset_state(reset_partial_state=False)
     # Asked for by name: on a machine without a GPU, Accelerate joins torchrun's processes only then.
     cpu = not torch.accelerator.is_available()
     waiting = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[waiting])
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Let a GPU compute alike every time, so that a resumed training ends with an undisturbed one's weights.
+
+    A CPU does so by itself. cuDNN otherwise takes whichever kernel was fastest when it was tried, and some add up in
+    the order in which threads arrive. An operator that has no other kernel still runs, and may differ in the last bits
+    (PyTorch, "Reproducibility"; cuBLAS wants CUBLAS_WORKSPACE_CONFIG, which the command line sets).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling: Any = torch.utils.deterministic
+    benchmark, filled = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory = False, False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory = benchmark, filled
 
 
 FINE_TUNING_LR = 5e-5  # the upper end of what Devlin et al. 2019 (BERT, appendix A.3) and the fine-tuning guides take

@@ -77,6 +77,7 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
     for line in model.warnings:
         context.progress.warn(line)
     trained = phase.train(model, checkpoints) if phase.train else None
+    model.network.to("cpu")  # what follows counts, writes and exports it there, on any machine alike
     network_name = phase.ships_as or phase.name
     weights = context.directory.weights(network_name)
     if artifacts.is_main():

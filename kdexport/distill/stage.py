@@ -19,7 +19,7 @@ from kdexport.distill import preflight, qat
 from kdexport.distill.context import AfterEpoch, Depends, DistillContext, depends_on, network_key
 from kdexport.distill.logging import Trackers
 from kdexport.distill.objective import with_usual_terms
-from kdexport.distill.optimization import accelerator_for, with_fitting_lr
+from kdexport.distill.optimization import accelerator_for, repeatable, with_fitting_lr
 from kdexport.distill.phase import Phase, run_phase
 from kdexport.distill.preflight import Check
 from kdexport.distill.setup import (
@@ -283,7 +283,8 @@ def _fit(
     context: DistillContext, model: Model, setup: TrainingSetup, accelerator: Accelerator, checkpoints: Checkpoints
 ) -> TrainingResult:
     """Train, and tell the log which epoch's weights were kept and what they score on the test split."""
-    trained = fit(model.network, setup, accelerator, checkpoints, context.log, context.progress)
+    with repeatable(accelerator.device):
+        trained = fit(model.network, setup, accelerator, checkpoints, context.log, context.progress)
     test = setup.test()
     if accelerator.is_main_process:
         kept = trained.best_epoch if setup.training.keep == "best" else trained.epochs - 1

@@ -213,7 +213,9 @@ class Program(nn.Module):
                 f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe"
             )
         try:
-            program = torch.export.load(path)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch before 2.12
+                program = torch.export.load(path)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise SourceError(

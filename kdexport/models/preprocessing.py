@@ -15,6 +15,7 @@ from kdexport.errors import SourceError
 from kdexport.recipe import PreprocessingSpec
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Kind = Literal["image", "features", "tokens", "none"]
@@ -197,7 +198,7 @@ class Preprocessing:
     def _features(self, numbers: "Tensor") -> "Tensor":
         import torch
 
-        scale, offset = (torch.from_numpy(array).to(numbers.device) for array in self.feature_scale_and_offset())
+        scale, offset = (tensor_on(array, numbers.device) for array in self.feature_scale_and_offset())
         return numbers.to(torch.float32) * scale + offset
 
     def _image(self, images: "Tensor") -> "Tensor":
@@ -216,7 +217,7 @@ class Preprocessing:
                 antialias = shrinks or self.resample == "bicubic"
                 pixels = F.interpolate(pixels, whole, mode=self.resample, align_corners=False, antialias=antialias)
             pixels = pixels[:, :, top : top + self.size[0], left : left + self.size[1]]
-        scale, offset = (torch.from_numpy(array).to(pixels.device) for array in self.scale_and_offset(pixels.shape[1]))
+        scale, offset = (tensor_on(array, pixels.device) for array in self.scale_and_offset(pixels.shape[1]))
         return pixels * scale.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
 
 
@@ -331,3 +332,11 @@ def as_tensor(item: "NDArray[Any] | Tensor") -> "Tensor":
         return item
     # A memory-mapped file is read-only, and a tensor over it would warn; a batch of it is small.
     return torch.from_numpy(np.ascontiguousarray(item) if item.flags.writeable else np.array(item))
+
+
+def tensor_on(array: "NDArray[Any] | Tensor", device: "torch.device") -> "Tensor":
+    """Return an array as a tensor on a device; a GPU's copy is waited for neither here nor by what is computed next."""
+    tensor = as_tensor(array)
+    if device.type == "cuda":  # from pinned memory alone: any other copy waits until the device is idle
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -38,6 +38,14 @@ def test_a_provider_that_is_only_listed_is_a_fault(monkeypatch):
     assert "kdexport[gpu]" in check.fix
 
 
+def test_tensorrt_without_its_library_is_no_fault_where_cuda_takes_over(monkeypatch):
+    """onnxruntime-gpu lists TensorRT on every machine; seen on an H100 without the library."""
+    monkeypatch.setattr(doctor, "probe", lambda _: ["CUDAExecutionProvider"])
+    check = doctor._provider("TensorrtExecutionProvider")
+    assert (check.name, check.status) == ("device tensorrt", "note")
+    assert check.message == "listed, but its own library is not found: the model ran on CUDAExecutionProvider"
+
+
 def test_a_provider_that_crashes_is_a_fault(monkeypatch):
     def crash(provider):
         raise ChildError("the worker was killed by SIGSEGV")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
 from kdexport.distill.logit_cache import AllLogits, TeacherCache
+from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.state import Checkpoints, LoopState, snapshot
 from kdexport.errors import KDExportError, SourceError
 from kdexport.models.weights import load_weights, save_weights
@@ -62,7 +62,7 @@ def test_a_runs_own_checkpoint_is_taken_as_weights(epochs: int, tmp_path: Path) 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     network(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = snapshot(network, optimizer, average if epochs else None, loop, Accelerator(cpu=True))
+    state = snapshot(network, optimizer, average if epochs else None, loop, accelerator_for("fp32"))
     path = Checkpoints(tmp_path, "key").save(1, state)
     fresh = torch.nn.Linear(3, 3)
     load_weights(fresh, path)

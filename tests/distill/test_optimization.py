@@ -1,8 +1,10 @@
 """Learning-rate schedules against numbers worked out by hand."""
 
 import pytest
+import torch
 
-from kdexport.distill.optimization import lr_factor, make_average, make_optimizer
+from kdexport.distill.optimization import accelerator_for, lr_factor, make_average, make_optimizer, repeatable
+from kdexport.errors import KDExportError
 from kdexport.recipe import Training
 
 
@@ -59,3 +61,31 @@ def test_the_running_average_follows_its_formula() -> None:
         average.update_parameters(network)
         expected = value if expected is None else 0.75 * expected + 0.25 * value
     assert average.module.weight.item() == pytest.approx(expected)
+
+
+def test_a_gpu_trains_with_kernels_that_can_be_repeated_and_gets_its_settings_back() -> None:
+    def settings() -> tuple[bool, bool, bool]:
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.are_deterministic_algorithms_enabled(), warn_only, torch.backends.cudnn.benchmark
+
+    torch.backends.cudnn.benchmark = True
+    try:
+        with repeatable(torch.device("cuda")):
+            assert settings() == (True, True, False)
+        assert settings() == (False, False, True)
+        with pytest.raises(ValueError, match="in training"), repeatable(torch.device("cuda")):
+            raise ValueError("in training")
+        assert settings() == (False, False, True)
+        with repeatable(torch.device("cpu")):
+            assert settings() == (False, False, True)
+    finally:
+        torch.backends.cudnn.benchmark = False
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(KDExportError, match="2 processes on this machine need as many GPUs, and it has 1") as caught:
+        accelerator_for("fp32")
+    assert "--nproc_per_node 1" in caught.value.hint

@@ -40,7 +40,7 @@ class Ordinal(Task):
 
     def label_loss(self, outputs, targets, *, kind=None, smoothing=0.0, labelled=None, mixed=False):
         Ordinal.losses += 1
-        steps = (targets[:, None] - torch.arange(outputs.shape[1])).abs()
+        steps = (targets[:, None] - torch.arange(outputs.shape[1], device=targets.device)).abs()
         return (outputs.softmax(1) * steps).sum(1).mean()
 
     def right_in_batch(self, outputs, targets):
