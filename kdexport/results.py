@@ -216,7 +216,7 @@ class Parity:
     nan_samples: int = 0
     infinite_samples: int = 0
     nan_hard_samples: int = 0
-    batch_effect: float | None = None  # change of outputs by what else is in the batch, as max_rel; of dynamic int8
+    batch_effect: float | None = None  # by what else is in the batch, of a sample's largest output; of dynamic int8
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from kdexport.tasks.base import Task
 BATCH = 64
 RANKING_SAMPLES = 128
 SMALLEST_CHANNEL = 1e-7  # of the largest channel's root mean square: below, a channel counts as zero
+HIDDEN = 3.0  # times the output error: the middle sample's is told
 CHANNELS = 4096  # an axis that is longer holds no channels
 
 Feed = Callable[[Arrays], Arrays]
@@ -40,6 +41,7 @@ class Score(NamedTuple):
 
     value: float | None  # None for what no task can score
     nearness: float  # minus the output error
+    middle: float = 0.0  # output error of the middle sample, which a few large ones may hide
 
 
 class Limits(NamedTuple):
@@ -112,7 +114,8 @@ class AccuracyGuard:
         """Return what a graph scores."""
         runner = IsolatedRunner(model.SerializeToString()) if builder is None else builder.runner(model)
         outputs = self._outputs(runner, self.inputs)
-        return Score(self._value(outputs), -output_error(self._numbers(self.outputs), self._numbers(outputs)))
+        expected, actual = self._numbers(self.outputs), self._numbers(outputs)
+        return Score(self._value(outputs), -output_error(expected, actual), middle_error(expected, actual))
 
     def score_or_worst(self, make: Callable[[], onnx.ModelProto]) -> Score:
         """Return what a graph scores, or the worst score where it cannot be made or run."""
@@ -137,7 +140,8 @@ class AccuracyGuard:
             return f"{self.task.label} {value} on {count} {self.samples_are} samples, fp32 {fp32}"
         error = -score.nearness
         ratio = f"signal to noise {-20 * math.log10(error):.1f} dB" if 0 < error < math.inf else "signal to noise none"
-        return f"output error {error:.2g} of fp32's over {count} {self.samples_are} samples ({ratio})"
+        hidden = f"; {score.middle:.2g} of the middle sample's own" if score.middle > HIDDEN * error else ""
+        return f"output error {error:.2g} of fp32's over {count} {self.samples_are} samples ({ratio}){hidden}"
 
     def write(self, score: float) -> str:
         """Return a score as people read it, finely enough to compare."""
@@ -216,6 +220,22 @@ def output_error(expected: Arrays, actual: Arrays) -> float:
         noise = np.sqrt(np.atleast_1d((difference**2).mean(axis=axes)))
         counted = signal > SMALLEST_CHANNEL * signal.max(initial=0.0)
         worst = max(worst, float((noise[counted] / signal[counted]).max(initial=0.0)))
+    return worst
+
+
+def middle_error(expected: Arrays, actual: Arrays) -> float:
+    """Return the median over the samples of the root mean square of the difference over that of what is expected.
+
+    A sample that is a thousand times as large as the others decides ``output_error`` alone; of this it decides nothing.
+    """
+    worst = 0.0
+    for e, a in zip(expected, actual, strict=True):
+        if e.dtype.kind != "f" or e.shape != a.shape or not len(e):
+            continue
+        wide, other = (np.nan_to_num(item.astype(np.float64)).reshape(len(e), -1) for item in (e, a))
+        signal, noise = np.sqrt((wide**2).mean(axis=1)), np.sqrt(((other - wide) ** 2).mean(axis=1))
+        if (counted := signal > 0).any():
+            worst = max(worst, float(np.median(noise[counted] / signal[counted])))
     return worst
 
 

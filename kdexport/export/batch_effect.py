@@ -18,6 +18,7 @@ from kdexport.onnx import metadata
 from kdexport.onnx.sessions import Arrays
 
 SAMPLES = 64
+SMALL = 0.1  # of the middle sample's largest output: what a sample's counts as at least
 # Operators that quantize an activation by its range, of the whole tensor.
 BY_RANGE = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 
@@ -26,7 +27,7 @@ BY_RANGE = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatM
 class BatchEffect:
     """Samples alone against the same samples in a batch."""
 
-    largest: float  # change of an output, relative to that output's largest value
+    largest: float  # change of an output, relative to the sample's largest
     batch: int
     decisions: int | None  # that are others; None where the outputs are no decisions
 
@@ -37,7 +38,7 @@ class BatchEffect:
         return (
             f"a sample's outputs depend on what else is in its batch, for activations are quantized by the whole "
             f"batch's range: alone and in a batch of {self.batch} they differ by up to "
-            f"{figures.percent(self.largest, 2)} of the largest{others}"
+            f"{figures.percent(self.largest, 2)} of the sample's largest{others}"
         )
 
 
@@ -67,8 +68,10 @@ def measured(run: Callable[[Arrays], Arrays], samples: Arrays, fixed_batch: int 
         if together.dtype.kind != "f" or any(one.shape[1:] != together.shape[1:] or not one.ndim for one in single):
             continue  # names, or an output that has no axis of the samples
         each = np.stack([one[0] for one in single])
-        scale = float(np.abs(finite(together)).max(initial=0.0))
-        largest = max(largest, float(np.abs(finite(together) - finite(each)).max(initial=0.0)) / (scale or 1.0))
+        sizes = np.abs(finite(each)).reshape(batch, -1).max(axis=1, initial=0.0)
+        sizes = np.maximum(sizes, SMALL * np.median(sizes))  # near 0, any change is large
+        changes = np.abs(finite(together) - finite(each)).reshape(batch, -1).max(axis=1, initial=0.0)
+        largest = max(largest, float((changes / np.where(sizes > 0, sizes, 1.0)).max()))
         if number == 0 and together.ndim == 2 and chooses(together):
             decisions = int((together.argmax(axis=-1) != each.argmax(axis=-1)).sum())
     return BatchEffect(largest, batch, decisions)

@@ -377,9 +377,17 @@ def _check_meaning(pairs: list[Pair], tolerance: float, label: str, other: str) 
         raise ParityError(
             f"parity of {label} would prove nothing: {other} answers all {samples} samples alike "
             f"(outputs vary by {max(spreads):.2g}, the largest is {max(largest):.2g})",
-            hint="train it for longer, or give it trained weights; networks fresh from initialization often do so",
+            hint="give samples that differ: these are all the same, or one"
+            if _alike(pairs)
+            else "train it for longer, or give it trained weights; networks fresh from initialization often do so",
         )
     return tuple(constant)
+
+
+def _alike(pairs: list[Pair]) -> bool:
+    """Whether all samples are the same."""
+    first = pairs[0].inputs
+    return all((array == one[:1]).all() for pair in pairs for array, one in zip(pair.inputs, first, strict=True))
 
 
 def _spread(by_sample: Values) -> float:

@@ -142,6 +142,7 @@ def census(model: onnx.ModelProto) -> Census:
     nodes = list(metadata.nodes(model.graph))
     constants = {item.name: item for graph in _graphs(model.graph) for item in graph.initializer}
     producers = {output: node for node in nodes for output in node.output}
+    outermost = {node.name for node in model.graph.node}
     quantized, others, kinds = 0, [], []
     for node in nodes:
         if node.op_type not in (*LAYERS, *QUANTIZED_FORMS) or node.name.startswith(OWN):
@@ -151,7 +152,7 @@ def census(model: onnx.ModelProto) -> Census:
             quantized += 1
         elif weights:
             others.append(node.name)
-            kinds.append(node.op_type)
+            kinds.append(node.op_type if node.name in outermost else f"{node.op_type} within a subgraph")
     changed = quantized > 0 or any(
         item.data_type in FEWER_BITS and int(np.prod(item.dims)) > 1 for item in constants.values()
     )

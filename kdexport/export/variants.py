@@ -231,8 +231,12 @@ def _make(
         progress.warn(f"{spec.precision}: {notes[-1]}")
     score = guard.score(model, builder)
     if guard.holds(score, limits):
-        if guard.targets is not None or -score.nearness > NOTEWORTHY:
+        if guard.targets is not None or max(-score.nearness, score.middle) > NOTEWORTHY:
             notes.append(guard.sentence(score))
+        if guard.targets is None and score.middle > LARGEST_OUTPUT_ERROR:
+            progress.warn(
+                f"{spec.precision}: {guard.sentence(score)}: samples that are far larger hide what it is worth"
+            )
     else:
         progress.message(f"{spec.precision} {guard.sentence(score)}: returning operators to fp32")
         model, score, more = restore(builder, guard, limits, kept)
