@@ -31,6 +31,7 @@ BATCH = 64
 RANKING_SAMPLES = 128
 SMALLEST_CHANNEL = 1e-7  # of the largest channel's root mean square: below, a channel counts as zero
 HIDDEN = 3.0  # times the output error: the middle sample's is told
+LOST_RECALL, FEWEST_OF_CLASS = 0.2, 5  # of a class that has so many samples: what is told
 CHANNELS = 4096  # an axis that is longer holds no channels
 
 Feed = Callable[[Arrays], Arrays]
@@ -42,6 +43,7 @@ class Score(NamedTuple):
     value: float | None  # None for what no task can score
     nearness: float  # minus the output error
     middle: float = 0.0  # output error of the middle sample, which a few large ones may hide
+    lost: str = ""  # the class whose recall falls the most, in words, where it falls far: a rare one hardly counts
 
 
 class Limits(NamedTuple):
@@ -115,7 +117,8 @@ class AccuracyGuard:
         runner = IsolatedRunner(model.SerializeToString()) if builder is None else builder.runner(model)
         outputs = self._outputs(runner, self.inputs)
         expected, actual = self._numbers(self.outputs), self._numbers(outputs)
-        return Score(self._value(outputs), -output_error(expected, actual), middle_error(expected, actual))
+        error, middle = output_error(expected, actual), middle_error(expected, actual)
+        return Score(self._value(outputs), -error, middle, self._lost_class(outputs))
 
     def score_or_worst(self, make: Callable[[], onnx.ModelProto]) -> Score:
         """Return what a graph scores, or the worst score where it cannot be made or run."""
@@ -137,11 +140,26 @@ class AccuracyGuard:
         count = len(self.inputs[0])
         if self.task is not None and score.value is not None and self.fp32 is not None:
             value, fp32 = self.write(score.value), self.write(self.fp32)
-            return f"{self.task.label} {value} on {count} {self.samples_are} samples, fp32 {fp32}"
+            lost = f"; {score.lost}" if score.lost else ""
+            return f"{self.task.label} {value} on {count} {self.samples_are} samples, fp32 {fp32}{lost}"
         error = -score.nearness
         ratio = f"signal to noise {-20 * math.log10(error):.1f} dB" if 0 < error < math.inf else "signal to noise none"
         hidden = f"; {score.middle:.2g} of the middle sample's own" if score.middle > HIDDEN * error else ""
         return f"output error {error:.2g} of fp32's over {count} {self.samples_are} samples ({ratio}){hidden}"
+
+    def _lost_class(self, outputs: Arrays) -> str:
+        """Return which class is found far less often than by fp32, in words; empty where none is."""
+        if self.task is None or self.task.name != "classification" or self.targets is None:
+            return ""
+        right = [item[0].argmax(axis=-1) == self.targets for item in (self.outputs, outputs)]
+        lost, words = LOST_RECALL, ""
+        for label in np.unique(self.targets):
+            of_it = self.targets == label
+            before, after = (float(found[of_it].mean()) for found in right)
+            if of_it.sum() >= FEWEST_OF_CLASS and before - after > lost:
+                lost = before - after
+                words = f"of class {label} {figures.percent(after)} are found, by fp32 {figures.percent(before)}"
+        return words
 
     def write(self, score: float) -> str:
         """Return a score as people read it, finely enough to compare."""

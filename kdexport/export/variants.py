@@ -241,6 +241,8 @@ def _make(
         progress.message(f"{spec.precision} {guard.sentence(score)}: returning operators to fp32")
         model, score, more = restore(builder, guard, limits, kept)
         notes += more
+    if score.lost:
+        progress.warn(f"{spec.precision}: {guard.sentence(score)}")
     if guard.targets is None and spec.max_drop is not None:
         notes.append(
             "max_drop does not apply, for there is no score to judge by; max_output_error limits the output error"
