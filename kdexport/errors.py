@@ -3,6 +3,7 @@
     KDExportError            a fault that the user can fix: message + hint, exit 1
     ├── RecipeError          the recipe: every fault at once
     ├── SourceError          a model, weights file or data set that cannot be had
+    ├── DivergenceError      a training whose loss or weights are no numbers any more
     ├── ParityError          the ONNX file and the PyTorch model differ
     ├── DeviceError          a device or execution provider that isn't there
     └── RequirementError     a [require] line that does not hold, exit 3
@@ -41,6 +42,10 @@ class RecipeError(KDExportError):
 
 class SourceError(KDExportError):
     """A model, a weights file or a data set cannot be had."""
+
+
+class DivergenceError(KDExportError):
+    """A training has diverged: its loss or its weights are not finite."""
 
 
 class ParityError(KDExportError):

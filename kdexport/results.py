@@ -184,6 +184,15 @@ class TeacherScore:
 
 
 @dataclass(frozen=True)
+class ExportFailure:
+    """A file that could not be written, or a network that could not be trained, and why."""
+
+    model: str  # "student.int8"
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class DistillResult:
     """What `kdexport distill` hands over (distill.json)."""
 
@@ -194,6 +203,7 @@ class DistillResult:
     networks: tuple[TrainedNetwork, ...]
     teachers: tuple[TeacherScore, ...] = ()  # where there are several
     metric: str | None = None  # what a score measures, by its name in JSON: "accuracy", "mean_iou"
+    failures: tuple[ExportFailure, ...] = ()  # a network that the run goes on without: student-plain
 
 
 @dataclass(frozen=True)
@@ -242,15 +252,6 @@ class ModelFile(_Scored):
     evaluation: Evaluation | None = None
     quantized: tuple[int, int] | None = None  # operators with weights in fewer bits, of how many; None for fp32
     pruned: Pruned | None = None  # what was cut out of the network that it was exported from
-
-
-@dataclass(frozen=True)
-class ExportFailure:
-    """A file that could not be written, and why."""
-
-    model: str  # "student.int8"
-    reason: str
-    hint: str
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def trained(result: DistillResult, root: Path) -> "Group":
         table(columns, title=title),
         "",
         *(() if pruned is None else (cut_out(pruned), "")),
+        *(warning(f"{failure.model} is left out: {failure.reason}") for failure in result.failures),
         Text(f"weights in {root}/: {weights}"),
         Text(f"next: kdexport export {root} --onnx"),
     )

@@ -32,14 +32,16 @@ from kdexport.distill.setup import (
 )
 from kdexport.distill.state import Checkpoints
 from kdexport.distill.trainer import TrainingResult, fit
-from kdexport.errors import RecipeError, SourceError
+from kdexport.errors import DivergenceError, RecipeError, SourceError
 from kdexport.models.checkpoints import save_program
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import Model
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import SEARCHED, Distill, Recipe, TeacherSpec, Training
-from kdexport.results import DistillResult, OnChange, TrainedNetwork
+from kdexport.results import DistillResult, ExportFailure, OnChange, TrainedNetwork
 from kdexport.stage_cache import cache_key, is_done, mark_done
+
+PLAIN = "student-plain"  # the student without distillation
 
 
 def distill(
@@ -64,7 +66,8 @@ def distill(
         after_epoch: Watches the student's training, and may pause it.
 
     Returns:
-        The networks with their weights' paths: teacher, student and, with ``distill.baseline``, student-plain.
+        The networks with their weights' paths: teacher, student and, with ``distill.baseline``, student-plain; where
+        the training of that diverges, why it is left out.
 
     Raises:
         KDExportError: A reference that cannot be loaded, a network that does not take the data or cannot be trained,
@@ -140,8 +143,13 @@ def _phases(context: DistillContext) -> DistillResult:
     teachers = _teachers(context)
     networks = [teachers[0][0], _student(context, teachers)]
     _write_program(context, networks[1])
+    failures = []
     if recipe.distill.baseline:
-        networks.append(_student_plain(context))
+        try:
+            networks.append(_student_plain(context))
+        except DivergenceError as error:  # what it is compared with is there: that is not to be lost
+            failures.append(ExportFailure(PLAIN, error.message, error.hint))
+            context.progress.warn(f"{PLAIN} is left out: {error.message} ({error.hint})")
     result = DistillResult(
         name=recipe.name,
         class_names=context.dataset.class_names,
@@ -150,6 +158,7 @@ def _phases(context: DistillContext) -> DistillResult:
         networks=tuple(networks),
         teachers=teacher_scores(context, teachers) if len(teachers) > 1 else (),
         metric=context.dataset.task.metric,
+        failures=tuple(failures),
     )
     if artifacts.is_main():
         weights = [directory.root / network.weights for network in networks]
@@ -244,7 +253,7 @@ def _student_plain(context: DistillContext) -> TrainedNetwork:
     start = context.student_starts_from
     made_from: list[object] = [network_key(spec), context.data_key]
     made_from += [] if start is None else [artifacts.sha256(start)]
-    name, train = "student-plain", _on_labels(context, "student-plain", settings)
+    name, train = PLAIN, _on_labels(context, PLAIN, settings)
     depends, begin = depends_on(made_from, settings, others), partial(context.load, name, spec, start)
     return run_phase(context, Phase(name, spec, depends, train, start=begin))
 

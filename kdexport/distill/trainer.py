@@ -23,7 +23,7 @@ from kdexport.distill.optimization import make_average, make_optimizer, set_lr
 from kdexport.distill.setup import TrainingSetup
 from kdexport.distill.state import Checkpoints, LoopState, restore, snapshot, weights_of
 from kdexport.distill.step import Step, is_plain
-from kdexport.errors import KDExportError, Terminated
+from kdexport.errors import DivergenceError, Terminated
 from kdexport.progress import Progress
 from kdexport.recipe import Training
 from kdexport.tasks.base import Task
@@ -58,7 +58,7 @@ def fit(
     """Train a network in place, going on from the newest checkpoint of the same training where there is one.
 
     Raises:
-        KDExportError: The loss is not finite; the message names the step, the learning rate and the last checkpoint.
+        DivergenceError: The loss is not finite; the message names the step, the learning rate and the last checkpoint.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     training, batches, hooks = setup.training, setup.batches, setup.hooks
@@ -243,7 +243,7 @@ def _check_finite(
         return
     newest = checkpoints.newest
     what = f"the weights of {setup.phase} are" if loop.finite else f"the loss of {setup.phase} is"
-    raise KDExportError(
+    raise DivergenceError(
         f"{what} not finite by step {loop.step}, at learning rate"
         f" {optimizer.param_groups[0]['lr']:.3g}; last good checkpoint: {newest or 'none yet'}",
         hint=f"lower lr (e.g. to {setup.training.lr / 3:.2g}) or set clip_grad_norm = 1.0 for this training",

@@ -91,8 +91,8 @@ def export(
     tokenizer = work.write_tokenizer()
     if SHIPPED in models:
         metadata.write(directory.onnx(SHIPPED))
-    left_out = tuple(ExportFailure(name, error.message, error.hint) for name, error in failures.items())
-    result = ExportResult(recipe.name, tuple(models.values()), left_out)
+    left_out = [ExportFailure(name, error.message, error.hint) for name, error in failures.items()]
+    result = ExportResult(recipe.name, tuple(models.values()), (*distilled.failures, *left_out))
     paths = [*(job.path for job in jobs if job.name in models), *tokenizer]
     mark_done(record, "" if failures else key, result, paths)  # what failed is tried again next time
     return result

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from safetensors.torch import load_file
 
 from kdexport.artifacts import RunDirectory
 from kdexport.data.datasets import load_data
-from kdexport.distill import logging, logit_cache
+from kdexport.distill import logging, logit_cache, stage
 from kdexport.distill.batches import predict_all
+from kdexport.distill.setup import label_setup
 from kdexport.distill.stage import distill
 from kdexport.distill.state import LoopState
 from kdexport.errors import KDExportError
+from kdexport.export.stage import export
 from kdexport.models.loading import load_model
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
@@ -458,3 +462,29 @@ def test_the_accuracy_that_is_told_is_that_of_the_weights_that_are_kept(tmp_path
     lines = [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"]
     assert result.networks[0].val_score == lines[-1]["val_accuracy"]
     assert lines[-1]["kept"]
+
+
+def test_a_baseline_that_diverges_costs_neither_student_nor_teacher(
+    copied: RunDirectory, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of distillation were lost with the training that it is only compared with."""
+
+    def too_fast(context, name, *rest):
+        setup = label_setup(context, name, *rest)
+        return replace(setup, training=setup.training.model_copy(update={"lr": 1e30}))
+
+    monkeypatch.setattr(stage, "label_setup", too_fast)
+    (copied.root / "student-plain.safetensors").unlink()
+    shutil.rmtree(copied.checkpoints / "student-plain")
+    recorder = Recorder()
+    made = distill(tiny(), copied, recorder)
+    assert [network.name for network in made.networks] == ["teacher", "student"]
+    (failure,) = made.failures
+    assert failure.model == "student-plain"
+    assert re.search(r"(loss|weights) of student-plain (is|are) not finite", failure.reason)
+    assert any("student-plain is left out" in line for line in recorder.said)
+    exported = export(tiny("export.quantize=[]"), made, copied)
+    assert exported.failures == (failure,)
+    assert {model.name for model in exported.models} == {"teacher", "student"}
+    monkeypatch.undo()
+    assert not distill(tiny(), copied).failures  # tried again next time
