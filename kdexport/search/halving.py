@@ -97,7 +97,7 @@ def worse(best: Evaluation, other: Evaluation) -> str | None:
     if not beyond:
         return None
     if best.score.metric in ("accuracy", "mean_iou", "mean_average_precision"):
-        return f"{figures.points(delta)} points ({figures.points_interval((low, high))})"
+        return f"{figures.points(delta)} ({figures.points_interval((low, high))})"
     return f"{figures.signed_plain(delta)} ({figures.plain(low)} to {figures.plain(high)})"
 
 

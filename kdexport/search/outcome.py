@@ -160,6 +160,7 @@ def _files(context: SearchContext, entry: Entry, teacher: Sequence[Evaluation]) 
                 memory_mib=figures_now.memory_mib,
                 trained=one is not None,
                 within_budget=not misses(figures_now, budget),
+                untrained_latency_ms=cost.latency_ms,
                 val_score=one.val.score if one else None,
                 test_score=one.test.score if one else None,
                 drop=drop,

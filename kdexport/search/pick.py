@@ -101,7 +101,7 @@ def _shown_beyond(val: Evaluation, teacher: Evaluation, budget: Budget) -> bool:
         _, (low, high) = compared
         if (-high if better else low) > budget.drop:
             return True
-    if budget.min_score is not None and val.score.ci95 is not None:
-        low, high = val.score.ci95
+    if budget.min_score is not None:
+        low, high = val.score.ci95 or (val.score.value, val.score.value)
         return high < budget.min_score if better else low > budget.min_score
     return False

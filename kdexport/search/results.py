@@ -32,6 +32,7 @@ class TrialFile:
     memory_mib: float | None
     trained: bool  # whether it was measured with trained weights, for longer; else before training
     within_budget: bool  # not shown to be over it
+    untrained_latency_ms: float  # median, as it was measured before training
     val_score: Score | None = None  # of the file, on the validation split: what the pick goes by
     test_score: Score | None = None  # of the file, on the test split
     drop: float | None = None  # the teacher's score on the test split minus this one's, in the score's own unit

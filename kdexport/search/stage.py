@@ -23,7 +23,7 @@ from kdexport.search.final import conclude, nothing_fits
 from kdexport.search.halving import Rung
 from kdexport.search.results import SearchResult
 from kdexport.search.space import Candidate, Spaces, variations
-from kdexport.search.study import Entry, Study, alone, check_optuna, storage_faults
+from kdexport.search.study import Entry, Study, alone, check_optuna, storage_faults, worker
 from kdexport.search.train import bring_teacher, evaluation_at, train_in_full, train_to
 
 WAIT_S = 0.3  # between two looks at what other processes do
@@ -165,7 +165,10 @@ def _in_full(context: SearchContext, entry: Entry) -> None:
         context.progress.warn(f"{entry.label} failed: {error.message}")
     else:
         student = next(network for network in distilled.networks if network.name == "student")
-        spent = {"seconds": time.monotonic() - started, "epochs": student.epochs, "score": student.val_score}
+        spent = {
+            **{"seconds": time.monotonic() - started, "epochs": student.epochs, "score": student.val_score},
+            "worker": worker(),
+        }
         context.study.note(entry.number, trained=spent)
 
 

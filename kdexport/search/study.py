@@ -12,7 +12,9 @@ share the work. Who works on a trial holds a lock file of it in the search's dir
 
 import contextlib
 import fcntl
+import os
 import secrets
+import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,7 +129,7 @@ class Study:
     def note_rung(self, entry: Entry, epochs: int, score: float, seconds: float) -> None:
         """Keep what a trial scores at a rung."""
         trial = self._trial(entry.number)
-        rungs = {**entry.rungs, epochs: {"score": score, "seconds": seconds}}
+        rungs = {**entry.rungs, epochs: {"score": score, "seconds": seconds, "worker": worker()}}
         trial.report(score, epochs)
         trial.set_user_attr("rungs", {str(step): found for step, found in rungs.items()})
 
@@ -188,6 +190,11 @@ def alone(directory: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def worker() -> str:
+    """Return what this process is called in the study."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def open_study(name: str, storage: str | None, directory: Path, *, maximize: bool) -> "optuna.Study":

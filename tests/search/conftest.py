@@ -15,14 +15,16 @@ from torch import nn
 
 
 class Net(nn.Module):
-    def __init__(self, width=8, fail=False, num_classes=10):
+    def __init__(self, width=8, fail=False, nan=False, num_classes=10):
         super().__init__()
+        self.nan = nan
         if fail:
             raise ValueError("this width is not for me")
         self.hidden, self.head = nn.Linear(64, width), nn.Linear(width, num_classes)
 
     def forward(self, image):
-        return self.head(torch.relu(self.hidden(image.flatten(1))))
+        logits = self.head(torch.relu(self.hidden(image.flatten(1))))
+        return logits * float("nan") if self.nan and self.training else logits
 """
 MS_PER_BYTE = 1e-5  # of the stopwatch: 10 KB take 0.1 ms
 

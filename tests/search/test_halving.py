@@ -30,7 +30,7 @@ def test_the_one_shown_to_be_worse_is_out_though_there_is_a_place() -> None:
     found = {0: scored(190), 1: scored(150), 2: scored(189)}
     out = decide(found, 3, dict.fromkeys(found, 1.0), {0: "a", 1: "b", 2: "c"})
     assert list(out) == [1]
-    assert out[1].startswith("worse than a on validation: −20.0 points")
+    assert out[1].startswith("worse than a on validation: −20.0 points (−")
 
 
 def test_those_that_cannot_be_told_apart_stay_as_far_as_there_are_places() -> None:

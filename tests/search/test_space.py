@@ -1,6 +1,9 @@
 """Spaces become candidates, and a candidate the recipe that makes it alone."""
 
 import math
+import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,3 +152,12 @@ def test_a_search_s_recipe_can_be_moved(recipe_with, nets, tmp_path) -> None:
     text = (tmp_path / "recipe.toml").read_text()
     assert str(nets.parent) not in text
     assert Recipe.load(tmp_path / "recipe.toml").search == recipe.search
+
+
+def test_the_guide_s_recipe_is_one(tmp_path) -> None:
+    text = (Path(__file__).parents[2] / "models" / "GUIDES.md").read_text(encoding="utf-8")
+    block = re.search(r"^```toml\n# search.toml\n(.*?)^```$", text, re.M | re.S)
+    assert block is not None
+    recipe = Recipe.parse(tomllib.loads(block[1]))
+    assert Spaces(recipe.search, tmp_path).size == math.inf
+    assert recipe.search.space[0].precision == ("fp32", "int8")

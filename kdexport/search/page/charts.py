@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kdexport import figures
-from kdexport.report.charts.marks import NARROW, SHAPES, WIDE, Mark, glyph
+from kdexport.report.charts.marks import FULL, NARROW, SHAPES, WIDE, Mark, glyph
 from kdexport.report.charts.scatter import Point, scatter
 from kdexport.report.charts.svg import Scale, picture, tag, text
 from kdexport.report.scores import Metric
@@ -65,7 +65,7 @@ def strip(result: SearchResult) -> Chart | None:
     if not rows:
         return None
     caption = "Each candidate's median latency. Hollow: over the budget, by whichever of its limits."
-    return Chart(_strip(result, rows, WIDE), _strip(result, rows, NARROW), caption)
+    return Chart(_strip(result, rows, FULL), _strip(result, rows, NARROW), caption)
 
 
 def latency_limit(result: SearchResult) -> float | None:
