@@ -7,7 +7,7 @@ import pytest
 
 from kdexport import statistics
 from kdexport.recipe import Recipe
-from kdexport.results import BenchResult, Machine, Measurement, Memory
+from kdexport.results import BenchResult, ExportResult, Machine, Measurement, Memory, ModelFile
 
 NETS = """
 import torch
@@ -45,6 +45,15 @@ def fake_bench(models, settings=None, *, name="", **_) -> BenchResult:
     timed = tuple(measured(model.name, Path(model.file).stat().st_size) for model in models)
     return BenchResult(name=name, created="2026-11-26T00:00:00+00:00", machine=machine, models=tuple(models),
                        measurements=timed)  # fmt: skip
+
+
+def fake_export(recipe, distilled, directory, *_) -> ExportResult:
+    """Stand in for the export of an untrained network: a file as large as its weights, and no larger."""
+    weights = directory.weights("student").read_bytes()
+    file = directory.onnx("student")
+    file.write_bytes(weights)
+    model = ModelFile("student", file.name, "", "fp32", len(weights), distilled.networks[0].parameters, None)
+    return ExportResult(recipe.name, (model,))
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +95,14 @@ def recipe_with(nets):
 
 @pytest.fixture(scope="module")
 def stopwatch():
-    """Let files be measured by their size, and the pick's own run be left out; give what would have run."""
+    """Let files be measured by their size, untrained ones not be exported, the pick not be run; give what
+    would have run.
+    """
     from kdexport.search import final, measure
 
     ran: list = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "bench", fake_bench)
+        patch.setattr(measure, "export", fake_export)
         patch.setattr(final.pipeline, "run", lambda recipe, out, *_, **__: ran.append((recipe, out)))
         yield ran

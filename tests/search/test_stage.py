@@ -243,3 +243,31 @@ def test_a_study_that_is_lost_in_the_middle_is_told_and_its_work_is_kept(
     lines = [line for path in (copy / "trials").glob("*/metrics.jsonl") for line in path.read_text().splitlines()]
     epochs = [(line["phase"], line["epoch"]) for line in map(json.loads, lines) if "loss" in line]
     assert len([one for one in epochs if one[0] == "student"]) == 1 + 2 + 4  # one out at each rung: none trained again
+
+
+def test_untrained_files_are_exported_and_measured_in_each_precision(found, recipe_with, monkeypatch, tmp_path) -> None:
+    """Nothing is stood in for here: two files and the teacher, each in a fresh process."""
+    from kdexport.bench.stage import bench
+    from kdexport.export.stage import export
+    from kdexport.search import measure
+    from kdexport.search.context import ready_teacher, teacher_run
+    from kdexport.search.space import Spaces, recipe_of
+
+    recipe, root, _ = found
+    _, _, teacher = ready_teacher(recipe, root, stage.SILENT)
+    monkeypatch.setattr(measure, "bench", bench)
+    monkeypatch.setattr(measure, "export", export)
+    quick = {"rounds": 1, "min_seconds": 0.01, "max_seconds": 0.05, "precision": 0.5}
+    monkeypatch.setattr(measure, "FIRST_LOOK", quick)
+    both = recipe_with({"args": {"width": 200}, "precision": ["fp32", "int8"]})
+    shared = measure.Candidates(tmp_path, both.search, teacher, teacher_run(root), stage.SILENT)
+    (one,) = Spaces(both.search, tmp_path).listed()
+    batch = [(one.key, recipe_of(one, both, tmp_path), one.precisions)]
+    costs = measure.measure_batch(shared, batch)[one.key]
+    assert costs.parameters == 64 * 200 + 200 + 200 * 10 + 10
+    assert costs.files["int8"].size_bytes < 0.5 * costs.files["fp32"].size_bytes
+    assert all(found.latency_ms > 0 and found.speedup > 0 and found.memory_mib > 10 for found in costs.files.values())
+    assert costs.files["fp32"].latency_ms_ci95 is None  # one round says nothing of its spread
+    monkeypatch.setattr(measure, "bench", None)  # what was measured is taken as it is
+    assert measure.measure_batch(shared, batch)[one.key] == costs
+    assert not (tmp_path / "untrained" / one.key).exists()
