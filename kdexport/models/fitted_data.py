@@ -26,7 +26,7 @@ from kdexport.references import parse
 from kdexport.tasks.segmentation import VOID
 
 Spec = TeacherSpec | Student
-EMBEDDING = "embedding"  # the task
+EMBEDDING, REGRESSION = "embedding", "regression"  # tasks
 
 
 def load_run_data(
@@ -71,36 +71,33 @@ def load_fitted_data(
 
 
 def as_files_say(data: Data, task: str | None, files: Sequence[Path]) -> tuple[Data, str | None]:
-    """Return [data] of a table, and the task, with what ONNX files say where the user says nothing.
+    """Return [data] of a table, and the task, with what files say of themselves where the user says nothing.
 
-    A file that kdexport has written of numbers knows its task, the columns that it is fed and those that it estimates:
-    a table to score it on needs no more than its name. One that embeds says so, for identities look like classes.
+    A file of embeddings or of numbers says so, for identities and whole numbers look like classes, and zeros and ones
+    like several labels. One of numbers knows the columns of a table that it is fed and those that it estimates: a table
+    to score it on needs no more than its name.
 
     Raises:
         SourceError: The user names a task that a file says is not its own.
     """
-    if parse(data.source).kind != "table" or task not in (None, "regression"):
-        if task == EMBEDDING or not any(_embeds(file) for file in files):
-            return data, task
-        if task is not None:
-            raise SourceError(
-                f"the task is to be {task}, and the model's file says that it gives an embedding",
-                hint="leave the task out, or name embedding",
-            )
-        return data, EMBEDDING
+    said = next((own for own in map(_task_said_by, files) if own is not None), None)
+    if said is not None and task not in (None, said):
+        raise SourceError(
+            f"the task is to be {task}, and the model's file says that it is for {said}",
+            hint=f"leave the task out, or name {said}",
+        )
+    if parse(data.source).kind != "table" or said != REGRESSION:
+        return data, task or said
     from kdexport.onnx import metadata
 
     entries = {"label_columns": "kdexport.labels", "feature_columns": "kdexport.features"}
-    for file in files:
-        known = metadata.read(file) if file.suffix == ".onnx" and file.is_file() else {}
-        if known.get("kdexport.task") == "regression":
-            told = {
-                key: names
-                for key, entry in entries.items()
-                if not getattr(data, key) and (names := _names(known.get(entry, "")))
-            }
-            return data.model_copy(update=told), "regression"
-    return data, task
+    known = [metadata.read(file) for file in files if file.suffix == ".onnx" and _task_said_by(file) == REGRESSION]
+    told = {
+        key: names
+        for key, entry in entries.items()
+        if known and not getattr(data, key) and (names := _names(known[0].get(entry, "")))
+    }
+    return data.model_copy(update=told), REGRESSION
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -112,19 +109,23 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else ()
 
 
-def _embeds(file: Path) -> bool:
-    """Whether an ONNX file, or weights, say that they embed; what cannot be loaded is told of where it is used."""
+def _task_said_by(file: Path) -> str | None:
+    """Return the task that an ONNX file, or weights, say they are for, of those whose data look like another's.
+
+    What cannot be loaded is told of where it is used.
+    """
     with contextlib.suppress(KDExportError):
         if file.suffix == ".safetensors" and file.is_file():
             from kdexport.models.weights import postprocessing_in
 
             done = postprocessing_in(file)
-            return done is not None and done.kind == "normalize"
+            return None if done is None else {"normalize": EMBEDDING, "scale": REGRESSION}.get(done.kind)
         if file.suffix == ".onnx" and file.is_file():
             from kdexport.onnx.sessions import OnnxSession
 
-            return OnnxSession(file).metadata.get("kdexport.task") == EMBEDDING
-    return False
+            said = OnnxSession(file).metadata.get("kdexport.task")
+            return said if said in (EMBEDDING, REGRESSION) else None
+    return None
 
 
 def in_order(dataset: Dataset, outputs: Sequence[int] | None) -> Dataset:

@@ -105,6 +105,24 @@ def test_a_task_is_of_data(people, words):
     assert "hint:" in said
 
 
+def test_zeros_and_ones_are_numbers_to_a_file_of_numbers(people, tmp_path):
+    generator = np.random.default_rng(3)
+    pixels = generator.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    wanted = (generator.random((40, 4)) > 0.5).astype(np.float32)
+    np.savez(tmp_path / "m.npz", x_train=pixels, y_train=wanted, x_test=pixels[:9], y_test=wanted[:9])
+    data = ["--data", f"npz:{tmp_path / 'm.npz'}"]
+    assert command("evaluate", people / "given.onnx", *data)["score"]["metric"] == "mean_average_precision"
+    model = onnx.load(people / "given.onnx")
+    onnx.helper.set_model_props(model, {"kdexport.task": "regression"})
+    onnx.save(model, tmp_path / "own.onnx")
+    found = command("evaluate", tmp_path / "own.onnx", *data)["score"]
+    outputs = OnnxSession(people / "given.onnx")((pixels[:9],))[0].astype(np.float64)
+    assert found["value"] == pytest.approx(metrics.mean_absolute_error(wanted[:9], outputs), abs=1e-9)
+    (measured,) = command("bench", tmp_path / "own.onnx", *data, *QUICK)["models"]
+    assert measured["score"] == found
+    assert "is for regression" in command("evaluate", tmp_path / "own.onnx", *data, "--task", "multilabel", code=1)
+
+
 def test_a_file_that_embeds_is_scored_as_nothing_else(people, tmp_path):
     model = onnx.load(people / "given.onnx")
     onnx.helper.set_model_props(model, {"kdexport.task": "embedding"})
@@ -113,4 +131,4 @@ def test_a_file_that_embeds_is_scored_as_nothing_else(people, tmp_path):
     assert command("evaluate", tmp_path / "own.onnx", *data)["score"]["metric"] == "verification_accuracy"
     for words in (["evaluate"], ["bench"]):
         said = command(*words, tmp_path / "own.onnx", *data, "--task", "classification", code=1)
-        assert "says that it gives an embedding" in said
+        assert "says that it is for embedding" in said
