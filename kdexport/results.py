@@ -119,7 +119,7 @@ class Evaluation(_Scored):
     per_sample: tuple[int | float, ...] = ()  # the score is their mean
     resamples: tuple[float, ...] = ()  # the score of each resample of ``statistics.resample_counts``
     pictures: tuple[MaskPicture, ...] = ()  # of some samples, evenly spread over the split
-    chance: float | None = None  # what the best constant output scores on the same samples
+    chance: float | None = None  # what the best output that looks at no input scores on the same samples
     curves: dict[str, tuple[float, ...]] = field(default_factory=dict)  # what a picture of the task's shows
 
 

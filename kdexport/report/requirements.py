@@ -108,7 +108,8 @@ def describe_limit(gate: Gate) -> str:
         if metric(gate).name == "accuracy":
             return f"above {figures.percent(gate.limit)}, which always answering the largest class scores"
         side = "above" if gate.higher_is_better else "below"
-        return f"{side} {metric(gate).write(gate.limit)}, which the best constant answer scores"
+        guess = "a guess without the image" if metric(gate).name == "mean_iou" else "the best constant answer"
+        return f"{side} {metric(gate).write(gate.limit)}, which {guess} scores"
     bound = "at least" if is_lower_limit(gate) else "at most"
     return f"{bound} {_with_unit(gate, gate.limit)}"
 

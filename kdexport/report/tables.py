@@ -59,6 +59,7 @@ def model_table(report: Report, view: ConditionView, look: Mapping[str, Mark]) -
         "headings": headings,
         "rows": rows,
         "chance": "" if guess is None else view.metric.write(guess),
+        "guess": "A guess without the image" if view.metric.name == "mean_iou" else "The best constant answer",
         "plain": _against_plain(report, view),
     }
 

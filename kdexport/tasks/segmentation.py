@@ -232,8 +232,7 @@ class Segmentation(Task):
             ),
             confusion=confusion(kept, targets, classes) if classes <= MAX_CONFUSION_CLASSES else (),
             resamples=tuple(float(value) for value in resampled),
-            # Of one class everywhere, that class's IoU is its share of the pixels and the others' 0.
-            chance=float(total.max() / pixels / (total > 0).sum()) if pixels else None,
+            chance=_guess(total) if pixels else None,
         )
 
     def illustrated(
@@ -269,15 +268,18 @@ class Segmentation(Task):
         """Say where it does not beat one class everywhere."""
         kept = self.kept(outputs, targets)
         hits, total, predicted = (counts.sum(axis=0) for counts in _counts(kept, targets))
-        value, pixels = _mean_iou(hits, total, predicted), int(total.sum())
+        value = _mean_iou(hits, total, predicted)
         if value is None or (total > 0).sum() < 2:
             return None
-        constant = float(total.max() / pixels / (total > 0).sum())
-        if value > constant:
+        constant, guess = _constant(total), _guess(total)
+        if value > guess:
             return None
+        told = f"'{names[int(total.argmax())]}' for every pixel gives {constant:.1%}"
+        if value > constant:
+            told = f"classes drawn by their share, without a look at the image, give {guess:.1%}"
         return (
-            f"it does not segment these data: mean IoU {value:.1%}, and '{names[int(total.argmax())]}' for every pixel "
-            f"gives {constant:.1%}; check its weights, its preprocessing and the order of its classes"
+            f"it does not segment these data: mean IoU {value:.1%}, and {told}; "
+            "check its weights, its preprocessing and the order of its classes"
         )
 
     def agreement(self, teacher: Array, outputs: Array) -> Agreement:
@@ -403,6 +405,21 @@ def _ious(hits: Array, actual: Array, predicted: Array) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ious: NDArray[np.float64] = np.where(actual > 0, hits / (actual + predicted - hits), np.nan)
     return ious
+
+
+def _constant(total: Array) -> float:
+    """Return the mean IoU of one class everywhere: that class's IoU is its share of the pixels and the others' 0."""
+    return float(total.max() / total.sum() / (total > 0).sum())
+
+
+def _guess(total: Array) -> float:
+    """Return the mean IoU of the better answer that looks at no image, from the pixels of each class ``[classes]``.
+
+    One class everywhere, or classes drawn by their shares p: then p * p of the pixels are right by chance, and the
+    union is 2p - p * p, so that the IoU is p / (2 - p). Of three classes as frequent: 0.11 and 0.2.
+    """
+    shares = total[total > 0] / total.sum()
+    return max(_constant(total), float((shares / (2 - shares)).mean()))
 
 
 def _mean_ious(hits: Array, actual: Array, predicted: Array) -> NDArray[np.float64]:

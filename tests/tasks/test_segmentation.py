@@ -37,7 +37,12 @@ def test_scores_are_scikit_learns(seed):
     assert [row.accuracy for row in found.per_class] == pytest.approx(recalls.tolist(), abs=1e-12)
     assert [row.samples for row in found.per_class] == np.bincount(true).tolist()
     constant = [metrics.jaccard_score(true, np.full_like(true, c), average="macro", labels=[0, 1, 2]) for c in range(3)]
-    assert found.chance == pytest.approx(max(constant), abs=1e-12)
+    drawn = [
+        metrics.jaccard_score(true, np.random.default_rng(k).permutation(true), average="macro", labels=[0, 1, 2])
+        for k in range(20)
+    ]
+    assert found.chance >= max(constant)
+    assert found.chance == pytest.approx(max(*constant, np.mean(drawn)), abs=3 * np.std(drawn) / np.sqrt(20) + 1e-12)
     assert (found.samples, found.accuracy) == (12, None)
 
 
@@ -180,3 +185,13 @@ def test_a_class_that_is_nowhere_and_a_pixel_without_one_change_no_score():
     for void in range(3):  # IoU 0, 1/3 of class 1, 0 of class 2; class 0 is nowhere
         kept = TASK.kept(maps_of([[[1, 2], [1, void]]]), targets)
         assert TASK.evaluate(kept, targets, ("a", "b", "c"), "test").score.value == pytest.approx(1 / 6)
+
+
+def test_classes_drawn_at_random_are_no_better_than_chance():
+    """Of three classes as frequent, noise has a mean IoU of 0.2, nearly twice that of one class everywhere."""
+    outputs, targets = np.random.default_rng(0).normal(size=(9, 3, 30, 30)), np.arange(8100).reshape(9, 30, 30) % 3
+    found = TASK.evaluate(outputs.astype(np.float32), targets.astype(np.uint8), NAMES, "test")
+    assert found.chance == pytest.approx(0.2, abs=1e-12)
+    assert found.score.value == pytest.approx(0.2, abs=0.01)
+    low, high = found.score.ci95
+    assert low <= found.chance <= high
