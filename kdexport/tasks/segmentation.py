@@ -212,12 +212,9 @@ class Segmentation(Task):
         """Score what was kept of logits; the interval is a bootstrap over samples."""
         kept, classes = self.kept(outputs, targets), len(names)
         hits, actual, predicted = _counts(kept, targets)
-        resampled = np.concatenate(
-            [_mean_ious(*(b @ c for c in (hits, actual, predicted))) for b in resample_counts(len(kept))]
-        )
         total = actual.sum(axis=0)
         value = _mean_iou(hits.sum(axis=0), total, predicted.sum(axis=0)) or 0.0
-        resampled = np.where(np.isfinite(resampled), resampled, value)  # of nothing but void, where that was drawn
+        resampled = _resampled(hits, actual, predicted, value)
         ious = _ious(hits.sum(axis=0), total, predicted.sum(axis=0))
         per_class = class_scores(hits.sum(axis=0), total, predicted.sum(axis=0), names)
         pixels = int(total.sum())
@@ -267,18 +264,21 @@ class Segmentation(Task):
     def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:
         """Say where it does not beat one class everywhere."""
         kept = self.kept(outputs, targets)
-        hits, total, predicted = (counts.sum(axis=0) for counts in _counts(kept, targets))
+        counts = _counts(kept, targets)
+        hits, total, predicted = (item.sum(axis=0) for item in counts)
         value = _mean_iou(hits, total, predicted)
         if value is None or (total > 0).sum() < 2:
             return None
         constant, guess = _constant(total), _guess(total)
-        if value > guess:
+        interval = bootstrap_interval(_resampled(counts[0], counts[1], counts[2], value))
+        if value > guess and (interval is None or interval[0] > guess):
             return None
         told = f"'{names[int(total.argmax())]}' for every pixel gives {constant:.1%}"
         if value > constant:
             told = f"classes drawn by their share, without a look at the image, give {guess:.1%}"
+        verdict = "does not segment these data" if value <= guess else "is not shown to do better than a guess"
         return (
-            f"it does not segment these data: mean IoU {value:.1%}, and {told}; "
+            f"it {verdict}: mean IoU {value:.1%}, and {told}; "
             "check its weights, its preprocessing and the order of its classes"
         )
 
@@ -405,6 +405,14 @@ def _ious(hits: Array, actual: Array, predicted: Array) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ious: NDArray[np.float64] = np.where(actual > 0, hits / (actual + predicted - hits), np.nan)
     return ious
+
+
+def _resampled(hits: Array, actual: Array, predicted: Array, value: float) -> NDArray[np.float64]:
+    """Return the mean IoU of each resample of the samples; ``value`` where nothing but void was drawn."""
+    means = np.concatenate(
+        [_mean_ious(*(b @ c for c in (hits, actual, predicted))) for b in resample_counts(len(hits))]
+    )
+    return np.where(np.isfinite(means), means, value)
 
 
 def _constant(total: Array) -> float:

@@ -195,3 +195,5 @@ def test_classes_drawn_at_random_are_no_better_than_chance():
     assert found.score.value == pytest.approx(0.2, abs=0.01)
     low, high = found.score.ci95
     assert low <= found.chance <= high
+    told = TASK.doubt(outputs.astype(np.float32), targets.astype(np.uint8), NAMES)
+    assert "classes drawn by their share, without a look at the image, give 20.0%" in told
