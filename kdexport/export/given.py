@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.export import parity, quantize, variants
 from kdexport.export.fitted_entries import stamp_for
 from kdexport.models.fitted_data import as_files_say, load_fitted_data
@@ -109,7 +109,15 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
     if request.data is not None:
         spec = Student(model=str(request.file.resolve()), preprocessing=request.preprocessing)
         data, task = as_files_say(request.data, request.task, [request.file])
-        dataset = load_fitted_data(data, (spec,), request.seed, cache, task=task)
+        try:
+            dataset = load_fitted_data(data, (spec,), request.seed, cache, task=task)
+        except SourceError as error:
+            if "--input" in error.hint:
+                raise
+            without = "without labels, a file is quantized by its inputs alone: --input FILE.npz, an array per input"
+            raise SourceError(
+                error.message, hint=f"{error.hint}; {without} ({', '.join(session.input_names)})"
+            ) from error
         fitted = OnnxSession(request.file, with_spec(dataset.preprocessing, request.preprocessing))
         val, train = dataset.val, dataset.train
         few = val.spread(variants.VALIDATION_SAMPLES)

@@ -558,3 +558,12 @@ def test_a_rare_class_that_is_lost_is_named_though_the_accuracy_hardly_falls(tmp
     told = "accuracy 96.00 % on 200 validation samples, fp32 100.00 %; of class 1 0.0 % are found, by fp32 100.0 %"
     assert told in model.notes
     assert f"int8: {told}" in progress.warnings
+
+
+def test_data_without_labels_are_sent_to_the_inputs_alone(convolutions, tmp_path):
+    np.savez(tmp_path / "x.npz", x_train=normal(20, 3, 8, 8))
+    arguments = ("--quantize", "int8", "--data", f"npz:{tmp_path / 'x.npz'}")
+    told = export_given(convolutions[0], *arguments)
+    assert told.exit_code == 1
+    assert "x.npz has no y_train" in told.stderr
+    assert "--input FILE.npz, an array per input (x)" in " ".join(told.stderr.split())
