@@ -207,7 +207,7 @@ def _for_task(source: Source, task: str | None, name: str) -> Source:
     if not found.fits(targets):
         raise SourceError(
             f"{name}: targets of shape {list(targets.shape)} and type {targets.dtype} are not those of {found.name}",
-            hint=f"take task out of the recipe, or set it to {(given or task_of(targets)).name}",
+            hint=f"leave the task out, or set it to {(given or task_of(targets)).name}",
         )
 
     def of_task(split: Split | None) -> Split | None:
