@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Justify = Literal["left", "right"]
 
+# For a terminal that has ASCII alone: a minus that became "?" would be another figure.
+SPELLINGS = {"−": "-", "–": "..", "×": "x", "±": "+/-", "µ": "u", "²": "2", "·": "-", "…": "...", "▶": ">", "✓": "ok",
+             "✗": "x", "≤": "<=", "≥": ">=", **dict.fromkeys("█▉▊▋▌▍▎▏", "#"), **dict.fromkeys("─—", "-")}  # fmt: skip
 WIDTH = 80
 SEPARATOR = " · "
 MARK = "! "  # before a warning, in yellow as it is
@@ -44,6 +47,14 @@ def fit(facts: Iterable[str], width: int) -> str:
             break
         shown += SEPARATOR + fact
     return shown if len(shown) <= width else shown[: max(width - 1, 0)] + "…"
+
+
+def spelled(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks in ASCII, as ``codecs.register_error`` wants it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(SPELLINGS.get(character, "?") for character in lacking), error.end
 
 
 def heading(text: str, width: int = 9) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from kdexport import __version__
 from kdexport.cli.bench import bench
-from kdexport.cli.console import Command, Group
+from kdexport.cli.console import Command, Group, prepare_streams
 from kdexport.cli.distill import distill
 from kdexport.cli.doctor import doctor
 from kdexport.cli.evaluate import evaluate
@@ -63,4 +63,5 @@ def main() -> None:
     # Some ten microseconds of spinning cost neither.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # trainings on a GPU that can be repeated
+    prepare_streams()
     app()

@@ -4,6 +4,9 @@
 Typer's own page spends a third of the width on frames and on types such as <bool>.
 """
 
+import codecs
+import io
+import json as json_module
 import os
 import shlex
 import sys
@@ -72,17 +75,59 @@ class Console:
         return RichConsole(file=self.stdout).width
 
     def result(self, result: Any, shown: Any) -> None:
-        """Print a result: its JSON document with --json, else ``shown`` (a Rich renderable or text)."""
+        """Print a result: its JSON document with --json, else ``shown`` (a Rich renderable or text).
+
+        Raises:
+            KDExportError: stdout takes no more; nothing that was made is lost by it.
+        """
+        try:
+            self._print(result, shown)
+            self.stdout.flush()
+        except BrokenPipeError:  # `| head`: whoever read has enough
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())  # what is left would fail again at the end
+            raise KDExportError(
+                f"the result could not be printed: stdout: {error.strerror}",
+                hint="all that the command makes is in its files; the same command again, with room for stdout, prints",
+            ) from error
+
+    def _print(self, result: Any, shown: Any) -> None:
         if self.json:
             from kdexport import results
 
-            self.stdout.write(results.dumps(result))
+            document = results.dumps(result)
+            self.stdout.write(document if "utf" in (self.stdout.encoding or "utf").lower() else as_ascii(document))
         elif isinstance(shown, str):
             self.stdout.write(shown.rstrip("\n") + "\n")
         else:
             from rich.console import Console as RichConsole
 
             RichConsole(file=self.stdout, highlight=False).print(shown)
+
+
+def as_ascii(document: str) -> str:
+    """Return a JSON document of the same values in ASCII."""
+    return "".join(character if ord(character) < 128 else json_module.dumps(character)[1:-1] for character in document)
+
+
+def prepare_streams() -> None:
+    """Let no character that a terminal cannot show end a command, and refuse arguments that are no text.
+
+    Raises:
+        SystemExit: An argument is not in the encoding of file names: no report could name it.
+    """
+    codecs.register_error("spelled", terminal.spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spelled")
+    for argument in sys.argv[1:]:
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            _complain(
+                f"an argument is not {sys.getfilesystemencoding()}: {argument!a}",
+                "rename the file; or, where its name is in order, set LC_ALL=C.UTF-8",
+            )
+            raise SystemExit(EXIT_USER_ERROR)
 
 
 @contextmanager

@@ -256,6 +256,10 @@ def _why(joined: Joined, require: Require, best: Candidate, fitting: Sequence[Ca
             of_what += ", though not firmly: a limit lies within a 95 % interval"
     else:
         of_what = f"{superlative} among the {len(fitting)} models not shown to be worse than {joined.baseline}"
+        if len(fitting) == 1:
+            of_what = f"the only model not shown to be worse than {joined.baseline}"
+            if best.model.name == joined.baseline:
+                of_what = "every other model is shown to be worse"
     return f"{of_what[0].upper()}{of_what[1:]}{_against_baseline(joined, best)}{_tie(joined, best, fitting)}."
 
 

@@ -1,0 +1,53 @@
+"""What stdout cannot take: other encodings, a full disk, arguments that are no text."""
+
+import codecs
+import io
+import json
+import sys
+
+import pytest
+
+from kdexport import terminal
+from kdexport.cli.console import Console, as_ascii, prepare_streams
+from kdexport.errors import KDExportError
+
+
+def test_figures_keep_their_sign_where_a_terminal_has_ascii_alone() -> None:
+    codecs.register_error("spelled", terminal.spelled)
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii", errors="spelled")
+    stream.write("−60.4 points (−65.3 to −54.9), 0.63–0.69×, 12.3 µs ± 4 · ▶ ██▌ é")
+    stream.flush()
+    assert written.getvalue() == b"-60.4 points (-65.3 to -54.9), 0.63..0.69x, 12.3 us +/- 4 - > ### ?"
+
+
+def test_every_sign_that_the_package_prints_has_a_spelling() -> None:
+    assert set("−–×±µ·…▶✓✗≤≥█▉▊▋▌▍▎▏─") <= set(terminal.SPELLINGS)
+    assert all(spelling.isascii() for spelling in terminal.SPELLINGS.values())
+
+
+def test_json_for_ascii_holds_the_same_values() -> None:
+    document = json.dumps({"straße": ["−1", "🙂", 'a"\\ü']}, ensure_ascii=False)
+    assert as_ascii(document).isascii()
+    assert json.loads(as_ascii(document)) == json.loads(document)
+
+
+def test_stdout_on_a_full_disk_is_a_message_and_leaves_nothing_for_the_end() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device, not a file of ours
+        with pytest.raises(KDExportError, match="could not be printed: stdout: No space left on device"):
+            Console(json=False, quiet=False, verbose=False, stdout=full).result(None, "a table")
+        full.flush()  # what was left of it went elsewhere
+
+
+def test_an_argument_that_is_no_text_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kdexport", "bench", "m\udcff.onnx"])
+    with pytest.raises(SystemExit) as stop:
+        prepare_streams()
+    assert stop.value.code == 1
+    told = capsys.readouterr().err
+    assert "an argument is not utf-8: 'm\\udcff.onnx'" in told
+    assert "LC_ALL=C.UTF-8" in told
+    monkeypatch.setattr(sys, "argv", ["kdexport", "bench", "größe 网.onnx"])
+    prepare_streams()
