@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from kdexport import figures, terminal
+from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -240,10 +241,21 @@ def _time_of(task: "RichTask") -> list[str]:
 
 
 def load(module: str, progress: Progress) -> None:
-    """Import a library that takes seconds to come, and say so meanwhile."""
+    """Import a library that takes seconds to come, and say so meanwhile.
+
+    Raises:
+        KDExportError: It is installed and cannot be loaded: too little memory, a broken installation.
+    """
     if module not in sys.modules:
         with progress.task(f"loading {module}..."):
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except (ImportError, OSError, MemoryError) as error:
+                raise KDExportError(
+                    f"{module} cannot be loaded: {error}",
+                    hint="free some memory, or raise its limit (`ulimit -v`); where there is enough of it, "
+                    f"pip install --force-reinstall {module}",
+                ) from error
 
 
 def for_python() -> Progress:

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from kdexport import progress as progress_module
+from kdexport.errors import KDExportError
 from kdexport.progress import for_terminal
 
 
@@ -124,3 +125,13 @@ def test_a_notebook_shows_bars_and_a_script_nothing(monkeypatch):
     assert progress_module.for_python() is progress_module.SILENT
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert isinstance(progress_module.for_python(), progress_module.Bars)
+
+
+def test_a_library_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: str) -> None:
+        raise ImportError("libtorch.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(KDExportError, match="torch_of_no_one cannot be loaded: libtorch") as caught:
+        progress_module.load("torch_of_no_one", progress_module.SILENT)
+    assert "ulimit -v" in caught.value.hint

@@ -196,9 +196,12 @@ class MetricsLog:
                 with self._path.open("a", encoding="utf-8") as handle:
                     handle.write(_line(entry))
             except OSError as error:
+                again = "give the same command again"
+                hint = f"free some space, then {again}: it goes on from the last checkpoint"
+                if not self._path.parent.is_dir():
+                    hint = f"the run directory was taken away while it was used; {again}: it starts anew"
                 raise KDExportError(
-                    f"{self._path} could not be written: {error.strerror or error}",
-                    hint="free some space, then give the same command again: it goes on from the last checkpoint",
+                    f"{self._path} could not be written: {error.strerror or error}", hint=hint
                 ) from error
             self._trackers.add(_finite(entry))
 

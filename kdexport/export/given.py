@@ -21,6 +21,7 @@ from kdexport.onnx.sessions import TYPES, Arrays, OnnxSession
 from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress
 from kdexport.recipe import Data, PreprocessingSpec, Student
+from kdexport.references import parse
 from kdexport.results import ExportResult
 
 RANDOM_SAMPLES = 16
@@ -51,6 +52,7 @@ def export(request: Request, progress: Progress) -> ExportResult:
         KDExportError: The file cannot be loaded or is quantized already, there are no samples for int8, they do not fit
             the file's inputs, or a file is there already.
     """
+    request = _unlabelled_as_inputs(request)
     paths = _paths(request)
     there = [str(path) for path in paths.values() if path.exists()]
     if there and not request.force:
@@ -85,6 +87,19 @@ def export(request: Request, progress: Progress) -> ExportResult:
             replace(model, notes=(*model.notes, "judged on random inputs: no data were given")) for model in made
         )
     return ExportResult(request.file.stem, made, failures)
+
+
+def _unlabelled_as_inputs(request: Request) -> Request:
+    """Return the request with data that have no labels, ``npz:FILE`` without a ``y_...``, as inputs: what they are."""
+    reference = None if request.data is None else parse(request.data.source)
+    if reference is None or reference.kind != "npz" or not Path(reference.target).is_file():
+        return request
+    try:
+        with np.load(reference.target, allow_pickle=False) as loaded:
+            labelled = any(name.startswith("y_") for name in loaded)
+    except (OSError, ValueError, TypeError):  # told where the data are read
+        return request
+    return request if labelled else replace(request, data=None, inputs=Path(reference.target))
 
 
 def _paths(request: Request) -> dict[str, Path]:
@@ -156,8 +171,8 @@ def _read(path: Path, session: OnnxSession) -> Arrays:
                 arrays = dict(loaded)
     except (OSError, ValueError) as error:
         raise KDExportError(f"{path} cannot be read: {error}", hint=hint) from None
-    if len(inputs) == len(arrays) == 1:  # whatever its name is
-        arrays = dict(zip(inputs, arrays.values(), strict=True))
+    if len(inputs) == 1 and (len(arrays) == 1 or "x_train" in arrays):  # whatever its name is; of data, what trains
+        arrays = dict.fromkeys(inputs, arrays.get("x_train", next(iter(arrays.values()))))
     missing = [name for name in inputs if name not in arrays]
     if missing:
         raise KDExportError(

@@ -10,7 +10,7 @@ import pytest
 
 from kdexport.artifacts import RunDirectory
 from kdexport.distill import logging
-from kdexport.distill.logging import Trackers, points
+from kdexport.distill.logging import MetricsLog, Trackers, points
 from kdexport.distill.stage import distill
 from kdexport.errors import KDExportError
 from kdexport.recipe import Recipe
@@ -173,3 +173,10 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trackers.add(ENTRY)
     trackers.close()
     assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_a_run_directory_that_was_taken_away_is_told_as_that(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "run" / "metrics.jsonl", Trackers((), tmp_path / "run", "gone"))
+    with pytest.raises(KDExportError, match="could not be written: No such file or directory") as caught:
+        log.append({"phase": "student", "epoch": 0})
+    assert caught.value.hint.startswith("the run directory was taken away while it was used")

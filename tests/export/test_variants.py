@@ -560,10 +560,15 @@ def test_a_rare_class_that_is_lost_is_named_though_the_accuracy_hardly_falls(tmp
     assert f"int8: {told}" in progress.warnings
 
 
-def test_data_without_labels_are_sent_to_the_inputs_alone(convolutions, tmp_path):
-    np.savez(tmp_path / "x.npz", x_train=normal(20, 3, 8, 8))
-    arguments = ("--quantize", "int8", "--data", f"npz:{tmp_path / 'x.npz'}")
-    told = export_given(convolutions[0], *arguments)
-    assert told.exit_code == 1
-    assert "x.npz has no y_train" in told.stderr
-    assert "--input FILE.npz, an array per input (x)" in " ".join(told.stderr.split())
+def test_data_without_labels_calibrate_as_their_inputs_alone_do(convolutions, tmp_path):
+    samples = normal(20, 3, 8, 8)
+    np.savez(tmp_path / "data.npz", x_train=samples, x_test=samples[:4] * 100)
+    np.savez(tmp_path / "inputs.npz", x=samples)
+    made = []
+    for name, flag, given in (("a", "--data", f"npz:{tmp_path / 'data.npz'}"), ("b", "--input", "inputs.npz")):
+        out = tmp_path / f"{name}.onnx"
+        given = given if flag == "--data" else str(tmp_path / given)
+        told = export_given(convolutions[0], "--quantize", "int8", flag, given, "--out", str(out))
+        assert told.exit_code == 0, told.stderr
+        made.append(out.read_bytes())
+    assert made[0] == made[1]
