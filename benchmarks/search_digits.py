@@ -15,6 +15,7 @@ least what the hand-made student does, at no more latency (both: not shown to be
 import argparse
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from bench_common import OtherLoad, keep
 from kdexport import RunDirectory, bench, distill, export, statistics
 from kdexport.data.datasets import load_data
 from kdexport.recipe import Bench, Recipe
-from kdexport.results import ModelFile
+from kdexport.results import ExportResult, ModelFile, from_json
 
 PAIR = Path(__file__).resolve().parents[1] / "models" / "digits"
 SEARCH = {
@@ -48,8 +49,7 @@ def recipe_of(folder: Path, *, smoke: bool) -> Path:
     """Write the recipe of the search."""
     document = tomllib.loads((PAIR / "recipe.toml").read_text())
     del document["student"]
-    for table in ("teacher",):
-        document[table]["model"] = f"{PAIR / 'nets.py'}:Teacher"
+    document["teacher"]["model"] = f"{PAIR / 'nets.py'}:Teacher"
     document |= {"search": SEARCH, "name": "search-digits"}
     if smoke:
         document["distill"]["epochs"], document["teacher"]["train"]["epochs"] = 6, 3
@@ -83,14 +83,12 @@ def main() -> int:
         command = [sys.executable, "-m", "kdexport", "search", str(path), "--out", str(folder / "s")]
         started = time.monotonic()
         done = subprocess.run(command, check=False)
-        seconds = time.monotonic() - started
+        seconds, spent = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         found = json.loads((folder / "s" / "search.json").read_text())
         if done.returncode:
             raise SystemExit(f"the search ended with {done.returncode}: {found.get('nearest')}")
         pick = found["pick"]
         exported = json.loads((folder / "s" / "picked" / "export.json").read_text())
-        from kdexport.results import ExportResult, from_json
-
         models = from_json(ExportResult, {key: exported[key] for key in ("name", "models", "failures")}).models
         network = "student" if pick["precision"] == "fp32" else f"student.{pick['precision']}"
         files = [
@@ -115,6 +113,9 @@ def main() -> int:
     }
     document = {
         "search_seconds": round(seconds, 1),
+        "search_cpu_seconds": round(
+            spent.ru_utime + spent.ru_stime, 1
+        ),  # of all its processes: what a quiet core takes
         "measuring_share": found["seconds"]["measuring_share"],
         "pick": pick,
         "trials": [{key: trial[key] for key in ("name", "outcome", "why")} for trial in found["trials"]],

@@ -1,6 +1,8 @@
 """The end of a search: finalists are exported, measured together with the teacher and scored; one becomes a run."""
 
+import contextlib
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -232,6 +234,15 @@ def picked_recipe(context: SearchContext, entry: Entry, precision: str) -> Recip
     return recipe.model_copy(update={"require": Require.model_validate(require.model_dump()), "bench": bench})
 
 
+def _share_cache(source: Path, target: Path) -> None:
+    """Let a run have what is decoded and kept of the teacher under names of its own, without taking space for it."""
+    target.mkdir()
+    for file in source.rglob("*"):
+        place = target / file.relative_to(source)
+        with contextlib.suppress(OSError):  # another file system: it is made again
+            place.mkdir(exist_ok=True) if file.is_dir() else os.link(file, place)
+
+
 COPIED = ("*.safetensors", "*.pt2", "*.onnx", "*.json", "metrics.jsonl")
 
 
@@ -253,6 +264,7 @@ def _make_picked(context: SearchContext, entry: Entry, precision: str) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(record, place)
         artifacts.write_text(fresh / directory.recipe.name, text)
+        _share_cache(context.root / "cache", fresh / "cache")
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
     pipeline.run(recipe, target, context.progress, on_change="restart")
