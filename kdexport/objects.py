@@ -141,7 +141,7 @@ def _feed(value: Any, update: Callable[[bytes], Any]) -> None:
     elif isinstance(value, np.ndarray):
         update(f"{value.dtype}{value.shape}".encode())
         update(np.ascontiguousarray(value).tobytes())
-    elif hasattr(value, "state_dict"):
+    elif hasattr(value, "state_dict") and not isinstance(value, type):  # a network, and no class of networks
         update(repr(value).encode())
         _feed_code(type(value), update)
         for key, part in value.state_dict().items():

@@ -180,6 +180,15 @@ def test_a_factory_is_called_for_each_role(tmp_path):
     assert made == [4]
 
 
+def test_a_class_of_networks_is_called(tmp_path):
+    class Net(nn.Linear):
+        def __init__(self, width=8, num_classes=10):
+            super().__init__(width, num_classes)
+
+    recipe = Recipe(teacher=Net(), student={"model": Net, "args": {"width": 4}}, data=(IMAGES, LABELS))
+    assert load_network(recipe.student.model, recipe.student.args, 10).in_features == 4
+
+
 def test_references_are_texts_in_python_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text("from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n")

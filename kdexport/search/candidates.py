@@ -14,7 +14,7 @@ from kdexport.search.predict import LatencyModel, choose, fit_latency
 from kdexport.search.space import Candidate, one_of_each
 from kdexport.search.study import Entry
 
-AT_ONCE = 6  # candidates that are measured in one go, at most: their processes are alive together
+AT_ONCE = 8  # candidates that are measured in one go, at most: their processes are alive together
 POOL = 1000  # candidates that a model of latency chooses from, in spaces too large to list
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kdexport import objects
 from kdexport.artifacts import key_of
 from kdexport.errors import RecipeError, SourceError
 from kdexport.recipe import TEACHER, NetworkSpec, Recipe, Search, SearchSpace, is_range
@@ -87,7 +88,9 @@ class Candidate:
     def label(self) -> str:
         """What people read: ``Student(width=16, depth=2)``."""
         model = str(self.values[MODEL])
-        name = parse(model).name or parse(model).target.rpartition("/")[2]
+        reference = parse(model)
+        name = reference.name or reference.target.rpartition("/")[2]
+        name = name.partition("-")[0] if reference.kind == objects.SCHEME else name
         shown = [
             f"{key.partition('.')[2]}={_short(value)}"
             for key, value in self.values.items()
