@@ -62,6 +62,7 @@ BENCHMARKS = (
     Benchmark("search_digits", 8),
     Benchmark("search_kill", 10),
     Benchmark("search_rank", 5),
+    Benchmark("search_rivals", 900, more="--data and --recordings: many hours"),
     Benchmark("strangers", 120),
     Benchmark("bench_gpu", 5, gpu=True),
     Benchmark("engine_gpu", 3, gpu=True),

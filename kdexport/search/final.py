@@ -15,7 +15,7 @@ from kdexport.bench.scoring import session_for
 from kdexport.errors import KDExportError, RequirementError
 from kdexport.export.stage import export
 from kdexport.models.class_names import by_name
-from kdexport.recipe import Recipe, Require
+from kdexport.recipe import Recipe, Require, Search
 from kdexport.results import BenchResult, DistillResult, Evaluation, ModelFile
 from kdexport.scoring import evaluate
 from kdexport.search.candidates import measured_of
@@ -217,16 +217,7 @@ def picked_recipe(context: SearchContext, entry: Entry, precision: str) -> Recip
     """Return the recipe that makes the pick alone: the budget is what it requires."""
     search = context.search
     recipe = _with_precisions(recipe_of(entry.candidate, context.recipe, context.root), [precision])
-    budget = search.budget
-    limits = {
-        "max_latency_ms": budget.latency_ms,
-        "min_speedup": budget.speedup,
-        "max_size_mib": budget.size_mib,
-        "max_memory_mib": budget.memory_mib,
-        "max_drop": budget.drop,
-        "min_score": budget.min_score,
-    }
-    require = recipe.require.model_copy(update={key: value for key, value in limits.items() if value is not None})
+    require = recipe.require.model_copy(update=requirements(search))
     bench = recipe.bench
     if search.remote is None:
         where = {"devices": (search.device,), "batch_sizes": (search.batch_size,), "threads": (search.threads,)}
@@ -241,6 +232,20 @@ def _share_cache(source: Path, target: Path) -> None:
         place = target / file.relative_to(source)
         with contextlib.suppress(OSError):  # another file system: it is made again
             place.mkdir(exist_ok=True) if file.is_dir() else os.link(file, place)
+
+
+def requirements(search: Search) -> dict[str, float]:
+    """Return a budget as [require] has it; what another machine was measured for is not required of this one."""
+    budget, here = search.budget, search.remote is None
+    limits = {
+        "max_latency_ms": budget.latency_ms if here else None,
+        "min_speedup": budget.speedup if here else None,
+        "max_size_mib": budget.size_mib,
+        "max_memory_mib": budget.memory_mib if here else None,
+        "max_drop": budget.drop,
+        "min_score": budget.min_score,
+    }
+    return {key: value for key, value in limits.items() if value is not None}
 
 
 COPIED = ("*.safetensors", "*.pt2", "*.onnx", "*.json", "metrics.jsonl")

@@ -62,6 +62,8 @@ def choose(files: Sequence[Finished], budget: Budget, teacher: Evaluation) -> tu
     near = [one for one in ranked if one is best or _within_one_error(best.val, one.val)]
     chosen = min(near, key=lambda one: one.figures.latency_ms)
     latency = figures.ms(chosen.figures.latency_ms)
+    if len(fits) == 1:
+        return chosen, f"the only one of {len(files)} files that is within the budget, at {latency}{undecided}"
     if chosen is best and len(near) == 1:
         return chosen, f"the best score on validation of {len(fits)} files within the budget, at {latency}{undecided}"
     also = "" if chosen is best else f", within one standard error of the best ({best.file.name})"

@@ -9,6 +9,7 @@ import pytest
 
 from kdexport.recipe import Budget
 from kdexport.results import Evaluation, ModelFile, Score
+from kdexport.search.final import requirements
 from kdexport.search.measure import Figures, Measured, misses, nearest_miss, within
 from kdexport.search.pick import Finished, choose
 from kdexport.search.space import Candidate, Spaces
@@ -76,7 +77,9 @@ def test_of_those_within_one_standard_error_the_fastest_is_picked() -> None:
 def test_a_finalist_that_is_slower_once_trained_is_not_picked() -> None:
     """HardCoReNAS 1 and 2, hardware-aware-transformers 13: the search said 25 ms, the network takes 62."""
     slow, fast = finished("slow", 3.0, 390), finished("fast", 1.0, 350)
-    assert choose([slow, fast], Budget(latency_ms=2.0), TEACHER)[0] is fast
+    chosen, why = choose([slow, fast], Budget(latency_ms=2.0), TEACHER)
+    assert chosen is fast
+    assert why == "the only one of 2 files that is within the budget, at 1.00 ms"
     assert choose([slow], Budget(latency_ms=2.0), TEACHER) == (None, "")
 
 
@@ -140,3 +143,11 @@ def test_scores_at_rungs_survive(study, recipe_with, tmp_path) -> None:
     again = Study(recipe, tmp_path, {"part": "key"}, maximize=True).entries()[0]
     assert {step: found["score"] for step, found in again.rungs.items()} == {2: 0.5, 6: 0.75}
     assert np.isclose(sum(found["seconds"] for found in again.rungs.values()), 3.0)
+
+
+def test_what_a_board_was_measured_for_is_not_required_here(recipe_with) -> None:
+    limits = {"latency_ms": 2.0, "size_mib": 1.0, "drop": 0.01}
+    here = recipe_with({"args": {"width": 4}}, search__budget=limits)
+    assert requirements(here.search) == {"max_latency_ms": 2.0, "max_size_mib": 1.0, "max_drop": 0.01}
+    there = recipe_with({"args": {"width": 4}}, search__budget=limits, search__remote="pi@board")
+    assert requirements(there.search) == {"max_size_mib": 1.0, "max_drop": 0.01}
