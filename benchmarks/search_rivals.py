@@ -160,7 +160,7 @@ def cell(data: str, budget: float, seed: int, options: argparse.Namespace) -> di
     if not files:
         return {"data": data, "budget": budget, "seed": seed, "measuring_share": shares}
     folder = Path(files[0].file).parent  # all three searches have trained the same teacher, by the same seed
-    base = dataclasses.replace(teacher, name="teacher", file=str(folder / "teacher.onnx"))
+    base = dataclasses.replace(files[0], name="teacher", file=str(folder / "teacher.onnx"))
     dataset = load_run_data(Recipe.load(folder / "recipe.toml"), root / "cache")
     later = bench([base, *files], LATER, name="later", dataset=dataset)
     latency = {one.model: one.latency_ms for one in later.measurements}
