@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from kdexport import artifacts, figures, pipeline, results
 from kdexport.artifacts import RunDirectory
 from kdexport.bench import devices
@@ -16,17 +18,18 @@ from kdexport.errors import KDExportError, RequirementError
 from kdexport.export.stage import export
 from kdexport.models.class_names import by_name
 from kdexport.recipe import Recipe, Require, Search
-from kdexport.results import BenchResult, DistillResult, Evaluation, ModelFile
+from kdexport.results import DistillResult, Evaluation, ModelFile
 from kdexport.scoring import evaluate
 from kdexport.search.candidates import measured_of
 from kdexport.search.context import SearchContext, relative_to
 from kdexport.search.measure import SECOND_LOOK, figures_of, within
 from kdexport.search.outcome import PICKED, outcome
+from kdexport.search.pick import Finals, Finished
 from kdexport.search.results import SearchResult
 from kdexport.search.space import recipe_of
 from kdexport.search.study import Entry
 
-RESULT, PAGE = "search.json", "search.html"
+RESULT, PAGE, FINALS = "search.json", "search.html", "finals.json"
 Scores = Mapping[str, tuple[Evaluation, Evaluation]]  # by a file's name: on validation and on test
 
 
@@ -39,18 +42,32 @@ def conclude(context: SearchContext, finalists: Sequence[int]) -> SearchResult:
     entries = [entry for entry in context.entries(finalists) if entry.trained]
     if not entries:
         raise _all_failed(context.entries())
-    known = context.study.kept("final_bench")
-    if known is not None and all(entry.final for entry in entries):
-        benched = results.from_json(BenchResult, known)
-    else:
-        benched = _measure_finalists(context, entries)
-        entries = context.entries(finalists)
-    result = outcome(context, [entry for entry in entries if entry.final], benched)
+    finals = _known_finals(context, entries) or _measure_finalists(context, entries)
+    for entry in entries:
+        _end(context, entry, finals)
+    result = outcome(context, finals)
     write(result, context.root)
     if result.pick is not None:
         picked = next(entry for entry in entries if entry.number == result.pick.trial)
         _make_picked(context, picked, result.pick.precision)
     return result
+
+
+def _known_finals(context: SearchContext, entries: Sequence[Entry]) -> Finals | None:
+    """Return what was measured of the same finalists before."""
+    try:
+        known = results.from_json(Finals, artifacts.read_json(context.root / FINALS))
+    except ValidationError:  # none, or written by another version
+        return None
+    return known if set(known.finalists) == {entry.number for entry in entries} else None
+
+
+def _end(context: SearchContext, entry: Entry, finals: Finals) -> None:
+    """Tell the study how a finalist has ended."""
+    if any(one.number == entry.number for one in finals.files):
+        context.study.finished(entry.number, float((entry.trained or {})["score"]))
+    else:
+        context.study.failed(entry.number, "its trained files could not be exported or measured")
 
 
 def nothing_fits(context: SearchContext) -> SearchResult:
@@ -61,7 +78,7 @@ def nothing_fits(context: SearchContext) -> SearchResult:
     """
     if not any(entry.measured for entry in context.entries()):
         raise _all_failed(context.entries())
-    result = outcome(context, [], None)
+    result = outcome(context, None)
     write(result, context.root)
     return result
 
@@ -101,54 +118,43 @@ def _all_failed(entries: Sequence[Entry]) -> KDExportError:
     )
 
 
-def _measure_finalists(context: SearchContext, entries: Sequence[Entry]) -> BenchResult:
+def _measure_finalists(context: SearchContext, entries: Sequence[Entry]) -> Finals:
     started = time.monotonic()
-    files: dict[str, tuple[Entry, str, ModelFile]] = {}
-    for entry in entries:
-        for precision, file in _exported(context, entry).items():
-            files[file.name] = (entry, precision, file)
+    files = [(entry, *item) for entry in entries for item in _exported(context, entry).items()]
     if not files:
         raise KDExportError(
             "none of the finalists could be exported", hint="see the warnings above; `kdexport export` says more"
         )
-    every = [file for _, _, file in files.values()]
-    benched = context.candidates.measure(every, context.recipe, context.dataset, SECOND_LOOK)
-    scores = _scores(context, [context.teacher_file, *every])
-    for name, (entry, precision, file) in files.items():
-        found = figures_of(benched, file)
-        if found is None or name not in scores:
-            continue
-        val, test = scores[name]
-        document = {
-            "file": results.to_json(file),
-            "figures": results.to_json(found),
-            "val": results.to_json(val),
-            "test": results.to_json(test),
-        }
-        now = context.entries([entry.number])[0]
-        context.study.note(entry.number, final={**(now.final or {}), precision: document})
-    models = [_with_score(file, scores) for file in (context.teacher_file, *every)]
-    names = {context.teacher_file.name: context.teacher_file, **{file.name: file for file in every}}
-    relative = tuple(
-        dataclasses.replace(model, file=relative_to(Path(names[model.name].file), context.root)) for model in models
-    )
+    every = [context.teacher_file, *(file for _, _, file in files)]
+    benched = context.candidates.measure(every[1:], context.recipe, context.dataset, SECOND_LOOK)
+    scores = _scores(context, every)
+    if context.teacher_file.name not in scores:
+        raise KDExportError("the teacher's file cannot be scored", hint="see the warning above")
+    finished = [
+        Finished(entry.number, precision, file, costs, *scores[file.name])
+        for entry, precision, file in files
+        if (costs := figures_of(benched, file)) is not None and file.name in scores
+    ]
+    models = [
+        dataclasses.replace(_with_score(file, scores), file=relative_to(Path(file.file), context.root))
+        for file in every
+    ]
     benched = dataclasses.replace(
         benched,
         name=context.recipe.name,
-        models=relative,
+        models=tuple(models),
         tested_on=context.dataset.splits_made_by.get("test", ""),
         data_warnings=context.dataset.warnings,
     )
-    context.study.keep("teacher_scores", [results.to_json(one) for one in scores[context.teacher_file.name]])
-    context.study.keep("final_seconds", time.monotonic() - started)
-    context.study.keep("final_bench", results.to_json(benched))
-    for entry in context.entries([entry.number for entry in entries]):
-        score = (entry.trained or {}).get("score")
-        if entry.final:
-            context.study.finished(entry.number, float(score))  # type: ignore[arg-type]
-        else:
-            context.study.failed(entry.number, "its trained files could not be exported or measured")
-    return benched
+    finals = Finals(
+        tuple(entry.number for entry in entries),
+        benched,
+        scores[context.teacher_file.name],
+        tuple(finished),
+        time.monotonic() - started,
+    )
+    artifacts.write_json(context.root / FINALS, results.to_json(finals))
+    return finals
 
 
 def _exported(context: SearchContext, entry: Entry) -> dict[str, ModelFile]:

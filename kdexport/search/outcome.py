@@ -6,11 +6,11 @@ from typing import Any
 
 from kdexport import results, statistics
 from kdexport.recipe import Budget
-from kdexport.results import BenchResult, Evaluation, Interval
+from kdexport.results import Evaluation, Interval
 from kdexport.search.candidates import budget_of, fitted, measured_of
 from kdexport.search.context import SearchContext, relative_to
 from kdexport.search.measure import misses, nearest_miss
-from kdexport.search.pick import Finished, choose, finished_files, score_miss
+from kdexport.search.pick import Finals, Finished, choose, score_miss
 from kdexport.search.results import (
     Nearest,
     Outcome,
@@ -28,22 +28,14 @@ from kdexport.search.study import Entry
 PICKED = "picked"  # the run directory, in the search's
 
 
-def outcome(context: SearchContext, finalists: Sequence[Entry], benched: BenchResult | None) -> SearchResult:
-    """Return what is known of a search.
-
-    Args:
-        context: The search.
-        finalists: Those that were measured and scored; none where nothing is within the budget.
-        benched: Their measurement.
-    """
+def outcome(context: SearchContext, finals: Finals | None) -> SearchResult:
+    """Return what is known of a search; ``finals`` is None where nothing is within the budget."""
     recipe, task, entries = context.recipe, context.dataset.task, context.entries()
     budget = context.search.budget
-    files = finished_files(finalists)
-    teacher = [results.from_json(Evaluation, one) for one in context.study.kept("teacher_scores") or ()]
-    chosen, why = choose(files, budget, teacher[0]) if files else (None, "")
+    chosen, why = choose(finals.files, budget, finals.teacher[0]) if finals else (None, "")
     pick = None
     if chosen is not None:
-        pick = SearchPick(chosen.entry.number, chosen.file.name, chosen.precision, why, PICKED)
+        pick = SearchPick(chosen.number, chosen.file.name, chosen.precision, why, PICKED)
     model = fitted(context, entries) if context.spaces.size > context.search.trials else None
     return SearchResult(
         name=recipe.name,
@@ -52,40 +44,39 @@ def outcome(context: SearchContext, finalists: Sequence[Entry], benched: BenchRe
         metric=task.metric,
         higher_is_better=task.higher_is_better,
         candidates=int(context.spaces.size) if context.spaces.size < float("inf") else None,
-        trials=tuple(_trial(context, entry, pick, teacher) for entry in entries),
+        trials=tuple(_trial(context, entry, pick, finals) for entry in entries),
         pick=pick,
-        nearest=None if pick else _nearest(entries, files, budget, teacher),
+        nearest=None if pick else _nearest(entries, finals, budget),
         latency_model=None if model is None else PredictedLatency(model.name, model.error, model.samples),
-        seconds=_seconds(context, entries),
-        teacher_latency_ms=_teacher_latency(benched, entries),
-        teacher_val_score=teacher[0].score if teacher else None,
-        teacher_test_score=teacher[1].score if teacher else None,
-        final=None if benched is None else results.to_json(benched),
+        seconds=_seconds(context, entries, finals),
+        teacher_latency_ms=_teacher_latency(entries, finals),
+        teacher_val_score=finals.teacher[0].score if finals else None,
+        teacher_test_score=finals.teacher[1].score if finals else None,
+        final=results.to_json(finals.bench) if finals else None,
         recipe=recipe.to_dict(relative_to=context.root),
     )
 
 
-def _teacher_latency(benched: BenchResult | None, entries: Sequence[Entry]) -> float | None:
-    if benched is not None:
-        return next((one.latency_ms.p50 for one in benched.measurements if one.model == "teacher"), None)
+def _teacher_latency(entries: Sequence[Entry], finals: Finals | None) -> float | None:
+    if finals is not None:
+        return next((one.latency_ms.p50 for one in finals.bench.measurements if one.model == "teacher"), None)
     found = [cost for entry in entries for cost in (entry.measured or {}).get("files", {}).values()]
     return found[0]["latency_ms"] * found[0]["speedup"] if found else None
 
 
-def _nearest(
-    entries: Sequence[Entry], files: Sequence[Finished], budget: Budget, teacher: Sequence[Evaluation]
-) -> Nearest | None:
+def _nearest(entries: Sequence[Entry], finals: Finals | None, budget: Budget) -> Nearest | None:
     """Return what misses the budget by the least."""
-    if files:
+    if finals is not None and finals.files:
+        teacher, labels = finals.teacher[0], {entry.number: entry.label for entry in entries}
 
         def missed(one: Finished) -> tuple[float, str]:
             costs = [(miss.by, miss.words) for miss in misses(one.figures, budget)]
-            by, words = score_miss(one.val, teacher[0], budget)
-            scale = max(abs(teacher[0].score.value), 1e-9)
+            by, words = score_miss(one.val, teacher, budget)
+            scale = max(abs(teacher.score.value), 1e-9)
             return max([*costs, (by / scale, words)], key=lambda item: item[0])
 
-        one = min(files, key=lambda file: missed(file)[0])
-        return Nearest(one.entry.number, one.file.name, *missed(one))
+        one = min(finals.files, key=lambda file: missed(file)[0])
+        return Nearest(one.number, labels[one.number], *missed(one))
     missing = [(nearest_miss(measured_of(entry), budget), entry) for entry in entries if entry.measured]
     if not missing:
         return None
@@ -93,7 +84,7 @@ def _nearest(
     return Nearest(entry.number, entry.label, by, words)
 
 
-def _trial(context: SearchContext, entry: Entry, pick: SearchPick | None, teacher: Sequence[Evaluation]) -> Trial:
+def _trial(context: SearchContext, entry: Entry, pick: SearchPick | None, finals: Finals | None) -> Trial:
     candidate, measured = entry.candidate, measured_of(entry) if entry.measured else None
     spent, rungs = 0.0, []
     for epochs, found in sorted(entry.rungs.items()):
@@ -113,7 +104,7 @@ def _trial(context: SearchContext, entry: Entry, pick: SearchPick | None, teache
         method=candidate.method,
         parameters=measured.parameters if measured else None,
         macs=measured.macs if measured else None,
-        files=tuple(_files(context, entry, teacher)),
+        files=tuple(_files(context, entry, finals)),
         rungs=tuple(rungs),
         directory=relative_to(context.trial_run(entry).root, context.root) if entry.rungs or entry.trained else None,
     )
@@ -138,17 +129,18 @@ def _outcome(entry: Entry, pick: SearchPick | None) -> Outcome:
     return "open"
 
 
-def _files(context: SearchContext, entry: Entry, teacher: Sequence[Evaluation]) -> list[TrialFile]:
+def _files(context: SearchContext, entry: Entry, finals: Finals | None) -> list[TrialFile]:
     budget = context.search.budget
-    trained = {one.precision: one for one in finished_files([entry])}
+    own = [one for one in finals.files if one.number == entry.number] if finals else []
+    trained = {one.precision: one for one in own}
     found = []
     untrained = measured_of(entry).files if entry.measured else {}
     for precision, cost in untrained.items():
         one = trained.get(precision)
         figures_now = one.figures if one else cost
         drop, ci = None, None
-        if one is not None and teacher:
-            drop, ci = _drop(teacher[1], one.test)
+        if one is not None and finals is not None:
+            drop, ci = _drop(finals.teacher[1], one.test)
         found.append(
             TrialFile(
                 precision=precision,
@@ -181,7 +173,7 @@ def _drop(teacher: Evaluation, one: Evaluation) -> tuple[float, Interval | None]
     return (-delta, (-high, -low)) if better else (delta, (low, high))
 
 
-def _seconds(context: SearchContext, entries: Sequence[Entry]) -> Seconds:
+def _seconds(context: SearchContext, entries: Sequence[Entry], finals: Finals | None) -> Seconds:
     measuring = sum(float((entry.measured or {}).get("seconds", 0.0)) for entry in entries if not entry.begins_late)
     training = sum(float(found["seconds"]) for entry in entries for found in entry.rungs.values())
     training += sum(float((entry.trained or {}).get("seconds", 0.0)) for entry in entries)
@@ -189,5 +181,5 @@ def _seconds(context: SearchContext, entries: Sequence[Entry]) -> Seconds:
         teacher=float(context.study.kept("teacher_seconds") or 0.0),
         measuring=measuring,
         training=training,
-        final=float(context.study.kept("final_seconds") or 0.0),
+        final=finals.seconds if finals else 0.0,
     )

@@ -7,11 +7,10 @@ The test split decides nothing, so its score of the pick is an honest one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdexport import figures, results, statistics
+from kdexport import figures, statistics
 from kdexport.recipe import Budget
-from kdexport.results import Evaluation, ModelFile
+from kdexport.results import BenchResult, Evaluation, ModelFile
 from kdexport.search.measure import Figures, misses
-from kdexport.search.study import Entry
 from kdexport.statistics import Z95
 
 
@@ -19,7 +18,7 @@ from kdexport.statistics import Z95
 class Finished:
     """One file of a finalist, measured and scored."""
 
-    entry: Entry
+    number: int  # of its trial
     precision: str
     file: ModelFile
     figures: Figures
@@ -27,20 +26,15 @@ class Finished:
     test: Evaluation
 
 
-def finished_files(entries: Sequence[Entry]) -> list[Finished]:
-    """Return the measured and scored files of finalists."""
-    return [
-        Finished(
-            entry,
-            precision,
-            results.from_json(ModelFile, found["file"]),
-            results.from_json(Figures, found["figures"]),
-            results.from_json(Evaluation, found["val"]),
-            results.from_json(Evaluation, found["test"]),
-        )
-        for entry in entries
-        for precision, found in (entry.final or {}).items()
-    ]
+@dataclass(frozen=True)
+class Finals:
+    """All finalists' files, measured together with the teacher: finals.json, for a database takes no such documents."""
+
+    finalists: tuple[int, ...]  # trials
+    bench: BenchResult
+    teacher: tuple[Evaluation, Evaluation]  # on validation and on test
+    files: tuple[Finished, ...]
+    seconds: float  # of exporting, measuring and scoring
 
 
 def choose(files: Sequence[Finished], budget: Budget, teacher: Evaluation) -> tuple[Finished | None, str]:

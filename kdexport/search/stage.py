@@ -6,6 +6,7 @@ All that is known stands in the study and in files; each step takes what is ther
 search goes on, and several processes on one directory share the trainings.
 """
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from kdexport.search.halving import Rung
 from kdexport.search.results import SearchResult
 from kdexport.search.space import Candidate, Spaces, variations
 from kdexport.search.study import Entry, Study, alone, check_optuna, storage_faults, worker
-from kdexport.search.train import bring_teacher, evaluation_at, train_in_full, train_to
+from kdexport.search.train import bring_teacher, drop_checkpoints, evaluation_at, train_in_full, train_to
 
 WAIT_S = 0.3  # between two looks at what other processes do
 
@@ -47,6 +48,11 @@ def search(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT)
     """
     search_of(recipe)
     check_optuna()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise KDExportError(
+            "a search does not run under torchrun: its processes share candidates, and not one training",
+            hint="start `kdexport search RECIPE --out DIR` several times instead, with the same DIR",
+        )
     directory = RunDirectory(out or default_directory(recipe))
     directory.prepare()
     progress.message(f"{recipe.name} -> {directory.root}/")
@@ -191,6 +197,8 @@ def _decide(context: SearchContext, entrants: list[int], rung: Rung) -> None:
             study.keep(name, settled)
         for number, why in settled.items():
             study.out(int(number), why)
+        for entry in context.entries([int(number) for number in settled]):
+            drop_checkpoints(context.trial_run(entry))
 
 
 def _finalists(context: SearchContext, entrants: list[int], rungs: list[Rung]) -> list[int]:

@@ -7,7 +7,7 @@ share the work. Who works on a trial holds a lock file of it in the search's dir
     out                      over the budget, or dropped at a rung, and why: PRUNED
     failed                   cannot be built, exported or measured, and why: FAIL
     rungs                    epochs -> score on validation and seconds
-    final                    trained in full, scored and measured: COMPLETE, its value the score on validation
+    trained                  in full: once it is measured and scored COMPLETE, its value the score on validation
 """
 
 import contextlib
@@ -45,7 +45,6 @@ class Entry:
     reason: str  # why it is out or failed
     rungs: dict[int, dict[str, Any]]  # epochs -> {"score", "seconds"}
     trained: dict[str, Any] | None  # in full: {"seconds", "epochs", "score"}
-    final: dict[str, Any] | None
     begins_late: bool = False  # another method of a finalist: trains in full at once
 
     @property
@@ -272,7 +271,6 @@ def _entry(trial: "optuna.trial.FrozenTrial") -> Entry:
         reason=str(attributes.get("reason", "")),
         rungs={int(step): found for step, found in attributes.get("rungs", {}).items()},
         trained=attributes.get("trained"),
-        final=attributes.get("final"),
         begins_late=bool(attributes.get("begins_late")),
     )
 

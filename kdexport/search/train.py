@@ -104,6 +104,12 @@ def evaluation_at(directory: RunDirectory, epochs: int, dataset: Dataset) -> Eva
     return dataset.task.evaluate(outputs, _labels(dataset), dataset.class_names, "val")
 
 
+def drop_checkpoints(directory: RunDirectory) -> None:
+    """Remove what a dropped candidate would go on from: hundreds of megabytes would be left."""
+    for path in directory.checkpoints.glob("*/step-*.pt"):
+        path.unlink(missing_ok=True)
+
+
 def outputs_file(directory: RunDirectory, epochs: int) -> Path:
     """Where a candidate's outputs at a rung are kept."""
     return directory.root / "rungs" / f"epoch-{epochs:05d}.npz"

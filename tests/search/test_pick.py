@@ -12,8 +12,8 @@ from kdexport.results import Evaluation, ModelFile, Score
 from kdexport.search.final import requirements
 from kdexport.search.measure import Figures, Measured, misses, nearest_miss, within
 from kdexport.search.pick import Finished, choose
-from kdexport.search.space import Candidate, Spaces
-from kdexport.search.study import Entry, Study
+from kdexport.search.space import Spaces
+from kdexport.search.study import Study
 
 
 def figures(latency: float, *, spread: float = 0.02, size: int = 1000, memory: float = 50.0) -> Figures:
@@ -27,9 +27,8 @@ def accuracy(right: int, of: int = 400, lower: bool = False) -> Evaluation:
 
 
 def finished(name: str, latency: float, right: int) -> Finished:
-    entry = Entry(0, Candidate(0, {"model": name}), "done", None, "", {}, None, None)
     val = accuracy(right)
-    return Finished(entry, "fp32", ModelFile(name, "", "", "fp32", 1000, 1, 1), figures(latency), val, val)
+    return Finished(0, "fp32", ModelFile(name, "", "", "fp32", 1000, 1, 1), figures(latency), val, val)
 
 
 TEACHER = accuracy(390)

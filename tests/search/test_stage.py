@@ -56,6 +56,7 @@ def test_each_candidate_ends_as_it_should(found) -> None:
     assert sorted(len(trial.rungs) for trial in trials.values()) == [0, 0, 0, 1, 2, 3]
     assert [rung.epochs for rung in max(trials.values(), key=lambda trial: len(trial.rungs)).rungs] == [1, 2, 4]
     assert {trial.outcome for trial in trials.values()} == {"picked", "dropped", "over budget", "failed"}
+    assert list(found[1].glob("trials/*/checkpoints/*/*.pt")) == []  # nothing is left to go on from
 
 
 def test_the_pick_is_the_recipe_run_alone(found, tmp_path) -> None:
@@ -209,6 +210,13 @@ def test_a_storage_of_another_recipe_or_none_is_told(found, recipe_with, tmp_pat
     assert study_key(recipe) == study_key(recipe_with(*SPACES))
 
 
+def test_torchrun_is_told_how_a_search_is_shared(recipe_with, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(KDExportError, match="does not run under torchrun") as caught:
+        search(recipe_with({"args": {"width": 4}}), tmp_path)
+    assert "several times" in caught.value.hint
+
+
 def test_without_optuna_the_extra_is_named(recipe_with, monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(KDExportError, match="needs optuna") as caught:
@@ -237,9 +245,8 @@ def test_a_study_that_is_lost_in_the_middle_is_told_and_its_work_is_kept(
         assert "the same command again" in caught.value.hint
     (copy / "study.db").unlink()
     monkeypatch.setattr("kdexport.search.measure.bench", lambda *_, **__: 1 / 0)  # all was measured before
-    monkeypatch.setattr("kdexport.search.final._measure_finalists", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        search(recipe, copy)
+    again = search(recipe, copy)
+    assert again.pick == found[2].pick
     lines = [line for path in (copy / "trials").glob("*/metrics.jsonl") for line in path.read_text().splitlines()]
     epochs = [(line["phase"], line["epoch"]) for line in map(json.loads, lines) if "loss" in line]
     assert len([one for one in epochs if one[0] == "student"]) == 1 + 2 + 4  # one out at each rung: none trained again
