@@ -738,7 +738,8 @@ class Bench(Section):
         ("cpu",),
         min_length=1,
         description=(
-            "Devices to measure on: cpu, cuda, cuda:1, tensorrt, openvino, ...; one that is not there is an error."
+            "Devices to measure on: cpu, cuda, cuda:1, tensorrt, openvino, web:wasm, web:wasm-threads, web:webgpu, "
+            "...; one that is not there is an error."
         ),
     )
     batch_sizes: tuple[Count, ...] = Field(
@@ -780,6 +781,15 @@ class Bench(Section):
     )
     provider_options: dict[str, str] = Field(
         {}, description="Options of the execution provider, for every device but the CPU."
+    )
+    browser: str | None = Field(
+        None, description="Browser of web devices: its path. Left out: Chromium, Chrome or Edge on PATH."
+    )
+    web_runtime: str | None = Field(
+        None,
+        description=(
+            "Folder of an unpacked onnxruntime-web, for web devices. By default npm fetches it once, for the cache."
+        ),
     )
     dims: dict[str, Count] = Field(
         {}, description="Sizes of dynamic axes beside the batch, by name, e.g. { length = 64 }; texts need none."

@@ -291,6 +291,21 @@ class Memory:
     peak_rss: float | None  # VmHWM
     model: float | None  # VmRSS after load minus that of an empty session
     device_peak: float | None  # NVML's figure for the process
+    wasm_heap: float | None = None  # of a browser's page: what WASM has taken, which never gives back
+    page: float | None = None  # of a browser's page, all of it, where the browser tells
+
+
+@dataclass(frozen=True)
+class Browser:
+    """What a page was measured in, and how finely its clock told the time."""
+
+    name: str | None
+    version: str | None
+    clock_ms: float  # its smallest step: browsers coarsen it
+    calls_per_sample: int  # the latency's samples are means of so many calls in a row
+    isolated: bool  # cross-origin isolated: a finer clock, and threads
+    adapter: str | None  # behind WebGPU, as the browser names it
+    software: bool | None  # no GPU stands behind that adapter; None without WebGPU, or where the browser hides it
 
 
 @dataclass(frozen=True)
@@ -315,6 +330,7 @@ class Measurement:
     compute_share: dict[str, float] | None = None  # provider -> share of the time; only where several take part
     throughput_by_streams: dict[str, float] | None = None  # concurrent callers of one session -> samples per second
     transfer_ms: dict[str, float] | None = None  # "host_to_device", "device_to_host": medians, not in latency_ms
+    browser: Browser | None = None  # of a web device
     disturbed: str | None = None  # why no speed-up is decided by this: what other work did meanwhile, in words
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from kdexport.bench.plan import Device
+from kdexport.bench.web.devices import web_device
 from kdexport.errors import DeviceError, did_you_mean
 
 
@@ -111,12 +112,14 @@ def find(names: Sequence[str], available: Sequence[str], options: Mapping[str, s
 
 def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> Device:
     kind, colon, index = name.partition(":")
+    if kind == "web":
+        return web_device(name)
     provider = of_device(kind)
     if provider is None and name in available:  # a plugin provider by its own name
         return Device(name, name, options, installed_libraries())
     if provider is None:
         listed = {known.name for known in ALL}
-        known = [*(known.device for known in ALL), *(other for other in available if other not in listed)]
+        known = [*(known.device for known in ALL), "web", *(other for other in available if other not in listed)]
         near = "did you mean 'cuda'? (others: tensorrt, webgpu, coreml)" if kind == "gpu" else did_you_mean(kind, known)
         raise DeviceError(
             f"there is no device called '{name}'", hint=(near or "there are: " + ", ".join(known)).strip()

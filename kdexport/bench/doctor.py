@@ -7,6 +7,7 @@ process, and where that node lay is read off the runtime.
 import importlib.util
 import platform
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -72,6 +73,7 @@ def diagnose() -> Diagnosis:
             )
     if machine is not None:
         checks += [*_machine(machine), *_cuda(), *_plugins(), *(_provider(name) for name in available())]
+    checks += _web()
     return Diagnosis(machine, tuple(checks))
 
 
@@ -192,6 +194,33 @@ def _plugins() -> Iterable[Check]:
             yield Check(plugin.name, "fault", message, f"pip install -U {plugin.name} {_runtime()}")
         else:
             yield Check(plugin.name, "ok", f"{plugin.version}, its library loads")
+
+
+def _web() -> Iterable[Check]:
+    """Say whether a browser can be measured in: the browser, what drives it, the runtime that it needs."""
+    from kdexport.bench.web import browser, runtime
+
+    name = "device web"
+    try:
+        found = browser.find()
+    except KDExportError as error:
+        yield Check(name, "note", error.message, error.hint)
+        return
+    version = f"{found.name} {found.version or ''}".strip()
+    try:
+        browser.check_playwright()
+    except KDExportError as error:
+        yield Check(name, "note", f"{version}; {error.message}", error.hint)
+        return
+    held = runtime.cached()
+    if held is not None:
+        yield Check(name, "ok", f"{version}; {runtime.PACKAGE} {held.version} is in the cache")
+        return
+    if shutil.which("npm") is not None:
+        yield Check(name, "ok", f"{version}; {runtime.PACKAGE} {runtime.VERSION} will be fetched by npm at first use")
+    else:
+        message = f"{version}; {runtime.PACKAGE} {runtime.VERSION} is not in the cache, and npm is not on PATH"
+        yield Check(name, "note", message, "install npm, or give --web-runtime DIR")
 
 
 def torch_cuda() -> str | None:

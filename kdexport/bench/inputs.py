@@ -3,9 +3,11 @@
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from kdexport.bench import host
 from kdexport.errors import KDExportError, did_you_mean
 
 DTYPES = {
@@ -231,6 +233,24 @@ def check_fits(shapes: Mapping[str, Sequence[int]], kinds: Mapping[str, str], av
         needed += count * np.dtype(DTYPES.get(kind, np.float32)).itemsize
     if available_mib is not None and needed / 2**20 > available_mib:
         raise MemoryError(f"the inputs alone need {needed / 2**30:.1f} GiB, {available_mib / 1024:.1f} GiB are free")
+
+
+def feeds(task: Mapping[str, Any], kinds: Mapping[str, str], shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
+    """Return what is fed to a model: the user's own arrays, or made-up ones.
+
+    Args:
+        task: As ``worker_group.worker_task`` writes it.
+        kinds: Name -> type of each input, as ONNX Runtime names it.
+        shapes: Name -> shape of each input as the graph has it.
+
+    Raises:
+        KDExportError: As ``from_file`` and ``values``.
+        MemoryError: They are larger than the memory that is left.
+    """
+    if task["file"]:
+        return from_file(task["file"], kinds, shapes, task["batch_size"], task.get("batch_axis"))
+    check_fits(task["shapes"], kinds, host.available_mib())
+    return {name: values(task["shapes"][name], kind, task["below"].get(name)) for name, kind in kinds.items()}
 
 
 def values(shape: Sequence[int], kind: str, below: int | None) -> np.ndarray:

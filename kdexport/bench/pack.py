@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
 MODULES = (
     "__init__", "api", "errors", "figures", "machine", "progress", "results", "scoring", "statistics", "terminal",
-    "onnx/__init__", "onnx/activation", "onnx/sessions",
+    "onnx/__init__", "onnx/activation", "onnx/sessions", "bench/web/__init__", "bench/web/devices",
 )  # fmt: skip
 NOT_THERE = ("doctor", "pack", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
@@ -75,6 +75,10 @@ def pack(request: BenchRequest, out: Path, *, progress: Progress) -> Pack:
     Raises:
         KDExportError: A model is not what it should be, or ``out`` cannot be written.
     """
+    if any(name.partition(":")[0] == "web" for name in request.settings.devices):
+        raise KDExportError(
+            "a packed benchmark drives no browser", hint="measure it where kdexport is: kdexport bench --device web"
+        )
     models, folder, dataset, inputs_file = request.models, request.folder, request.dataset, request.inputs_file
     plan = plan_for(models, request.settings, folder=folder, dims=request.dims, inputs_file=inputs_file)
     samples, feeds = _samples(models, folder, dataset, progress)

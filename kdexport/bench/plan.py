@@ -5,6 +5,17 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class WebSettings:
+    """The browser and the runtime of web devices: as the user names them, then as ``web.devices.resolve`` has them."""
+
+    browser: str | None = None  # path
+    runtime: str | None = None  # folder
+    browser_name: str | None = None
+    browser_version: str | None = None
+    runtime_version: str | None = None  # None: not looked for yet
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to measure. The recipe's [bench] and the command line both end up here."""
 
@@ -18,6 +29,7 @@ class Settings:
     streams: tuple[int, ...] = (1,)  # concurrent callers of one session, for throughput
     power_command: str | None = None  # prints watts
     dims: Mapping[str, int] = field(default_factory=dict)  # dynamic axis -> size
+    web: WebSettings = WebSettings()
     batch_axis: str | None = None  # which axis holds the samples; None: as bench.inputs.batch_axes finds it
 
 

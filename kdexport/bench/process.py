@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,15 +34,19 @@ class Child:
     Args:
         label: What it measures, for messages.
         timeout_s: Longest wait for one answer.
+        module: What runs in it.
+        arguments: What it is given beside this process's id.
     """
 
-    def __init__(self, label: str, timeout_s: float) -> None:
+    def __init__(
+        self, label: str, timeout_s: float, module: str = "kdexport.bench.worker", arguments: Sequence[str] = ()
+    ) -> None:
         self.label = label
         self._timeout_s = timeout_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._process = subprocess.Popen(
             # -P: a numpy.py in the working directory is not the numpy that is meant.
-            [sys.executable, "-P", "-m", "kdexport.bench.worker", str(os.getpid())],
+            [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -6,6 +6,7 @@ order turns round with each turn, which cancels a steady drift. While one runs, 
 Rounds are repeated until the intervals are narrow enough: one process is never believed alone.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,13 +19,14 @@ from kdexport import figures, statistics
 from kdexport.bench import devices, energy, host
 from kdexport.bench.host import Surroundings, Watch
 from kdexport.bench.plan import Condition, Plan, Settings, Target
-from kdexport.bench.process import Child, ChildError
+from kdexport.bench.process import ChildError
 from kdexport.bench.session import check_placement, shares
 from kdexport.bench.warnings import in_words, measurement_warnings
-from kdexport.bench.worker_group import WorkerGroup, worker_task
-from kdexport.errors import KDExportError
+from kdexport.bench.web.devices import is_web, threads_on
+from kdexport.bench.worker_group import WorkerGroup, child_for, worker_task
+from kdexport.errors import DeviceError, KDExportError
 from kdexport.progress import Progress, Task
-from kdexport.results import Failure, Measurement, Memory
+from kdexport.results import Browser, Failure, Latency, Measurement, Memory
 from kdexport.statistics import LEAST_ROUNDS
 
 SPEEDUP_PRECISION = 1.5  # times `precision`: two medians are in a ratio, at worst 1.41 times as uncertain as one
@@ -49,16 +51,18 @@ class Series:
     memory: Memory = field(default_factory=lambda: Memory(None, None, None))
     precision: float | None = None
     left_out: host.LeftOut = field(default_factory=host.LeftOut)
+    calls_per_sample: int = 1  # in a browser, whose clock is too coarse for one
+    browser: dict[str, Any] | None = None
     failed: bool = False
 
     @property
     def seconds(self) -> float:
         """Time measured so far, of the calls that count."""
-        return float(sum(int(samples.sum()) for samples in self.rounds)) / 1e9
+        return float(sum(int(samples.sum()) for samples in self.rounds)) / 1e9 * self.calls_per_sample
 
     @property
     def runs(self) -> int:
-        """Calls measured so far, of those that count."""
+        """Samples taken so far, of those that count."""
         return sum(samples.size for samples in self.rounds)
 
 
@@ -84,7 +88,13 @@ def run_plan(plan: Plan, machine: str, progress: Progress) -> Outcome:
         KDExportError: An input is not what a model needs, or the power command does not work.
     """
     found = devices.find(plan.devices, devices.available(), plan.provider_options)
-    conditions = [Condition(device, threads, plan.batch_sizes) for device in found for threads in plan.threads]
+    if any(map(is_web, found)) and plan.settings.web.runtime_version is None:
+        raise DeviceError(
+            "a packed benchmark drives no browser", hint="measure it where kdexport is: kdexport bench --device web"
+        )
+    conditions = [
+        Condition(device, threads, plan.batch_sizes) for device in found for threads in threads_on(device, plan.threads)
+    ]
     return Runner(plan.targets, plan.settings, machine, progress).run(conditions)
 
 
@@ -154,8 +164,8 @@ class Runner:
         while active := [one for one in series if spent.get(one.target.name, budget_ns) < budget_ns]:
             for one in active if turn % 2 == 0 else reversed(active):
                 name = one.target.name
-                if self._attempt(one, group, lambda one, group, name=name: parts[name].append(group.turn(one.target))):
-                    spent[name] += int(np.abs(parts[name][-1]).sum())
+                if self._attempt(one, group, lambda one, group, name=name: parts[name].append(self._turn(one, group))):
+                    spent[name] += int(np.abs(parts[name][-1]).sum()) * one.calls_per_sample
                 else:
                     spent[name] = budget_ns
             turn += 1
@@ -184,13 +194,20 @@ class Runner:
     def _prepare(self, one: Series, group: WorkerGroup) -> None:
         task = worker_task(one.target, one.batch_size, group.condition, self._settings)
         child, loaded = group.child(one.target, task)
-        one.placement = loaded["placement"]
+        one.placement = loaded["placement"] or one.placement
         one.load_ms.append(loaded["load_ms"])
         reply, _ = child.ask(do="prepare", **task)
         one.first_run_ms.append(reply["first_run_ms"])
         one.settled.append(reply["stable"])
         one.not_a_number = tuple(reply["nan"])
         one.bound_in = reply["memory"]
+        one.calls_per_sample = max(one.calls_per_sample, reply.get("calls_per_sample", 1))
+        one.browser = reply.get("browser", one.browser)
+
+    def _turn(self, one: Series, group: WorkerGroup) -> np.ndarray:
+        samples, calls = group.turn(one.target)
+        one.calls_per_sample = max(one.calls_per_sample, calls)
+        return samples
 
     def _attempt(self, one: Series, group: WorkerGroup, work: Any) -> bool:
         """Do one step with a model's child; where it fails the model is out, and the others go on."""
@@ -204,7 +221,7 @@ class Runner:
     def _memory(self, one: Series, condition: Condition) -> Memory:
         """Read the memory in another, short-lived process; what fails here is not tried again."""
         task = worker_task(one.target, one.batch_size, condition, self._settings)
-        with Child(one.target.name, self._settings.timeout_s) as child:
+        with child_for(one.target.name, condition.device, self._settings) as child:
             try:
                 reply, _ = child.ask(do="memory", runs=MEMORY_RUNS, **task)
             except ChildError as error:
@@ -213,7 +230,9 @@ class Runner:
             except KDExportError as error:
                 raise KDExportError(f"{one.target.name}: {error.message}", hint=error.hint) from None
         check_placement(one.target.name, condition.device, reply, self._settings.allow_fallback)
-        return Memory(reply["peak_rss"], reply["model"], reply["device_peak"])
+        one.placement = reply["placement"]
+        figures_read = (reply["peak_rss"], reply["model"], reply["device_peak"])
+        return Memory(*figures_read, wasm_heap=reply.get("wasm_heap"), page=reply.get("page"))
 
     def _fail(self, one: Series, condition: Condition, error: Exception) -> None:
         one.failed = True
@@ -248,11 +267,14 @@ class Runner:
 
     def _record(self, one: Series, condition: Condition) -> None:
         latency = statistics.latency(one.rounds, one.turns, left_out=one.left_out.calls)
+        if one.calls_per_sample > 1:  # quantiles of means are none of calls
+            latency = without_tails(latency)
         disturbed = host.disturbance(one.left_out, one.surroundings, condition)
         task = worker_task(one.target, one.batch_size, condition, self._settings)
-        extra = energy.measure(
-            one.target.name, task, condition, self._settings, self._meter(condition), len(one.placement), self._progress
-        )
+        extra = energy.Extras()
+        if not is_web(condition.device):
+            meter, count = self._meter(condition), len(one.placement)
+            extra = energy.measure(one.target.name, task, condition, self._settings, meter, count, self._progress)
         self._measurements.append(
             Measurement(
                 model=one.target.name,
@@ -263,7 +285,7 @@ class Runner:
                 batch_size=one.batch_size,
                 threads=condition.threads,
                 latency_ms=latency,
-                throughput_per_s=one.batch_size * one.runs / one.seconds,
+                throughput_per_s=one.batch_size * one.runs * one.calls_per_sample / one.seconds,
                 load_ms=float(np.median(one.load_ms)),
                 first_run_ms=float(np.median(one.first_run_ms)),
                 memory_mib=one.memory,
@@ -278,6 +300,9 @@ class Runner:
                 throughput_by_streams=extra.throughput_by_streams,
                 transfer_ms=extra.transfer_ms,
                 disturbed=disturbed,
+                browser=None
+                if one.browser is None
+                else Browser(**{**one.browser, "calls_per_sample": one.calls_per_sample}),
             )
         )
         self._samples[f"{one.target.name}|{condition.device.name}|{one.batch_size}|{condition.threads}"] = one.rounds
@@ -285,3 +310,8 @@ class Runner:
     def _meter(self, condition: Condition) -> energy.Meter | None:
         index = int(condition.device.options.get("device_id", 0))
         return energy.find_meter(condition.device.provider, index, self._settings.power_command)
+
+
+def without_tails(latency: Latency) -> Latency:
+    """Return a latency without its percentiles above the median."""
+    return dataclasses.replace(latency, p90=None, p95=None, p99=None, p90_ci95=None, p95_ci95=None, p99_ci95=None)

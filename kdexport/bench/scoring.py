@@ -40,16 +40,19 @@ def scoring_device(outcome: Measured, model: str, devices: Sequence[Device]) -> 
     return None if any(one.model == model for one in outcome.failures) else devices[0]
 
 
-def session_for(model: Path, device: Device, task: Task, preprocessing: Any = None, *, raw: bool = True) -> Any:
+def session_for(
+    model: Path, device: Device, task: Task, preprocessing: Any = None, *, raw: bool = True, session: Any = None
+) -> Any:
     """Open a file for scoring by a task on a device; returns an ``OnnxSession``, which says what ``raw`` is.
+
+    ``session`` is one that is open on the device already (a browser's page).
 
     Raises:
         DeviceError: ONNX Runtime dropped the device's provider.
     """
     from kdexport.onnx.sessions import OnnxSession
 
-    session = None
-    if device.provider != CPU:
+    if session is None and device.provider != CPU:
         session, _ = open_session(str(model), device.provider, device.options, 1)
         if device.provider not in session.get_providers():
             raise DeviceError(

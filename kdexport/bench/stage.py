@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from kdexport.artifacts import RunDirectory, read_json, write_atomically
 from kdexport.bench import devices
 from kdexport.bench.inputs import batch_axes, check_batch, check_dims, resolve_shapes
-from kdexport.bench.plan import Device, Plan, Settings, Target
+from kdexport.bench.plan import Device, Plan, Settings, Target, WebSettings
 from kdexport.bench.runner import Outcome, run_plan
 from kdexport.bench.scoring import Measured, score_models, session_for
+from kdexport.bench.web import devices as web
 from kdexport.errors import KDExportError
 from kdexport.machine import fingerprint
 from kdexport.onnx.describe import describe_file, integer_limits
@@ -74,6 +75,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         data=[data_fingerprint(recipe.data), recipe.seed],
         scores=[reference_fingerprint(reference) for reference in recipe.scores],
         machine=[machine.name, machine.cpu, machine.cores, machine.container, machine.gpus, machine.versions],
+        **web.cache_entry(recipe.bench.devices),
     )
     document = recipe.to_dict(relative_to=directory.root)
     training = training_lines(directory.metrics)
@@ -155,11 +157,17 @@ def bench(
     """
     plan = plan_for(models, settings, folder=folder, dims=dims, inputs_file=inputs_file)
     found = devices.find(plan.devices, devices.available(), plan.provider_options)
+    plan = web.resolve(plan, found)
     machine = machine or fingerprint()
+    machine = dataclasses.replace(machine, versions={**machine.versions, **web.versions(plan.settings.web)})
     outcome = run_plan(plan, machine.name, progress)
     if samples_file is not None:
         write_samples(samples_file, outcome)
-    scored = tuple(models) if dataset is None else score(models, folder, dataset, outcome, found, progress, scores)
+    scored = (
+        tuple(models)
+        if dataset is None
+        else score(models, folder, dataset, outcome, found, progress, scores, plan.settings)
+    )
     made_by = {} if dataset is None else dataset.splits_made_by
     return BenchResult(
         name=name,
@@ -238,6 +246,7 @@ def plan_for(
             power_command=settings.power_command,
             dims=dims,
             batch_axis=axis,
+            web=WebSettings(settings.browser, settings.web_runtime),
         ),
         devices=settings.devices,
         batch_sizes=settings.batch_sizes,
@@ -293,6 +302,7 @@ def score(
     found: Sequence[Device],
     progress: Progress,
     scores: Sequence[str] = (),
+    settings: Settings | None = None,
 ) -> tuple[ModelFile, ...]:
     """Fill in accuracy, its interval and the agreement with the first model, on the test split.
 
@@ -304,6 +314,7 @@ def score(
         found: The devices in the order asked for.
         progress: Where to say how it goes. A model that cannot be scored is reported there and stays unscored.
         scores: Of the user's own, beside the task's.
+        settings: Of the plan, for the browser of a web device.
     """
     from kdexport.models.class_names import by_name
     from kdexport.scoring import evaluate, own_scores
@@ -311,8 +322,15 @@ def score(
     further = own_scores(scores)
 
     def evaluated(model: ModelFile, device: Device) -> tuple[Any, Any]:
-        session = session_for(folder / model.file, device, dataset.task, dataset.preprocessing)
-        predict = by_name(session.predict, session.class_names, dataset.class_names, model.name)
-        return evaluate(predict, dataset.test, dataset.class_names, further=further)
+        file = folder / model.file
+        with contextlib.ExitStack() as stack:
+            page = None
+            if settings is not None and web.is_web(device):
+                from kdexport.bench.web.session import WebSession
+
+                page = stack.enter_context(WebSession(file, device, settings))
+            session = session_for(file, device, dataset.task, dataset.preprocessing, session=page)
+            predict = by_name(session.predict, session.class_names, dataset.class_names, model.name)
+            return evaluate(predict, dataset.test, dataset.class_names, further=further)
 
     return tuple(score_models(models, evaluated, outcome, found, progress))

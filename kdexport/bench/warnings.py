@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from kdexport import figures
 from kdexport.bench.host import LeftOut, Surroundings, disturbance
@@ -29,6 +29,8 @@ class Recorded(Protocol):
     surroundings: list[Surroundings]
     left_out: LeftOut
     not_a_number: tuple[str, ...]
+    browser: dict[str, Any] | None
+    calls_per_sample: int
 
 
 def measurement_warnings(
@@ -59,7 +61,8 @@ def measurement_warnings(
         "the time per call did not settle within the warm-up" if one.settled and not any(one.settled) else "",
         _fallback(provider, one.placement, compute_share),
         "" if one.placement else "this ONNX Runtime cannot tell where the nodes ran; placement is not proved",
-        _build(),
+        *_browser(one, settings),
+        "" if one.browser else _build(),
         _governor(condition),
     ]
     return tuple(text for text in found if text)
@@ -147,6 +150,25 @@ def _fallback(provider: str, placement: Placement, compute_share: Mapping[str, f
     if text and compute_share:
         text += f"; {figures.percent(1 - compute_share.get(provider, 0.0), 0)} of the time is spent there"
     return text
+
+
+def _browser(one: Recorded, settings: Settings) -> tuple[str, ...]:
+    if one.browser is None:
+        return ()
+    step, calls = one.browser["clock_ms"], one.calls_per_sample
+    coarse = (
+        f"each sample is the mean of {calls:,} calls, because the browser's clock steps by {step:.3g} ms: "
+        "percentiles of single calls are not known"
+    )
+    software = f"no GPU was behind this: the browser computed WebGPU in software ({one.browser['adapter']})"
+    hidden = "the browser does not say which GPU was behind WebGPU, or whether there was one"
+    return (
+        coarse if calls > 1 else "",
+        software if one.browser["software"] else "",
+        hidden if one.browser["adapter"] and one.browser["software"] is None else "",
+        "several callers of one session are not measured in a browser" if max(settings.streams) > 1 else "",
+        "power is not measured in a browser" if settings.power_command else "",
+    )
 
 
 def _build() -> str:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 
 from kdexport.bench import host
 
@@ -36,6 +36,26 @@ class Worker:
         self._device: tuple[str, int] = ("", 0)
         self._waited_ns: Any = None  # how long this process has waited for a core
         self._watched_threads = 1
+
+    commands: ClassVar[tuple[str, ...]] = (
+        "ready",
+        "pin",
+        "load",
+        "prepare",
+        "turn",
+        "memory",
+        "streams",
+        "sustain",
+        "transfers",
+        "profile",
+    )
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of this process."""
+        return time.process_time()
+
+    def close(self) -> None:
+        """Nothing outlives this process."""
 
     def ready(self, task: Mapping[str, Any]) -> Reply:  # noqa: ARG002 - every command takes its task
         """Import what a measurement needs, so that loading measures loading."""
@@ -182,28 +202,30 @@ class Worker:
     def _feeds(self, task: Mapping[str, Any]) -> dict[str, Any]:
         from kdexport.bench import inputs
 
-        if task["file"]:
-            size, axis = task["batch_size"], task.get("batch_axis")
-            return inputs.from_file(task["file"], self._inputs, self._shapes, size, axis)
-        inputs.check_fits(task["shapes"], self._inputs, host.available_mib())
-        return {
-            name: inputs.values(task["shapes"][name], kind, task["below"].get(name))
-            for name, kind in self._inputs.items()
-        }
+        return inputs.feeds(task, self._inputs, self._shapes)
 
 
-COMMANDS = ("ready", "pin", "load", "prepare", "turn", "memory", "streams", "sustain", "transfers", "profile")
+class Commanded(Protocol):
+    """What answers commands: each a method that takes the task and returns the answer and the bytes behind it."""
+
+    commands: ClassVar[tuple[str, ...]]
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the measuring has cost so far."""
+
+    def close(self) -> None:
+        """End whatever it has started."""
 
 
-def serve(commands: BinaryIO, answers: BinaryIO) -> None:
+def serve(commands: BinaryIO, answers: BinaryIO, worker: Commanded | None = None) -> None:
     """Answer commands until there are no more."""
     from kdexport.errors import KDExportError
 
-    worker = Worker()
+    worker = worker or Worker()
     for line in iter(commands.readline, b""):
         task = json.loads(line)
         try:
-            if task["do"] not in COMMANDS:
+            if task["do"] not in worker.commands:
                 raise ValueError(f"no command is called {task['do']}")
             reply, payload = getattr(worker, task["do"])(task)
         except KDExportError as error:
@@ -211,7 +233,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
         except Exception as error:  # noqa: BLE001 - whatever the runtime raises is this model's failure, told in words
             reply, payload = {"error": f"{type(error).__name__}: {error}"}, b""
         reply["bytes"] = len(payload)
-        reply["cpu_s"] = time.process_time()
+        reply["cpu_s"] = worker.cpu_s()
         answers.write(json.dumps(reply).encode() + b"\n" + payload)
         answers.flush()
 
@@ -244,16 +266,18 @@ def _watch_parent(poller: Any) -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Keep the pipe for answers alone: whatever a library prints goes to stderr."""
+def run_worker(worker: Commanded) -> None:
+    """Answer the parent's commands. The pipe is kept for answers alone: whatever a library prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:  # noqa: PTH123
         score.write("1000")  # where memory runs out, it is this process that ends, not its parent
     _end_with_parent()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent is gone
-        serve(sys.stdin.buffer, answers)
+        serve(sys.stdin.buffer, answers, worker)
+    with contextlib.suppress(KeyboardInterrupt):
+        worker.close()
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(Worker())

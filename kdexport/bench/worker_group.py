@@ -1,5 +1,7 @@
 """The processes of one round: started together, each on cores of its own, called in turns, ended together."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -8,9 +10,10 @@ import numpy as np
 
 from kdexport.bench import host
 from kdexport.bench.inputs import resolve_shapes
-from kdexport.bench.plan import Condition, Settings, Target
+from kdexport.bench.plan import Condition, Device, Settings, Target
 from kdexport.bench.process import Child, ChildError
 from kdexport.bench.session import check_placement
+from kdexport.bench.web.devices import is_web
 
 CPU = "CPUExecutionProvider"
 TURN_NS = 20_000_000  # long against waking up, short against the machine's drift
@@ -69,10 +72,14 @@ class WorkerGroup:
             self._loaded[target.name] = reply
         return child, self._loaded[target.name]
 
-    def turn(self, target: Target) -> np.ndarray:
-        """Let one model run for a turn; nanoseconds per call, negative where other work had its core."""
-        _, payload = self._children[target.name].ask(do="turn", budget_ns=TURN_NS)
-        return np.frombuffer(payload, np.int64)
+    def turn(self, target: Target) -> tuple[np.ndarray, int]:
+        """Let one model run for a turn.
+
+        Returns:
+            Nanoseconds per call, negative where other work had its core; and how many calls each is the mean of.
+        """
+        reply, payload = self._children[target.name].ask(do="turn", budget_ns=TURN_NS)
+        return np.frombuffer(payload, np.int64), reply.get("calls_per_sample", 1)
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of all children together, as of their last answers."""
@@ -88,7 +95,7 @@ class WorkerGroup:
             child.kill()
 
     def _start(self, name: str) -> None:
-        self._children[name] = self._stack.enter_context(Child(name, self._settings.timeout_s))
+        self._children[name] = self._stack.enter_context(child_for(name, self.condition.device, self._settings))
 
     def _await_imports(self) -> None:
         """Sleep until no child is still importing; one that dies of it is its own model's failure."""
@@ -98,6 +105,14 @@ class WorkerGroup:
                     child.ready()
                 except ChildError as error:
                     self._died[name] = error
+
+
+def child_for(label: str, device: Device, settings: Settings) -> Child:
+    """Start the process that measures on a device: one that holds the model, or one that drives a browser's page."""
+    if not is_web(device):
+        return Child(label, settings.timeout_s)
+    web = {**dataclasses.asdict(settings.web), **device.options, "webgpu": device.provider == "webgpu"}
+    return Child(label, settings.timeout_s, "kdexport.bench.web.worker", [json.dumps(web)])
 
 
 def worker_task(target: Target, batch_size: int, condition: Condition, settings: Settings) -> dict[str, Any]:

@@ -28,7 +28,23 @@ def bench(
         typer.Option(
             metavar="NAME",
             help=f"{', '.join(provider.device for provider in ALL)}, or a plugin's name; cuda:1 is the second GPU. "
-            "By default cpu.",
+            "In a browser: web:wasm, web:wasm-threads, web:webgpu. By default cpu.",
+            rich_help_panel=SWEEP,
+        ),
+    ] = None,
+    browser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The browser of web devices. By default Chromium, Chrome or Edge on PATH.",
+            rich_help_panel=SWEEP,
+        ),
+    ] = None,
+    web_runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="An unpacked onnxruntime-web. By default npm brings it once into the user's cache.",
             rich_help_panel=SWEEP,
         ),
     ] = None,
@@ -184,6 +200,7 @@ def bench(
       kdexport bench runs/digits
       kdexport bench teacher.onnx student.onnx --threads 1 --threads 2
       kdexport bench student.onnx --device cuda --batch-size 8
+      kdexport bench student.onnx --device cpu --device web
       kdexport bench runs/digits --pack bench.pyz
       kdexport bench runs/digits --remote pi@raspberrypi.local
     """
@@ -200,6 +217,8 @@ def bench(
         "batch_axis": batch_axis,
         "power_command": power_command,
         "allow_fallback": allow_fallback or None,
+        "browser": browser,
+        "web_runtime": web_runtime,
     }
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         _check_place(out, "--out", "bench.json")

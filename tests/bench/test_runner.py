@@ -59,7 +59,7 @@ def played(monkeypatch):
     """Put played workers where real ones are started; nothing reads energy."""
     monkeypatch.setattr(Played, "asked", [], raising=False)
     monkeypatch.setattr(Played, "does", staticmethod(lambda *_: None), raising=False)
-    for module in (runner, worker_group, energy):
+    for module in (worker_group, energy):
         monkeypatch.setattr(module, "Child", Played)
     monkeypatch.setattr(energy, "find_meter", lambda *_: None)
     return Played

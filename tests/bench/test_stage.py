@@ -142,7 +142,7 @@ def test_token_ids_are_fed_in_range(models, once):
 
 def test_nothing_runs_before_all_that_can_be_refused_is_refused(models, quick, monkeypatch):
     for module in (runner, worker_group):
-        monkeypatch.setattr(module, "Child", None)  # a child would be a TypeError
+        monkeypatch.setattr(module, "child_for", None)  # a child would be a TypeError
     files = described(models, "a", "ids")
     with pytest.raises(KDExportError, match="'sequence'"):
         bench(files, quick, name="x")
