@@ -49,9 +49,9 @@ def scores(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]
     """Return what each network of a run scores on the splits ``test`` and ``val``, in PyTorch."""
     import kdexport
     from kdexport.artifacts import RunDirectory
-    from kdexport.data.datasets import load_data
     from kdexport.distill.batches import predict_all
     from kdexport.distill.optimization import accelerator_for
+    from kdexport.models.fitted_data import load_run_data
     from kdexport.models.loading import load_model
     from kdexport.recipe import Recipe
 
@@ -59,14 +59,14 @@ def scores(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]
     if record.is_file():
         return json.loads(record.read_text())
     asked = Recipe.load(options.recipe, [*options.set, f"seed={seed}"])
-    if seed or options.teacher:
+    if options.teacher or (seed and asked.teacher.train is not None):
         weights = (options.teacher or options.work / "0" / "teacher.safetensors").resolve()
         asked = asked.model_copy(
             update={"teacher": asked.teacher.model_copy(update={"weights": str(weights), "train": None})}
         )
     directory = RunDirectory(options.work / str(seed))
     made = kdexport.distill(asked, directory)
-    dataset = load_data(asked.data, asked.seed, directory.cache, task=asked.task)
+    dataset = load_run_data(asked, directory.cache)
     device = accelerator_for("fp32").device
     found: dict[str, dict[str, float]] = {"test": {}, "val": {}}
     for network in made.networks:

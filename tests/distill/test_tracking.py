@@ -180,3 +180,17 @@ def test_a_run_directory_that_was_taken_away_is_told_as_that(tmp_path: Path) -> 
     with pytest.raises(KDExportError, match="could not be written: No such file or directory") as caught:
         log.append({"phase": "student", "epoch": 0})
     assert caught.value.hint.startswith("the run directory was taken away while it was used")
+
+
+def test_damaged_lines_of_the_log_are_passed_over(tmp_path: Path) -> None:
+    lines = [
+        b'{"phase": "student", "epoch": 0}',
+        b'{"phase": "stu',
+        b"\xff\xfe",
+        b"3",
+        b"[]",
+        b'{"epoch": 1}',
+        b"[" * 5000,
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, b'{"phase": "student", "epoch": 1}']))
+    assert [line["epoch"] for line in logging.read(tmp_path / "metrics.jsonl")] == [0, 1]
