@@ -51,7 +51,7 @@ def tables(data: str, options: argparse.Namespace) -> dict[str, Any]:
         net, widths = f"{HERE / 'methods_nets.py'}:ResNet", list(range(4, 33, 2))
         fixed = {"num_classes": 10}
         return {
-            "data": {"source": f"imagefolder:{options.data}", "fraction": 0.02 if options.smoke else 0.1},
+            "data": {"source": f"imagefolder:{options.data}", "fraction": 0.5 if options.smoke else 0.1},
             "teacher": {"model": net, "args": {"width": 32, "blocks": 3, **fixed}},
             "epochs": (12, 30),
             "space": [{"model": net, "args": {"width": widths, "blocks": [1, 2, 3], **fixed}}],
