@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from kdexport.artifacts import RunDirectory
+from kdexport.bench import devices
 from kdexport.errors import KDExportError
 from kdexport.models.fitted_data import load_run_data
 from kdexport.progress import SILENT, Progress, Task
@@ -24,7 +25,7 @@ from kdexport.search.final import conclude, nothing_fits
 from kdexport.search.halving import Rung
 from kdexport.search.results import SearchResult
 from kdexport.search.space import Candidate, Spaces, variations
-from kdexport.search.study import Entry, Study, alone, check_optuna, storage_faults, worker
+from kdexport.search.study import Entry, Study, alone, check_optuna, check_own, storage_faults, worker
 from kdexport.search.train import bring_teacher, drop_checkpoints, evaluation_at, train_in_full, train_to
 
 WAIT_S = 0.3  # between two looks at what other processes do
@@ -53,8 +54,11 @@ def search(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT)
             "a search does not run under torchrun: its processes share candidates, and not one training",
             hint="start `kdexport search RECIPE --out DIR` several times instead, with the same DIR",
         )
+    if search_of(recipe).remote is None:  # told now, not after hours of the teacher's training
+        devices.find([search_of(recipe).device], devices.available(), recipe.bench.provider_options)
     directory = RunDirectory(out or default_directory(recipe))
     directory.prepare()
+    check_own(directory.root)
     progress.message(f"{recipe.name} -> {directory.root}/")
     with storage_faults():
         return _search(recipe, directory, progress)

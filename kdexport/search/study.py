@@ -29,6 +29,7 @@ from kdexport.search.space import Candidate, Spaces
 if TYPE_CHECKING:
     import optuna
 
+OWN = ("recipe.toml", "search.json", "search.html", "finals.json", "study.db", "teacher", "trials", "picked", "cache")
 TOKEN = ".search"  # in the search's directory: which study it belongs to
 RECIPE, DIRECTORY, PICKED = "kdexport.recipe", "kdexport.directory", "kdexport.picked"
 LOCKED_S = 60.0  # that SQLite waits for another process
@@ -175,6 +176,20 @@ class Study:
             self._trial(number).set_user_attr("reason", reason)
         with _quiet():
             self._study.tell(number, value, state=optuna.trial.TrialState[state], skip_if_finished=True)
+
+
+def check_own(directory: Path) -> None:
+    """Hold that nothing of the user's would be replaced: files of a search's names where no search has been.
+
+    Raises:
+        KDExportError: There are some.
+    """
+    found = [name for name in OWN if (directory / name).exists()]
+    if found and not (directory / TOKEN).exists() and not (directory / "locks").exists():
+        raise KDExportError(
+            f"{directory} holds {', '.join(found)}, and no search has been there: it would be replaced",
+            hint="choose another directory with --out DIR, or move it elsewhere",
+        )
 
 
 @contextlib.contextmanager

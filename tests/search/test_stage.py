@@ -210,6 +210,17 @@ def test_a_storage_of_another_recipe_or_none_is_told(found, recipe_with, tmp_pat
     assert study_key(recipe) == study_key(recipe_with(*SPACES))
 
 
+def test_a_device_that_is_not_there_and_files_of_the_user_s_are_told_first(recipe_with, tmp_path) -> None:
+    with pytest.raises(KDExportError, match="nowhere"):
+        search(recipe_with({"args": {"width": 4}}, search__device="nowhere"), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "recipe.toml").write_text("mine")
+    with pytest.raises(KDExportError, match=r"holds recipe.toml, and no search has been there") as caught:
+        search(recipe_with({"args": {"width": 4}}), tmp_path)
+    assert "--out DIR" in caught.value.hint
+    assert (tmp_path / "recipe.toml").read_text() == "mine"
+
+
 def test_torchrun_is_told_how_a_search_is_shared(recipe_with, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(KDExportError, match="does not run under torchrun") as caught:
