@@ -42,6 +42,7 @@ BENCHMARKS = (
     Benchmark("bench_memory", 0.5),
     Benchmark("bench_pack", 1),
     Benchmark("bench_overhead", 1),
+    Benchmark("profile_sums", 10),
     Benchmark("bench_busy", 11),
     Benchmark("bench_self", 15),
     Benchmark("sentence_rivals", 10, more="an environment of the rivals', see its docstring"),

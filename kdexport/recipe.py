@@ -779,6 +779,12 @@ class Bench(Section):
         (1,),
         description=("Numbers of concurrent callers of one session, for throughput beside the latency of one caller."),
     )
+    profile: bool = Field(
+        False,
+        description=(
+            "Whether the time of each operator is measured too, by type and by layer, without the profiler's own cost."
+        ),
+    )
     provider_options: dict[str, str] = Field(
         {}, description="Options of the execution provider, for every device but the CPU."
     )

@@ -309,6 +309,28 @@ class Browser:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """What one operator of a model takes of the median latency, without the profiler's own cost."""
+
+    name: str  # as the runtime calls it
+    operator: str  # its type as it ran: QLinearConv where the runtime made one of Conv and its quantizers
+    layer: str  # dotted path in the PyTorch module; empty where the file does not tell
+    provider: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a call goes; operators and ``between_ms`` sum to ``latency_ms.p50``."""
+
+    operators: tuple[OperatorTime, ...]  # the costliest first
+    between_ms: float  # the call itself, and the runtime's own work from one operator to the next
+    sum_ms: float  # of both, as profiled, before the scaling to p50
+    profiler_us: float  # per operator: what the profiler itself costs, taken out
+    profiled_ms: float  # of a call under the profiler
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One model on one device at one batch size and thread count."""
 
@@ -332,6 +354,7 @@ class Measurement:
     transfer_ms: dict[str, float] | None = None  # "host_to_device", "device_to_host": medians, not in latency_ms
     browser: Browser | None = None  # of a web device
     disturbed: str | None = None  # why no speed-up is decided by this: what other work did meanwhile, in words
+    profile: Profile | None = None  # only where it was asked for
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
 MODULES = (
     "__init__", "api", "errors", "figures", "machine", "progress", "results", "scoring", "statistics", "terminal",
-    "onnx/__init__", "onnx/activation", "onnx/sessions", "bench/web/__init__", "bench/web/devices",
+    "onnx/__init__", "onnx/activation", "onnx/layers", "onnx/sessions", "bench/web/__init__", "bench/web/devices",
 )  # fmt: skip
 NOT_THERE = ("doctor", "pack", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small

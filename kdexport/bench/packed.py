@@ -112,6 +112,7 @@ class Job:
 def _job(folder: Path, flags: argparse.Namespace) -> Job:
     from kdexport.bench import devices, process
     from kdexport.bench.plan import Plan, Settings, Target
+    from kdexport.onnx.layers import GraphNode
     from kdexport.progress import PlainLines, Silent
 
     process.package_root = folder  # workers import from the unpacked files
@@ -121,7 +122,8 @@ def _job(folder: Path, flags: argparse.Namespace) -> Job:
     targets = []
     for target in packed["targets"]:
         source = str(folder / target["file"]) if target["file"] else None
-        targets.append(Target(**{**target, "path": str(folder / target["path"]), "file": source}))
+        nodes = tuple(GraphNode(**node) for node in target["nodes"])
+        targets.append(Target(**{**target, "path": str(folder / target["path"]), "file": source, "nodes": nodes}))
     plan = Plan(
         tuple(targets),
         dataclasses.replace(

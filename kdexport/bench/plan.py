@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kdexport.onnx.layers import GraphNode
+
 
 @dataclass(frozen=True)
 class WebSettings:
@@ -30,6 +32,7 @@ class Settings:
     power_command: str | None = None  # prints watts
     dims: Mapping[str, int] = field(default_factory=dict)  # dynamic axis -> size
     web: WebSettings = WebSettings()
+    profile: bool = False  # the time of each operator too
     batch_axis: str | None = None  # which axis holds the samples; None: as bench.inputs.batch_axes finds it
 
 
@@ -43,6 +46,7 @@ class Target:
     below: Mapping[str, int] = field(default_factory=dict)  # integer input -> the smallest value that is out of range
     file: str | None = None  # .npz with real inputs
     warnings: tuple[str, ...] = ()  # of what is fed
+    nodes: tuple[GraphNode, ...] = ()  # of the file, where a profile is asked for: which layer each is of
 
 
 @dataclass(frozen=True)

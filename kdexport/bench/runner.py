@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kdexport import figures, statistics
-from kdexport.bench import devices, energy, host
+from kdexport.bench import devices, energy, host, profile
 from kdexport.bench.host import Surroundings, Watch
 from kdexport.bench.plan import Condition, Plan, Settings, Target
 from kdexport.bench.process import ChildError
@@ -275,6 +275,7 @@ class Runner:
         if not is_web(condition.device):
             meter, count = self._meter(condition), len(one.placement)
             extra = energy.measure(one.target.name, task, condition, self._settings, meter, count, self._progress)
+        operators, told = profile.measure(one.target, task, condition, self._settings, latency.p50)
         self._measurements.append(
             Measurement(
                 model=one.target.name,
@@ -294,6 +295,7 @@ class Runner:
                     *one.target.warnings,
                     *measurement_warnings(one, latency, self._settings, condition, extra.compute_share),
                     *extra.warnings,
+                    *told,
                 ),
                 memory_of_inputs=one.bound_in,
                 compute_share=extra.compute_share,
@@ -303,6 +305,7 @@ class Runner:
                 browser=None
                 if one.browser is None
                 else Browser(**{**one.browser, "calls_per_sample": one.calls_per_sample}),
+                profile=operators,
             )
         )
         self._samples[f"{one.target.name}|{condition.device.name}|{one.batch_size}|{condition.threads}"] = one.rounds

@@ -24,6 +24,7 @@ from kdexport.bench.web import devices as web
 from kdexport.errors import KDExportError
 from kdexport.machine import fingerprint
 from kdexport.onnx.describe import describe_file, integer_limits
+from kdexport.onnx.layers import graph_nodes
 from kdexport.progress import Progress, Silent
 from kdexport.results import BenchResult, ExportResult, Machine, ModelFile
 
@@ -231,6 +232,7 @@ def plan_for(
                 {name: limit for name, limit in limits.items() if limit is not None},
                 source,
                 () if source else assumed_values(limits),
+                graph_nodes(file) if settings.profile else (),
             )
         )
     return Plan(
@@ -244,6 +246,7 @@ def plan_for(
             allow_fallback=settings.allow_fallback,
             streams=settings.streams,
             power_command=settings.power_command,
+            profile=settings.profile,
             dims=dims,
             batch_axis=axis,
             web=WebSettings(settings.browser, settings.web_runtime),

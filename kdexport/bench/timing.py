@@ -18,6 +18,7 @@ WARM_UP_BLOCK_NS = 10_000_000
 STABLE = 0.02  # two blocks whose medians differ by less are alike
 BLOCK_NS = 200_000  # of calls between two looks at how long this process had to wait
 WAITED = 0.05  # share of a block that it waited for a core: beyond, the block's calls are not the model's alone
+TURN_NS, TURNS_NS, TURNS_MAX_NS = 10_000_000, 300_000_000, 30_000_000_000  # of several runs: see ``in_turns``
 REWARM_NS = 2_000_000  # at the start of a turn: other processes have used the caches since the last one
 
 
@@ -124,6 +125,32 @@ def watched(
                 samples[position] = -samples[position]
         if after >= end:
             return samples
+
+
+def in_turns(
+    runs: Sequence[Callable[[], object]],
+    waited_ns: Callable[[], int] | None,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> "list[array[int]]":
+    """Let several calls take turns of some 10 ms, and return the nanoseconds of each one's calls as ``watched`` does.
+
+    Each is called for 0.3 s, and 8 times, at least; 3 times where that would take longer than 30 s.
+    """
+    samples: list[array[int]] = [array("q") for _ in runs]
+    start = clock()
+    turn = 0
+    while True:
+        for at in range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs))):
+            calls = watched(runs[at], TURN_NS, clock, waited_ns or _never)
+            samples[at].extend(calls)
+        turn += 1
+        fewest, spent = min(map(len, samples)), clock() - start
+        if (fewest >= 8 and spent >= len(runs) * TURNS_NS) or (fewest >= 3 and spent >= TURNS_MAX_NS):
+            return samples
+
+
+def _never() -> int:
+    return 0
 
 
 def together(runs: Sequence[Callable[[], object]], seconds: float) -> tuple[int, float]:

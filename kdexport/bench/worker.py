@@ -48,6 +48,7 @@ class Worker:
         "sustain",
         "transfers",
         "profile",
+        "operators",
     )
 
     def cpu_s(self) -> float:
@@ -177,6 +178,13 @@ class Worker:
             for _ in range(task["runs"]):
                 bound.run()
             return {"shares": timing.shares_of_profile(profiled.end_profiling())}, b""
+
+    def operators(self, task: Mapping[str, Any]) -> Reply:
+        """Measure the time of each operator of the prepared model, and what the profiler costs; see ``profile``."""
+        from kdexport.bench import profile, profiled
+
+        found = profiled.model_and_chain(task, self._feeds(task), self._device[1], self._waited_ns)
+        return {key: profile.to_reply(calls) for key, calls in zip(("model", "chain"), found, strict=True)}, b""
 
     def _steady(self, work: Callable[[], T]) -> T:
         """Run the model; once more without buffers for its outputs where their sizes turn out to change (NonZero)."""

@@ -79,6 +79,14 @@ def bench(
             rich_help_panel=SWEEP,
         ),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Measure the time of each operator too, by type and by layer, without the profiler's own cost.",
+            rich_help_panel=SWEEP,
+        ),
+    ] = False,
     precision: Annotated[
         float | None,
         typer.Option(
@@ -219,6 +227,7 @@ def bench(
         "allow_fallback": allow_fallback or None,
         "browser": browser,
         "web_runtime": web_runtime,
+        "profile": profile or None,
     }
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         _check_place(out, "--out", "bench.json")

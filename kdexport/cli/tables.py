@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdexport import figures, terminal
 from kdexport.report.findings import noise_lines
+from kdexport.report.operators import told, what_changed, worst
 from kdexport.report.scores import Metric, metric_of, of
 from kdexport.results import (
     BenchResult,
@@ -35,6 +36,7 @@ NONE = figures.DASH
 CLASSES_SHOWN = 30
 CUTS_SHOWN = 40
 CONFUSIONS_SHOWN = 5
+PROFILES_SHOWN = 4
 WARNINGS_SHOWN = 6  # one by one; of more, a line for each kind
 
 
@@ -242,7 +244,42 @@ def measured(result: BenchResult, width: int) -> "Group":
     """Return what was measured, at most ``width`` characters wide; under it what holds for all rows, and warnings."""
     from rich.console import Group
 
-    return Group(table(bench_columns(result), width=width), "", *bench_lines(result))
+    return Group(table(bench_columns(result), width=width), "", *_costliest(result, width), *bench_lines(result))
+
+
+def _costliest(result: BenchResult, width: int) -> Iterator[Any]:
+    """Yield the operators that take the most time in each model, where they were profiled, and what changed."""
+    rows = [one for one in result.measurements if one.profile is not None]
+    if not rows:
+        return
+    kept = rows[:PROFILES_SHOWN]
+    found = list(worst(kept))
+    unit = figures.Unit.of(operator.ms for _, operator in found)
+    named = [f"{one.model}, {one.device}, batch {one.batch_size}, threads {one.threads}" for one, _ in found]
+    if len({_condition(one) for one in kept}) == 1:
+        named = [one.model for one, _ in found]
+    heads = ["" if at and named[at - 1] == name else name for at, name in enumerate(named)]
+    columns = [
+        Column("model", heads, left=True, folds=True),
+        Column("operator", [operator.operator for _, operator in found], left=True),
+        Column("layer", [terminal.line(operator.layer) for _, operator in found], left=True, folds=True),
+        Column(unit.name, [unit.write(operator.ms) for _, operator in found]),
+        Column("of p50", [figures.percent(operator.ms / one.latency_ms.p50) for one, operator in found]),
+    ]
+    yield table(columns, title="the costliest operators", width=width)
+    yield ""
+    yield from (note(told(one)) for one in kept)
+    if len(rows) > len(kept):
+        yield note(f"{len(rows) - len(kept)} more profiles are in bench.json and in the report")
+    by_condition: dict[Any, dict[str, Measurement]] = {}
+    for one in rows:
+        by_condition.setdefault(_condition(one), {})[one.model] = one
+    for measured in by_condition.values():
+        for name, one in measured.items():
+            base = name.rpartition(".")[0]
+            changed = what_changed(measured[base], one) if base in measured else ""
+            if changed:
+                yield note(f"{name} against {base}: {changed}")
 
 
 CONDITION_COLUMNS = ("device", "batch", "threads")  # as `_condition` returns them

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kdexport import figures
 from kdexport.report.join import STUDENT, Condition, Joined
+from kdexport.report.operators import what_changed
 from kdexport.report.scores import Metric
 from kdexport.results import DevicePick, Interval, Measurement
 from kdexport.statistics import disturbed, median_ratio
@@ -52,6 +53,12 @@ KINDS = (
     Kind(r"noisy|vary by", "single calls vary", "the median is hardly touched; mean and slowest calls are"),
     Kind(r"take every core", "no core was left free", "the median is hardly touched; the slowest calls are"),
     Kind(r"threads share", "more threads than cores", "the median holds the waiting for a core", noise=False),
+    Kind(
+        r"operators were profiled",
+        "another speed under the profiler",
+        "the profile's shares are those of then, its times are scaled to the median",
+        noise=False,
+    ),
     Kind(r"governor", "the clock follows the load", "medians may be too high for short calls", noise=False),
     Kind(r"debug build", "a debug build of ONNX Runtime", "medians are too high", noise=False),
 )
@@ -128,6 +135,7 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
         *_distillation(joined),
         *_score_lost(joined),
         *_quantization(joined, conditions),
+        *_operators(joined),
         *_placement(joined),
         *_noise(joined),
         *_not_measured(joined),
@@ -220,6 +228,18 @@ def _quantization(joined: Joined, conditions: list[Condition]) -> Iterable[str]:
         sizes = [joined.model_by_name[item].size_bytes for item in (base, name)]
         for direction, devices in found.items():
             yield f"{name} is {direction} than {base} on {_devices(devices, len(conditions))}; {_size_change(*sizes)}."
+
+
+def _operators(joined: Joined) -> Iterable[str]:
+    """Say of each quantized file which operators made it slower or faster, where both were profiled."""
+    for condition, measured in joined.by_condition.items():
+        for name in measured:
+            base, dot, variant = name.rpartition(".")
+            changed = what_changed(measured[base], measured[name]) if dot and base in measured else ""
+            if variant in VARIANTS and changed:
+                where = f"{condition.device} of {condition.machine}, batch {condition.batch_size}"
+                threads = f" and {condition.threads} threads" if condition.threads > 1 else ""
+                yield f"Operators of {name} against {base}'s on {where}{threads}: {changed}."
 
 
 def _direction(ratio: float, interval: Interval | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kdexport import __version__, figures
 from kdexport.report import findings
 from kdexport.report.charts import catalog, curves
-from kdexport.report.charts.marks import Mark, bullet, legend, marks
+from kdexport.report.charts.marks import Mark, bullet, legend, marks, swatch
 from kdexport.report.decisions import (
     SEVERITY,
     Decision,
@@ -26,6 +26,7 @@ from kdexport.report.decisions import (
     headline,
     snippet,
 )
+from kdexport.report.operators import layer_table
 from kdexport.report.scores import SplitTable, split_table
 from kdexport.report.tables import cut_rows, device_map, model_table, proofs
 from kdexport.report.view import (
@@ -103,6 +104,7 @@ def _values(report: Report) -> dict[str, Any]:
         "map": device_map(report, every, look, views) if len(every) > 1 else None,
         "splits": split_table(report),
         "cuts": cut_rows(report),
+        "layers": [_layers(view, look) for view in views if any(row.measurement.profile for row in view.rows)],
         "proofs": proofs(report, look),
         "notes": [f"{model.name}: {'; '.join(model.notes)}." for model in report.models if model.notes],
         "warnings": findings.noise_lines(report.measurements),
@@ -193,6 +195,13 @@ def _judged_elsewhere(view: ConditionView) -> str:
         return ""
     judged = f"batch {view.pick.batch_size} with {view.pick.threads} threads"
     return f" Judged at {judged}; the figures below are those of {view.setting}."
+
+
+def _layers(view: ConditionView, look: Mapping[str, Mark]) -> dict[str, Any]:
+    """Return the time of each layer in each model that was profiled under a condition."""
+    profiled = {row.name: row.measurement for row in view.rows if row.measurement.profile is not None}
+    heads = [(swatch(look[name]), name) for name in profiled]
+    return {"title": view.title, "models": heads, "rows": layer_table(profiled)}
 
 
 def _urgency(gate: Gate) -> int:

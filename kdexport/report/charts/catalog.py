@@ -7,6 +7,7 @@ from kdexport.report.charts import (
     curves,
     distributions,
     masks,
+    operators,
     predictions,
     residuals,
     scatter,
@@ -17,6 +18,7 @@ from kdexport.report.charts.marks import Picture
 PICTURES: tuple[Picture, ...] = (
     scatter.PICTURE,
     distributions.PICTURE,
+    operators.PICTURE,
     batches.PICTURE,
     curves.PICTURE,
     classes.PICTURE,
