@@ -65,6 +65,8 @@ def splits_reference(value: Any) -> Any:
         return value
     if callable(value):
         return refer(value)
+    if not hasattr(value, "__len__"):  # a number or a date of a file: refused where it stands
+        return value
     if isinstance(value, Mapping):
         splits = dict(value)
     elif isinstance(value, tuple) and not _is_pair(value):

@@ -205,3 +205,10 @@ def test_the_home_of_nobody_is_a_path_like_another(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(WHOLE.replace("nets.py:S", "~nobody-of-that-name/nets.py:S"))
     model = Recipe.load(tmp_path / "recipe.toml").student.model
     assert model == f"{tmp_path}/~nobody-of-that-name/nets.py:S"
+
+
+@pytest.mark.parametrize("value", ["1e-320", "3", "true", "2026-11-26", "12:30:00"])
+def test_a_source_that_is_no_text_is_told_its_place(value: str) -> None:
+    with pytest.raises(RecipeError, match=r"data\.source") as caught:
+        Recipe.load(DIGITS, [f"data.source={value}"])
+    assert caught.value.hint
