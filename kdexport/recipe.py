@@ -1002,7 +1002,7 @@ class Search(Section):
         return values
 
     budget: Budget = Field(description="What a student may cost and lose.")
-    device: str = Field("cpu", description="Device to measure on, as in bench.devices: cpu, cuda, openvino, ...")
+    device: str = Field("cpu", description="Device to measure on, as in bench.devices: cpu, cuda, openvino, web, ...")
     remote: str | None = Field(
         None,
         description="Another machine to measure on, by ssh: USER@HOST, as bench --remote. Left out: this machine.",

@@ -193,9 +193,10 @@ def _with_precisions(recipe: Recipe, precisions: Sequence[str]) -> Recipe:
 
 
 def _scores(context: SearchContext, files: Sequence[ModelFile]) -> Scores:
-    """Score files inside ONNX Runtime on validation and test; of another machine's, here on the CPU."""
+    """Score files inside ONNX Runtime on validation and test; another machine's and a browser's here on the CPU."""
     search = context.search
-    wanted = "cpu" if search.remote is not None else search.device
+    elsewhere = search.remote is not None or search.device.partition(":")[0] == "web"
+    wanted = "cpu" if elsewhere else search.device
     device = devices.find([wanted], devices.available(), context.recipe.bench.provider_options)[0]
     found: dict[str, tuple[Evaluation, Evaluation]] = {}
     dataset = context.dataset

@@ -18,6 +18,7 @@ from kdexport import artifacts, figures, statistics
 from kdexport.artifacts import RunDirectory
 from kdexport.bench.pack import measure_on
 from kdexport.bench.stage import BenchRequest, bench
+from kdexport.bench.web import devices as web
 from kdexport.data.samples import Dataset
 from kdexport.distill.context import DistillContext, network_key
 from kdexport.distill.logging import Trackers
@@ -135,6 +136,7 @@ class Candidates:
             export=[recipe.export.model_dump(exclude={"quantize", "calibration", "max_drop"}), list(precisions)],
             where=[self.search.device, self.search.remote, self.search.batch_size, self.search.threads],
             settings=[FIRST_LOOK, recipe.bench.provider_options, recipe.bench.dims],
+            **web.cache_entry([self.search.device]),
             machine=[machine.name, machine.cpu, machine.cores, machine.gpus, machine.versions],
             torch=torch.__version__,
         )
@@ -167,6 +169,8 @@ class Candidates:
             provider_options=recipe.bench.provider_options,
             timeout_s=recipe.bench.timeout_s,
             batch_axis=recipe.bench.batch_axis,
+            browser=recipe.bench.browser,
+            web_runtime=recipe.bench.web_runtime,
             **look,
         )
         text = dataset.preprocessing.kind == "tokens"
