@@ -107,12 +107,18 @@ def find(names: Sequence[str], available: Sequence[str], options: Mapping[str, s
     Raises:
         DeviceError: A name is unknown, or this ONNX Runtime lacks its provider.
     """
-    return [_find(name, available, options) for name in names]
+    found = [_find(name, available, options) for name in names]
+    return list({device.name: device for device in found}.values())  # web is web:wasm: once is enough
 
 
 def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> Device:
     kind, colon, index = name.partition(":")
     if kind == "web":
+        if options:
+            raise DeviceError(
+                f"a browser takes no provider options: {', '.join(options)}",
+                hint=f"leave --provider-option out, or measure '{name}' by itself",
+            )
         return web_device(name)
     provider = of_device(kind)
     if provider is None and name in available:  # a plugin provider by its own name

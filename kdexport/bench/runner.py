@@ -92,6 +92,9 @@ def run_plan(plan: Plan, machine: str, progress: Progress) -> Outcome:
         raise DeviceError(
             "a packed benchmark drives no browser", hint="measure it where kdexport is: kdexport bench --device web"
         )
+    for device in found:
+        if is_web(device) and max(plan.threads) > max(threads_on(device, plan.threads)):
+            progress.warn(f"{device.name} has one thread; web:wasm-threads has as many as --threads says")
     conditions = [
         Condition(device, threads, plan.batch_sizes) for device in found for threads in threads_on(device, plan.threads)
     ]

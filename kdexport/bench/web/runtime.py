@@ -124,10 +124,13 @@ def _fetched() -> Runtime:
             archive = _packed(npm, Path(temporary))
             unpacked = Path(temporary) / "files"
             _unpack(archive, unpacked)
+            found = cached()
+            if found is not None:  # another process has put it there meanwhile, and may be serving it
+                return found
             shutil.rmtree(target, ignore_errors=True)  # one that is not whole
             unpacked.rename(target)
     except OSError as error:
-        found = cached()  # another process has put it there meanwhile
+        found = cached()  # as above, a moment later
         if found is None:
             raise KDExportError(
                 f"{PACKAGE} cannot be kept in {target.parent}: {error.strerror or error}",

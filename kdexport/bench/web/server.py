@@ -56,12 +56,11 @@ class PageServer:
             "Handler", (_Handler,), {"page": self, "headers_sent": {**GUARDS, **(ISOLATED if isolated else {})}}
         )
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            self._server = _Quiet(("127.0.0.1", port), handler)
         except OSError as error:
             raise KDExportError(
                 f"port {port} of this machine cannot be had: {error.strerror or error}", hint="give another, or none"
             ) from None
-        self._server.daemon_threads = True
         self.host = f"127.0.0.1:{self._server.server_port}"
         self._open = True
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -99,6 +98,13 @@ class PageServer:
         """Sleep until there is a request, again and again: ``serve_forever`` would wake up while a page is timed."""
         while self._open:
             self._server.handle_request()
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a page that hung up: what drives it knows."""
 
 
 class _Handler(BaseHTTPRequestHandler):

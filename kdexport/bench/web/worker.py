@@ -31,9 +31,11 @@ PLACED = re.compile(r"Node\(s\) placed on \[(\w+)\]\. Number of nodes: (\d+)")
 NODE = re.compile(r"(?:^|\]) {2,}(\w+) \(")
 NO_OPERATOR = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 EXCEPTION = re.compile(r"^WasmException: (\d+)")
+NO_TENSOR = re.compile(r"Can't access output tensor data on index (\d+).*non-tensor", re.DOTALL)
 CREATE = re.compile(r"^Error: (failed to call OrtRun\(\)|Can't create a session)\. ERROR_CODE: \d+, ERROR_MESSAGE: ")
 MEMORY = re.compile(
-    r"out of memory|Array buffer allocation failed|memory access out of bounds|cannot enlarge memory", re.I
+    r"out of memory|Array buffer allocation failed|memory access out of bounds|cannot enlarge memory|^Integer overflow",
+    re.I,
 )
 
 
@@ -185,8 +187,7 @@ class WebWorker:
         started = browser.launch(self._playwright, self._settings["browser"], webgpu=webgpu, software=software)
         self._closing.callback(_quietly, started.close)
         self._page = started.new_page()
-        self._page.goto(self._server.url)
-        self._page.wait_for_function("globalThis.kdexport")
+        self._page.goto(self._server.url)  # until it is loaded, its module with it
         self._told = self._ask("ready", webgpu=webgpu)
         self._watch()
 
@@ -276,6 +277,11 @@ def reason(text: str, version: str) -> str:
         return (
             f"onnxruntime-web {version} has no operator {found[1]} of opset {found[2]} for this model's types: "
             "export it without that operator, or measure another runtime"
+        )
+    if found := NO_TENSOR.search(text):
+        return (
+            f"its output {found[1]} is a sequence or map, and a page of onnxruntime-web {version} reads tensors alone: "
+            "export it without that output (scikit-learn's: zipmap=False)"
         )
     if found := EXCEPTION.match(text):
         return f"out of memory: WASM ended with exception {found[1]}, mostly memory that ran out (4 GiB at most)"

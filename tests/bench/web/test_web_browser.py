@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from kdexport.bench import stage
 from kdexport.bench.plan import Settings, WebSettings
@@ -74,7 +74,52 @@ def test_a_model_is_measured_in_a_browser(web, models, once, tmp_path) -> None:
         assert raw["a|web:wasm|1|1"].size == one.latency_ms.samples
 
 
-def test_outputs_equal_onnx_runtimes_an_operator_that_lacks_is_named_and_no_browser_is_left(web, models, odd) -> None:
+def files_of_other_kinds(folder: Path) -> dict[Path, dict[str, np.ndarray]]:
+    """Weights in a file of their own, other precisions, ids and a mask, pixels, an output of the data's size."""
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((8, 8)).astype(np.float32)
+    value, made = helper.make_tensor_value_info, {}
+
+    def save(name: str, nodes, inputs, outputs, feed, held=None, **kwargs) -> None:
+        held = [numpy_helper.from_array(array, key) for key, array in (held or {}).items()]
+        graph = helper.make_graph(nodes, "g", inputs, outputs, held)
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / name, **kwargs
+        )
+        made[folder / name] = feed
+
+    node = helper.make_node
+    (folder / "weights").mkdir()
+    for name, kind, dtype, kwargs in (
+        ("external", TensorProto.FLOAT, np.float32, {"save_as_external_data": True, "location": "weights/w.bin"}),
+        ("half", TensorProto.FLOAT16, np.float16, {}),
+        ("double", TensorProto.DOUBLE, np.float64, {}),
+    ):
+        x = rng.standard_normal((5, 8)).astype(dtype)
+        ends = [value("x", kind, ["n", 8])], [value("y", kind, ["n", 8])]
+        more = {"size_threshold": 0, **kwargs} if kwargs else {}
+        save(f"{name}.onnx", [node("MatMul", ["x", "w"], ["y"])], *ends, {"x": x}, {"w": weights.astype(dtype)}, **more)
+    save(
+        "ids.onnx",
+        [node("Gather", ["w", "ids"], ["e"]), node("Where", ["m", "e", "zero"], ["y"]), node("Not", ["m"], ["other"])],
+        [value("ids", TensorProto.INT64, ["n"]), value("m", TensorProto.BOOL, ["n", 8])],
+        [value("y", TensorProto.FLOAT, ["n", 8]), value("other", TensorProto.BOOL, ["n", 8])],
+        {"ids": np.array([7, 0, 3]), "m": rng.random((3, 8)) > 0.5},
+        {"w": weights, "zero": np.zeros((), np.float32)},
+    )
+    ends = [value("x", TensorProto.UINT8, ["n", 4])], [value("y", TensorProto.INT64, [2, "k"])]
+    save(
+        "pixels.onnx",
+        [node("Cast", ["x"], ["f"], to=TensorProto.FLOAT), node("NonZero", ["f"], ["y"])],
+        *ends,
+        {"x": np.array([[0, 255, 0, 3]], np.uint8)},
+    )
+    return made
+
+
+def test_outputs_equal_onnx_runtimes_an_operator_that_lacks_is_named_and_no_browser_is_left(
+    web, models, odd, tmp_path
+) -> None:
     import onnxruntime
 
     from kdexport.bench.web.session import WebSession
@@ -87,6 +132,13 @@ def test_outputs_equal_onnx_runtimes_an_operator_that_lacks_is_named_and_no_brow
         assert len(started) > 2
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert (found.argmax(1) == expected.argmax(1)).all()
+        for path, feed in files_of_other_kinds(tmp_path).items():
+            session._child.ask(do="load", path=str(path), provider="wasm", threads=1)
+            native = onnxruntime.InferenceSession(str(path))
+            names = [item.name for item in native.get_outputs()]
+            for one, other in zip(session.run(names, feed), native.run(None, feed), strict=True):
+                assert one.dtype == other.dtype, path
+                np.testing.assert_allclose(one, other, atol=1e-4, err_msg=str(path))
         with pytest.raises(ChildError) as fault:
             session._child.ask(do="load", path=str(odd), provider="wasm", threads=1)
         assert "needs the operator com.example:Whirl" in in_words(str(fault.value), None)

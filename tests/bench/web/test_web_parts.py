@@ -131,12 +131,14 @@ def test_playwright_is_asked_for_by_name(monkeypatch) -> None:
 
 
 def test_devices_of_a_browser_have_names_and_threads() -> None:
-    wasm, threads, gpu = devices.find(["web", "web:wasm-threads", "web:webgpu"], [], {"a": "b"})
+    wasm, threads, gpu = devices.find(["web", "web:wasm-threads", "web:wasm", "web:webgpu"], [], {})
     assert (wasm.name, wasm.provider, gpu.provider) == ("web:wasm", "wasm", "webgpu")
     assert (wasm.options["isolated"], threads.options["isolated"]) == ("false", "true")
     assert all(map(is_web, (wasm, threads, gpu)))
     assert (threads_on(wasm, (1, 2)), threads_on(gpu, (4,)), threads_on(threads, (1, 2, 3))) == ((1,), (1,), (2, 3))
     assert threads_on(threads, (1,))[0] in (2, 3, 4)
+    with pytest.raises(DeviceError, match="a browser takes no provider options: a"):
+        devices.find(["web"], [], {"a": "b"})
     with pytest.raises(DeviceError) as fault:
         web_device("web:webgp")
     assert "did you mean 'web:webgpu'?" in fault.value.hint
@@ -185,6 +187,9 @@ def test_what_a_page_throws_is_said_in_words() -> None:
     text = f"{create}Could not find an implementation for NonMaxSuppression(11) node with name 'n'"
     assert "onnxruntime-web 1.2 has no operator NonMaxSuppression of opset 11" in worker.reason(text, "1.2")
     assert worker.reason("WasmException: 6524176", "1").startswith("out of memory: WASM ended with exception 6524176")
+    assert worker.reason(f"{create}Integer overflow", "1").startswith("out of memory")
+    sequence = "Can't access output tensor data on index 1. ERROR_CODE: 9, ERROR_MESSAGE: Reading data from non-tensor"
+    assert "its output 1 is a sequence or map" in worker.reason(f"Error: {sequence} typed value", "1.2")
     assert worker.reason("RangeError: Array buffer allocation failed", "1").startswith("out of memory")
     assert worker.reason(f"{create}Got invalid dimensions", "1") == "Got invalid dimensions"
 
