@@ -38,13 +38,15 @@ def run(
         # The stages bring torch and onnx with them: not before the first line is on the screen.
         from kdexport.bench import devices
         from kdexport.bench.stage import bench_run
+        from kdexport.bench.web.devices import check_there
         from kdexport.distill.stage import distill
         from kdexport.export.diagnosis import try_export
         from kdexport.export.stage import export
         from kdexport.report.stage import report_run
 
         # A device that isn't there is told now, not after hours of training.
-        devices.find(recipe.bench.devices, devices.available(), recipe.bench.provider_options)
+        found = devices.find(recipe.bench.devices, devices.available(), recipe.bench.provider_options)
+        check_there(found, recipe.bench)
         with directory.holding(recipe.to_toml(relative_to=directory.root)):
             # What cannot be exported is told before it is trained, too.
             trial = partial(try_export, recipe.export)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kdexport.artifacts import RunDirectory
 from kdexport.bench import devices
+from kdexport.bench.web.devices import check_there
 from kdexport.errors import KDExportError
 from kdexport.models.fitted_data import load_run_data
 from kdexport.progress import SILENT, Progress, Task
@@ -55,7 +56,8 @@ def search(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT)
             hint="start `kdexport search RECIPE --out DIR` several times instead, with the same DIR",
         )
     if search_of(recipe).remote is None:  # told now, not after hours of the teacher's training
-        devices.find([search_of(recipe).device], devices.available(), recipe.bench.provider_options)
+        found = devices.find([search_of(recipe).device], devices.available(), recipe.bench.provider_options)
+        check_there(found, recipe.bench)
     directory = RunDirectory(out or default_directory(recipe))
     directory.prepare()
     check_own(directory.root)

@@ -4,9 +4,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdexport.bench.plan import Device, Plan, WebSettings
 from kdexport.errors import DeviceError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdexport.recipe import Bench
 
 # Device -> what onnxruntime-web calls the provider, and whether the page is cross-origin isolated (threads need it).
 BACKENDS = {"web:wasm": ("wasm", False), "web:wasm-threads": ("wasm", True), "web:webgpu": ("webgpu", False)}
@@ -55,15 +59,28 @@ def resolve(plan: Plan, found: Sequence[Device]) -> Plan:
     web = plan.settings.web
     if not any(map(is_web, found)) or web.runtime_version is not None:
         return plan
+    from kdexport.bench.web import runtime
+
+    resolved = look_up(web)
+    for target in plan.targets:
+        runtime.check_size(target.name, Path(target.path))
+    return dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, web=resolved))
+
+
+def look_up(web: WebSettings) -> WebSettings:
+    """Find playwright, the browser and the runtime, which npm may bring; raises as ``resolve``."""
     from kdexport.bench.web import browser, runtime
 
     browser.check_playwright()
     chosen = browser.find(web.browser)
     held = runtime.find(None if web.runtime is None else Path(web.runtime))
-    for target in plan.targets:
-        runtime.check_size(target.name, Path(target.path))
-    resolved = WebSettings(str(chosen.path), str(held.folder), chosen.name, chosen.version, held.version)
-    return dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, web=resolved))
+    return WebSettings(str(chosen.path), str(held.folder), chosen.name, chosen.version, held.version)
+
+
+def check_there(found: Sequence[Device], settings: "Bench") -> None:
+    """Refuse web devices that could not be measured, before hours of work end at them; raises as ``resolve``."""
+    if any(map(is_web, found)):
+        look_up(WebSettings(settings.browser, settings.web_runtime))
 
 
 def cache_entry(names: Sequence[str]) -> Mapping[str, str]:

@@ -262,3 +262,17 @@ def test_a_coarse_clock_measures_a_known_call_to_two_percent(step: float, call: 
     assert found["turns"]
     for sample in found["turns"]:
         assert sample == pytest.approx(call * 1e6, rel=0.021)
+
+
+def test_a_run_whose_browser_is_absent_ends_before_it_trains(tmp_path: Path) -> None:
+    from kdexport import pipeline
+    from kdexport.progress import Silent
+    from kdexport.recipe import Recipe
+
+    recipe = Recipe.load(Path(__file__).parents[3] / "models" / "digits" / "recipe.toml")
+    recipe = recipe.model_copy(
+        update={"bench": recipe.bench.model_copy(update={"devices": ("web",), "browser": "nope"})}
+    )
+    with pytest.raises(DeviceError, match="--browser nope: there is no such program"):
+        pipeline.run(recipe, out=tmp_path / "run", progress=Silent())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
