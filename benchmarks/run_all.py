@@ -43,6 +43,7 @@ BENCHMARKS = (
     Benchmark("bench_pack", 1),
     Benchmark("bench_overhead", 1),
     Benchmark("profile_sums", 10),
+    Benchmark("bench_openvino", 3, more="an environment with onnxruntime-openvino, see its docstring"),
     Benchmark("bench_busy", 11),
     Benchmark("bench_self", 15),
     Benchmark("web_clock", 5, more="Chromium, playwright and onnxruntime-web"),

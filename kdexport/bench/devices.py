@@ -49,7 +49,8 @@ ALL = (
     Provider(
         "openvino",
         "OpenVINOExecutionProvider",
-        "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
+        "pip uninstall -y onnxruntime && pip install onnxruntime-openvino (built in, on any x86 CPU; on Intel's GPUs "
+        "and NPUs also onnxruntime-ep-openvino, beside onnxruntime)",
     ),
     Provider("coreml", "CoreMLExecutionProvider", "CoreML exists on macOS only: there, pip install onnxruntime"),
     Provider(
@@ -57,7 +58,9 @@ ALL = (
         "QNNExecutionProvider",
         "pip uninstall -y onnxruntime && pip install onnxruntime-qnn (Snapdragon machines)",
     ),
-    Provider("webgpu", "WebGpuExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-webgpu"),
+    Provider(
+        "webgpu", "WebGpuExecutionProvider", "pip install onnxruntime-ep-webgpu (beside onnxruntime 1.23 and later)"
+    ),
     Provider(
         "dml",
         "DmlExecutionProvider",
@@ -127,6 +130,7 @@ def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> De
         listed = {known.name for known in ALL}
         known = [*(known.device for known in ALL), "web", *(other for other in available if other not in listed)]
         near = "did you mean 'cuda'? (others: tensorrt, webgpu, coreml)" if kind == "gpu" else did_you_mean(kind, known)
+        near = f"did you mean '{by_name(kind).device}'?" if kind in listed else near
         raise DeviceError(
             f"there is no device called '{name}'", hint=(near or "there are: " + ", ".join(known)).strip()
         )
@@ -134,6 +138,14 @@ def _find(name: str, available: Sequence[str], options: Mapping[str, str]) -> De
         form = f"{kind}:0" if provider.numbered else kind
         raise DeviceError(f"'{name}' is not the name of a device", hint=f"write it as {form}")
     if provider.name not in available:
+        idle = [plugin for plugin in installed() if provider.name in plugin.providers]
+        if idle:
+            raise DeviceError(
+                f"device '{name}' is not there: {idle[0].name} {idle[0].version} is installed, and offers no device "
+                "on this machine",
+                hint="it finds no hardware of its own, or no driver: see `kdexport doctor`"
+                + ("" if provider.install.startswith(f"pip install {idle[0].name}") else f"; or {provider.install}"),
+            )
         raise DeviceError(
             f"device '{name}' is not there: this ONNX Runtime has no {provider.name} "
             f"(it has {', '.join(available)}){_no_gpu() if provider.nvidia else ''}",
@@ -165,6 +177,7 @@ class Plugin:
     version: str
     library: str | None  # path of its provider library; None where its module does not tell
     fault: str | None  # why not
+    providers: tuple[str, ...] = ()  # ONNX Runtime's names of what it brings, where its module tells
 
 
 def installed() -> list[Plugin]:
@@ -174,11 +187,22 @@ def installed() -> list[Plugin]:
 
 def _plugin(name: str, version: str) -> Plugin:
     library = fault = None
+    providers: tuple[str, ...] = ()
     try:
-        library = str(importlib.import_module(name.replace("-", "_")).get_library_path())
+        module = importlib.import_module(name.replace("-", "_"))
+        library = str(module.get_library_path())
+        providers = tuple(map(str, module.get_ep_names())) if hasattr(module, "get_ep_names") else ()
     except Exception as error:  # noqa: BLE001 - whatever a broken package raises is the finding
         fault = f"{type(error).__name__}: {error}"
-    return Plugin(name, version, library, fault)
+    return Plugin(name, version, library, fault, providers)
+
+
+def offers_nothing(plugin: Plugin) -> bool:
+    """Return whether a plugin whose library is registered finds no hardware here that it could run on."""
+    import onnxruntime
+
+    found = {device.ep_name for device in onnxruntime.get_ep_devices()}
+    return bool(plugin.providers) and not found & set(plugin.providers)
 
 
 @functools.lru_cache(maxsize=1)

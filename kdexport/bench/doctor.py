@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from kdexport import figures
 from kdexport.bench import devices
 from kdexport.bench.devices import available, by_name
 from kdexport.bench.process import Child, ChildError
@@ -192,6 +193,12 @@ def _plugins() -> Iterable[Check]:
                 f"{plugin.version} is installed, but ONNX Runtime does not take its library: {in_words(fault, None)}"
             )
             yield Check(plugin.name, "fault", message, f"pip install -U {plugin.name} {_runtime()}")
+        elif devices.offers_nothing(plugin):
+            message = (
+                f"{plugin.version}, its library loads, and offers no device here: no hardware that "
+                f"{figures.joined_names(plugin.providers)} runs on, or no driver of it"
+            )
+            yield Check(plugin.name, "note", message, "install the driver of its hardware, or leave the package out")
         else:
             yield Check(plugin.name, "ok", f"{plugin.version}, its library loads")
 

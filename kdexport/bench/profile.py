@@ -50,6 +50,7 @@ class Operator:
     provider: str
     events: float  # of it in one call: several within a Loop
     us: float  # as its events say, those of its subgraphs taken out
+    inner: float = 0.0  # events of its subgraphs in one call: what the profiler costs between them is in ``us``
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Calls:
     def events(self) -> float:
         """Events of one call."""
         return sum(operator.events for operator in self.operators)
+
+    @property
+    def outer_events(self) -> float:
+        """Those of them that lie in no other's."""
+        return self.events - sum(operator.inner for operator in self.operators)
 
     @property
     def cost_us(self) -> float:
@@ -125,13 +131,14 @@ def read_events(events: Sequence[Mapping[str, Any]], plain_ns: Sequence[int], pr
     undisturbed = [ns for ns in plain_ns if ns > 0]
     plain = undisturbed if len(undisturbed) >= 3 else [abs(ns) for ns in plain_ns]
     found: dict[tuple[str, str, str, str], dict[int, list[float]]] = {}
+    inner: dict[tuple[str, str, str, str], int] = {}
     outside: dict[int, float] = {at: abs(ns) / 1e3 for at, ns in enumerate(profiled_ns)}
     nodes = sorted(
         (one for one in events if one.get("cat") == "Node" and str(one["name"]).endswith(KERNEL)),
         key=lambda one: (one["ts"], -one["dur"]),
     )
     at = 0  # which call
-    above: list[tuple[float, list[float]]] = []  # ends and durations of the operators whose subgraphs run
+    above: list[tuple[float, list[float], tuple[str, str, str, str]]] = []  # operators whose subgraphs run, their ends
     for event in nodes:
         while at < len(runs) and event["ts"] >= runs[at]["ts"] + runs[at]["dur"]:
             at += 1
@@ -145,10 +152,11 @@ def read_events(events: Sequence[Mapping[str, Any]], plain_ns: Sequence[int], pr
         above = [one for one in above if event["ts"] < one[0]]
         if above:
             above[-1][1][-1] -= event["dur"]
+            inner[above[-1][2]] = inner.get(above[-1][2], 0) + 1
         else:
             outside[at] -= event["dur"]
         if key[1] in WITH_SUBGRAPHS:
-            above.append((event["ts"] + event["dur"], durations))
+            above.append((event["ts"] + event["dur"], durations, key))
     return Calls(
         plain_us=statistics.median(plain) / 1e3,
         profiled_us=middle([abs(profiled_ns[one]) / 1e3 for one in kept]),
@@ -158,6 +166,7 @@ def read_events(events: Sequence[Mapping[str, Any]], plain_ns: Sequence[int], pr
                 *key[:3],
                 sum(len(calls.get(one, ())) for one in kept) / len(kept),
                 middle([sum(calls.get(one, ())) for one in kept]),
+                inner.get(key, 0) / len(runs),
             )
             for key, calls in found.items()
         ),
@@ -179,8 +188,9 @@ def times(model: Calls, cost: Cost) -> tuple[dict[tuple[str, str, str], float], 
     found: dict[tuple[str, str, str], float] = {}
     for one in model.operators:
         key = (one.name, one.operator, one.provider)
-        found[key] = found.get(key, 0.0) + max(one.us - cost.within * one.events, 0.0)
-    return found, max(model.between_us - cost.outside * model.events, 0.0)
+        us = one.us - cost.within * one.events - cost.outside * one.inner
+        found[key] = found.get(key, 0.0) + max(us, 0.0)
+    return found, max(model.between_us - cost.outside * model.outer_events, 0.0)
 
 
 def combined(processes: Sequence[tuple[Calls, Calls]], p50_ms: float, layers: Layers) -> Profile:
@@ -253,7 +263,7 @@ def measure(
 
 def to_reply(calls: Calls) -> dict[str, Any]:
     """Return calls as JSON values, for the pipe from the measured process."""
-    operators = [[one.name, one.operator, one.provider, one.events, one.us] for one in calls.operators]
+    operators = [[one.name, one.operator, one.provider, one.events, one.us, one.inner] for one in calls.operators]
     return {**vars(calls), "operators": operators}
 
 

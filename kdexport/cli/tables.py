@@ -255,9 +255,20 @@ def _costliest(result: BenchResult, width: int) -> Iterator[Any]:
     kept = rows[:PROFILES_SHOWN]
     found = list(worst(kept))
     unit = figures.Unit.of(operator.ms for _, operator in found)
-    named = [f"{one.model}, {one.device}, batch {one.batch_size}, threads {one.threads}" for one, _ in found]
-    if len({_condition(one) for one in kept}) == 1:
-        named = [one.model for one, _ in found]
+    values = _values(kept)
+    named = [
+        ", ".join(
+            [
+                one.model,
+                *(
+                    f"{name} {value}"
+                    for name, value in zip(values, _condition(one), strict=True)
+                    if len(values[name]) > 1
+                ),
+            ]
+        )
+        for one, _ in found
+    ]
     heads = ["" if at and named[at - 1] == name else name for at, name in enumerate(named)]
     columns = [
         Column("model", heads, left=True, folds=True),

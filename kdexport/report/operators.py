@@ -88,8 +88,9 @@ def told(one: Measurement) -> str:
     profile = one.profile
     if profile is None:
         return ""
+    count = len(profile.operators)
     return (
-        f"{one.model}: {len(profile.operators)} operators, {figures.ms(profile.between_ms)} between them; "
+        f"{one.model}: {count} operator{'' if count == 1 else 's'}, {figures.ms(profile.between_ms)} between them; "
         f"the profiler's {figures.ms(profile.profiler_us / 1e3)} per operator is taken out"
     )
 

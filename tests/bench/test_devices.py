@@ -27,6 +27,7 @@ def test_a_plugin_provider_goes_by_its_own_name():
     [
         ("cpuu", "did you mean 'cpu'?"),
         ("gpu", "did you mean 'cuda'?"),
+        ("OpenVINOExecutionProvider", "did you mean 'openvino'?"),
         ("abacus", "there are: cpu, cuda"),
         ("cpu:1", "write it as cpu"),
         ("cuda:x", "write it as cuda:0"),

@@ -60,6 +60,15 @@ def test_a_subgraphs_operators_are_taken_out_of_what_runs_them():
         "loop": (35, 1), "inner": (45, 3), "after": (4, 1),
     }  # fmt: skip
     assert found.between_us == 110 - 84
+    assert [one.inner for one in found.operators if one.name == "loop"] == [3]
+    assert (found.events, found.outer_events) == (5, 2)
+    # What the profiler costs outside of the inner events lies in the loop's own.
+    times, between = profile.times(found, Cost(1.0, 2.0))
+    assert [times[name, kind, "CPUExecutionProvider"] for name, kind in (("loop", "Loop"), ("inner", "Mul"))] == [
+        28,
+        42,
+    ]
+    assert between == 26 - 4
 
 
 def test_what_the_profiler_costs_comes_out_of_each_operator_and_of_what_lies_between():
