@@ -55,7 +55,7 @@ class Encoder(torch.nn.Module):
 
 
 def write(name: str, folder: Path) -> Path:
-    """Export a network with kdexport, or with torch alone where its proof would be vain, as the network is untrained."""
+    """Export a network with kdexport, or with torch alone where a proof of an untrained one is vain."""
     path = folder / f"{name}.onnx"
     sample = torch.randn(1, 3, 224, 224)
     if name in TORCHVISION:
