@@ -19,7 +19,16 @@ POOL = 1000  # candidates that a model of latency chooses from, in spaces too la
 
 
 def measure_candidates(context: SearchContext) -> None:
-    """Propose and measure candidates until there are as many as the recipe asks for, or no more."""
+    """Propose and measure candidates until there are as many as the recipe asks for, or no more; then judge them all.
+
+    Those that a killed search had measured and not judged yet are judged now.
+    """
+    _measure_all(context)
+    for entry in context.entries():
+        _judge(context, entry)
+
+
+def _measure_all(context: SearchContext) -> None:
     known = len([entry for entry in context.entries() if entry.measured or entry.state == "failed"])
     total = int(min(context.search.trials, context.spaces.size))
     if known >= total:
@@ -38,8 +47,6 @@ def measure_candidates(context: SearchContext) -> None:
             batch = waiting[:AT_ONCE]
             _measure(context, batch)
             task.advance(len(batch), note=_so_far(context))
-    for entry in context.entries():
-        _judge(context, entry)
 
 
 def propose(context: SearchContext, count: int) -> list[Candidate]:

@@ -15,7 +15,7 @@ from kdexport.distill.stage import distill
 from kdexport.errors import KDExportError, RequirementError
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.recipe import Recipe
-from kdexport.search import stage
+from kdexport.search import candidates, stage
 from kdexport.search.context import study_key
 from kdexport.search.final import enforce
 from kdexport.search.results import SCHEMA_FILE, SearchResult, from_json, schema
@@ -157,6 +157,24 @@ def test_killed_at_any_step_it_goes_on_and_trains_nothing_twice(recipe_with, sto
     assert result.pick is not None
     assert len(trained) == len(set(trained))
     assert len(result.trials) == 2
+
+
+def test_killed_before_candidates_are_judged_the_budget_still_holds(
+    recipe_with, stopwatch, tmp_path, monkeypatch
+) -> None:
+    """Found by benchmarks/search_kill.py: measured and not judged, a candidate over the budget was trained."""
+    recipe = recipe_with({"args": {"width": [4, 300]}})
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "_judge", dies)
+        with pytest.raises(KeyboardInterrupt):
+            search(recipe, tmp_path / "s")
+    trials = by_name(search(recipe, tmp_path / "s"))
+    assert trials["300"].outcome == "over budget"
+    assert not trials["300"].rungs
 
 
 def test_a_trial_that_another_process_holds_is_left_to_it(recipe_with, stopwatch, tmp_path, monkeypatch) -> None:
