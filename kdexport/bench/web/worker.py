@@ -34,7 +34,7 @@ EXCEPTION = re.compile(r"^WasmException: (\d+)")
 NO_TENSOR = re.compile(r"Can't access output tensor data on index (\d+).*non-tensor", re.DOTALL)
 CREATE = re.compile(r"^Error: (failed to call OrtRun\(\)|Can't create a session)\. ERROR_CODE: \d+, ERROR_MESSAGE: ")
 MEMORY = re.compile(
-    r"out of memory|Array buffer allocation failed|memory access out of bounds|cannot enlarge memory|^Integer overflow",
+    r"out of memory|Array buffer allocation failed|memory access out of bounds|cannot enlarge memory",
     re.I,
 )
 
@@ -285,6 +285,8 @@ def reason(text: str, version: str) -> str:
         )
     if found := EXCEPTION.match(text):
         return f"out of memory: WASM ended with exception {found[1]}, mostly memory that ran out (4 GiB at most)"
+    if "SafeInt" in text and "Integer overflow" in text:
+        return "out of memory: a tensor's size is beyond the 4 GiB that WASM can address"
     short = CREATE.sub("", text)
     return f"out of memory: {short}" if MEMORY.search(short) else short
 

@@ -12,6 +12,7 @@ import pytest
 
 from kdexport.bench import devices
 from kdexport.bench.plan import Plan, Settings, Target, WebSettings
+from kdexport.bench.warnings import in_words
 from kdexport.bench.web import browser, processes, runtime, worker
 from kdexport.bench.web.devices import is_web, resolve, threads_on, web_device
 from kdexport.errors import DeviceError, KDExportError
@@ -187,7 +188,11 @@ def test_what_a_page_throws_is_said_in_words() -> None:
     text = f"{create}Could not find an implementation for NonMaxSuppression(11) node with name 'n'"
     assert "onnxruntime-web 1.2 has no operator NonMaxSuppression of opset 11" in worker.reason(text, "1.2")
     assert worker.reason("WasmException: 6524176", "1").startswith("out of memory: WASM ended with exception 6524176")
-    assert worker.reason(f"{create}Integer overflow", "1").startswith("out of memory")
+    overflow = "/x/safeint.h:17 static void SafeIntExceptionHandler<E>::SafeIntOnOverflow() Integer overflow\n"
+    run = f"Error: failed to call OrtRun(). ERROR_CODE: 1, ERROR_MESSAGE: {overflow}"
+    assert in_words(worker.reason(run, "1"), 2).startswith(
+        "batch size 2 does not fit in memory (out of memory: a tensor"
+    )
     sequence = "Can't access output tensor data on index 1. ERROR_CODE: 9, ERROR_MESSAGE: Reading data from non-tensor"
     assert "its output 1 is a sequence or map" in worker.reason(f"Error: {sequence} typed value", "1.2")
     assert worker.reason("RangeError: Array buffer allocation failed", "1").startswith("out of memory")
