@@ -11,9 +11,10 @@ the raw figures of a network of small operators are the profiler's own. What is 
   rest between events. The chain tells the shares: its operators take as good as no time, so that what their events
   claim to take is cost.
 - ``time_i = max(duration_i - within, 0)`` per event; ``between = max(p - sum of durations - outside, 0)``: the
-  runtime's own work from one operator to the next, and the call itself. A subgraph's operators (If, Loop, Scan) are
-  taken out of the operator that runs them. Durations are means of the middle half of the calls: events come in
-  whole microseconds, which a median would keep.
+  runtime's own work from one operator to the next, and the call itself. An operator cheaper than its event cannot give
+  back all of that cost: ``within`` is raised until the others have, so that no cost of the profiler is left in the sum.
+  A subgraph's operators (If, Loop, Scan) are taken out of the operator that runs them. Durations are means of the
+  middle half of the calls: events come in whole microseconds, which a median would keep.
 - The median of several processes, scaled by ``p50 / sum`` so that the sum is the latency that was measured without any
   profiler. ``Profile.sum_ms`` is the sum before that: where it is far from p50, the machine was another one then.
 
@@ -38,6 +39,7 @@ ROUNDS = 3  # fresh processes: one alone is never believed
 KERNEL = "_kernel_time"
 WITH_SUBGRAPHS = ("If", "Loop", "Scan", "SequenceMap")
 CHAIN = 200  # operators of the chain that tells the profiler's cost
+STEPS = 30  # of a bisection
 FAR = 0.05  # between the sum and the latency: beyond it is told
 
 
@@ -185,12 +187,23 @@ def cost_of(model: Calls, chain: Calls) -> Cost:
 
 def times(model: Calls, cost: Cost) -> tuple[dict[tuple[str, str, str], float], float]:
     """Return microseconds of each operator (name, type, provider), and between them, without the profiler's cost."""
+    between = max(model.between_us - cost.outside * model.outer_events, 0.0)
+    rest = model.profiled_us - (cost.within + cost.outside) * model.events - between
+    low, high = cost.within, cost.within * 4
+    for _ in range(STEPS if sum(_left(one, cost.outside, low) for one in model.operators) > rest else 0):
+        half = (low + high) / 2
+        low, high = (
+            (half, high) if sum(_left(one, cost.outside, half) for one in model.operators) > rest else (low, half)
+        )
     found: dict[tuple[str, str, str], float] = {}
     for one in model.operators:
         key = (one.name, one.operator, one.provider)
-        us = one.us - cost.within * one.events - cost.outside * one.inner
-        found[key] = found.get(key, 0.0) + max(us, 0.0)
-    return found, max(model.between_us - cost.outside * model.outer_events, 0.0)
+        found[key] = found.get(key, 0.0) + _left(one, cost.outside, low)
+    return found, between
+
+
+def _left(one: Operator, outside: float, within: float) -> float:
+    return max(one.us - within * one.events - outside * one.inner, 0.0)
 
 
 def combined(processes: Sequence[tuple[Calls, Calls]], p50_ms: float, layers: Layers) -> Profile:

@@ -95,6 +95,14 @@ def test_an_operator_never_takes_less_than_nothing():
     assert profile.times(model, Cost(5.0, 3.0)) == ({("n", "Reshape", "CPU"): 0.0}, 0.0)
 
 
+def test_what_cheap_operators_cannot_give_back_comes_out_of_the_others():
+    """An event costs 5 us: the first operator's claims 1 us only (it is written shorter), the others' 9 more."""
+    model = Calls(8.0, 23.0, 0.0, tuple(Operator(f"n{at}", "Add", "CPU", 1.0, us) for at, us in enumerate((1, 10, 12))))
+    found, between = profile.times(model, Cost(5.0, 0.0))
+    assert [round(us, 6) for us in found.values()] == [0, 3, 5]
+    assert sum(found.values()) + between == pytest.approx(model.plain_us)
+
+
 def test_several_processes_make_one_profile_whose_sum_is_the_latency():
     def process(us):
         return Calls(us, us + 7, 0.0, (Operator("body/conv/Conv", "Conv", "CPU", 1.0, us + 7),))
