@@ -17,6 +17,7 @@ from kdexport.errors import DeviceError
 
 RECORD = "session.record_ep_graph_assignment_info"
 CPU = "CPUExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 
 # The smallest model there is: one Identity of one float, opset 13, IR 7. What a session costs before any model.
 EMPTY_MODEL = (
@@ -71,6 +72,8 @@ def _providers(provider: str, provider_options: Mapping[str, str], options: ort.
     chosen = dict(provider_options)
     if provider == CPU:
         return [(provider, chosen)]
+    if provider == OPENVINO and chosen.get("device_type", "CPU") == "CPU" and "load_config" not in chosen:
+        chosen.setdefault("num_of_threads", str(options.intra_op_num_threads))  # else it takes every core
     if provider not in ort.get_available_providers():
         plugged = [device for device in ort.get_ep_devices() if device.ep_name == provider]
         which = int(chosen.pop("device_id", 0))

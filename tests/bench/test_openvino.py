@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 
 from kdexport.bench import devices, doctor
-from kdexport.bench.session import check_placement, open_session, placement
+from kdexport.bench.session import _providers, check_placement, open_session, options_for, placement
 from kdexport.bench.stage import bench
 from kdexport.errors import DeviceError
 from kdexport.onnx.describe import describe_file
@@ -39,6 +39,21 @@ def test_bench_measures_both_devices_and_the_profile_says_that_it_is_one_operato
     rows = {one.device: one for one in result.measurements}
     assert rows["openvino"].placement == {NAME: 1.0}
     assert [one.provider for one in rows["openvino"].profile.operators] == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({}, {"num_of_threads": "3"}),
+        ({"num_of_threads": "1"}, {"num_of_threads": "1"}),
+        ({"device_type": "GPU"}, {"device_type": "GPU"}),
+        ({"load_config": "ov.json"}, {"load_config": "ov.json"}),
+    ],
+)
+def test_openvino_takes_as_many_threads_as_are_measured(given, chosen, monkeypatch):
+    """Left alone it took both of two cores where one thread was measured: 20.8 ms of 41.9 ms of CPU time a call."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [NAME])
+    assert _providers(NAME, given, options_for(3))[0] == (NAME, chosen)
 
 
 @here
