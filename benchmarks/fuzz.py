@@ -157,8 +157,7 @@ def _finished_run(name: str) -> Callable[[Path], object]:
 
     def read(path: Path) -> object:
         import kdexport
-        from kdexport.artifacts import RunDirectory
-        from kdexport.distill import logging
+        from kdexport.artifacts import RunDirectory, read_epochs
         from kdexport.recipe import Recipe
 
         seed, run = path.parents[2] / "run", path.parent / "run"
@@ -166,7 +165,7 @@ def _finished_run(name: str) -> Callable[[Path], object]:
             shutil.copytree(seed, run)
         shutil.copyfile(path, run / name)
         if name == "metrics.jsonl":
-            return [line["phase"] for line in logging.read(run / name)]
+            return [line["phase"] for line in read_epochs(run / name)]
         return kdexport.distill(Recipe.load(seed / "recipe.toml"), RunDirectory(run))
 
     return read

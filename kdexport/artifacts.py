@@ -148,9 +148,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None where the file is absent or holds anything else."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; what a kill cut off or another hand changed is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("phase"), str) and isinstance(entry.get("epoch"), int):
+            entries.append(entry)
+    return entries
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -8,13 +8,12 @@ Nothing is measured before all that can be refused has been refused.
 import contextlib
 import dataclasses
 import datetime
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdexport.artifacts import RunDirectory, read_json, write_atomically
+from kdexport.artifacts import RunDirectory, read_epochs, read_json, write_atomically
 from kdexport.bench import devices
 from kdexport.bench.inputs import batch_axes, check_batch, check_dims, resolve_shapes
 from kdexport.bench.plan import Device, Plan, Settings, Target, WebSettings
@@ -79,7 +78,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         **web.cache_entry(recipe.bench.devices),
     )
     document = recipe.to_dict(relative_to=directory.root)
-    training = training_lines(directory.metrics)
+    training = tuple(read_epochs(directory.metrics))
     earlier = done(directory.stage("bench"), key, BenchResult)
     if earlier is not None:
         progress.message("bench: measured before, nothing has changed")
@@ -269,16 +268,6 @@ def assumed_values(limits: Mapping[str, int | None]) -> tuple[str, ...]:
         f"{who} 1 everywhere: nothing in the graph bounds the values, and they may decide how long a loop runs; "
         "give real ones with --input FILE.npz",
     )
-
-
-def training_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the epochs of metrics.jsonl; a last line that was cut off is left out."""
-    lines = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-    return tuple(lines)
 
 
 def write_samples(path: Path, outcome: Outcome) -> None:

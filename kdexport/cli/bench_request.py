@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from kdexport import references
-from kdexport.artifacts import RunDirectory, read_json
-from kdexport.bench.stage import BenchRequest, dims_of, training_lines
+from kdexport.artifacts import RunDirectory, read_epochs, read_json
+from kdexport.bench.stage import BenchRequest, dims_of
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
 from kdexport.recipe import Bench, Data, Recipe
@@ -63,7 +63,7 @@ def request_for(
         recipe.name if recipe else models[0].name,
         dataset=dataset,
         recipe=recipe.to_dict(relative_to=run) if recipe and run else None,
-        training=training_lines(RunDirectory(run).metrics) if run else (),
+        training=tuple(read_epochs(RunDirectory(run).metrics)) if run else (),
         dims={**dims_of(dataset, settings), **_sizes(_pairs(dims, "--dim", "e.g. --dim sequence=64"))},
         inputs_file=inputs_file,
     )

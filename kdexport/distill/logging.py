@@ -16,7 +16,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from kdexport.artifacts import write_text
+from kdexport.artifacts import read_epochs, write_text
 from kdexport.errors import KDExportError
 
 MLFLOW_FOLDER = "mlruns"  # in the run directory
@@ -177,13 +177,13 @@ class MetricsLog:
     def unchanged(self, phase: str) -> None:
         """Let the trackers know of a phase that was trained before."""
         if self._writes:
-            self._trackers.remember(line for line in read(self._path) if line["phase"] == phase)
+            self._trackers.remember(line for line in read_epochs(self._path) if line["phase"] == phase)
 
     def start(self, phase: str, epoch: int) -> None:
         """Drop what the file says of a phase from an epoch on: it is about to be trained again."""
         if not self._writes:
             return
-        kept = [line for line in read(self._path) if line["phase"] != phase or line["epoch"] < epoch]
+        kept = [line for line in read_epochs(self._path) if line["phase"] != phase or line["epoch"] < epoch]
         if self._path.exists():
             write_text(self._path, "".join(_line(entry) for entry in kept))
         self._trackers.begin()
@@ -210,23 +210,10 @@ class MetricsLog:
         if self._writes:
             entries = [
                 entry | {"kept": True, **scores} if (entry["phase"], entry["epoch"]) == (phase, epoch) else entry
-                for entry in read(self._path)
+                for entry in read_epochs(self._path)
             ]
             write_text(self._path, "".join(_line(entry) for entry in entries))
             self._trackers.add(_finite({"phase": phase, "epoch": epoch, **scores}))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return every whole line; what a kill cut off or another hand changed is left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("phase"), str) and isinstance(entry.get("epoch"), int):
-            entries.append(entry)
-    return entries
 
 
 def _line(entry: dict[str, Any]) -> str:

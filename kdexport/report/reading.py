@@ -115,6 +115,8 @@ def _document(path: Path) -> dict[str, Any]:
         else:
             message = f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
         raise KDExportError(message, hint=f"copy it again, or {MEASURE}") from None
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        raise KDExportError(f"{path} is not a bench.json: no figure or nesting is as long", hint=MEASURE) from None
     if not isinstance(document, dict):
         raise KDExportError(f"{path} is not a bench.json: it holds no JSON object", hint=MEASURE)
     return document

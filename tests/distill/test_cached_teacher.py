@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdexport.artifacts import RunDirectory
+from kdexport.artifacts import RunDirectory, read_epochs
 from kdexport.distill import logging
 from kdexport.distill.stage import distill
 from kdexport.progress import Silent
@@ -31,7 +31,7 @@ def test_a_student_of_the_largest_logits_survives_a_kill(
     recipe, recorder = tiny(*QUICK, "distill.teacher_top_k=3"), Recorder()
     distill(recipe, RunDirectory(tmp_path / "whole"), recorder)
     assert any("the 3 largest of 10 logits" in said for said in recorder.said)
-    lines = [line for line in logging.read(tmp_path / "whole" / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in read_epochs(tmp_path / "whole" / "metrics.jsonl") if line["phase"] == "student"]
     assert [line["teacher_from"] for line in lines] == ["online", "online", "cache"]
     assert lines[-1]["loss"] < lines[0]["loss"]
     written = logging.MetricsLog.append
@@ -84,8 +84,8 @@ def test_a_second_student_of_the_same_teacher_asks_it_nothing(tmp_path: Path, ti
     # To see whether it takes the data, and for its operations; no split is gone through.
     assert all(int(count) <= 2 for count in asked.read_text().split())
     first, second = (
-        [line for line in logging.read(directory.metrics) if line["phase"] == "student"][-1],
-        [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"][-1],
+        [line for line in read_epochs(directory.metrics) if line["phase"] == "student"][-1],
+        [line for line in read_epochs(directory.metrics) if line["phase"] == "teacher"][-1],
     )
     assert first["val_teacher_accuracy"] == second["val_accuracy"]  # from the file, as from the network
 
@@ -113,7 +113,7 @@ def test_runs_can_share_kept_logits_even_with_a_method_that_compares_layers(tmp_
     distill(learning, RunDirectory(tmp_path / "third"))
     # To see whether it takes the data, and for its operations; no split is gone through.
     assert all(int(count) <= 2 for count in asked.read_text().split())
-    lines = [line for line in logging.read(tmp_path / "third" / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in read_epochs(tmp_path / "third" / "metrics.jsonl") if line["phase"] == "student"]
     assert {line["teacher_from"] for line in lines} == {"cache"}
 
 
@@ -121,7 +121,7 @@ def test_damaged_logits_are_computed_again(tmp_path: Path, tiny: Tiny) -> None:
     directory = RunDirectory(tmp_path / "run")
     recipe = tiny(*QUICK)
     distill(recipe, directory)
-    kept = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
+    kept = [line for line in read_epochs(directory.metrics) if line["phase"] == "student"]
     for path in directory.cache.glob("teacher-*.logits"):
         content = bytearray(path.read_bytes())
         content[: len(content) // 2] = bytes(len(content) // 2)
@@ -130,7 +130,7 @@ def test_damaged_logits_are_computed_again(tmp_path: Path, tiny: Tiny) -> None:
     for path in (directory.checkpoints / "student").iterdir():
         path.unlink()
     distill(recipe, directory)
-    again = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
+    again = [line for line in read_epochs(directory.metrics) if line["phase"] == "student"]
     timing = {"seconds", "samples_per_s", "teacher_from"}
     assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
         {k: v for k, v in line.items() if k not in timing} for line in kept

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdexport.artifacts import RunDirectory
+from kdexport.artifacts import RunDirectory, read_epochs
 from kdexport.data.datasets import load_data
-from kdexport.distill import logging
 from kdexport.distill.batches import predict_all
 from kdexport.distill.data_free import synthesize
 from kdexport.distill.stage import distill
@@ -74,7 +73,7 @@ def test_a_student_of_made_images_knows_real_digits(tmp_path: Path) -> None:
     student = load_model("student", free.student, dataset, directory.weights("student"))
     logits = predict_all(student.network, student.preprocessing, dataset.test, torch.device("cpu"))
     assert np.mean(logits.argmax(axis=1) == dataset.test.labels) >= 0.90
-    log = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
+    log = [line for line in read_epochs(directory.metrics) if line["phase"] == "student"]
     assert all(line["val_accuracy"] is None for line in log)
     assert log[-1]["top1_agreement"] > 0.7
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdexport.artifacts import RunDirectory
-from kdexport.distill import logging, phase
+from kdexport.artifacts import RunDirectory, read_epochs
+from kdexport.distill import phase
 from kdexport.distill.stage import distill
 from kdexport.distill.state import Checkpoints, LoopState
 from kdexport.errors import KDExportError, Terminated
@@ -21,7 +21,7 @@ SHORT = ("distill.baseline=false", "teacher.train.epochs=1", "distill.epochs=2")
 
 
 def epochs(directory: RunDirectory) -> list[int]:
-    return [line["epoch"] for line in logging.read(directory.metrics) if line["phase"] == "student"]
+    return [line["epoch"] for line in read_epochs(directory.metrics) if line["phase"] == "student"]
 
 
 def test_changed_settings_ask_and_both_answers_do_what_they_say(tmp_path: Path, tiny: Tiny) -> None:
@@ -40,7 +40,7 @@ def test_changed_settings_ask_and_both_answers_do_what_they_say(tmp_path: Path, 
 
     extended = distill(longer, directory, on_change="extend")
     assert extended.networks[1].epochs == 3
-    lines = [line for line in logging.read(directory.metrics) if line["phase"] == "student"]
+    lines = [line for line in read_epochs(directory.metrics) if line["phase"] == "student"]
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert lines[2]["loss"] < lines[0]["loss"]
     again = distill(longer, directory)  # it is what the recipe asks for now

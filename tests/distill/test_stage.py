@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdexport.artifacts import RunDirectory
+from kdexport.artifacts import RunDirectory, read_epochs
 from kdexport.data.datasets import load_data
 from kdexport.distill import logging, logit_cache, stage
 from kdexport.distill.batches import predict_all
@@ -47,7 +47,7 @@ class Recorder(Silent):
 
 
 def phases(directory: RunDirectory) -> list[tuple[str, int]]:
-    return [(line["phase"], line["epoch"]) for line in logging.read(directory.metrics)]
+    return [(line["phase"], line["epoch"]) for line in read_epochs(directory.metrics)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_run_writes_what_the_contract_lists(trained: tuple[Path, DistillResult
             value.numel() for name, value in weights.items() if "running" not in name and "num_batches" not in name
         )
     assert json.loads(directory.stage("distill").read_text())["splits"] == result.splits
-    lines = logging.read(directory.metrics)
+    lines = read_epochs(directory.metrics)
     assert phases(directory) == [("teacher", 0), ("teacher", 1)] + [
         (phase, epoch) for phase in ("student", "student-plain") for epoch in range(3)
     ]
@@ -95,7 +95,7 @@ def test_the_epoch_whose_weights_were_kept_holds_what_they_score(tmp_path: Path,
     directory = RunDirectory(tmp_path)
     recipe = tiny("distill.keep='last'", "distill.baseline=false")
     student = distill(recipe, directory).networks[1]
-    kept = [line for line in logging.read(directory.metrics) if line.get("kept")]
+    kept = [line for line in read_epochs(directory.metrics) if line.get("kept")]
     assert [(line["phase"], line["epoch"]) for line in kept] == [("teacher", 1), ("student", 2)]
     dataset = load_data(recipe.data, recipe.seed, directory.cache)
     model = load_model("student", recipe.student, dataset, tmp_path / student.weights)
@@ -145,7 +145,7 @@ def start(recipe: Recipe, out: Path) -> subprocess.Popen[str]:
 
 def wait_for_epochs(process: subprocess.Popen[str], directory: RunDirectory, count: int) -> None:
     limit = time.monotonic() + 60
-    while len(logging.read(directory.metrics)) < count and process.poll() is None:
+    while len(read_epochs(directory.metrics)) < count and process.poll() is None:
         assert time.monotonic() < limit, "the training did not get under way"
         time.sleep(0.005)
 
@@ -205,7 +205,7 @@ def test_a_student_learns_from_the_teacher_alone(tmp_path: Path, tiny: Tiny) -> 
     """label_weight = 0: the labels of the training split are not looked at."""
     recipe = tiny("distill.label_weight=0.0", "distill.baseline=false", "distill.epochs=6", "teacher.train.epochs=6")
     distill(recipe, RunDirectory(tmp_path))
-    lines = [line for line in logging.read(tmp_path / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in read_epochs(tmp_path / "metrics.jsonl") if line["phase"] == "student"]
     assert set(lines[-1]["terms"]) == {"soft_targets"}
     assert lines[-1]["top1_agreement"] > lines[0]["top1_agreement"]
 
@@ -234,14 +234,14 @@ def test_features_are_compared_and_leave_no_trace_in_the_student(
     distill(tiny("distill.epochs=2", f"distill.terms=[{terms}]"), RunDirectory(tmp_path / "a"), recorder)
     with_taps, without = (load_file(folder / "student.safetensors") for folder in (tmp_path / "a", trained[0]))
     assert {name: value.shape for name, value in with_taps.items()} == {k: v.shape for k, v in without.items()}
-    lines = [line for line in logging.read(tmp_path / "a" / "metrics.jsonl") if line["phase"] == "student"]
+    lines = [line for line in read_epochs(tmp_path / "a" / "metrics.jsonl") if line["phase"] == "student"]
     assert [line["teacher_from"] for line in lines] == ["online", "online"]
     assert lines[1]["loss"] < lines[0]["loss"]
     assert any("the teacher runs at every step" in said for said in recorder.said)
     for name in FEATURE_TERMS:
         assert lines[1]["terms"][name] != lines[0]["terms"][name] > 0
         assert any(line.startswith(f"{name}: student ") for line in recorder.said)
-    lines = logging.read(tmp_path / "a" / "metrics.jsonl")
+    lines = read_epochs(tmp_path / "a" / "metrics.jsonl")
     kept = next(line for line in lines if line["phase"] == "student" and line.get("kept"))
     told = {"labels", *FEATURE_TERMS} - {"crd"}  # which compares a sample with what it remembers of it
     assert set(kept["terms"]) == told | {"crd"}
@@ -298,7 +298,7 @@ def test_samples_with_several_labels(tmp_path: Path, tiny: Tiny) -> None:
     assert not single.weights("teacher").exists()  # said before anything is trained
     directory = RunDirectory(tmp_path / "run")
     distill(tiny(data, "distill.terms=[{ method = 'binary_soft_targets' }]", "teacher.train.epochs=4"), directory)
-    lines = [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"]
+    lines = [line for line in read_epochs(directory.metrics) if line["phase"] == "teacher"]
     assert lines[-1]["val_score"] > 0.65
 
 
@@ -372,7 +372,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, tiny: Tiny) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert [network["name"] for network in json.loads(done.stdout)["networks"]] == ["teacher", "student"]
-    one_log, two_log = (logging.read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    one_log, two_log = (read_epochs(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     # The schedule goes by steps: the same rates mean the same number of steps, and so the same total batch.
     assert [(line["phase"], line["epoch"], line["lr"]) for line in one_log] == [
         (line["phase"], line["epoch"], line["lr"]) for line in two_log
@@ -459,7 +459,7 @@ def test_the_accuracy_that_is_told_is_that_of_the_weights_that_are_kept(tmp_path
     directory = RunDirectory(tmp_path)
     training = ("teacher.train.epochs=5", "teacher.train.keep='last'", "teacher.train.lr=0.05")
     result = distill(tiny(*training, "distill.baseline=false", "distill.epochs=1"), directory)
-    lines = [line for line in logging.read(directory.metrics) if line["phase"] == "teacher"]
+    lines = [line for line in read_epochs(directory.metrics) if line["phase"] == "teacher"]
     assert result.networks[0].val_score == lines[-1]["val_accuracy"]
     assert lines[-1]["kept"]
 

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from kdexport.artifacts import RunDirectory
+from kdexport.artifacts import RunDirectory, read_epochs
 from kdexport.distill import logging
 from kdexport.distill.logging import MetricsLog, Trackers, points
 from kdexport.distill.stage import distill
@@ -30,7 +30,7 @@ def shown(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def expected(directory: RunDirectory) -> dict[str, list[tuple[int, float]]]:
     series: dict[str, list[tuple[int, float]]] = {}
-    for entry in logging.read(directory.metrics):
+    for entry in read_epochs(directory.metrics):
         for name, value in points(entry).items():
             series.setdefault(name, []).append((entry["epoch"], pytest.approx(value, rel=1e-6)))
     return series
@@ -193,4 +193,4 @@ def test_damaged_lines_of_the_log_are_passed_over(tmp_path: Path) -> None:
         b"[" * 5000,
     ]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, b'{"phase": "student", "epoch": 1}']))
-    assert [line["epoch"] for line in logging.read(tmp_path / "metrics.jsonl")] == [0, 1]
+    assert [line["epoch"] for line in read_epochs(tmp_path / "metrics.jsonl")] == [0, 1]

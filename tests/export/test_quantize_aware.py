@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from kdexport.artifacts import RunDirectory
-from kdexport.distill import logging
+from kdexport.artifacts import RunDirectory, read_epochs
 from kdexport.distill.qat import FakeQuantized, settings_of
 from kdexport.distill.qat_graph import rounded_activation, rounded_weight, scale_and_zero
 from kdexport.distill.stage import distill
@@ -173,7 +172,7 @@ def test_the_phase_is_its_own_and_leaves_a_plain_student(tiny, tmp_path):
     assert plain.networks[1].activation_ranges == {}
     aware = distill(tiny(), directory, recorder).networks[1]
     assert recorder.unchanged() == ["student", "teacher"]  # what was distilled is not distilled again
-    assert [line["phase"] for line in logging.read(directory.metrics)][-2:] == ["student-qat"] * 2
+    assert [line["phase"] for line in read_epochs(directory.metrics)][-2:] == ["student-qat"] * 2
     assert (aware.name, aware.weights, aware.epochs) == ("student", "student.safetensors", 4)
     before, after = load_file(tmp_path / "student-distilled.safetensors"), load_file(tmp_path / "student.safetensors")
     assert before.keys() == after.keys()

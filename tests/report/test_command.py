@@ -201,6 +201,8 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
         "cut off in a word": (text[: text.index("null") + 2], "is cut off in line"),
         "empty": ("", "is empty"),
         "not JSON": ("{'name': 1}", "is not JSON"),
+        "nested without end": ('{"a": ' + "[" * 100_000, "is not a bench.json: no figure or nesting is as long"),
+        "a figure without end": ('{"a": ' + "9" * 5000 + "}", "is not a bench.json: no figure or nesting is as long"),
         "NaN": (text.replace('"throughput_per_s": ', '"throughput_per_s": NaN, "x": ', 1), "holds NaN where a figure"),
         "infinite": (text.replace('"load_ms": 9.1', '"load_ms": 1e999', 1), "load_ms of 'teacher' on 'laptop' is not"),
         "null where a figure must be": (
