@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from kdexport import __version__, results
 from kdexport.artifacts import key_of, read_json, sha256, write_json
 from kdexport.recipe import Data
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.references import Reference, local_sources, parse, path_of
 
 T = TypeVar("T")

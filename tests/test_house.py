@@ -20,8 +20,7 @@ LAYERS = (
     ("stage_cache", "machine"),
     ("scoring",),
     ("tasks",),
-    ("recipe_reference",),
-    ("recipe", "recipe_text", "terms", "precisions", "references", "objects", "statistics"),
+    ("recipe", "terms", "precisions", "references", "objects", "statistics"),
     ("artifacts", "figures", "terminal", "results", "progress", "errors"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from kdexport.recipe import Recipe
-from kdexport.recipe_reference import REFERENCE, SCHEMA, markdown, schema
+from kdexport.recipe.reference import REFERENCE, SCHEMA, markdown, schema
 from kdexport.terms import METHODS
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -17,7 +17,7 @@ RECIPES = sorted(MODELS.glob("*/recipe.toml"))
 
 
 def test_the_files_in_models_are_fresh() -> None:
-    again = "write them anew: python -m kdexport.recipe_reference models"
+    again = "write them anew: python -m kdexport.recipe.reference models"
     assert (MODELS / REFERENCE).read_text(encoding="utf-8") == markdown(), again
     assert json.loads((MODELS / SCHEMA).read_text(encoding="utf-8")) == schema(), again
 

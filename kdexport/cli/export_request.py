@@ -11,7 +11,7 @@ from kdexport.artifacts import RunDirectory
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress, load
 from kdexport.recipe import Recipe, StandaloneExport
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.results import DistillResult, ExportResult, from_json
 
 Settings = Mapping[str, object]  # keys of the recipe's [export] that flags set

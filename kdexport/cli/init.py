@@ -110,7 +110,7 @@ def init(
         from kdexport.errors import KDExportError
 
         if reference:
-            from kdexport.recipe_reference import markdown, schema
+            from kdexport.recipe.reference import markdown, schema
 
             console.result(schema(), markdown())
             return

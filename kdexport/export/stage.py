@@ -34,7 +34,7 @@ from kdexport.onnx.sessions import Arrays
 from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress, Silent
 from kdexport.recipe import Recipe, Student, Teacher, TeacherSpec
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.results import DistillResult, ExportFailure, ExportResult, ModelFile, TrainedNetwork, from_json
 from kdexport.stage_cache import cache_key, data_fingerprint, done, fingerprint, mark_done
 

@@ -35,7 +35,7 @@ from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays
 from kdexport.progress import Progress
 from kdexport.recipe import Data, PreprocessingSpec, Student
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.references import parse
 from kdexport.results import ExportResult
 

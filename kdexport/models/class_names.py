@@ -14,7 +14,7 @@ from typing import Any
 
 from kdexport.errors import SourceError
 from kdexport.recipe import Student, TeacherSpec
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.references import parse
 from kdexport.scoring import Predict
 

@@ -21,7 +21,7 @@ from kdexport.models.own_vocabulary import data_for, with_own_vocabulary
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import Progress
 from kdexport.recipe import Data, Recipe, Student, TeacherSpec
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.references import parse
 from kdexport.tasks.segmentation import VOID
 

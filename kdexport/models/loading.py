@@ -35,7 +35,7 @@ from kdexport.models.preprocessing import AS_THEY_ARE, TEXT_INPUTS, Preprocessin
 from kdexport.models.students import load_cut
 from kdexport.models.weights import Fit, carve_as, fit, load_weights, postprocessing_in
 from kdexport.recipe import Prune, Student, TeacherSpec
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.references import parse
 from kdexport.tasks.postprocessing import Postprocessing
 

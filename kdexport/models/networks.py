@@ -14,7 +14,7 @@ from kdexport.errors import KDExportError, SourceError, did_you_mean
 from kdexport.models.checkpoints import SUFFIXES
 from kdexport.models.hub import load_classifier, load_embedder
 from kdexport.models.transformer_cut import Cut
-from kdexport.recipe_text import PRETRAINED
+from kdexport.recipe.text import PRETRAINED
 from kdexport.references import Reference, call, load_object, parse
 from kdexport.tasks.base import Task
 

@@ -1,6 +1,6 @@
 """Every key of a recipe, told by the recipe's own model: ``models/RECIPE.md`` and the JSON Schema for editors.
 
-``python -m kdexport.recipe_reference models`` writes both anew; a test holds them fresh.
+``python -m kdexport.recipe.reference models`` writes both anew; a test holds them fresh.
 """
 
 import json
@@ -18,7 +18,7 @@ REFERENCE, SCHEMA = "RECIPE.md", "recipe.schema.json"
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 HEAD = """# Every key of a recipe
 
-Generated from `kdexport/recipe.py` and `kdexport/terms.py` by `python -m kdexport.recipe_reference models`;
+Generated from `kdexport/recipe/` and `kdexport/terms.py` by `python -m kdexport.recipe.reference models`;
 `kdexport init --reference` prints it. On the command line a key is `--set distill.epochs=10`, and that of a term is
 `--set distill.terms.0.weight=0.9`.
 
