@@ -36,7 +36,7 @@ def run(tmp_path):
         "student": {"model": "nets.py:Student"},
         "bench": {"min_seconds": 0.03, "max_seconds": 0.05, "rounds": 1, "precision": 0.5},
     }
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    (tmp_path / "metrics.jsonl").write_text('{"phase": "student", "epoch": 1}\n{"phase": "student", "epoch": 2}\n{"pha')
     model = describe_file(tmp_path / "teacher.onnx")
     exported = ExportResult("quick", (model,))
 

@@ -98,7 +98,8 @@ def source(tmp_path):
     for index, label in enumerate(y):
         x[index].reshape(4)[label] = 250
     labels = np.array([WORDS.index(OWN[label]) for label in y])
-    np.savez(tmp_path / "d.npz", x_train=x, y_train=labels, x_test=x, y_test=labels, class_names=np.array(WORDS))
+    other = x + 1  # no test sample is in train
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=labels, x_test=other, y_test=labels, class_names=np.array(WORDS))
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"
         "def net(num_classes=4):\n"
@@ -179,7 +180,7 @@ def test_teachers_of_different_orders_are_refused(source):
 def test_a_test_split_that_a_given_teacher_may_know_is_told(source):
     given = Teacher(model=f"{source / 'nets.py'}:net", weights=str(source / "nameless.pt"))
     student = Student(model=f"{source / 'nets.py'}:net")
-    x, y = np.zeros((40, 2, 2, 1), np.uint8), np.arange(40) % 4
+    x, y = np.arange(160, dtype=np.uint8).reshape(40, 2, 2, 1), np.arange(40) % 4
     np.savez(source / "whole.npz", x_train=x, y_train=y)
     whole, split = Data(source=f"npz:{source / 'whole.npz'}"), Data(source=f"npz:{source / 'd.npz'}")
     told = load_fitted_data(whole, (given, student), 0, source)
