@@ -344,6 +344,8 @@ def work(name: str, seed: int, numbers: list[int], folder: Path, parent: Connect
             ours = [one for one in traceback.extract_tb(error.__traceback__) if "kdexport" in one.filename][-1:]
             at = " ".join(f"{Path(one.filename).name}:{one.lineno}" for one in (*ours, last))
             ended = f"{type(error).__name__} at {at}"
+        if ended not in ("read", "refused"):
+            shutil.copyfile(path, folder.parent / "faults" / f"{name}-{seed}-{number}{kind.suffix}")
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began > MIB * 1024:
             ended = "memory"
         parent.send((number, ended))
@@ -354,7 +356,7 @@ def work(name: str, seed: int, numbers: list[int], folder: Path, parent: Connect
 def run(kind: Kind, seed: int, count: int, folder: Path) -> Counter[str]:
     """Try a kind; what is done is not done again."""
     record = folder / f"{kind.name}-{seed}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults").mkdir(parents=True, exist_ok=True)
     done = {} if not record.is_file() else dict(json.loads(line) for line in record.read_text().splitlines())
     context = multiprocessing.get_context("spawn")
     place = folder / kind.name
@@ -363,10 +365,9 @@ def run(kind: Kind, seed: int, count: int, folder: Path) -> Counter[str]:
         def note(number: int, ended: str) -> None:
             done[number] = ended
             log.write(json.dumps([number, ended]) + "\n")
-            if ended not in ("read", "refused"):
+            kept = folder / "faults" / f"{kind.name}-{seed}-{number}{kind.suffix}"
+            if ended not in ("read", "refused") and not kept.exists():  # it hangs, or ended the process
                 log.flush()
-                kept = folder / "faults" / f"{kind.name}-{seed}-{number}{kind.suffix}"
-                kept.parent.mkdir(exist_ok=True)
                 shutil.copyfile(place / "one" / f"file{kind.suffix}", kept)
 
         while left := [number for number in range(count) if number not in done]:
@@ -408,7 +409,7 @@ def main() -> int:
         started = time.perf_counter()
         rows[name] = dict(run(KINDS[name], options.seed, options.count, options.work.resolve()).most_common())
         print(f"{name}: {rows[name]} in {time.perf_counter() - started:.0f} s", flush=True)
-    write(options, rows)
+        write(options, rows)
     return int(any(set(row) - {"read", "refused"} for row in rows.values()))
 
 

@@ -1,6 +1,7 @@
 """The run directory: whole files or none, one writer at a time."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdexport.artifacts import RunDirectory, read_json, write_atomically, write_text
+from kdexport.artifacts import RunDirectory, read_json, write_atomically, write_json, write_text
 from kdexport.errors import KDExportError
 
 
@@ -84,3 +85,9 @@ def test_files_of_the_users_are_not_replaced_by_a_run(name: str, tmp_path: Path)
         (tmp_path / name).write_text("a run's")
     with RunDirectory(tmp_path).lock():
         pass
+
+
+def test_half_a_character_is_written_as_its_escape(tmp_path: Path) -> None:
+    document = {"name": "a\ud800b", "label": "é"}
+    write_json(tmp_path / "a.json", document)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == document

@@ -383,10 +383,10 @@ def _parquet(path: Path, data: Data) -> Table:
         ) from None
     try:
         found = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        names = [str(name) for name in found.column_names]
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SourceError(f"{path} cannot be read as Parquet: {reason}", hint="save it again") from None
-    names = [str(name) for name in found.column_names]
     if not data.label_columns:
         raise _no_labels(path, names)
     _check_header(path, names)

@@ -128,7 +128,8 @@ def _refused(path: Path, error: Exception) -> SourceError:
         names = ["a TorchScript program"]
     if names:
         return SourceError(
-            f"{path} holds code besides weights ({', '.join(names[:20])}) and was not loaded: nothing in it was run",
+            f"{path} holds code besides weights ({', '.join(name[:80] for name in names[:20])}) and was not loaded: "
+            "nothing in it was run",
             hint=f"{by_hand}, e.g. with safetensors.torch.save_file",
         )
     if "Unsupported operand" in text:  # an opcode of pickle protocol 4 and newer; torch writes 2

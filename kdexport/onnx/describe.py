@@ -281,8 +281,15 @@ def describe(path: Path) -> Description:
         outputs={item.name: _value(item) for item in model.graph.output},
         operators=operators,
         weights=sum(_element_count(item) for item in model.graph.initializer),
-        metadata={item.key.removeprefix(metadata.PREFIX): _read(item.value) for item in model.metadata_props},
+        metadata={
+            _text(item.key).removeprefix(metadata.PREFIX): _read(_text(item.value)) for item in model.metadata_props
+        },
     )
+
+
+def _text(value: str | bytes) -> str:
+    """Return a text of a file; protobuf gives bytes where it is no UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def _value(item: onnx.ValueInfoProto) -> dict[str, Any]:

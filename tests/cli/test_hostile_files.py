@@ -53,3 +53,11 @@ def test_weights_in_places_that_are_none_are_refused(command, location, tmp_path
     assert "error: " in done.output
     assert "hint: " in done.output
     assert "Traceback" not in done.output
+
+
+def test_metadata_that_is_no_utf8_is_shown(tmp_path: Path, kdexport) -> None:
+    path = model(tmp_path / "net.onnx", {"kdexport.labels": "QQQQ", "QQQQ": "x"})
+    path.write_bytes(path.read_bytes().replace(b"QQQQ", b"Q\xff\xfeQ"))
+    done = kdexport("export", "--describe", path)
+    assert done.exit_code == 0, done.output
+    assert "Q\ufffd\ufffdQ" in done.output
