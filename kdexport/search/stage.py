@@ -199,7 +199,10 @@ def _decide(context: SearchContext, entrants: list[int], rung: Rung) -> None:
             latency = {entry.number: fastest(entry) for entry in left}
             labels = {entry.number: entry.label for entry in left}
             decided = halving.decide(scored, rung.places, latency, labels) if left else {}
-            settled = {str(number): f"after {rung.epochs} epochs {why}" for number, why in decided.items()}
+            settled = {
+                str(number): f"after {rung.epochs} epoch{'' if rung.epochs == 1 else 's'} {why}"
+                for number, why in decided.items()
+            }
             study.keep(name, settled)
         for number, why in settled.items():
             study.out(int(number), why)

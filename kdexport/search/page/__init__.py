@@ -135,7 +135,7 @@ def _place(trial: Trial) -> tuple[int, int, float]:
 
 
 def _row(trial: Trial, metric: Metric) -> dict[str, Any]:
-    status = trial.outcome + (f": {trial.why.removeprefix('over budget: ')}" if trial.why else "")
+    status = trial.outcome + (f": {trial.why.removeprefix(f'{trial.outcome}: ')}" if trial.why else "")
     kind = "pick" if trial.outcome == "picked" else "" if trial.outcome == "finalist" else "dominated"
     cells = [*_scored(trial, metric), *_measured(trial), _number(trial.parameters), _number(trial.macs)]
     return {"name": trial.name, "kind": kind, "status": status, "cells": cells}

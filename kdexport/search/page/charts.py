@@ -98,7 +98,7 @@ def _point(result: SearchResult, trial: Trial, metric: Metric) -> Point | None:
     score = file.val_score.value if file.val_score else rung.val_score
     lines = [
         trial.name,
-        f"{metric.label} {metric.write(score)} on validation after {rung.epochs} epochs",
+        f"{metric.label} {metric.write(score)} on validation after epoch {rung.epochs}",
         f"median {figures.ms(file.latency_ms)} ({figures.ms_interval(file.latency_ms_ci95)})".replace(" ()", ""),
         f"file {figures.size(file.size_bytes)}",
         trial.outcome + (f": {trial.why}" if trial.why else ""),
