@@ -360,14 +360,13 @@ def run(kind: Kind, seed: int, count: int, folder: Path) -> Counter[str]:
     done = {} if not record.is_file() else dict(json.loads(line) for line in record.read_text().splitlines())
     context = multiprocessing.get_context("spawn")
     place = folder / kind.name
-    with record.open("a") as log:
+    with record.open("a", buffering=1) as log:
 
         def note(number: int, ended: str) -> None:
             done[number] = ended
             log.write(json.dumps([number, ended]) + "\n")
             kept = folder / "faults" / f"{kind.name}-{seed}-{number}{kind.suffix}"
             if ended not in ("read", "refused") and not kept.exists():  # it hangs, or ended the process
-                log.flush()
                 shutil.copyfile(place / "one" / f"file{kind.suffix}", kept)
 
         while left := [number for number in range(count) if number not in done]:
