@@ -123,7 +123,9 @@ def _judge(context: SearchContext, entry: Entry) -> None:
         return
     measured, budget = measured_of(entry), context.search.budget
     if not within(measured, budget):
-        context.study.out(entry.number, f"over budget: {nearest_miss(measured, budget)[1]}")
+        bent = next((one.disturbed for one in measured.files.values() if one.disturbed), None)
+        doubt = f"; {bent}: on a quiet machine it may be another" if bent else ""
+        context.study.out(entry.number, f"over budget: {nearest_miss(measured, budget)[1]}{doubt}")
 
 
 def measured_of(entry: Entry) -> Measured:

@@ -31,7 +31,7 @@ from kdexport.models.weights import save_weights
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Bench, Budget, Recipe, Search
 from kdexport.report.tradeoffs import memory
-from kdexport.results import BenchResult, DistillResult, Interval, Measurement, ModelFile, TrainedNetwork
+from kdexport.results import BenchResult, DistillResult, Interval, ModelFile, TrainedNetwork
 from kdexport.stage_cache import cache_key, data_fingerprint, is_done, mark_done
 
 # Of each file: enough for an interval of some percent, little enough for a search of minutes. Finalists are measured
@@ -196,12 +196,8 @@ def figures_of(result: BenchResult, file: ModelFile) -> Figures | None:
         speedup=ratio,
         speedup_ci95=interval,
         memory_mib=memory(one),
-        disturbed=_disturbed(base, one),
+        disturbed=statistics.disturbed(base, one),
     )
-
-
-def _disturbed(base: Measurement, one: Measurement) -> str | None:
-    return statistics.disturbed(base, one)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def choose(files: Sequence[Finished], budget: Budget, teacher: Evaluation) -> tu
     near = [one for one in ranked if one is best or _within_one_error(best.val, one.val)]
     chosen = min(near, key=lambda one: one.figures.latency_ms)
     latency = figures.ms(chosen.figures.latency_ms)
+    if chosen.figures.disturbed:
+        undecided += f"; {chosen.figures.disturbed}: bench picked/ again on a quiet machine"
     if len(files) == 1:
         return chosen, f"the only file that was trained in full, and it is within the budget, at {latency}{undecided}"
     if len(fits) == 1:

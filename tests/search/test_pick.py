@@ -1,5 +1,6 @@
 """The pick goes by what was measured of the trained files, and the study keeps what it is given."""
 
+import dataclasses
 import sqlite3
 import threading
 import warnings
@@ -150,3 +151,13 @@ def test_what_a_board_was_measured_for_is_not_required_here(recipe_with) -> None
     assert requirements(here.search) == {"max_latency_ms": 2.0, "max_size_mib": 1.0, "max_drop": 0.01}
     there = recipe_with({"args": {"width": 4}}, search__budget=limits, search__remote="pi@board")
     assert requirements(there.search) == {"max_size_mib": 1.0, "max_drop": 0.01}
+
+
+def test_a_pick_that_was_measured_beside_other_work_says_so() -> None:
+    quiet, busy = finished("a", 1.0, 390), finished("b", 1.0, 390)
+    told = "other work took its core during 53 % of the measured time"
+    busy = dataclasses.replace(busy, figures=dataclasses.replace(busy.figures, disturbed=told))
+    assert "quiet machine" not in choose([quiet], Budget(latency_ms=2.0), TEACHER)[1]
+    assert choose([busy], Budget(latency_ms=2.0), TEACHER)[1].endswith(
+        f"; {told}: bench picked/ again on a quiet machine"
+    )
