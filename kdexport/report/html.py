@@ -51,7 +51,7 @@ def html(report: Report) -> str:
 
     script = _resource("page", "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _template().render(
+    return template_of("kdexport.report", "page.html.j2").render(
         **_values(report),
         style=Markup(_resource("charts", "style.css") + _resource("page", "page.css")),
         script=Markup(script),
@@ -61,18 +61,18 @@ def html(report: Report) -> str:
 
 
 @functools.cache
-def _template() -> "jinja2.Template":
-    """Return the page's template: to compile it takes longer than to fill it."""
+def template_of(package: str, name: str) -> "jinja2.Template":
+    """Return a template of a package's folder ``page``, kept: to compile it takes longer than to fill it."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("kdexport.report", "page"),
+        loader=jinja2.PackageLoader(package, "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _values(report: Report) -> dict[str, Any]:

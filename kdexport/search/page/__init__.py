@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from kdexport import __version__, figures
+from kdexport.report.html import template_of
 from kdexport.report.scores import Metric
 from kdexport.search.page.charts import front, strip
 from kdexport.search.results import PredictedLatency, SearchResult, Trial, TrialFile
@@ -24,23 +25,15 @@ ORDER = ("picked", "finalist", "dropped", "not trained", "over budget", "failed"
 
 def page(result: SearchResult) -> str:
     """Return the page."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("kdexport.search", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     report = files("kdexport.report")
     script = report.joinpath("page", "page.js").read_text(encoding="utf-8")
     style = "".join(
         report.joinpath(folder, name).read_text(encoding="utf-8")
         for folder, name in (("charts", "style.css"), ("page", "page.css"))
     )
-    text = environment.get_template("search.html.j2").render(
+    text = template_of("kdexport.search", "search.html.j2").render(
         **_values(result),
         style=Markup(style),
         script=Markup(script),
