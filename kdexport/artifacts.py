@@ -4,6 +4,7 @@ A file is either whole or absent: everything is written beside its final name, f
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -144,10 +145,22 @@ class RunDirectory:
             raise
 
 
+def read_text(path: Path) -> str:
+    """Return a file's UTF-8 text.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe or a device, which may never end.
+        UnicodeDecodeError: It is no text.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None where the file is absent or holds anything else."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

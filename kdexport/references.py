@@ -26,6 +26,7 @@ from kdexport.errors import SourceError, did_you_mean
 
 PATH_SCHEMES = ("imagefolder", "npz", "csv", "table", "masks", "coco", "yolo")  # what follows the colon is a path
 SCHEMES = ("torchvision", "timm", "hf", objects.SCHEME, *PATH_SCHEMES)
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of Linux; other systems take no more
 _WITHOUT_PATH = ("torchvision", "timm", "hf", "module", "builtin", objects.SCHEME)
 
 
@@ -78,7 +79,7 @@ def path_of(reference: Reference) -> Path | None:
     """
     if reference.kind not in _WITHOUT_PATH:
         return Path(reference.target)
-    if reference.kind == "hf" and Path(reference.target).is_dir():
+    if reference.kind == "hf" and os.path.isdir(reference.target):  # noqa: PTH112 - false for what is no path
         return Path(reference.target)
     return None
 
@@ -86,12 +87,18 @@ def path_of(reference: Reference) -> Path | None:
 def absolute(text: str, base: Path) -> str:
     """Return the reference with its path, if it has one, made absolute against ``base``."""
     reference = parse(text)
-    if reference.kind == "hf" and not (base / reference.target).is_dir():
+    if reference.kind == "hf" and not os.path.isdir(base / reference.target):  # noqa: PTH112 - as above
         return text
     if reference.kind == "hf" or reference.kind not in _WITHOUT_PATH:
         whole = os.path.normpath(base / home(reference.target))
         return str(Reference(reference.kind, whole, reference.name))
     return text
+
+
+def is_too_long(path: str | Path) -> bool:
+    """Whether no file system takes a path: a name in it of more than 255 bytes, or 4,096 in all."""
+    parts = [len(os.fsencode(part)) for part in Path(path).parts]
+    return sum(parts) + len(parts) > MAX_PATH_BYTES or max(parts, default=0) > MAX_NAME_BYTES
 
 
 def home(path: str) -> Path:

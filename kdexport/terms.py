@@ -15,6 +15,7 @@ Need = Literal["logits", "labels", "maps", "features"]
 # A module's path, a glob over paths (of several the last to run), or the number of a stage: -2 is the last but one.
 Layer = str | int
 LOSSES = "kdexport.distill.losses"
+MAX_TEMPERATURE = 1e6  # every output is the same long before; its square must be a number
 
 
 class BaseTerm(BaseModel):
@@ -45,7 +46,9 @@ class BaseTerm(BaseModel):
     loss_options: ClassVar[tuple[str, ...]] = ()  # the fields that the function takes
 
     method: str = Field(description="Name of the loss, or file.py:name for one of your own.")
-    weight: float = Field(1.0, ge=0, description="Weight of this term in the sum that is minimized.")
+    weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Weight of this term in the sum that is minimized."
+    )
     schedule: Literal["constant", "warmup", "decay"] = Field(
         "constant",
         description=(
@@ -82,7 +85,9 @@ class SoftTargets(BaseTerm):
     loss_options = ("temperature", "standardize")
 
     method: Literal["soft_targets"]
-    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
+    temperature: float = Field(
+        4.0, gt=0, le=MAX_TEMPERATURE, description="Temperature that softens both networks' outputs."
+    )
     standardize: bool = Field(False, description="Whether logits are standardized per sample first (Sun 2024).")
 
 
@@ -115,7 +120,9 @@ class DKD(BaseTerm):
     method: Literal["dkd"]
     alpha: float = Field(1.0, ge=0, description="Weight of the part on the true class against the rest.")
     beta: float = Field(8.0, ge=0, description="Weight of the part on the classes other than the true one.")
-    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
+    temperature: float = Field(
+        4.0, gt=0, le=MAX_TEMPERATURE, description="Temperature that softens both networks' outputs."
+    )
 
 
 class DIST(BaseTerm):
@@ -129,7 +136,9 @@ class DIST(BaseTerm):
     method: Literal["dist"]
     beta: float = Field(1.0, ge=0, description="Weight of the correlation over classes, within a sample.")
     gamma: float = Field(1.0, ge=0, description="Weight of the correlation over samples, within a class.")
-    temperature: float = Field(1.0, gt=0, description="Temperature that softens both networks' outputs.")
+    temperature: float = Field(
+        1.0, gt=0, le=MAX_TEMPERATURE, description="Temperature that softens both networks' outputs."
+    )
 
 
 class BinarySoftTargets(BaseTerm):
@@ -140,7 +149,9 @@ class BinarySoftTargets(BaseTerm):
     loss_options = ("temperature",)
 
     method: Literal["binary_soft_targets"]
-    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
+    temperature: float = Field(
+        4.0, gt=0, le=MAX_TEMPERATURE, description="Temperature that softens both networks' outputs."
+    )
 
 
 class OutputMSE(BaseTerm):
@@ -188,7 +199,9 @@ class ChannelWise(BaseTerm):
     loss_options = ("temperature",)
 
     method: Literal["channel_wise"]
-    temperature: float = Field(4.0, gt=0, description="Temperature that softens both networks' outputs.")
+    temperature: float = Field(
+        4.0, gt=0, le=MAX_TEMPERATURE, description="Temperature that softens both networks' outputs."
+    )
 
 
 class FeatureTerm(BaseTerm):
@@ -306,7 +319,7 @@ class CRD(OneLayerTerm):
     loss_options = ("temperature",)
 
     method: Literal["crd"]
-    temperature: float = Field(0.07, gt=0, description="Temperature of the contrast.")
+    temperature: float = Field(0.07, gt=0, le=MAX_TEMPERATURE, description="Temperature of the contrast.")
     width: int = Field(128, ge=1, description="Number of dimensions of the space in which samples are compared.")
     negatives: int = Field(
         4096, ge=1, description="Number of negatives per batch, out of the training samples; the paper takes 16384."

@@ -156,7 +156,7 @@ class Runner:
 
     def _round(self, series: list[Series], group: WorkerGroup, task: Task) -> None:
         """Give each model its share of one round at one batch size, in turns."""
-        budget_ns = int(self._settings.min_seconds * 1e9 / self._settings.rounds)
+        budget_ns = max(1, int(self._settings.min_seconds * 1e9 / self._settings.rounds))  # one turn at least
         parts: dict[str, list[np.ndarray]] = {}
         for one in series:
             if not one.failed and self._attempt(one, group, self._prepare):

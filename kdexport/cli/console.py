@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kdexport.progress import Progress
 
 
+LONGEST_NAME = 200  # characters of a path in a message
+NO_MEMORY = "give a smaller batch (--batch-size, batch_size), fewer or smaller inputs, or more memory"
 OUTPUT = "Output"  # the panel of the flags that every command has
 Json = Annotated[
     bool,
@@ -149,6 +151,19 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
             traceback.print_exc()
         _complain(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
+    except MemoryError:
+        if verbose:
+            traceback.print_exc()
+        _complain("the memory of this machine, or the limit that is set here (ulimit -v), is used up", NO_MEMORY)
+        raise typer.Exit(EXIT_USER_ERROR) from None
+    except OSError as error:
+        if error.errno is None or isinstance(error, BrokenPipeError):  # no fault of the system's; `| head` has enough
+            raise
+        if verbose:
+            traceback.print_exc()
+        name = "" if error.filename is None else f": {_shortened(str(error.filename))}"
+        _complain(f"the system refuses: {error.strerror}{name}", "check the path, who may use it, and the disk's space")
+        raise typer.Exit(EXIT_USER_ERROR) from None
     except SystemExit as stop:  # of code that the user gave: the command line's own ends otherwise
         if verbose:
             traceback.print_exc()
@@ -162,6 +177,10 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
         if artifacts.is_main():  # of several, one says it
             _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
         raise typer.Exit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED) from None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME // 2]}...{text[-LONGEST_NAME // 2 :]}"
 
 
 def _given() -> str:

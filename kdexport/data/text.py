@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.artifacts import read_text
 from kdexport.data.csv_files import LINES_SHOWN, SPLIT_COLUMN, places, read_rows, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_of
@@ -112,7 +113,7 @@ def tokenizer_json(reference: str) -> str:
     parsed = parse(reference)
     if parsed.kind == "path":
         try:
-            return Path(parsed.target).read_text(encoding="utf-8")
+            return read_text(Path(parsed.target))
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(
                 f"the tokenizer {parsed.target} cannot be read: {error}", hint="give the path of a tokenizer.json"

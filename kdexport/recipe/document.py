@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from kdexport import objects, references
-from kdexport.artifacts import write_text
+from kdexport.artifacts import read_text, write_text
 from kdexport.errors import RecipeError
 from kdexport.recipe.data import Data, PreprocessingSpec
 from kdexport.recipe.measuring import Bench, Export, Require
@@ -162,7 +162,7 @@ class Recipe(Section):
             RecipeError: Absent, not TOML, or not valid; every fault is listed.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             raise RecipeError(
                 f"there is no recipe at {path}",

@@ -125,9 +125,24 @@ def with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
     """Return a document with every reference and path made absolute against a folder."""
     return map_references(
         document,
-        lambda text: references.absolute(text, base),
-        lambda text: os.path.normpath(base / references.home(text)),
+        lambda text: _usable(references.absolute(text, base)),
+        lambda text: _usable(os.path.normpath(base / references.home(text))),
     )
+
+
+def _usable(text: str) -> str:
+    """Return a reference or a path that a file system can hold.
+
+    Raises:
+        RecipeError: It is too long; whatever asks the system for it would fail otherwise.
+    """
+    path = references.path_of(references.parse(text))
+    if path is not None and references.is_too_long(path):
+        raise RecipeError(
+            f"{_cut(text)!r} is longer than any path: {len(text):,} characters",
+            hint="give the path of a file or folder",
+        )
+    return text
 
 
 def map_references(document: dict[str, Any], reference: Any, path: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from kdexport import results
+from kdexport.artifacts import read_text
 from kdexport.errors import KDExportError
 from kdexport.recipe import Require
 from kdexport.report.schema import upgraded
@@ -95,7 +96,7 @@ def _file_in(path: Path, names: tuple[str, ...] = ("bench.json", "report.json"))
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise KDExportError(f"there is no file {path}", hint=f"check the path, or {MEASURE}") from None
     except UnicodeDecodeError:
@@ -146,7 +147,9 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     _rename_verdicts(document)
     try:
-        return results.from_json(kind, {key: value for key, value in document.items() if key in known})
+        built = results.from_json(kind, {key: value for key, value in document.items() if key in known})
+        _check_shares(built, path)
+        return built
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
@@ -157,6 +160,18 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
             f"{path} is not a {what} as kdexport writes it: {where} {message}{more}",
             hint=f"was it edited by hand or by another tool? {MEASURE}",
         ) from None
+
+
+def _check_shares(built: BenchResult | Report, path: Path) -> None:
+    """Hold that what counts samples of a class can be: a picture of it would be wrong, or none."""
+    for model in built.models:
+        for row in model.evaluation.per_class if model.evaluation else ():
+            shares = (row.accuracy, row.precision, row.f1, row.iou)
+            if row.samples < 0 or not all(share is None or 0 <= share <= 1 for share in shares):
+                raise KDExportError(
+                    f"{path} is not as kdexport writes it: {model.name} scores beyond 0 to 100 % on '{row.name}'",
+                    hint=f"was it edited by hand or by another tool? {MEASURE}",
+                )
 
 
 def _rename_verdicts(document: dict[str, Any]) -> None:

@@ -162,3 +162,8 @@ def test_rounds_that_are_added_are_announced_with_their_reason(played, monkeypat
     one = outcome.measurements[0]
     assert one.latency_ms.left_out * 9 == one.latency_ms.samples
     assert f"{one.latency_ms.left_out:,} of" in " ".join(one.warnings)
+
+
+def test_a_shorter_time_than_any_call_still_measures_one_turn_a_round(played):
+    outcome = measure(CPU, settings=Settings(min_seconds=1e-300, max_seconds=1e-300, rounds=3, precision=0.5))
+    assert [(item.model, item.latency_ms.samples) for item in outcome.measurements] == [("a", 60), ("b", 60)]

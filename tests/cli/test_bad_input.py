@@ -141,3 +141,50 @@ def test_a_run_for_a_device_that_is_not_there_trains_nothing(kdexport: Kdexport,
 
 def test_a_negative_seed(kdexport: Kdexport, tmp_path: Path) -> None:
     assert "seed" in complaint(kdexport("run", DIGITS, "--out", tmp_path / "out", "--set", "seed=-1"))[0]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["data.source=npz:{}.npz", "data.source=imagefolder:{}", "teacher.weights={}.pt",
+     "student.model={}.py:Net", "teacher.model={}.onnx", "distill.teacher_cache={}"],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["a" * 5000, "a/" * 3000 + "b"], ids=["a name", "folders"])
+def test_a_path_that_no_file_system_takes(kdexport: Kdexport, tmp_path: Path, setting: str, path: str) -> None:
+    done = kdexport("distill", DIGITS, "--out", tmp_path / "out", "--set", setting.format(path))
+    assert "longer than any path" in complaint(done)[0]
+    assert len(done.stderr) < 500
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("bench", "{}.onnx"), ("report", "{}"), ("export", "--describe", "{}.onnx"), ("run", "{}.toml"),
+     ("evaluate", "{}.onnx", "--data", "digits"), ("evaluate", "nets.py:A", "--data", "digits", "--weights", "{}.pt"),
+     ("run", DIGITS, "--out", "{}"), ("export", "nets.py:A", "--onnx", "--out", "{}.onnx")],
+)  # fmt: skip
+def test_names_of_5000_characters_on_the_command_line(kdexport: Kdexport, arguments: tuple[object, ...]) -> None:
+    complaint(kdexport(*(str(one).format("a" * 5000) for one in arguments)))
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("report",), ("distill",)])
+def test_a_pipe_or_a_device_where_a_file_is_read(
+    kdexport: Kdexport, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/zero")):
+        assert "a pipe or a device" in complaint(kdexport(*arguments, place))[0]
+
+
+@pytest.mark.parametrize("value", ["1e300", "inf", "1e7"])
+def test_a_temperature_beyond_all_sense(kdexport: Kdexport, value: str) -> None:
+    message = complaint(kdexport("distill", DIGITS, "--set", f"distill.terms.0.temperature={value}"))[0]
+    assert "distill.terms[0].temperature: should be" in message
+
+
+def test_memory_that_is_used_up_is_said(kdexport: Kdexport, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("kdexport.report.reading.read_benches", read)
+    monkeypatch.setattr("kdexport.recipe.Recipe.load", read)
+    assert "memory" in complaint(kdexport("run", "recipe.toml"))[0]

@@ -209,6 +209,10 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
             text.replace('"load_ms": 9.1', '"load_ms": null', 1),
             "load_ms should be a valid number",
         ),
+        **{
+            f"{key} of a class is {value}": (_with_class_score(text, key, value), "scores beyond 0 to 100 %")
+            for key, value in (("accuracy", 1e30), ("precision", 1.01), ("f1", -0.1), ("samples", -1), ("iou", 2))
+        },
         "a schema that is no number": (text.replace('"schema": 2', '"schema": "x"', 1), "it has no 'schema'"),
     }
     for name, (content, told) in cases.items():
@@ -219,6 +223,12 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
         assert [item.name for item in bad.parent.iterdir()] == ["bench.json"], "nothing half-written"
     bad.write_bytes(b"\x93NUMPY\xff\xfe")
     assert "not a JSON text file" in refused(bad)
+
+
+def _with_class_score(text: str, key: str, value: float) -> str:
+    document = json.loads(text)
+    document["models"][0]["evaluation"]["per_class"][0][key] = value
+    return json.dumps(document)
 
 
 def test_results_that_cannot_be_joined(bench_json, build, tmp_path: Path) -> None:
