@@ -376,13 +376,13 @@ class Machine:
     system: str
     cpu: str
     cpu_features: tuple[str, ...]  # those that decide int8 and fp16 speed: avx2, avx512f, avx512_vnni, ...
-    cores: int  # that this process may use
+    cores: int | None  # that this process may use; None where a browser does not tell
     memory_mib: int | None
     container: str | None  # limits in words, e.g. "cgroup: 2.0 CPUs, 4096 MiB"
     governor: str | None
     gpus: tuple[str, ...]
     driver: str | None
-    python: str
+    python: str | None  # None: a browser measured
     versions: dict[str, str]  # onnxruntime, numpy, ...
     providers: tuple[str, ...]  # that onnxruntime lists; not proved to work
 

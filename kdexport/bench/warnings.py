@@ -68,6 +68,25 @@ def measurement_warnings(
     return tuple(text for text in found if text)
 
 
+def page_warnings(one: Recorded, latency: Latency, settings: Settings, condition: Condition) -> tuple[str, ...]:
+    """Return the warnings of what a page on another device has measured: nothing is known of that machine's other work.
+
+    Arguments as ``measurement_warnings``.
+    """
+    found = [
+        _not_a_number(one),
+        _precision(one.precision, settings),
+        _noise(latency),
+        _spread(latency),
+        _drift(latency),
+        "the time per call did not settle within the warm-up" if one.settled and not any(one.settled) else "",
+        _fallback(condition.device.provider, one.placement, None),
+        "" if one.placement else "this ONNX Runtime cannot tell where the nodes ran; placement is not proved",
+        *_browser(one, settings),
+    ]
+    return tuple(text for text in found if text)
+
+
 def _left_out(one: Recorded, latency: Latency) -> str:
     count = latency.left_out
     if one.left_out.share <= TOLD or not count:

@@ -176,7 +176,52 @@ def bench(
         Path | None,
         typer.Option(
             metavar="OUT.pyz",
-            help="Measure nothing, and write one file that measures elsewhere. By default this machine measures.",
+            help="Measure nothing, and write one file that measures elsewhere; with --device web an OUT.zip for a web "
+            "server, whose page measures. By default this machine measures.",
+            rich_help_panel=ELSEWHERE,
+        ),
+    ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Measure on every device that opens a page: prints its address, waits for the results. --timeout is "
+            "the longest silence. By default this machine measures.",
+            rich_help_panel=ELSEWHERE,
+        ),
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="With --serve, where to listen; 0.0.0.0 lets the network in. By default 127.0.0.1: only this machine.",
+            rich_help_panel=ELSEWHERE,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=65535,
+            help="With --serve, the port. By default one that is free.",
+            rich_help_panel=ELSEWHERE,
+        ),
+    ] = None,
+    https: Annotated[
+        bool,
+        typer.Option(
+            "--https",
+            help="With --serve, make a certificate: browsers give threads and WebGPU only over https. By default http.",
+            rich_help_panel=ELSEWHERE,
+        ),
+    ] = False,
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="With --serve, devices to wait for. By default it ends once each that has started is done.",
             rich_help_panel=ELSEWHERE,
         ),
     ] = None,
@@ -209,6 +254,7 @@ def bench(
       kdexport bench teacher.onnx student.onnx --threads 1 --threads 2
       kdexport bench student.onnx --device cuda --batch-size 8
       kdexport bench student.onnx --device cpu --device web
+      kdexport bench runs/digits --serve --host 0.0.0.0
       kdexport bench runs/digits --pack bench.pyz
       kdexport bench runs/digits --remote pi@raspberrypi.local
     """
@@ -233,8 +279,11 @@ def bench(
         _check_place(out, "--out", "bench.json")
         _check_place(pack, "--pack", "bench.pyz")
         from kdexport.artifacts import RunDirectory
+        from kdexport.cli import bench_serve
         from kdexport.cli.bench_request import request_for
 
+        of_serve = {"--host": host, "--port": port, "--https": https, "--expect": expect}
+        bench_serve.check_flags(of_serve, serve=serve, pack=pack, remote=remote)
         paths = [Path(name) for name in models]
         request = request_for(
             paths,
@@ -251,6 +300,15 @@ def bench(
             _pack(request, pack, console)
             return
         run = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+        if serve:
+            place = out or (run or Path()) / bench_serve.NAME  # beside the run's own, which it does not replace
+            _check_place(place, "--out", bench_serve.NAME)
+            served = bench_serve.serve(
+                request, place, console, host=host or "127.0.0.1", port=port or 0, https=https, expect=expect or 1
+            )
+            if fault := bench_serve.failures(served):
+                raise fault
+            return
         target = out or (RunDirectory(run).stage("bench") if run else None)
         if remote is None:
             result = _measured(request, target.with_suffix(".samples.npz") if target else None, console)
@@ -312,7 +370,22 @@ def _measured(request: "BenchRequest", samples_file: Path | None, console: Conso
 def _pack(request: "BenchRequest", out: Path, console: Console) -> None:
     from kdexport import figures
     from kdexport.bench.pack import pack
+    from kdexport.errors import KDExportError
 
+    if any(name.partition(":")[0] == "web" for name in request.settings.devices):
+        from kdexport.bench.web import page_pack
+
+        if out.suffix != ".zip":
+            raise KDExportError(
+                f"--pack {out}: the page of a web device is packed as a .zip", hint=f"--pack {out.with_suffix('.zip')}"
+            )
+        page = page_pack.pack(request, out)
+        shown = f"{out}  {figures.size(page.size_bytes)}, {len(page.models)} models on {', '.join(page.devices)}\n"
+        shown += (
+            "Unpack it on a web server, open its page on the device, and give what it saves to: kdexport report FILE"
+        )
+        console.result(page, shown)
+        return
     written = pack(request, out, progress=console.progress)
     shown = f"{out}  {figures.size(written.size_bytes)}, {len(request.models)} models\n"
     shown += f"Run it where Python >= 3.11, numpy and onnxruntime are: python {out.name} --out bench.json"

@@ -1,20 +1,21 @@
 """`kdexport report`: from bench results to a decision."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kdexport.cli.console import Json, Quiet, Verbose, command
 
 if TYPE_CHECKING:
-    from kdexport.results import Report
+    from kdexport.results import BenchResult, Report
 
 Benches = Annotated[
     list[str],
     typer.Argument(
         metavar="BENCH_JSON...",
-        help="bench.json files or run directories, also from several machines; NAME=FILE renames its machine.",
+        help="bench.json files, run directories, or what a page has saved, also from several machines; NAME=FILE "
+        "renames its machine.",
         show_default=False,
     ),
 ]
@@ -98,7 +99,7 @@ def report(
         from kdexport.report.stage import report as make
 
         earlier = read_report(baseline) if baseline is not None else None  # before a new report can replace it
-        joined = [bench for given in benches for bench in read_benches(given)]
+        joined = [bench for given in benches for bench in read_benches(given, _of_page)]
         require = requirements_of(joined)
         made = make(joined, require)
         if earlier is not None:
@@ -117,6 +118,15 @@ def report(
             from kdexport.report.publish import push
 
             console.progress.message(f"pushed to {push(made, folder_of(benches), push_to_hub)}")
+
+
+def _of_page(document: dict[str, Any]) -> "BenchResult | None":
+    """Return the bench result of what a page has saved; None where a document is no such file."""
+    if document.get("format") is None:
+        return None
+    from kdexport.bench.web import recording
+
+    return recording.from_file(document) if recording.is_recording(document) else None
 
 
 def _shown(made: "Report", format_: str, width: int) -> object:

@@ -351,7 +351,8 @@ def bench_lines(result: BenchResult) -> "Iterator[Text]":
     values = _values(rows)
     same = [f"{name} {there[0]}" for name, there in values.items() if len(there) == 1]
     machine = result.machine
-    yield note(f"{machine.cpu}, {machine.cores} cores; {', '.join(same)}".rstrip("; "))
+    cores = "" if machine.cores is None else f", {machine.cores} cores"
+    yield note(f"{machine.cpu}{cores}; {', '.join(same)}".rstrip("; "))
     if sum(len(set(one.warnings)) for one in rows) > WARNINGS_SHOWN:
         yield from map(warning, noise_lines(rows))
         return

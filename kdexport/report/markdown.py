@@ -148,9 +148,11 @@ def _image(name: str, words: str, shown: Mapping[str, str]) -> list[str]:
 def _machines(report: Report) -> list[str]:
     lines = []
     for machine in report.machines:
-        parts = [machine.cpu, f"{machine.cores} cores", machine.system, *machine.gpus]
+        cores = [] if machine.cores is None else [f"{machine.cores} cores"]
+        parts = [machine.cpu, *cores, machine.system, *machine.gpus]
         if machine.container:
             parts.append(machine.container)
-        parts += [f"Python {machine.python}", *(f"{name} {version}" for name, version in machine.versions.items())]
+        parts += [f"Python {machine.python}"] if machine.python else []
+        parts += [f"{name} {version}" for name, version in machine.versions.items()]
         lines.append(f"- **{escape(machine.name)}**: {escape(', '.join(parts))}")
     return lines

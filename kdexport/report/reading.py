@@ -5,7 +5,7 @@ Whatever is no such file is refused with what it is instead.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,12 +22,15 @@ OLD_VERDICTS = {"met": "pass", "failed": "fail"}  # of schema 1
 MEASURE = "make one with kdexport bench MODEL.onnx --out bench.json"
 
 
-def read_benches(given: str) -> tuple[BenchResult, ...]:
+def read_benches(
+    given: str, other: Callable[[dict[str, Any]], BenchResult | None] | None = None
+) -> tuple[BenchResult, ...]:
     """Read what a user named on the command line.
 
     Args:
         given: A bench.json, a report.json, or a run directory that holds one of them; ``NAME=PATH`` gives its machine
             another name.
+        other: Makes a bench result of what is no such document, or says None.
 
     Raises:
         KDExportError: There is no such file, or it is something else.
@@ -38,8 +41,11 @@ def read_benches(given: str) -> tuple[BenchResult, ...]:
         path = Path(rest)
     document = _document(_file_in(path))
     path = _file_in(path)
+    made = other(document) if other else None
     benches = (
-        benches_of(_build(Report, document, path))
+        (made,)
+        if made is not None
+        else benches_of(_build(Report, document, path))
         if "tradeoffs" in document
         else (_build(BenchResult, document, path),)
     )

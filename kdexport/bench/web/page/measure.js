@@ -1,5 +1,5 @@
-// The measured page: it holds one model and answers commands, as kdexport/bench/worker.py does in a process.
-// What drives it calls `kdexport.command({do, ...})`; bytes go over as base64. Between commands it does nothing.
+// The measured page, or a worker of one: it holds one model and answers commands, as kdexport/bench/worker.py does in a
+// process. What drives it calls `kdexport.command({do, ...})`; bytes go over as base64. Between commands it does nothing.
 
 const SAMPLE_STEPS = 50; // a sample is this many steps of the clock at least: it is then known to 2 %
 const STEPS = 12; // of the clock that are looked at
@@ -123,14 +123,22 @@ async function pageMib() {
   return found ? found.bytes / MIB : null;
 }
 
+/** The runtime's files where they lie beside this page, under their own names. */
+function beside(provider) {
+  const folder = new URL(".", location.href).href;
+  return { folder, module: `${folder}${provider === "webgpu" ? "ort.webgpu.min.mjs" : "ort.wasm.min.mjs"}` };
+}
+
 async function runtime(task) {
   if (state.ort) return;
   if (task.threads > 1 && !globalThis.crossOriginIsolated) {
     throw new Error("this page is not cross-origin isolated: WASM has one thread in it");
   }
-  state.ort = await import(task.provider === "webgpu" ? "./ort.webgpu.min.mjs" : "./ort.wasm.min.mjs");
+  const files = task.runtime ?? beside(task.provider);
+  state.ort = await import(files.module);
   state.ort.env.wasm.numThreads = task.threads;
-  state.ort.env.wasm.wasmPaths = new URL(".", location.href).href;
+  state.ort.env.wasm.wasmPaths = files.glue ? { mjs: files.glue } : files.folder;
+  if (files.wasm) state.ort.env.wasm.wasmBinary = await bytesOf(files.wasm);
 }
 
 function options(task, verbose) {
