@@ -40,6 +40,7 @@ def _printable(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
+Line = Annotated[str, Field(max_length=2000)]  # of a log, as it stands: its spaces say what it is
 Name = Annotated[str, Field(min_length=1, max_length=60), AfterValidator(_printable)]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Milliseconds = Annotated[float, Field(ge=0, le=MOST_NS / 1e6)]
@@ -80,7 +81,7 @@ class Recorded(_Strict):
     threads: Count
     failure: Text | None
     memory: Taken | None
-    placement_log: Annotated[list[Text], Field(max_length=LINES)]
+    placement_log: Annotated[list[Line], Field(max_length=LINES)]
     rounds: Annotated[list[Round], Field(max_length=10_000)]
 
 
