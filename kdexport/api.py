@@ -3,6 +3,8 @@
 Nothing heavy is imported until one is called.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: "Recipe",
-    out: "Path | None" = None,
-    progress: "Progress | None" = None,
+    recipe: Recipe,
+    out: Path | None = None,
+    progress: Progress | None = None,
     *,
-    on_change: "OnChange | None" = None,
-) -> "Report":
+    on_change: OnChange | None = None,
+) -> Report:
     """Distill, export, benchmark and report; see ``kdexport.pipeline.run``."""
     from kdexport import pipeline
     from kdexport.progress import for_python
@@ -34,12 +36,12 @@ def run(
 
 
 def distill(
-    recipe: "Recipe",
-    directory: "RunDirectory",
-    progress: "Progress | None" = None,
+    recipe: Recipe,
+    directory: RunDirectory,
+    progress: Progress | None = None,
     *,
-    on_change: "OnChange | None" = None,
-) -> "DistillResult":
+    on_change: OnChange | None = None,
+) -> DistillResult:
     """Train what the recipe asks for; see ``kdexport.distill.stage.distill``."""
     from kdexport.distill import stage
     from kdexport.progress import for_python
@@ -48,8 +50,8 @@ def distill(
 
 
 def export(
-    recipe: "Recipe", distilled: "DistillResult", directory: "RunDirectory", progress: "Progress | None" = None
-) -> "ExportResult":
+    recipe: Recipe, distilled: DistillResult, directory: RunDirectory, progress: Progress | None = None
+) -> ExportResult:
     """Export every network of a run and prove each file; see ``kdexport.export.stage.export``."""
     from kdexport.export import stage
     from kdexport.progress import for_python
@@ -58,8 +60,8 @@ def export(
 
 
 def bench(
-    models: "Sequence[ModelFile]", settings: "Bench", *, name: str, progress: "Progress | None" = None, **options: Any
-) -> "BenchResult":
+    models: Sequence[ModelFile], settings: Bench, *, name: str, progress: Progress | None = None, **options: Any
+) -> BenchResult:
     """Measure models against the first of them; ``options`` as ``kdexport.bench.stage.bench`` describes them."""
     from kdexport.bench import stage
     from kdexport.progress import for_python
@@ -67,7 +69,7 @@ def bench(
     return stage.bench(models, settings, name=name, progress=progress or for_python(), **options)
 
 
-def report(benched: "Sequence[BenchResult]", require: "Require | None" = None, name: str | None = None) -> "Report":
+def report(benched: Sequence[BenchResult], require: Require | None = None, name: str | None = None) -> Report:
     """Join results into one report; see ``kdexport.report.stage.report``."""
     from kdexport.report import stage
 
@@ -75,15 +77,15 @@ def report(benched: "Sequence[BenchResult]", require: "Require | None" = None, n
 
 
 def evaluate(
-    predict: "Predict", split: "Samples", class_names: Sequence[str], batch_size: int = 128, *, name: str = "test"
-) -> "tuple[Evaluation, NDArray[np.float32]]":
+    predict: Predict, split: Samples, class_names: Sequence[str], batch_size: int = 128, *, name: str = "test"
+) -> tuple[Evaluation, NDArray[np.float32]]:
     """Score any function from inputs to outputs; see ``kdexport.scoring.evaluate``."""
     from kdexport import scoring
 
     return scoring.evaluate(predict, split, class_names, batch_size, name=name)
 
 
-def search(recipe: "Recipe", out: "Path | None" = None, progress: "Progress | None" = None) -> "SearchResult":
+def search(recipe: Recipe, out: Path | None = None, progress: Progress | None = None) -> SearchResult:
     """Find the student that fits the budget of the recipe's [search]; see ``kdexport.search.stage.search``."""
     from kdexport.progress import for_python
     from kdexport.search import stage

@@ -1,11 +1,16 @@
 """How figures are written for people: the same way on the terminal, in Markdown and on the page."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING
 
 from kdexport.results import Interval, Pruned, Speedup
+
+if TYPE_CHECKING:
+    from typing import Self
 
 MINUS, DASH = "\u2212", "\u2013"
 UNKNOWN = "n/a"  # not measured

@@ -3,6 +3,8 @@
 What cannot be read is None or empty. Needs the standard library, and onnxruntime for its version and providers.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import platform
@@ -163,7 +165,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _runtime_versions(distributions: Iterable["Distribution"]) -> dict[str, str]:
+def _runtime_versions(distributions: Iterable[Distribution]) -> dict[str, str]:
     """Return ONNX Runtime's distributions among all, and how the module that is imported was built.
 
     Distributions own the same module and overwrite each other: under "onnxruntime" stands what the module says of

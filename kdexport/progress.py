@@ -3,12 +3,14 @@
 Everything goes to stderr; stdout is for results. Stages get a ``Progress`` and know nothing of terminals.
 """
 
+from __future__ import annotations
+
 import importlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
 from kdexport import figures, terminal
 from kdexport.errors import KDExportError
@@ -27,7 +29,8 @@ NOTE_WIDTH = 60  # of a training's facts, all of them; a terminal that is wider 
 BAR_WIDTHS = (10, 24)  # least and most
 
 
-Note = str | Sequence[str]  # facts of one line, the one with the most worth first: a narrow terminal drops the last
+# Facts of one line, the one with the most worth first: a narrow terminal drops the last.
+Note = Union[str, Sequence[str]]
 
 
 class Task(Protocol):
@@ -131,7 +134,7 @@ class _PlainTask:
 class Bars:
     """Rich progress bars on a terminal."""
 
-    def __init__(self, console: "Console") -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
         self._live: RichProgress | None = None
 
@@ -160,7 +163,7 @@ class Bars:
         class Facts(ProgressColumn):
             """What is known of the task, as far as there is room."""
 
-            def render(self, task: "RichTask") -> _Fitted:
+            def render(self, task: RichTask) -> _Fitted:
                 return _Fitted([*task.fields["note"], *_time_of(task)])
 
         columns: list[ProgressColumn] = [
@@ -187,7 +190,7 @@ class Bars:
 
 
 class _BarTask:
-    def __init__(self, live: "RichProgress", identity: "TaskID") -> None:
+    def __init__(self, live: RichProgress, identity: TaskID) -> None:
         self._live, self._identity = live, identity
 
     def advance(self, steps: float = 1, note: Note = "") -> None:
@@ -204,19 +207,19 @@ class _Fitted:
     def __init__(self, facts: Sequence[str]) -> None:
         self.facts = facts
 
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         from rich.text import Text
 
         yield Text(terminal.fit(self.facts, options.max_width), style="dim", no_wrap=True)
 
 
-def _counts() -> "ProgressColumn":
+def _counts() -> ProgressColumn:
     from rich.progress import TextColumn
 
     class Counts(TextColumn):
         """Steps done, of how many."""
 
-        def render(self, task: "RichTask") -> "Text":
+        def render(self, task: RichTask) -> Text:
             from rich.text import Text
 
             return Text("" if task.total is None else _count(task.completed, task.total), style="progress.download")
@@ -233,7 +236,7 @@ def _facts(note: Note) -> tuple[str, ...]:
     return tuple(part for part in ([note] if isinstance(note, str) else note) if part)
 
 
-def _time_of(task: "RichTask") -> list[str]:
+def _time_of(task: RichTask) -> list[str]:
     """Return how long a task still takes, or how long it took."""
     if task.finished:
         return [figures.duration(task.finished_time or 0.0)]

@@ -4,6 +4,8 @@ Units stand in the names. ``None`` means *not measured*; it is never 0 and never
 report.json holds are a contract with other programs (see ``Report``).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
 import json
@@ -338,7 +340,7 @@ class Measurement:
     machine: str
     device: str
     provider: str
-    placement: dict[str, float]  # provider -> share of nodes
+    placement: dict[str, float] | None  # provider -> share of nodes; None where the runtime cannot tell
     batch_size: int
     threads: int
     latency_ms: Latency
@@ -391,7 +393,7 @@ class Machine:
 class BenchResult(Shown):
     """What `kdexport bench` hands over (bench.json): complete in itself, so that machines can be joined later."""
 
-    schema: int = field(default=SCHEMA, kw_only=True)
+    schema: int = field(default=SCHEMA, init=False)
     name: str
     created: str  # ISO 8601, UTC
     machine: Machine
@@ -514,7 +516,7 @@ class Gate:
 class Report(Shown):
     """report.json."""
 
-    schema: int = field(default=SCHEMA, kw_only=True)
+    schema: int = field(default=SCHEMA, init=False)
     name: str
     recipe: dict[str, Any] | None
     machines: tuple[Machine, ...]
@@ -563,11 +565,11 @@ def from_json(kind: type[T], document: Any) -> T:
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if dataclasses.is_dataclass(value):
         names = [key.name for key in dataclasses.fields(value)] + list(getattr(value, "DERIVED", ()))

@@ -3,6 +3,8 @@
 numpy only, so that PyTorch and ONNX Runtime both fit, here and in a packed benchmark.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -36,7 +38,7 @@ class Samples(Protocol):
         """The targets, first axis the samples."""
 
     @property
-    def calibration(self) -> "Samples | None":
+    def calibration(self) -> Samples | None:
         """Those on which the task fits what its score needs; None where it needs nothing."""
 
     def __len__(self) -> int: ...

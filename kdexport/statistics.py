@@ -6,6 +6,8 @@ memory came to lie changes a small model's latency by a percent or two for as lo
 unit here: intervals from single calls would be many times too narrow.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -129,7 +131,7 @@ def disturbed(baseline: Measurement, model: Measurement) -> str | None:
 def ratios_of_rounds(baseline: Sequence[Sequence[float]], model: Sequence[Sequence[float]]) -> list[float]:
     """Return each common round's ratio: the median, over its pairs of turns, of baseline's median by model's."""
     ratios = []
-    for first, second in zip(baseline, model, strict=False):
+    for first, second in zip(baseline, model):
         pairs = min(len(first), len(second))
         ratios.append(float(np.median(np.asarray(first[:pairs]) / np.asarray(second[:pairs]))))
     return ratios
@@ -197,7 +199,7 @@ def latency(rounds: Sequence[np.ndarray], turns_ns: Sequence[Sequence[float]] = 
     p50_ci95, *tails = found if found is not None else [None] * 4
     p90, p95, p99 = (percentile(pooled, which) for which in (90, 95, 99))
     p90_ci95, p95_ci95, p99_ci95 = (
-        None if value is None else interval for value, interval in zip((p90, p95, p99), tails, strict=True)
+        None if value is None else interval for value, interval in zip((p90, p95, p99), tails)
     )
     return Latency(
         p50=float(np.median(pooled)),

@@ -4,6 +4,8 @@ What is said is for others: figures are written by ``figures``, scores by their 
 is drawn.
 """
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Column:
     """A column of a table."""
 
     name: str
-    cells: Sequence["str | Text"]
+    cells: Sequence[str | Text]
     left: bool = False  # names stand left, figures right
     spare: int = 0  # where the table is too wide, the column with the highest goes first; 0 always stays
     folds: bool = False  # breaks where it is too long for the terminal; figures stay whole
@@ -72,14 +74,14 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
-def warning(text: str) -> "Text":
+def warning(text: str) -> Text:
     """Return a warning: a yellow mark and yellow words."""
     from rich.text import Text
 
     return Text(f"{MARK}{line(text)}", style="yellow")
 
 
-def note(text: str) -> "Text":
+def note(text: str) -> Text:
     """Return what is beside the point, dimmed."""
     from rich.text import Text
 
@@ -98,7 +100,7 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
 
 def table(
     columns: Iterable[Column], *, title: str = "", width: int = WIDTH, styles: Sequence[str] | None = None
-) -> "Group":
+) -> Group:
     """Return a title and a table of the columns that fit into ``width``; ``styles`` are the rows'."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Group
@@ -115,7 +117,7 @@ def table(
     for column in kept:
         justify: Justify = "left" if column.left else "right"
         shown.add_column(column.name, justify=justify, no_wrap=not column.folds, overflow="fold")
-    for number, row in enumerate(zip(*(column.cells for column in kept), strict=True)):
+    for number, row in enumerate(zip(*(column.cells for column in kept))):
         cells = (Text(cell) if isinstance(cell, str) else cell for cell in row)  # names are no markup
         shown.add_row(*cells, style=styles[number] if styles else None)
     return Group(*([Text(line(title), style="bold")] if title else []), shown)

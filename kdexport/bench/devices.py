@@ -6,6 +6,8 @@ data lie.
 A provider that is not here can still be measured if it is a plugin: by its own name, with data in the host's memory.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import sys

@@ -287,8 +287,7 @@ def probe(provider: str) -> Sequence[str]:
         }
         reply, _ = child.ask(do="load", **task)
         child.ask(do="prepare", **task)
-        only = reply["providers"] if len(reply["providers"]) == 1 else []  # then all nodes are there
-        return list(reply["placement"]) or only
+        return list(reply["placement"])
 
 
 def _runtime() -> str:

@@ -7,6 +7,8 @@ With it stands all that is measured apart from latency, after all timing is over
 the compute. It has a process of its own: nothing here touches a latency figure.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import shlex
@@ -62,9 +64,9 @@ class Counter:
         before, start = self.read(), time.perf_counter()
         work()
         seconds, after = time.perf_counter() - start, self.read()
-        used = [last - first for first, last in zip(before, after, strict=True)]
+        used = [last - first for first, last in zip(before, after)]
         if self.wraps_at:
-            used = [one + wrap if one < 0 else one for one, wrap in zip(used, self.wraps_at, strict=True)]
+            used = [one + wrap if one < 0 else one for one, wrap in zip(used, self.wraps_at)]
         return sum(used), seconds
 
 

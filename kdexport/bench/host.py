@@ -5,6 +5,8 @@ those that remain are no fair sample (a long call hardly ever runs through), and
 that run through (shared caches, memory, clocks): the latencies stand with that said, and decide no speed-up.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -291,7 +293,7 @@ class LeftOut:
         """Of the measured time that went by in such calls."""
         return self.waited_ns / self.all_ns if self.all_ns else 0.0
 
-    def more(self, turns: Sequence[np.ndarray], counted: Sequence[np.ndarray]) -> "LeftOut":
+    def more(self, turns: Sequence[np.ndarray], counted: Sequence[np.ndarray]) -> LeftOut:
         """Return this with another round's turns and what of them counts."""
         calls = np.concatenate(turns)
         return LeftOut(

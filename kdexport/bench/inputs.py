@@ -1,9 +1,11 @@
 """What is fed to a model: shapes from its graph, values that are right for its types. Needs numpy alone."""
 
+from __future__ import annotations
+
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 
@@ -26,7 +28,7 @@ DTYPES = {
 }
 PATTERN = 65_521  # values before they repeat: a prime, so that rows of a usual width differ
 
-Shape = Sequence[str | int | None]  # a dynamic axis by its name; "?", None or a number below 1 where it has none
+Shape = Sequence[Union[str, int, None]]  # a dynamic axis by its name; "?", None or a number below 1 where it has none
 
 # Names that exporters and people give to the axis of the samples, and to axes that look like it and are not.
 BATCH_NAMES = (
@@ -311,7 +313,7 @@ def from_file(
         ) from None
 
 
-def _typed(path: str, name: str, kind: str, archive: "np.lib.npyio.NpzFile") -> np.ndarray:
+def _typed(path: str, name: str, kind: str, archive: np.lib.npyio.NpzFile) -> np.ndarray:
     if name not in archive:
         raise KDExportError(
             f"{path} holds no array '{name}', which the model needs",
@@ -333,9 +335,7 @@ def _fitted(
     """Return the array with its batch axes cut or repeated to the batch size; refuse what the graph does not take."""
     if not shape and array.ndim:  # a graph that says nothing of the shape
         shape, batches = ("?",) * array.ndim, (0,)
-    fits = array.ndim == len(shape) and all(
-        _dynamic(axis) or axis == size for axis, size in zip(shape, array.shape, strict=True)
-    )
+    fits = array.ndim == len(shape) and all(_dynamic(axis) or axis == size for axis, size in zip(shape, array.shape))
     if not fits:
         takes = ", ".join("?" if axis is None else str(axis) for axis in shape)
         raise KDExportError(

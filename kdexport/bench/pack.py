@@ -44,8 +44,8 @@ MAX_BYTES = 2**28  # of samples as the data give them, unpacked
 # Read by whatever Python the device has, also one that could not even parse the rest.
 MAIN = """import sys
 
-if sys.version_info < (3, 11):
-    sys.exit("error: Python 3.11 or newer is needed to run this, and this is Python %s" % sys.version.split()[0])
+if sys.version_info < (3, 9):
+    sys.exit("error: Python 3.9 or newer is needed to run this, and this is Python %s" % sys.version.split()[0])
 
 from kdexport.bench.packed import main
 

@@ -3,6 +3,8 @@
 Only Python's standard library, numpy and onnxruntime are there.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import datetime
@@ -149,7 +151,7 @@ def _measure(job: Job) -> Any:
     outcome = run_plan(job.plan, machine.name, job.progress)
     return BenchResult(
         name=job.manifest["name"],
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         machine=machine,
         models=tuple(
             ModelFile(**{key: value for key, value in model.items() if key not in ModelFile.DERIVED})
@@ -172,7 +174,7 @@ def score(job: Job, result: Any) -> Iterator[Any]:
     if not job.manifest["feeds"]:
         yield from result.models
         return
-    paths = {model.name: Path(target.path) for model, target in zip(result.models, job.plan.targets, strict=True)}
+    paths = {model.name: Path(target.path) for model, target in zip(result.models, job.plan.targets)}
 
     def evaluated(model: Any, device: Any) -> tuple[Any, Any]:
         return _evaluated(job, paths[model.name], job.manifest["feeds"].get(model.name), device)
@@ -195,7 +197,7 @@ def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[A
     return evaluate(session.predict, split, job.manifest["class_names"], SCORE_BATCH)
 
 
-def samples_in(archive: Any, task: str) -> "Sample":
+def samples_in(archive: Any, task: str) -> Sample:
     """Return the samples of a packed npz file, with those that a score's threshold is chosen on where it holds some."""
 
     def part(inputs: str, labels: str) -> Sample:
@@ -215,7 +217,7 @@ class Sample:
     inputs: tuple[Any, ...]
     labels: Any
     task_name: str
-    calibration: "Sample | None" = None
+    calibration: Sample | None = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -227,7 +229,7 @@ class Sample:
 
         return task_named(self.task_name, self.labels)
 
-    def batches(self, size: int) -> Iterator["Sample"]:
+    def batches(self, size: int) -> Iterator[Sample]:
         """Yield the samples in order, ``size`` at a time."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)

@@ -1,5 +1,7 @@
 """What will be measured, decided before anything runs: plain data that a packed benchmark can carry."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -3,6 +3,8 @@
 The parent sleeps in ``select`` until the answer is there or the time is up; it never polls while a child is measured.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -15,11 +17,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kdexport.errors import KDExportError
 
+if TYPE_CHECKING:
+    from typing import Self
+
 package_root = Path(__file__).resolve().parents[2]  # workers import from here; a pack points it elsewhere
+# What ``-P -m MODULE`` does from Python 3.11 on: a numpy.py in the working directory is not the numpy that is meant.
+START = (
+    "import sys; sys.path[:] = [folder for folder in sys.path if folder]; import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+)
 STDERR_LINES = 3  # that a dead worker last printed
 QUIT_SECONDS = 2.0
 
@@ -45,8 +55,7 @@ class Child:
         self._timeout_s = timeout_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._process = subprocess.Popen(
-            # -P: a numpy.py in the working directory is not the numpy that is meant.
-            [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments],
+            [sys.executable, "-c", START, module, str(os.getpid()), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -21,6 +21,8 @@ the raw figures of a network of small operators are the profiler's own. What is 
 An accelerator's operators run after their events have ended: such a profile is refused, not guessed.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -215,7 +217,7 @@ def combined(processes: Sequence[tuple[Calls, Calls]], p50_ms: float, layers: La
         layers: Of the model's file.
     """
     costs = [cost_of(model, chain) for model, chain in processes]
-    each = [times(model, cost) for (model, _), cost in zip(processes, costs, strict=True)]
+    each = [times(model, cost) for (model, _), cost in zip(processes, costs)]
     keys = list(dict.fromkeys(key for found, _ in each for key in found))
     operators = {key: statistics.median(found.get(key, 0.0) for found, _ in each) for key in keys}
     between = statistics.median(rest for _, rest in each)

@@ -1,9 +1,11 @@
 """The measured process's side of a profile: a session with ONNX Runtime's profiler and one without, in turns."""
 
+from __future__ import annotations
+
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from kdexport.bench import timing
 from kdexport.bench.profile import Calls, chain_model, read_events
 from kdexport.bench.session import CPU, BoundSession, open_session
 
-Waited = Callable[[], int] | None
+Waited = Optional[Callable[[], int]]
 
 
 def model_and_chain(

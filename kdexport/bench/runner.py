@@ -6,6 +6,8 @@ order turns round with each turn, which cancels a steady drift. While one runs, 
 Rounds are repeated until the intervals are narrow enough: one process is never believed alone.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -122,7 +124,7 @@ class Runner:
         with self._progress.task("measuring", total=rounds, still=True) as task:
             # Reading the memory also proves that the device takes the model: no figure is lost to a later refusal.
             proved = [self._prove(condition, task) for condition in conditions]
-            for condition, series in zip(conditions, proved, strict=True):
+            for condition, series in zip(conditions, proved):
                 self._measure(condition, series, task)
         return Outcome(tuple(self._measurements), tuple(self._failures), self._samples)
 

@@ -1,5 +1,7 @@
 """The score of what was measured, on the device that it was measured on. Needs numpy and ONNX Runtime alone."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

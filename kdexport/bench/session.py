@@ -3,6 +3,8 @@
 Runs in the measured process. Only numpy and onnxruntime are needed.
 """
 
+from __future__ import annotations
+
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -85,9 +87,13 @@ def _providers(provider: str, provider_options: Mapping[str, str], options: ort.
 
 
 def placement(session: Any) -> dict[str, dict[str, int]]:
-    """Return provider -> operator -> nodes, as the runtime assigned them; empty where it cannot tell (before 1.24)."""
+    """Return provider -> operator -> nodes, as the runtime assigned them; empty where it cannot tell (before 1.24).
+
+    A session of one provider has all its nodes there, whatever the runtime tells; how many is not known then.
+    """
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        return {}
+        providers = session.get_providers()
+        return {providers[0]: {"nodes": 1}} if len(providers) == 1 else {}
     found: dict[str, Counter[str]] = {}
     for subgraph in session.get_provider_graph_assignment_info():
         found.setdefault(subgraph.ep_name, Counter()).update(node.op_type for node in subgraph.get_nodes())
@@ -116,7 +122,7 @@ class BoundSession:
     def keep_outputs(self) -> None:
         """After the first run: bind each tensor output to a buffer of the size that it turned out to have."""
         self._outputs = list(self._binding.get_outputs())
-        for output, value in zip(self._session.get_outputs(), self._outputs, strict=True):
+        for output, value in zip(self._session.get_outputs(), self._outputs):
             if value.is_tensor() and value.device_name().lower() == self.memory[0]:
                 self._binding.bind_ortvalue_output(output.name, value)
 
@@ -130,7 +136,7 @@ class BoundSession:
     def not_a_number(self) -> list[str]:
         """After a run: return the names of the float outputs that hold nothing but NaN and infinity."""
         found = []
-        for output, value in zip(self._session.get_outputs(), self._binding.get_outputs(), strict=True):
+        for output, value in zip(self._session.get_outputs(), self._binding.get_outputs()):
             if output.type in ("tensor(float)", "tensor(float16)", "tensor(double)"):
                 array = value.numpy()
                 if array.size and not bool(np.isfinite(array).any()):
@@ -191,8 +197,8 @@ def fallback(provider: str, placement: Placement) -> str:
     return f"{count} of {total} nodes fell back to {', '.join(sorted(elsewhere))} ({', '.join(names)})"
 
 
-def shares(placement: Placement) -> dict[str, float]:
-    """Return provider -> share of nodes; empty where the runtime cannot tell."""
+def shares(placement: Placement) -> dict[str, float] | None:
+    """Return provider -> share of nodes; None where the runtime cannot tell."""
     nodes = {provider: sum(operators.values()) for provider, operators in placement.items()}
     total = sum(nodes.values())
-    return {provider: count / total for provider, count in nodes.items()} if total else {}
+    return {provider: count / total for provider, count in nodes.items()} if total else None

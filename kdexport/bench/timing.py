@@ -3,6 +3,8 @@
 Inputs are made and bound before; nothing is allocated, printed or decided while a round runs.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 import statistics
@@ -54,7 +56,7 @@ def warm_up(run: Callable[[], object], clock: Callable[[], int] = time.perf_coun
 
 def measure_turn(
     run: Callable[[], object], budget_ns: int, waited_ns: Callable[[], int] | None = None, block_ns: int = BLOCK_NS
-) -> "array[int]":
+) -> array[int]:
     """Warm the caches again, then time single calls for ``budget_ns``, one at least; arguments as ``watched``."""
     collecting = gc.isenabled()
     gc.disable()
@@ -68,7 +70,7 @@ def measure_turn(
             gc.enable()
 
 
-def timed(run: Callable[[], object], budget_ns: int, clock: Callable[[], int]) -> "array[int]":
+def timed(run: Callable[[], object], budget_ns: int, clock: Callable[[], int]) -> array[int]:
     """Return the nanoseconds of each call, one at least.
 
     Each call is timed by itself: a block's mean would hide the tail. Two looks at the clock cost under 0.1 µs.
@@ -91,7 +93,7 @@ def watched(
     clock: Callable[[], int],
     waited_ns: Callable[[], int],
     block_ns: int = BLOCK_NS,
-) -> "array[int]":
+) -> array[int]:
     """Return the nanoseconds of each call as ``timed`` does, negative where other work took the core meanwhile.
 
     On a busy machine a short call mostly fits between two interruptions and a long one never does: the long one's
@@ -131,7 +133,7 @@ def in_turns(
     runs: Sequence[Callable[[], object]],
     waited_ns: Callable[[], int] | None,
     clock: Callable[[], int] = time.perf_counter_ns,
-) -> "list[array[int]]":
+) -> list[array[int]]:
     """Let several calls take turns of some 10 ms, and return the nanoseconds of each one's calls as ``watched`` does.
 
     Each is called for 0.3 s, and 8 times, at least; 3 times where that would take longer than 30 s.

@@ -1,5 +1,7 @@
 """What a reader must know before believing a figure, in words."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -5,6 +5,8 @@ bytes where the line says so. Between commands it sleeps in ``read``. It ends wh
 Imported here: the standard library, numpy, onnxruntime and the light siblings; never torch, typer or pydantic.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import json
@@ -184,7 +186,7 @@ class Worker:
         from kdexport.bench import profile, profiled
 
         found = profiled.model_and_chain(task, self._feeds(task), self._device[1], self._waited_ns)
-        return {key: profile.to_reply(calls) for key, calls in zip(("model", "chain"), found, strict=True)}, b""
+        return {key: profile.to_reply(calls) for key, calls in zip(("model", "chain"), found)}, b""
 
     def _steady(self, work: Callable[[], T]) -> T:
         """Run the model; once more without buffers for its outputs where their sizes turn out to change (NonZero)."""

@@ -388,7 +388,7 @@ def _pack(request: "BenchRequest", out: Path, console: Console) -> None:
         return
     written = pack(request, out, progress=console.progress)
     shown = f"{out}  {figures.size(written.size_bytes)}, {len(request.models)} models\n"
-    shown += f"Run it where Python >= 3.11, numpy and onnxruntime are: python {out.name} --out bench.json"
+    shown += f"Run it where Python >= 3.9, numpy and onnxruntime >= 1.17 are: python {out.name} --out bench.json"
     console.result(written, shown)
 
 

@@ -6,6 +6,8 @@ Read off the graph's last operators, straight from the file's protobuf wire form
 the nodes are looked at; weights are skipped over.
 """
 
+from __future__ import annotations
+
 import mmap
 from collections.abc import Iterator
 from pathlib import Path

@@ -5,6 +5,8 @@ numpy and onnxruntime alone, so that a packed benchmark carries this very file. 
 a process that holds nothing else.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Sequence
@@ -64,7 +66,7 @@ class OnnxSession:
     def __init__(
         self,
         model: Path | bytes,
-        preprocessing: "Preprocessing | None" = None,
+        preprocessing: Preprocessing | None = None,
         *,
         expects: Activation = "softmax",
         output_ndim: int = 2,
@@ -87,8 +89,9 @@ class OnnxSession:
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:
         """Return every output for one batch, fed as it is."""
-        feed = dict(zip(self.input_names, inputs, strict=True))
-        return tuple(self.session.run(None, feed))
+        if len(inputs) != len(self.input_names):
+            raise ValueError(f"{self.name} takes {len(self.input_names)} inputs, and {len(inputs)} were given")
+        return tuple(self.session.run(None, dict(zip(self.input_names, inputs))))
 
     @property
     def fixed_batch(self) -> int | None:
@@ -98,7 +101,7 @@ class OnnxSession:
         return size if isinstance(size, int) and size > 0 else None
 
     @cached_property
-    def preprocessing(self) -> "Preprocessing | None":
+    def preprocessing(self) -> Preprocessing | None:
         """What turns raw samples into the file's inputs: its own, else what was given."""
         written = self.metadata.get("kdexport.preprocessing")
         if not written:
@@ -145,7 +148,7 @@ class OnnxSession:
 
     def feeds(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[Any]]:
         """Return what is fed for raw inputs, by the names of the model's inputs: preprocessed, in the right types."""
-        return dict(zip(self.input_names, self._fed(inputs), strict=True))
+        return dict(zip(self.input_names, self._fed(inputs)))
 
     def _fed(self, inputs: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
         specifications = self.session.get_inputs()
@@ -174,7 +177,7 @@ class OnnxSession:
             inputs = own.apply_numpy(inputs)
         return [
             np.ascontiguousarray(array, dtype=TYPES.get(item.type, array.dtype))
-            for array, item in zip(inputs, specifications, strict=True)
+            for array, item in zip(inputs, specifications)
         ]
 
     def _scores(self, feed: list[NDArray[Any]]) -> NDArray[np.float32]:
@@ -197,7 +200,7 @@ class OnnxSession:
                 hint="the data must have the shape and type that the model was exported for",
             ) from None
         tables: dict[str, NDArray[Any]] = {}
-        for name, output in zip(self.output_names, outputs, strict=True):
+        for name, output in zip(self.output_names, outputs):
             table: Any = output
             if isinstance(output, list) and output and isinstance(output[0], dict):  # scikit-learn's ZipMap
                 table = np.array([[row[key] for key in sorted(row)] for row in output])

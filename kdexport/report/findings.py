@@ -273,7 +273,9 @@ def _placement(joined: Joined) -> Iterable[str]:
     for condition, measured in joined.by_condition.items():
         for name, figures_of in measured.items():
             elsewhere = {
-                provider: share for provider, share in figures_of.placement.items() if provider != figures_of.provider
+                provider: share
+                for provider, share in (figures_of.placement or {}).items()
+                if provider != figures_of.provider
             }
             if any(share > 0 for share in elsewhere.values()):
                 parts = ", ".join(f"{figures.percent(share, 0)} on {provider}" for provider, share in elsewhere.items())

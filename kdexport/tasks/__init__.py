@@ -1,5 +1,7 @@
 """What networks are for. A new task is a module here and a line in ``TASKS``."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from numpy.typing import NDArray

@@ -4,6 +4,8 @@ A stage never says "class", "logits" or "accuracy" of its own: it asks the ``Tas
 packed benchmark scores with the same code; what needs torch imports it inside.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -64,14 +66,14 @@ class Task(ABC):
         """Height and width of an output that is a map; None: it is none."""
         return None
 
-    def fitted(self, targets: Array, names: Sequence[str]) -> "Task":  # noqa: ARG002
+    def fitted(self, targets: Array, names: Sequence[str]) -> Task:  # noqa: ARG002
         """Return the task as the training split's targets make it: where losses go by their spread, for one.
 
         A score does not depend on it.
         """
         return self
 
-    def calibrated(self, outputs: Array, targets: Array) -> "Task":  # noqa: ARG002
+    def calibrated(self, outputs: Array, targets: Array) -> Task:  # noqa: ARG002
         """Return the task with what its score needs, fitted on a model's outputs on the validation split."""
         return self
 
@@ -94,11 +96,11 @@ class Task(ABC):
         """
         return None
 
-    def comparable(self, outputs: "Tensor") -> "Tensor":
+    def comparable(self, outputs: Tensor) -> Tensor:
         """Return outputs as distillation methods compare them: in units that make all of them count alike."""
         return outputs
 
-    def centred(self, outputs: "Tensor") -> "Tensor":
+    def centred(self, outputs: Tensor) -> Tensor:
         """Return outputs around what says nothing, for a correlation: around each sample's mean."""
         return outputs - outputs.mean(1, keepdim=True)
 
@@ -168,14 +170,14 @@ class Task(ABC):
     @abstractmethod
     def label_loss(
         self,
-        outputs: "Tensor",
-        targets: "Tensor",
+        outputs: Tensor,
+        targets: Tensor,
         *,
         kind: str | None = None,
         smoothing: float = 0.0,
-        labelled: "Tensor | None" = None,
+        labelled: Tensor | None = None,
         mixed: bool = False,
-    ) -> "Tensor":
+    ) -> Tensor:
         """Return the labels' own loss, a scalar.
 
         Args:
@@ -190,25 +192,25 @@ class Task(ABC):
             KDExportError: Targets of another form.
         """
 
-    def count_labelled(self, targets: "Tensor") -> "Tensor | None":  # noqa: ARG002
+    def count_labelled(self, targets: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return what the labels' loss of a batch is divided by; None: the number of samples."""
         return None
 
     @abstractmethod
-    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+    def right_in_batch(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many decisions the targets tell of and how many are right: the share of a training epoch."""
 
     def batch_agreement(
         self,
-        outputs: "Tensor",  # noqa: ARG002
-        teacher: "Tensor",  # noqa: ARG002
-    ) -> "tuple[Tensor, Tensor, Tensor] | None":
+        outputs: Tensor,  # noqa: ARG002
+        teacher: Tensor,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return how many decisions are compared, in how many the teacher is followed, and the sum of KL(teacher ||
         outputs); None where outputs are no decisions.
         """
         return None
 
-    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
+    def objection(self, method: BaseTerm | type[BaseTerm]) -> str | None:
         """Return why a distillation method makes no sense here, or None where it does."""
         if "maps" in method.needs:
             return None if self.output_ndim == 4 else "compares maps of logits, and here an output is a row a sample"
@@ -311,7 +313,7 @@ def checked_outputs(outputs: Any, samples: int, task: Task, names: Sequence[str]
     return found
 
 
-def check_same_shape(targets: "Tensor", outputs: "Tensor", kind: str) -> None:
+def check_same_shape(targets: Tensor, outputs: Tensor, kind: str) -> None:
     """Hold that targets are one row per sample and one column per class.
 
     Raises:

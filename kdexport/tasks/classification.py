@@ -4,6 +4,8 @@
 from them.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -116,14 +118,14 @@ class Classification(Task):
 
     def label_loss(
         self,
-        outputs: "Tensor",
-        targets: "Tensor",
+        outputs: Tensor,
+        targets: Tensor,
         *,
         kind: str | None = None,  # noqa: ARG002 - there is one
         smoothing: float = 0.0,
-        labelled: "Tensor | None" = None,
+        labelled: Tensor | None = None,
         mixed: bool = False,
-    ) -> "Tensor":
+    ) -> Tensor:
         """Return the cross-entropy: with class ids the mean over labelled samples, of which a batch may hold none."""
         import torch.nn.functional as F
 
@@ -135,16 +137,16 @@ class Classification(Task):
         total = F.cross_entropy(outputs, targets, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum")
         return total / labelled
 
-    def count_labelled(self, targets: "Tensor") -> "Tensor | None":
+    def count_labelled(self, targets: Tensor) -> Tensor | None:
         """Return how many samples have a label; None where samples are mixed."""
         return (targets != UNLABELLED).sum().clamp(min=1) if targets.ndim == 1 else None
 
-    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+    def right_in_batch(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many samples are labelled and how many of them are right."""
         known = targets != UNLABELLED
         return known.sum(), ((outputs.argmax(1) == targets) & known).sum()
 
-    def batch_agreement(self, outputs: "Tensor", teacher: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+    def batch_agreement(self, outputs: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Count samples with the teacher's class; KL(teacher || outputs) of the classes' distributions."""
         ours, theirs = outputs.log_softmax(1), teacher.log_softmax(1)
         agreed = (outputs.argmax(1) == teacher.argmax(1)).sum()
@@ -199,7 +201,7 @@ class Classification(Task):
         return targets.astype(np.int64)
 
 
-def check_class_ids(targets: "Tensor", logits: "Tensor", what: str) -> None:
+def check_class_ids(targets: Tensor, logits: Tensor, what: str) -> None:
     """Hold that there is one class index per sample.
 
     Raises:

@@ -5,6 +5,8 @@ over pairs of test samples, at the threshold that is best on the validation samp
 same file, so that each file has a threshold of its own. ``tasks.similarity`` holds pairs with a score.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,11 +60,11 @@ class Embeddings(Task):
                 hint="let it return one vector a sample, e.g. the pooled features before its last layer",
             )
 
-    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
+    def objection(self, method: BaseTerm | type[BaseTerm]) -> str | None:
         """Object to methods that compare classes."""
         return None if method.embeddings else "compares classes, and an embedding has none"
 
-    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":  # noqa: ARG002
+    def right_in_batch(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return that a training batch decides nothing."""
         return outputs.new_zeros(()), outputs.new_zeros(())
 
@@ -160,11 +162,11 @@ class Embedding(Embeddings):
         """Return the identities: one is in one split alone."""
         return targets.astype(np.int64)
 
-    def label_loss(self, *given: Any, **options: Any) -> "Tensor":  # noqa: ARG002
+    def label_loss(self, *given: Any, **options: Any) -> Tensor:  # noqa: ARG002
         """Raise: identities are learned through a head with weights of its own, ``distill.heads``."""
         raise KDExportError("identities are learned through a head", hint="hand over heads")
 
-    def calibrated(self, outputs: Array, targets: Array) -> "Embedding":
+    def calibrated(self, outputs: Array, targets: Array) -> Embedding:
         """Return this task with the threshold that is best on some samples, those of validation."""
         _, similarity, pairs = _known_pairs(outputs, targets)
         return replace(self, threshold=verification.best_threshold(similarity, pairs.same))

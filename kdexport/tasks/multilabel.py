@@ -1,5 +1,7 @@
 """Any number of classes a sample: mean average precision, and F1 of the decisions at a logit of 0."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,14 +56,14 @@ class MultiLabel(Task):
 
     def label_loss(
         self,
-        outputs: "Tensor",
-        targets: "Tensor",
+        outputs: Tensor,
+        targets: Tensor,
         *,
         kind: str | None = None,  # noqa: ARG002 - there is one
         smoothing: float = 0.0,
-        labelled: "Tensor | None" = None,  # noqa: ARG002 - every sample is labelled
+        labelled: Tensor | None = None,  # noqa: ARG002 - every sample is labelled
         mixed: bool = False,  # noqa: ARG002 - mixed rows are multi-hot rows with values between
-    ) -> "Tensor":
+    ) -> Tensor:
         """Return the binary cross-entropy, mean over samples and classes."""
         import torch.nn.functional as F
 
@@ -69,12 +71,12 @@ class MultiLabel(Task):
         smoothed = targets.to(outputs.dtype) * (1 - smoothing) + 0.5 * smoothing
         return F.binary_cross_entropy_with_logits(outputs, smoothed)
 
-    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+    def right_in_batch(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many decisions there are, one a sample and class, and how many are right."""
         right = (outputs > 0) == (targets > 0.5)
         return outputs.new_zeros(()) + right.numel(), right.sum()
 
-    def batch_agreement(self, outputs: "Tensor", teacher: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+    def batch_agreement(self, outputs: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Count the decisions that are the teacher's; KL(teacher || outputs) of the classes' Bernoullis."""
         import torch.nn.functional as F
 
@@ -83,7 +85,7 @@ class MultiLabel(Task):
         kl = kl + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-outputs))
         return outputs.new_zeros(()) + outputs.numel(), agreed, kl.sum()
 
-    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
+    def objection(self, method: BaseTerm | type[BaseTerm]) -> str | None:
         """Object to methods of one class a sample."""
         if not method.classes:
             return super().objection(method)

@@ -1,14 +1,18 @@
 """What is done to a network's output before anyone sees it; part of the network in every stage and in its ONNX file."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kdexport.errors import SourceError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from torch import Tensor
 
 SHORTEST = 1e-6  # length of a vector that is brought to 1; fp16 still holds it
@@ -58,7 +62,7 @@ class Postprocessing:
         if self.kind not in Kind.__args__:  # type: ignore[attr-defined]
             return f"kind is {self.kind!r}"
         for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(numbers, tuple) or not all(isinstance(number, int | float) for number in numbers):
+            if not isinstance(numbers, tuple) or not all(isinstance(number, (int, float)) for number in numbers):
                 return f"{name} is {numbers!r}, not numbers"
             if not np.isfinite(np.array(numbers, dtype=np.float64)).all():
                 return f"{name} is {numbers!r}, not finite"
@@ -71,7 +75,7 @@ class Postprocessing:
             return f"size is {size!r}, not two whole numbers above 0"
         return None
 
-    def apply(self, output: "Tensor") -> "Tensor":
+    def apply(self, output: Tensor) -> Tensor:
         """Return the output as the data speak of it; it can be traced.
 
         Args:

@@ -1,5 +1,7 @@
 """Spearman's and Pearson's correlation, of samples and of their bootstrap resamples. numpy alone."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -5,6 +5,8 @@ the standard deviation that the training targets have, so that a weight or a lea
 price is in dollars or in millions.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,14 +110,14 @@ class Regression(Task):
 
     def label_loss(
         self,
-        outputs: "Tensor",
-        targets: "Tensor",
+        outputs: Tensor,
+        targets: Tensor,
         *,
         kind: str | None = None,
         smoothing: float = 0.0,
-        labelled: "Tensor | None" = None,
+        labelled: Tensor | None = None,
         mixed: bool = False,
-    ) -> "Tensor":
+    ) -> Tensor:
         """Return the loss of the differences in standard deviations of the target, mean over samples and targets.
 
         ``mse`` is e², ``mae`` is |e|, ``huber`` is e²/2 up to |e| = 1 and |e| - 1/2 beyond it (Huber 1964, "Robust
@@ -149,16 +151,16 @@ class Regression(Task):
             labelled = self.count_labelled(targets)
         return losses.sum() / (labelled * outputs.shape[1])
 
-    def count_labelled(self, targets: "Tensor") -> "Tensor":
+    def count_labelled(self, targets: Tensor) -> Tensor:
         """Return how many samples have targets, at least 1."""
         return self._tensor(targets).isfinite().all(dim=1).sum().clamp(min=1)
 
-    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":  # noqa: ARG002
+    def right_in_batch(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return zeros: a number is not right or wrong."""
         none = outputs.new_zeros(())
         return none, none
 
-    def fitted(self, targets: Array, names: Sequence[str]) -> "Regression":  # noqa: ARG002
+    def fitted(self, targets: Array, names: Sequence[str]) -> Regression:  # noqa: ARG002
         """Return the task with mean and standard deviation of the training targets, float64."""
         columns = as_columns(targets).astype(np.float64)
         mean, std = columns.mean(axis=0), columns.std(axis=0)
@@ -170,17 +172,17 @@ class Regression(Task):
             return Postprocessing("scale", mean=self.mean, std=self.std)
         return Postprocessing("column") if len(self.std) == 1 else None
 
-    def centred(self, outputs: "Tensor") -> "Tensor":
+    def centred(self, outputs: Tensor) -> Tensor:
         """Return outputs in standard deviations from the mean of the training targets."""
         compared = self.comparable(outputs)
         return compared - compared.new_tensor(self.mean) / compared.new_tensor(self.std) if self.std else compared
 
-    def comparable(self, outputs: "Tensor") -> "Tensor":
+    def comparable(self, outputs: Tensor) -> Tensor:
         """Return outputs, targets or differences of them in standard deviations of the training targets."""
         outputs = self._tensor(outputs)
         return outputs / outputs.new_tensor(self.std) if self.std else outputs
 
-    def objection(self, method: "BaseTerm | type[BaseTerm]") -> str | None:
+    def objection(self, method: BaseTerm | type[BaseTerm]) -> str | None:
         """Object to methods of classes."""
         return None if method.numbers else "compares classes, and these targets are numbers"
 
@@ -284,7 +286,7 @@ class Regression(Task):
         edges = np.sort(ranks)[(np.arange(1, count) * len(ranks)) // count] if len(ranks) else np.zeros(0)
         return np.searchsorted(np.unique(edges), ranks, side="right").astype(np.int64)
 
-    def _tensor(self, values: "Tensor") -> "Tensor":
+    def _tensor(self, values: Tensor) -> Tensor:
         return values[:, None] if values.ndim == 1 else values
 
 
@@ -313,7 +315,7 @@ def as_targets(values: Any, where: str) -> NDArray[np.float32]:
             f"{where}: targets reach {np.abs(found).max():.3g}, beyond what float32 holds",
             hint="scale them, e.g. by their logarithm",
         )
-    for column, narrow in zip(found.T, narrowed.T, strict=True):
+    for column, narrow in zip(found.T, narrowed.T):
         if len(column) and (narrow == narrow[0]).all() and not (column == column[0]).all():
             raise _too_near(f"{where}: a target", column)
     return np.ascontiguousarray(narrowed)

@@ -4,6 +4,8 @@ Logits at full size do not fit in memory (CamVid's test split at 480x360 takes 1
 before the next one is computed: see ``Segmentation.kept``.
 """
 
+from __future__ import annotations
+
 import base64
 import math
 import zlib
@@ -125,14 +127,14 @@ class Segmentation(Task):
 
     def label_loss(
         self,
-        outputs: "Tensor",
-        targets: "Tensor",
+        outputs: Tensor,
+        targets: Tensor,
         *,
         kind: str | None = None,  # noqa: ARG002 - there is one
         smoothing: float = 0.0,
-        labelled: "Tensor | None" = None,
+        labelled: Tensor | None = None,
         mixed: bool = False,  # noqa: ARG002 - nothing mixes masks
-    ) -> "Tensor":
+    ) -> Tensor:
         """Return the cross-entropy, the mean over labelled pixels, of which a batch may hold none."""
         import torch.nn.functional as F
 
@@ -142,16 +144,16 @@ class Segmentation(Task):
         total = F.cross_entropy(outputs, targets.long(), label_smoothing=smoothing, ignore_index=VOID, reduction="sum")
         return total / labelled
 
-    def count_labelled(self, targets: "Tensor") -> "Tensor | None":
+    def count_labelled(self, targets: Tensor) -> Tensor | None:
         """Return how many pixels have a class."""
         return (targets != VOID).sum().clamp(min=1)
 
-    def right_in_batch(self, outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor]":
+    def right_in_batch(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many pixels have a class and how many of them are right."""
         known = targets != VOID
         return known.sum(), ((outputs.argmax(1) == targets) & known).sum()
 
-    def batch_agreement(self, outputs: "Tensor", teacher: "Tensor") -> "tuple[Tensor, Tensor, Tensor] | None":
+    def batch_agreement(self, outputs: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return how many pixels are compared, how many have the teacher's class, and the sum over samples of a pixel's
         mean KL.
         """
@@ -224,9 +226,7 @@ class Segmentation(Task):
             task=self.name,
             score=self.made_score(value, bootstrap_interval(resampled)),
             metrics={"pixel_accuracy": float(hits.sum() / pixels) if pixels else None},
-            per_class=tuple(
-                replace(row, iou=float(iou) if row.samples else None) for row, iou in zip(per_class, ious, strict=True)
-            ),
+            per_class=tuple(replace(row, iou=float(iou) if row.samples else None) for row, iou in zip(per_class, ious)),
             confusion=confusion(kept, targets, classes) if classes <= MAX_CONFUSION_CLASSES else (),
             resamples=tuple(float(value) for value in resampled),
             chance=_guess(total) if pixels else None,
@@ -302,9 +302,7 @@ class Segmentation(Task):
         return Agreement(
             top1=alike / counted if counted else 0.0,
             kl=max(float(kl.mean()), 0.0) if len(kl) else 0.0,
-            logit_correlation=correlation(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
-            if len(kl)
-            else None,
+            logit_correlation=correlation(*(np.concatenate(side) for side in zip(*pairs))) if len(kl) else None,
         )
 
     def groups(self, targets: Array) -> NDArray[np.int64]:
@@ -355,7 +353,7 @@ def at_grid(maps: Array, rows: int, columns: int) -> Array:
     return maps[..., positions(maps.shape[-2], rows)[:, None], positions(maps.shape[-1], columns)]
 
 
-def check_masks(targets: "Tensor", logits: "Tensor", what: str) -> None:
+def check_masks(targets: Tensor, logits: Tensor, what: str) -> None:
     """Hold that there is one class id for each pixel of the logits.
 
     Raises:
@@ -390,9 +388,7 @@ def _counts(kept: Array, targets: Array) -> tuple[NDArray[np.float64], ...]:
     classes = kept["logits"].shape[1]
     found = np.zeros((3, len(kept), classes))
     for start, part in _parts(targets):
-        for place, (mask, predicted) in enumerate(
-            zip(part, kept["classes"][start : start + len(part)], strict=True), start
-        ):
+        for place, (mask, predicted) in enumerate(zip(part, kept["classes"][start : start + len(part)]), start):
             known = mask != VOID
             true, said = mask[known].astype(np.int64), predicted[known]
             for row, counted in enumerate((true[true == said], true, said)):

@@ -4,6 +4,8 @@ A network sees one sample at a time. So n pairs are 2n samples, one behind the o
 belong together: float64 ``[samples, 2]``, the pair's number and its score.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,7 +103,7 @@ class Similarity(Embeddings):
         for split, targets in splits.items():
             self.check_targets(targets, names, f"{where}: {split}")
 
-    def fitted(self, targets: Array, names: Sequence[str]) -> "Similarity":  # noqa: ARG002
+    def fitted(self, targets: Array, names: Sequence[str]) -> Similarity:  # noqa: ARG002
         """Return the task with the range of the training scores."""
         _, _, scores = pairs_in(targets)
         return replace(self, scale=(float(scores.min()), float(scores.max()))) if len(scores) else self
@@ -112,14 +114,14 @@ class Similarity(Embeddings):
 
     def label_loss(
         self,
-        outputs: "Tensor",
-        targets: "Tensor",
+        outputs: Tensor,
+        targets: Tensor,
         *,
         kind: str | None = None,  # noqa: ARG002 - there is one
         smoothing: float = 0.0,  # noqa: ARG002 - no classes to spread over
-        labelled: "Tensor | None" = None,  # noqa: ARG002 - every pair has a score
+        labelled: Tensor | None = None,  # noqa: ARG002 - every pair has a score
         mixed: bool = False,  # noqa: ARG002 - nothing is mixed
-    ) -> "Tensor":
+    ) -> Tensor:
         """Return the mean squared error of the pairs' cosines, the scores brought to 0..1.
 
         Reimers and Gurevych 2019, "Sentence-BERT", section 3.1, regression objective function.

@@ -3,6 +3,8 @@
 numpy alone. Nothing here knows of tasks or splits: identities are numbers, embeddings rows.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from kdexport.bench.devices import find, installed_libraries, register
 from kdexport.bench.plan import Device
-from kdexport.bench.session import check_placement, shares
+from kdexport.bench.session import check_placement, placement, shares
 from kdexport.errors import DeviceError
 
 CPU_ONLY = ["CPUExecutionProvider"]
@@ -62,6 +64,17 @@ def test_nodes_elsewhere_are_an_error_that_names_them():
     assert "--allow-fallback" in caught.value.hint
     check_placement("m", CUDA, split, allow_fallback=True)
     assert shares(split["placement"]) == {"CUDAExecutionProvider": 0.75, "CPUExecutionProvider": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("providers", "placed"),
+    [
+        (["CPUExecutionProvider"], {"CPUExecutionProvider": 1.0}),  # nowhere else to be
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], None),
+    ],
+)
+def test_where_nodes_ran_is_null_before_1_24_unless_there_is_one_provider(providers, placed):
+    assert shares(placement(SimpleNamespace(get_providers=lambda: providers))) == placed
 
 
 def test_a_plugin_that_is_installed_is_found_by_its_package(tmp_path, monkeypatch):

@@ -101,28 +101,6 @@ def test_before_1_24_a_placement_is_not_provable_and_no_fault(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("providers", "placed"),
-    [(["CPUExecutionProvider"], ["CPUExecutionProvider"]), (["CUDAExecutionProvider", "CPUExecutionProvider"], [])],
-)
-def test_a_session_of_one_provider_needs_no_proof(monkeypatch, providers, placed):
-    class Old:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def ask(self, **_):
-            return {"placement": {}, "providers": providers}, b""
-
-    monkeypatch.setattr(doctor, "Child", Old)
-    assert list(probe("x")) == placed
-
-
-@pytest.mark.parametrize(
     ("module", "message", "fix"),
     [
         ("raise ImportError('libnpu.so.1')", "ImportError: libnpu.so.1", "--force-reinstall onnxruntime-ep-abacus"),

@@ -81,14 +81,14 @@ def test_a_pack_without_onnxruntime_says_what_to_install(packed, bare_python, tm
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("version", [(2, 7, 18), (3, 6, 9), (3, 10, 12)])
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 6, 9), (3, 8, 18)])
 def test_a_python_that_is_too_old_is_told_in_one_line_before_anything_is_read(packed, version):
     with zipfile.ZipFile(packed[0]) as archive:
         main = archive.read("__main__.py").decode()
     older = f"import sys; sys.version_info = {version}; sys.version = '{'.'.join(map(str, version))} (old)'"
     done = subprocess.run([sys.executable, "-I", "-c", f"{older}\nexec({main!r})"], capture_output=True, text=True)
     assert done.returncode == 1
-    message = f"error: Python 3.11 or newer is needed to run this, and this is Python {'.'.join(map(str, version))}\n"
+    message = f"error: Python 3.9 or newer is needed to run this, and this is Python {'.'.join(map(str, version))}\n"
     assert done.stderr == message
 
 
