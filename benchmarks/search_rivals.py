@@ -1,21 +1,23 @@
 """Students picked by measured latency against uniform width scaling and against the same search guided by MACs.
 
-    python benchmarks/search_rivals.py --data cifar10-jpg --recordings recordings --work rivals    # many hours
+    python benchmarks/search_rivals.py --data cifar10-jpg --recordings recordings --work rivals    # about two hours
     python benchmarks/search_rivals.py --data cifar10-jpg --smoke                                  # one cell, minutes
 
-On a tenth of CIFAR-10 and on spoken digits, for three budgets each (a half, a quarter and an eighth of the teacher's
-latency) and three seeds, three students are trained by one teacher for the same number of epochs:
+On 3,000 images of CIFAR-10 and on spoken digits, for three budgets each (a half, a quarter and an eighth of the teacher's
+latency) and three seeds, three searches are made beside one teacher:
 
-    search     the pick of `kdexport search` within the latency budget
+    search     `kdexport search` within the latency budget
     macs       the same search where a candidate's latency is taken to be its share of the teacher's MACs
-    uniform    the teacher's own class at the largest width whose measured latency is within the budget
+    uniform    the teacher's own class by its width alone: the widest that the measured latency allows
 
-Then teacher and the three are measured together, later and for longer, and scored on the test split. A cell that is
-done is not done again, and a killed one goes on, for each is a search in a directory of its own.
+All three train the same number of epochs by the same rules; what one of them has measured or trained of a candidate is
+not done again by another, for it would be the same. Of each method's finalists within the budget by its own knowledge
+the best on the validation split stands for it. Then, later and for longer, these and the search's pick are measured
+beside the teacher. Scores are of the test split, which decides nothing. A killed run goes on.
 
-Must hold: at least 95 % of the students picked by latency hold the budget in the later measurement (the interval of the
-speed-up reaches it); over cells whose rivals hold the budget too, the score of the pick is at least theirs (mean of
-paired differences, Student's t, 95 %); where that is not shown it is said.
+Must hold: at least 95 % of the picks hold the budget in the later measurement (the interval of the speed-up reaches
+it); over cells where the rival holds the budget too, the search's best scores at least as much (mean of the paired
+differences, Student's t, 95 %); where that is not shown it is said.
 """
 
 import argparse
@@ -31,37 +33,41 @@ import numpy as np
 from bench_common import RESULTS
 
 from kdexport import artifacts, bench, statistics
-from kdexport.models.fitted_data import load_run_data
-from kdexport.recipe import Bench, Recipe
-from kdexport.results import ExportResult, ModelFile, from_json
-from kdexport.search import measure
+from kdexport.distill.stage import prepare_teacher
+from kdexport.recipe import Bench, Budget, Recipe
+from kdexport.results import from_json
+from kdexport.search import candidates, final, measure
+from kdexport.search.context import teacher_run
+from kdexport.search.measure import misses
+from kdexport.search.pick import Finals, Finished
 from kdexport.search.stage import search
 
 HERE = Path(__file__).resolve().parent
 SPOKEN = HERE.parent / "models" / "spoken_digits"
 BUDGETS, SEEDS = (2.0, 4.0, 8.0), (0, 1, 2)
 METHODS = ("search", "macs", "uniform")
+SHARED = ("teacher", "cache", "trials", "measured")  # folders that the searches of one data set and seed share
 HUGE = 1e9  # a speed-up that any budget takes
-LATER = Bench(rounds=7, min_seconds=1.0, max_seconds=30.0)
+LATER = Bench(rounds=5, min_seconds=0.5, max_seconds=10.0)
 
 
 def tables(data: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return data, teacher, training and spaces of one data set."""
     if data == "cifar10":
-        net, widths = f"{HERE / 'methods_nets.py'}:ResNet", list(range(4, 33, 2))
+        net, widths = f"{HERE / 'methods_nets.py'}:ResNet", list(range(4, 25, 2))
         fixed = {"num_classes": 10}
         return {
-            "data": {"source": f"imagefolder:{options.data}", "fraction": 0.5 if options.smoke else 0.1},
-            "teacher": {"model": net, "args": {"width": 32, "blocks": 3, **fixed}},
-            "epochs": (12, 30),
+            "data": {"source": f"imagefolder:{options.data}", "fraction": 0.06, "val_fraction": 0.2},
+            "teacher": {"model": net, "args": {"width": 24, "blocks": 2, **fixed}},
+            "epochs": (8, 12),
             "space": [{"model": net, "args": {"width": widths, "blocks": [1, 2, 3], **fixed}}],
-            "uniform": [{"model": net, "args": {"width": widths, "blocks": 3, **fixed}}],
+            "uniform": [{"model": net, "args": {"width": widths, "blocks": 2, **fixed}}],
         }
     nets, widths = SPOKEN / "nets.py", list(range(4, 25, 2))
     return {
         "data": {"source": f"{SPOKEN / 'data.py'}:load", "args": {"folder": str(options.recordings)}},
         "teacher": {"model": f"{nets}:Teacher"},
-        "epochs": (12, 40),
+        "epochs": (8, 12),
         "space": [{"model": f"{nets}:{name}", "args": {"width": widths}} for name in ("Student", "Teacher")],
         "uniform": [{"model": f"{nets}:Teacher", "args": {"width": widths}}],
     }
@@ -70,11 +76,12 @@ def tables(data: str, options: argparse.Namespace) -> dict[str, Any]:
 def recipe_of(data: str, budget: float, seed: int, method: str, options: argparse.Namespace) -> Recipe:
     """Return the recipe of one search."""
     found = tables(data, options)
-    teacher, student = (1, 2) if options.smoke else found["epochs"]
-    settings: dict[str, Any] = {"budget": {"speedup": budget}, "trials": 6 if options.smoke else 24}
-    settings |= {"trained": 3 if options.smoke else 9, "min_epochs": 1 if options.smoke else 3, "space": found["space"]}
+    teacher, student = (1, 3) if options.smoke else found["epochs"]
+    settings: dict[str, Any] = {"budget": {"speedup": budget}, "trials": 6 if options.smoke else 18}
+    # One rung, the same in every search: what is trained up to it is the same in all three.
+    settings |= {"trained": 3 if options.smoke else 6, "min_epochs": student // 3, "space": found["space"]}
     if method == "uniform":
-        settings |= {"space": found["uniform"], "trained": 1, "finalists": {"count": 1}}
+        settings |= {"space": found["uniform"], "trained": 3}
     return Recipe.parse(
         {
             "name": f"{data}-{method}",
@@ -83,7 +90,7 @@ def recipe_of(data: str, budget: float, seed: int, method: str, options: argpars
             "teacher": {**found["teacher"], "train": {"epochs": teacher, "batch_size": 64, "lr": 0.003}},
             "distill": {"epochs": student, "batch_size": 64, "lr": 0.005, "baseline": False},
             "bench": {"max_seconds": 1.0, "min_seconds": 0.2},
-            "search": settings,
+            "search": {**settings, "finalists": {"count": 2}},
         }
     )
 
@@ -110,8 +117,6 @@ def by_macs(teacher_macs: int) -> Iterator[None]:
                 found[name] = dataclasses.replace(costs, files=files)
         return found
 
-    from kdexport.search import candidates, final
-
     true = final.figures_of
     candidates.measure_batch = counted  # type: ignore[assignment]
     # Finalists passed by MACs: their measured latency decides nothing, as for who guides by MACs.
@@ -124,80 +129,103 @@ def by_macs(teacher_macs: int) -> Iterator[None]:
         candidates.measure_batch, final.figures_of = measured, true
 
 
-def picked(root: Path, method: str) -> ModelFile:
-    """Return the file of a search's pick, under the method's name."""
+def finalists(root: Path, by_latency: bool, budget: float) -> tuple[Finished | None, Finished | None]:
+    """Return a search's pick, and its best finalist on the validation split within the budget by its own knowledge."""
+    finals = from_json(Finals, json.loads((root / "finals.json").read_text()))
     pick = json.loads((root / "search.json").read_text())["pick"]
-    folder = root / "picked"
-    exported = json.loads((folder / "export.json").read_text())
-    result = from_json(ExportResult, {key: exported[key] for key in ("name", "models", "failures")})
-    name = "student" if pick["precision"] == "fp32" else f"student.{pick['precision']}"
-    file = next(model for model in result.models if model.name == name)
-    return dataclasses.replace(file, name=method, file=str((folder / file.file).absolute()))
+    picked = next(
+        (one for one in finals.files if pick and (one.number, one.precision) == (pick["trial"], pick["precision"])),
+        None,
+    )
+    within = [one for one in finals.files if not by_latency or not misses(one.figures, Budget(speedup=budget))]
+    return next(iter(picked), None), max(within, key=lambda one: one.val.score.value, default=None)
 
 
-def cell(data: str, budget: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Search by each method, then measure and score the three picks beside the teacher."""
-    root = options.work / f"{data}-{budget:g}-{seed}"
-    done = artifacts.read_json(root / "cell.json")
-    if done is not None:
-        return done
-    shares, files = {}, []
+def searched(data: str, budget: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Search by each method; return what each took for measuring, by its share of the time."""
+    root = options.work / f"{data}-{seed}"
+    shares: dict[str, Any] = {}
     for method in METHODS:
-        recipe = recipe_of(data, budget, seed, method, options)
-        place = root / method
+        recipe, place = recipe_of(data, budget, seed, method, options), root / f"{budget:g}-{method}"
+        if (done := artifacts.read_json(place / "share.json")) is not None:
+            shares[method] = done["measuring_share"]
+            continue
+        (place / "locks").mkdir(parents=True, exist_ok=True)  # so that the search takes the links for its own
+        for name in SHARED:
+            (root / "shared" / name).mkdir(parents=True, exist_ok=True)
+            if not (place / name).exists():
+                (place / name).symlink_to((root / "shared" / name).resolve())
         macs = None
         if method == "macs":
-            from kdexport.distill.stage import prepare_teacher
-            from kdexport.search.context import teacher_run
-
-            place.mkdir(parents=True, exist_ok=True)
             macs = prepare_teacher(recipe, teacher_run(place.resolve()))[1][0].macs
         with by_macs(macs) if macs else contextlib.nullcontext():
             found = search(recipe, place)
-        shares[method] = found.seconds.measuring_share
-        if found.pick is not None:
-            files.append(picked(place, method))
-    if not files:
-        return {"data": data, "budget": budget, "seed": seed, "measuring_share": shares}
-    folder = Path(files[0].file).parent  # all three searches have trained the same teacher, by the same seed
-    base = dataclasses.replace(files[0], name="teacher", file=str(folder / "teacher.onnx"))
-    dataset = load_run_data(Recipe.load(folder / "recipe.toml"), root / "cache")
-    later = bench([base, *files], LATER, name="later", dataset=dataset)
-    latency = {one.model: one.latency_ms for one in later.measurements}
-    models = {model.name: model for model in later.models}
-    document: dict[str, Any] = {"data": data, "budget": budget, "seed": seed, "measuring_share": shares}
-    for file in files:
-        ratio, interval = statistics.speedup(latency["teacher"], latency[file.name])
-        score, reference = models[file.name].score, models.get("search")
-        document[file.name] = {
-            "speedup": [ratio, interval],
-            "holds": interval is None or interval[1] >= budget,
-            "score": score.value if score else None,
-            "search_minus_this": statistics.score_delta(reference, models[file.name]) if reference else None,
+        # Only the first search of a data set and seed has done all by itself.
+        alone = (budget, method) == (BUDGETS[0], METHODS[0])
+        shares[method] = found.seconds.measuring_share if alone else None
+        artifacts.write_json(place / "share.json", {"measuring_share": shares[method]})
+    return shares
+
+
+def compared(data: str, budget: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the three searches found beside the teacher, anew and for longer."""
+    root = options.work / f"{data}-{seed}"
+    place = root / f"{budget:g}.json"
+    if (done := artifacts.read_json(place)) is not None:
+        return done
+    chosen: dict[str, Finished] = {}
+    for method in METHODS:
+        folder = root / f"{budget:g}-{method}"
+        picked, best = (
+            finalists(folder, method != "macs", budget) if (folder / "finals.json").is_file() else (None,) * 2
+        )
+        if method == "search" and picked is not None:
+            chosen["pick"] = picked
+        if best is not None:
+            chosen[method] = best
+    document: dict[str, Any] = {"data": data, "budget": budget, "seed": seed}
+    if chosen:
+        files = {name: dataclasses.replace(one.file, name=name, evaluation=one.test) for name, one in chosen.items()}
+        teacher = (root / "shared" / "teacher" / "teacher.onnx").resolve()
+        base = dataclasses.replace(next(iter(files.values())), name="teacher", file=str(teacher), evaluation=None)
+        latency = {
+            one.model: one.latency_ms for one in bench([base, *files.values()], LATER, name="later").measurements
         }
-    artifacts.write_json(root / "cell.json", json.loads(json.dumps(document)))
+        reference = files.get("search")
+        for name, file in files.items():
+            ratio, interval = statistics.speedup(latency["teacher"], latency[name])
+            document[name] = {
+                "network": chosen[name].file.name,
+                "speedup": [ratio, interval],
+                "holds": interval is None or interval[1] >= budget,
+                "score": chosen[name].test.score.value,
+                "search_minus_this": statistics.score_delta(reference, file) if reference else None,
+            }
+    document = json.loads(json.dumps(document, default=str))
+    artifacts.write_json(place, document)
     return document
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the shares that hold, and the mean paired differences with their 95 % intervals."""
-    held = [found["search"]["holds"] for found in cells if "search" in found]
+    held = [found["pick"]["holds"] for found in cells if "pick" in found]
     document: dict[str, Any] = {"cells": len(cells), "picks": len(held), "picks_that_hold_the_budget": sum(held)}
     for rival in METHODS[1:]:
+        beside = [found for found in cells if "search" in found and rival in found]
         both = [
             found["search"]["score"] - found[rival]["score"]
-            for found in cells
-            if "search" in found and rival in found and found[rival]["holds"]
+            for found in beside
+            if found["search"]["holds"] and found[rival]["holds"]
         ]
-        missed = sum(not found[rival]["holds"] for found in cells if rival in found)
-        told: dict[str, Any] = {"compared": len(both), "rival_over_the_budget": missed}
+        told: dict[str, Any] = {
+            "compared": len(both),
+            "rival_over_the_budget": sum(not found[rival]["holds"] for found in beside),
+            "rival_without_a_student": sum("search" in found and rival not in found for found in cells),
+        }
         if len(both) > 1:
             half = statistics.student_t95(len(both) - 1) * float(np.std(both, ddof=1)) / math.sqrt(len(both))
-            told |= {
-                "mean_difference": float(np.mean(both)),
-                "ci95": [float(np.mean(both)) - half, float(np.mean(both)) + half],
-            }
-            told["at_least_as_good"] = told["ci95"][1] >= 0
+            mean = float(np.mean(both))
+            told |= {"mean_difference": mean, "ci95": [mean - half, mean + half], "shown_worse": mean + half < 0}
         document[f"search_minus_{rival}"] = told
     return document
 
@@ -208,17 +236,23 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, help="the recordings of models/spoken_digits")
     parser.add_argument("--work", type=Path, default=Path("search_rivals"), help="folder for the searches")
     parser.add_argument("--smoke", action="store_true", help="one budget, one seed, few epochs, nothing is kept")
+    parser.add_argument("--searches-only", action="store_true", help="leave the later measurement to a later call")
     options = parser.parse_args()
-    sets = [name for name, given in (("cifar10", options.data), ("spoken", options.recordings)) if given is not None]
-    wanted = [(data, budget, seed) for data in sets for budget in BUDGETS for seed in SEEDS]
-    cells = []
-    for data, budget, seed in wanted[:1] if options.smoke else wanted:
-        cells.append(cell(data, budget, seed, options))
-        document = {**summary(cells), "all": cells}
-        print(json.dumps(cells[-1]), flush=True)
-        if not options.smoke:
-            artifacts.write_json(RESULTS / "search_rivals.json", document)
-    print(json.dumps(summary(cells), indent=2))
+    sets = [name for name, given in (("spoken", options.recordings), ("cifar10", options.data)) if given is not None]
+    wanted = [(data, budget, seed) for seed in SEEDS for data in sets for budget in BUDGETS]
+    wanted = wanted[:1] if options.smoke else wanted
+    shares = []
+    for data, budget, seed in wanted:
+        shares.append({"data": data, "seed": seed, **searched(data, budget, seed, options)})
+        print(data, budget, seed, shares[-1], flush=True)
+    if options.searches_only:
+        return
+    cells = [compared(data, budget, seed, options) for data, budget, seed in wanted]
+    alone = {f"{found['data']}-{found['seed']}": found["search"] for found in shares if found["search"] is not None}
+    document = {**summary(cells), "measuring_share": alone, "all": cells}
+    print(json.dumps(document, indent=2))
+    if not options.smoke:
+        artifacts.write_json(RESULTS / "search_rivals.json", document)
 
 
 if __name__ == "__main__":

@@ -34,13 +34,20 @@ def cache_key(kind: str, **depends_on: Any) -> str:
 
     Raises:
         ValueError: One of them holds an absolute path: a run directory that was moved would be made again. Take the
-            file's content (``fingerprint``, ``artifacts.sha256``) instead.
+            file's content (``fingerprint``, ``artifacts.sha256``) instead; for what a user wrote, ``as_written``.
     """
     for name, value in depends_on.items():
         for text in _texts(value):
             if any(Path(part).is_absolute() and Path(part).exists() for part in _parts(text)):
                 raise ValueError(f"the key of {kind} holds the place of a file: {name} = {text}")
     return key_of(kind, __version__, depends_on)
+
+
+def as_written(value: Any) -> str:
+    """Return what stands in a key for a user's own words, which may be or look like a place: the browser
+    ``/usr/bin/chromium``, an argument ``folder = "/data"``, a class named ``/``.
+    """
+    return key_of(value)
 
 
 def mark_done(record: Path, key: str, result: Any, files: Iterable[Path] = (), *, hashed: bool = True) -> None:
@@ -144,7 +151,7 @@ def data_fingerprint(data: Data) -> list[Any]:
     places = {"source", "root", "args", "unlabelled", "tokenizer"}
     others = [data.unlabelled, data.tokenizer]
     contents = [fingerprint(data.source, data.args), *(fingerprint(other) if other else None for other in others)]
-    return [*contents, data.model_dump(mode="json", exclude=places)]
+    return [*contents, as_written(data.model_dump(mode="json", exclude=places))]
 
 
 def weights_fingerprint(weights: str | None) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 from kdexport.recipe import Data
 from kdexport.results import ExportResult
 from kdexport.stage_cache import (
+    as_written,
     cache_key,
     data_fingerprint,
     done,
@@ -127,3 +128,9 @@ def test_a_key_holds_no_place(project):
         with pytest.raises(ValueError, match="place of a file"):
             cache_key("bench", data={"source": [place]})
     assert cache_key("bench", a=1, b=2) == cache_key("bench", b=2, a=1) != cache_key("export", a=1, b=2)
+
+
+def test_words_of_the_users_may_be_a_place(tmp_path):
+    written = {"browser": "/usr", "classes": ["/", "."], "args": {"folder": str(tmp_path)}}
+    assert cache_key("bench", settings=as_written(written)) != cache_key("bench", settings=as_written({}))
+    assert cache_key("bench", data=data_fingerprint(Data(source="builtin:digits", label_columns=("/",))))

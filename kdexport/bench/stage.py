@@ -64,13 +64,13 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
         KDExportError: As ``bench``.
     """
     from kdexport.models.fitted_data import load_run_data
-    from kdexport.stage_cache import cache_key, data_fingerprint, done, mark_done
+    from kdexport.stage_cache import as_written, cache_key, data_fingerprint, done, mark_done
     from kdexport.stage_cache import fingerprint as reference_fingerprint
 
     machine = fingerprint()
     key = cache_key(
         "bench",
-        settings=recipe.bench.model_dump(),
+        settings=as_written(recipe.bench.model_dump()),
         models=[[model.name, model.sha256] for model in exported.models],
         data=[data_fingerprint(recipe.data), recipe.seed],
         scores=[reference_fingerprint(reference) for reference in recipe.scores],

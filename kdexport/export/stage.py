@@ -36,7 +36,7 @@ from kdexport.progress import Progress, Silent
 from kdexport.recipe import Recipe, Student, Teacher, TeacherSpec
 from kdexport.recipe.text import PRETRAINED
 from kdexport.results import DistillResult, ExportFailure, ExportResult, ModelFile, TrainedNetwork, from_json
-from kdexport.stage_cache import cache_key, data_fingerprint, done, fingerprint, mark_done
+from kdexport.stage_cache import as_written, cache_key, data_fingerprint, done, fingerprint, mark_done
 
 SHIPPED = "student"  # the network that gets variants, and an example of its use
 
@@ -181,8 +181,8 @@ class _Work:
             pretrained=spec.weights == PRETRAINED,  # else what the library says of preprocessing does not count
             preprocessing=spec.preprocessing.model_dump(),
             data=self._data,
-            classes=list(self.distilled.class_names),
-            settings=self.recipe.export.model_dump(include=FP32_SETTINGS),
+            classes=as_written(self.distilled.class_names),
+            settings=as_written(self.recipe.export.model_dump(include=FP32_SETTINGS)),
         )
 
     def _network(self, network: TrainedNetwork, key: str, _: dict[str, ModelFile]) -> ModelFile:

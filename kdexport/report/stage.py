@@ -20,7 +20,7 @@ from kdexport.report.selection import pick_devices
 from kdexport.report.tradeoffs import dominated, tradeoffs
 from kdexport.report.view import gate_words
 from kdexport.results import BenchResult, Gate, Report
-from kdexport.stage_cache import cache_key, done, stamped
+from kdexport.stage_cache import as_written, cache_key, done, stamped
 
 MOST_SHOWN = 6  # failed requirements in an error message
 
@@ -65,7 +65,7 @@ def report_run(recipe: Recipe, benched: BenchResult, directory: RunDirectory, pr
 
     What was made before from the same figures, requirements and version is returned as it is.
     """
-    key = cache_key("report", benched=results.to_json(benched), require=recipe.require.model_dump())
+    key = cache_key("report", benched=as_written(results.to_json(benched)), require=recipe.require.model_dump())
     known = done(directory.report("json"), key, Report)
     if known is not None:
         progress.message("report: nothing has changed")

@@ -32,7 +32,7 @@ from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Bench, Budget, Recipe, Search
 from kdexport.report.tradeoffs import memory
 from kdexport.results import BenchResult, DistillResult, Interval, ModelFile, TrainedNetwork
-from kdexport.stage_cache import cache_key, data_fingerprint, is_done, mark_done
+from kdexport.stage_cache import as_written, cache_key, data_fingerprint, is_done, mark_done
 
 # Of each file: enough for an interval of some percent, little enough for a search of minutes. Finalists are measured
 # again, for longer.
@@ -133,9 +133,9 @@ class Candidates:
             network=network_key(recipe.student),
             teacher=self.teacher.sha256,
             data=data_fingerprint(recipe.data),
-            export=[recipe.export.model_dump(exclude={"quantize", "calibration", "max_drop"}), list(precisions)],
-            where=[self.search.device, self.search.remote, self.search.batch_size, self.search.threads],
-            settings=[FIRST_LOOK, recipe.bench.provider_options, recipe.bench.dims],
+            export=as_written([recipe.export.model_dump(exclude={"quantize", "calibration", "max_drop"}), precisions]),
+            where=as_written([self.search.device, self.search.remote, self.search.batch_size, self.search.threads]),
+            settings=as_written([FIRST_LOOK, recipe.bench.provider_options, recipe.bench.dims]),
             **web.cache_entry([self.search.device]),
             machine=[machine.name, machine.cpu, machine.cores, machine.gpus, machine.versions],
             torch=torch.__version__,

@@ -1,5 +1,6 @@
 """The report stage of a run: made once, made again only when what it depends on has changed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_nothing_is_done_twice(build, tmp_path: Path) -> None:
     directory.report("html").unlink()
     report_run(recipe(min_speedup=4.0), build.bench(), directory, listening)
     assert directory.report("html").exists()
+
+
+def test_a_recipe_may_name_places(build, tmp_path: Path) -> None:
+    """As `--set data.args.folder=/path/to/recordings` leaves it in the run's recipe."""
+    benched = replace(build.bench(), recipe={"data": {"args": {"folder": str(tmp_path)}}})
+    made = report_run(recipe(), benched, RunDirectory(tmp_path), Silent())
+    assert made.recipe == benched.recipe
 
 
 def test_what_is_written_reads_back_the_same(build, tmp_path: Path) -> None:
