@@ -3,7 +3,7 @@
     python benchmarks/search_rivals.py --data cifar10-jpg --recordings recordings --work rivals    # about two hours
     python benchmarks/search_rivals.py --data cifar10-jpg --smoke                                  # one cell, minutes
 
-On 3,000 images of CIFAR-10 and on spoken digits, for three budgets each (a half, a quarter and an eighth of the teacher's
+On 3,000 images of CIFAR-10 and on spoken digits, for three budgets each (a half, a quarter and an eighth of its
 latency) and three seeds, three searches are made beside one teacher:
 
     search     `kdexport search` within the latency budget

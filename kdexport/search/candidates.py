@@ -138,9 +138,9 @@ def measured_of(entry: Entry) -> Measured:
 def _so_far(context: SearchContext) -> tuple[str, ...]:
     entries = [entry for entry in context.entries() if entry.measured]
     fits = [entry for entry in entries if within(measured_of(entry), context.search.budget)]
-    model = fitted(context, entries)
     told = [f"{len(fits)} of {len(entries)} within the budget"]
-    if model is not None and context.spaces.size > context.search.trials:
+    larger = context.spaces.size > context.search.trials  # else nothing is chosen by a model, and none is fitted
+    if larger and (model := fitted(context, entries)) is not None:
         told.append(f"latency is predicted to ±{figures.percent(model.error, 0)}")
     return tuple(told)
 
