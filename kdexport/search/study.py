@@ -234,6 +234,13 @@ def open_study(name: str, storage: str | None, directory: Path, *, maximize: boo
             )
     except Exception as error:  # whatever a database's driver raises
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        driver = error.__cause__ or error.__context__
+        if isinstance(driver, ModuleNotFoundError):  # of SQLAlchemy's choice, by the scheme
+            raise KDExportError(
+                f"search.storage = {_without_password(url)} needs a driver that is not installed: {driver.name}",
+                hint=f"install the package that gives the module {driver.name}, or name another driver in the URL, "
+                "e.g. postgresql+psycopg2://... or mysql+pymysql://...",
+            ) from error
         raise KDExportError(
             f"the study cannot be opened in {_without_password(url)}: {reason}",
             hint="check search.storage: a URL as Optuna takes it, e.g. sqlite:///study.db or "
