@@ -148,7 +148,7 @@ def finalists(root: Path, by_latency: bool, budget: float) -> tuple[Finished | N
         None,
     )
     within = [one for one in finals.files if not by_latency or not misses(one.figures, Budget(speedup=budget))]
-    return next(iter(picked), None), max(within, key=lambda one: one.val.score.value, default=None)
+    return picked, max(within, key=lambda one: one.val.score.value, default=None)
 
 
 def searched(data: str, budget: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
