@@ -33,9 +33,9 @@ from kdexport.distill.setup import (
 from kdexport.distill.state import Checkpoints
 from kdexport.distill.trainer import TrainingResult, fit
 from kdexport.errors import DivergenceError, RecipeError, SourceError
-from kdexport.models.checkpoints import save_program
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import Model
+from kdexport.models.programs import save_program
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import SEARCHED, Distill, Recipe, TeacherSpec, Training
 from kdexport.results import DistillResult, ExportFailure, OnChange, TrainedNetwork

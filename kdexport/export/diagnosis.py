@@ -25,8 +25,8 @@ from kdexport.errors import KDExportError
 from kdexport.export import parity
 from kdexport.export.target import ExportTarget, tensors_of
 from kdexport.export.to_onnx import Exported, to_onnx
-from kdexport.models.checkpoints import Program
 from kdexport.models.loading import Model, evaluating
+from kdexport.models.programs import Program
 from kdexport.onnx.sessions import Arrays, OnnxSession
 from kdexport.recipe import Export
 

@@ -3,14 +3,13 @@
 PyTorch's own restricted unpickler does the reading (``weights_only=True``). It is told a fixed list of harmless types
 that trainers put beside the weights: none of them runs code of the file's choosing.
 
-Networks that come as files of their own are here too: torch.export programs and ONNX models.
+An ONNX model as a network is here too; torch.export programs are ``programs``'s.
 """
 
 import argparse
 import collections
 import contextlib
 import datetime
-import inspect
 import pathlib
 import re
 import tarfile
@@ -19,14 +18,13 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kdexport.artifacts import write_atomically
 from kdexport.errors import SourceError
 from kdexport.onnx.sessions import OnnxSession
 
@@ -204,74 +202,6 @@ def _check_no_web_page(path: Path) -> None:
         raise SourceError(f"{path} is a Git LFS pointer, not weights", hint="fetch the file itself: git lfs pull")
 
 
-class Program(nn.Module):
-    """A torch.export program: a graph with its weights, in the mode that it was exported in."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        if not path.is_file():
-            raise SourceError(
-                f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe"
-            )
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch before 2.12
-                program = torch.export.load(path)
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise SourceError(
-                f"{path} is no torch.export program: {reason}",
-                hint="write it with torch.export.save(torch.export.export(network, inputs), path)",
-            ) from error
-        self.program = program.module()
-        self._batch = _fixed_batch(program)
-        self.input_names = tuple(str(name) for name in program.graph_signature.user_inputs)
-
-    def train(self, mode: bool = True) -> Self:
-        """Change nothing: the graph has its mode built in."""
-        self.training = mode
-        return self
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Return what the program gives; one exported for a fixed batch size is run as often as it takes."""
-        if self._batch is None or len(inputs[0]) == self._batch:
-            return self.program(*inputs)
-        outputs = []
-        for start in range(0, len(inputs[0]), self._batch):
-            parts = [item[start : start + self._batch] for item in inputs]
-            lacking = self._batch - len(parts[0])
-            filled = [torch.cat([item, item[-1:].expand(lacking, *item.shape[1:])]) for item in parts]
-            outputs.append(self.program(*filled)[: len(parts[0])])
-        return torch.cat(outputs)
-
-
-def save_program(network: nn.Module, inputs: tuple[Tensor, ...], axes: Mapping[int, str], path: Path) -> None:
-    """Write a network as a torch.export program, which needs no class to be loaded; whole or not at all.
-
-    Args:
-        network: In evaluation mode.
-        inputs: A batch of two.
-        axes: Of every input, those that may vary, by name: the batch, and a text's length.
-        path: Ends in ``.pt2``.
-
-    Raises:
-        SourceError: torch.export cannot capture it.
-    """
-    dims = {axis: torch.export.Dim(name) for axis, name in axes.items()}
-    signature = inspect.signature(network.forward)
-    try:
-        shapes = dict(signature.bind(*[dims for _ in inputs]).arguments)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(network, inputs, dynamic_shapes=shapes)
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SourceError(
-            f"torch.export cannot capture the network: {reason}", hint="write that part of its forward otherwise"
-        ) from error
-    write_atomically(path, lambda temporary: torch.export.save(program, temporary))
-
-
 class OnnxNetwork(nn.Module):
     """An ONNX file as a teacher: run by ONNX Runtime on the CPU, without gradients.
 
@@ -287,13 +217,3 @@ class OnnxNetwork(nn.Module):
         """Return logits ``[batch, classes]``."""
         logits = self.onnx.predict(tuple(np.asarray(item.detach().cpu()) for item in inputs))
         return torch.from_numpy(logits).to(inputs[0].device)
-
-
-def _fixed_batch(program: "torch.export.ExportedProgram") -> int | None:
-    """Return the batch size that a program was exported for, or None where it takes any."""
-    names = set(program.graph_signature.user_inputs)
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor):
-            size = node.meta["val"].shape[0] if node.meta["val"].ndim else None
-            return size if isinstance(size, int) else None
-    return None

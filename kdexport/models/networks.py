@@ -242,7 +242,7 @@ def _program(reference: Reference, args: Mapping[str, Any]) -> nn.Module:
     if args:
         raise SourceError(f"{path} is a network already and takes no args", hint="take the args out")
     if path.suffix == ".pt2":
-        from kdexport.models.checkpoints import Program
+        from kdexport.models.programs import Program
 
         return Program(path)
     if path.suffix == ".onnx":  # only here: a training needs no ONNX Runtime otherwise

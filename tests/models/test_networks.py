@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from kdexport.errors import KDExportError, SourceError
-from kdexport.models.checkpoints import OnnxNetwork, Program
+from kdexport.models.checkpoints import OnnxNetwork
 from kdexport.models.loading import load_model
 from kdexport.models.networks import check_output, load_network
 from kdexport.models.predictors import load_predictor
 from kdexport.models.preprocessing import Preprocessing
+from kdexport.models.programs import Program
 from kdexport.recipe import PreprocessingSpec, Student, Teacher, Training
 from kdexport.tasks import TASKS
 
