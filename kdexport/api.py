@@ -53,10 +53,13 @@ def export(
     recipe: Recipe, distilled: DistillResult, directory: RunDirectory, progress: Progress | None = None
 ) -> ExportResult:
     """Export every network of a run and prove each file; see ``kdexport.export.stage.export``."""
+    from functools import partial
+
+    from kdexport.bench.comparison import Comparison
     from kdexport.export import stage
     from kdexport.progress import for_python
 
-    return stage.export(recipe, distilled, directory, progress or for_python())
+    return stage.export(recipe, distilled, directory, progress or for_python(), partial(Comparison, recipe.bench))
 
 
 def bench(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdexport.results import Interval, Pruned, Speedup
+from kdexport.results import Interval, MeasuredPrecision, Pruned, Speedup, TimedOn
 
 if TYPE_CHECKING:
     from typing import Self
@@ -242,3 +242,26 @@ def cut_totals(pruned: Pruned) -> list[tuple[str, str, str]]:
     if pruned.macs_before and pruned.macs:
         rows.append(("MACs", pruned.macs_before, pruned.macs))
     return [(name, f"{before:,}", f"{after:,} ({after / before:.1%})") for name, before, after in rows]
+
+
+def timed_on(on: TimedOn) -> str:
+    """Return where files were timed: ``cpu, 1 thread, batch 1 (AMD EPYC, without VNNI)``."""
+    threads = f"{on.threads} thread{'s' if on.threads != 1 else ''}"
+    vnni = ""
+    if on.device == "cpu" and on.cpu_features and not {"asimd", "asimddp"} & set(on.cpu_features):
+        vnni = ", with VNNI" if any("vnni" in name for name in on.cpu_features) else ", without VNNI"
+    return f"{on.device}, {threads}, batch {on.batch_size} ({on.cpu}{vnni})"
+
+
+def tried_rows(measured: MeasuredPrecision) -> list[tuple[str, str, str, str, str, str]]:
+    """Return a row for each graph that was tried: name, how it was made, operators in fewer bits, speed against fp32,
+    its interval, what came of it.
+    """
+    rows = []
+    for one in measured.tried:
+        came = "the file" if one.name == measured.chosen else one.told
+        if one.name == measured.chosen and one.told:
+            came = f"the file; {one.told}"
+        fewer = "" if one.quantized is None else f"{one.quantized[0]} of {one.quantized[1]}"
+        rows.append((one.name, one.made, fewer, times(one.speedup), times_interval(one.speedup_ci95), came))
+    return rows

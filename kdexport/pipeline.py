@@ -37,6 +37,7 @@ def run(
     with directory.lock():
         # The stages bring torch and onnx with them: not before the first line is on the screen.
         from kdexport.bench import devices
+        from kdexport.bench.comparison import Comparison
         from kdexport.bench.stage import bench_run
         from kdexport.bench.web.devices import check_there
         from kdexport.distill.stage import distill
@@ -51,7 +52,7 @@ def run(
             # What cannot be exported is told before it is trained, too.
             trial = partial(try_export, recipe.export)
             distilled = distill(recipe, directory, progress, on_change=on_change, before_training=trial)
-        exported = export(recipe, distilled, directory, progress)
+        exported = export(recipe, distilled, directory, progress, partial(Comparison, recipe.bench))
         benched = bench_run(recipe, exported, directory, progress)
         return report_run(recipe, benched, directory, progress)
 

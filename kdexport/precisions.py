@@ -28,11 +28,16 @@ class Precision:
         return function
 
 
+AUTO = "auto"  # of each operator the one that measured time says: int8, fp16 or fp32
+
 PRECISIONS: dict[str, Precision] = {
     "fp16": Precision("kdexport.export.fp16:builder", 0.02),
     "int8": Precision("kdexport.export.int8:builder", 0.2, needs_calibration=True, instead=("int8-dynamic", "fp16")),
     "int8-dynamic": Precision("kdexport.export.int8_dynamic:builder", 0.2, instead=("int8",)),
     "int4": Precision("kdexport.export.int4:builder", 0.3, instead=("int8",)),
+    AUTO: Precision(
+        "kdexport.export.measured_precision:builder", 0.2, needs_calibration=True, instead=("int8", "fp16")
+    ),
 }
 
 
@@ -52,7 +57,12 @@ def checked(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def checked_or_fp32(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names as ``checked``; fp32 may be among them."""
+    """Return the names as ``checked``; fp32 may be among them, and auto may not: it is chosen for trained weights."""
     names = tuple(dict.fromkeys(names))
+    if AUTO in names:
+        raise ValueError(
+            'auto is no precision to search in: take precision = ["fp32", "int8"], and export the student that is '
+            "found with --quantize auto"
+        )
     checked(name for name in names if name != "fp32")
     return names

@@ -232,6 +232,41 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class TimedOn:
+    """Where files were timed to choose a precision by."""
+
+    device: str
+    threads: int
+    batch_size: int
+    machine: str
+    cpu: str
+    cpu_features: tuple[str, ...]  # which decide what int8 is worth: "avx512_vnni"
+
+
+@dataclass(frozen=True)
+class TriedPrecision:
+    """One graph that was tried as precision by measured time."""
+
+    name: str  # "fp32", "int8", "fp16", "mixed 2"
+    made: str  # how it was arrived at, in words
+    quantized: tuple[int, int] | None  # operators with weights in fewer bits, of how many
+    speedup: float | None  # over fp32, in turns with it; None where it could not be measured
+    speedup_ci95: Interval | None
+    within_limit: bool | None  # of the score; None where it was too slow to be scored
+    told: str = ""  # what came out, or why it is not the file, in words
+
+
+@dataclass(frozen=True)
+class MeasuredPrecision:
+    """How the precision of each operator was chosen by measured time."""
+
+    chosen: str  # the name of what was tried that became the file
+    on: TimedOn
+    tried: tuple[TriedPrecision, ...]
+    operators: dict[str, str]  # an operator with weights, by its node's name -> "int8", "fp16", "fp32"
+
+
+@dataclass(frozen=True)
 class ModelFile(_Scored):
     """One ONNX file with what is known of it: an entry of ``models`` in report.json."""
 
@@ -254,6 +289,7 @@ class ModelFile(_Scored):
     evaluation: Evaluation | None = None
     quantized: tuple[int, int] | None = None  # operators with weights in fewer bits, of how many; None for fp32
     pruned: Pruned | None = None  # what was cut out of the network that it was exported from
+    measured_precision: MeasuredPrecision | None = None  # of export.quantize = ["auto"]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import Any
 
 from kdexport import figures
 from kdexport.bench.devices import by_name
-from kdexport.bench.plan import Condition, Settings, Target
+from kdexport.bench.plan import Condition, Device, Settings, Target
 from kdexport.bench.process import Child, ChildError
 from kdexport.bench.web.devices import is_web
 from kdexport.errors import KDExportError
@@ -235,8 +235,18 @@ def combined(processes: Sequence[tuple[Calls, Calls]], p50_ms: float, layers: La
     )
 
 
+def tells(device: Device) -> bool:
+    """Whether a device tells the time of operators: a browser does not, and an accelerator's only launch them."""
+    return not is_web(device) and by_name(device.provider).memory == "cpu"
+
+
 def measure(
-    target: Target, task: Mapping[str, Any], condition: Condition, settings: Settings, p50_ms: float
+    target: Target,
+    task: Mapping[str, Any],
+    condition: Condition,
+    settings: Settings,
+    p50_ms: float,
+    processes: int = ROUNDS,
 ) -> tuple[Profile | None, tuple[str, ...]]:
     """Profile one model in fresh processes.
 
@@ -246,6 +256,7 @@ def measure(
         condition: Device and threads.
         settings: Whether a profile is asked for.
         p50_ms: The latency that was measured without a profiler.
+        processes: Fresh ones to take the median of.
 
     Returns:
         The profile, None where there is none; and what a reader must know, in words.
@@ -254,19 +265,19 @@ def measure(
         return None, ()
     if is_web(condition.device):
         return None, (f"no profile: a browser does not tell the time of operators ({condition.device.name})",)
-    if by_name(condition.device.provider).memory != "cpu":  # what they only launch looks free
+    if not tells(condition.device):  # what it only launches looks free
         return None, (f"no profile: operators on {condition.device.name} end after the profiler has looked",)
-    processes = []
+    seen = []
     try:
-        for _ in range(ROUNDS):
+        for _ in range(processes):
             with Child(target.name, settings.timeout_s) as child:
                 child.ask(do="load", **task)
                 child.ask(do="prepare", **task)
                 reply, _ = child.ask(do="operators", **task)
-                processes.append((from_reply(reply["model"]), from_reply(reply["chain"])))
+                seen.append((from_reply(reply["model"]), from_reply(reply["chain"])))
     except (ChildError, KDExportError) as error:
         return None, (f"no profile: {error}",)
-    profile = combined(processes, p50_ms, Layers(target.nodes))
+    profile = combined(seen, p50_ms, Layers(target.nodes))
     drift = profile.sum_ms / p50_ms - 1
     if abs(drift) <= FAR:
         return profile, ()

@@ -137,6 +137,14 @@ class Runner:
         return series
 
     def _measure(self, condition: Condition, series: list[Series], task: Task) -> None:
+        self.rounds(condition, series, task)
+        for one in series:
+            if not one.failed:
+                self._record(one, condition)
+                task.advance(0, note=f"{one.target.name}, batch {one.batch_size}")
+
+    def rounds(self, condition: Condition, series: list[Series], task: Task) -> None:
+        """Give the models rounds until it is enough; one that fails is marked, with its reason among the failures."""
         waiting = set(condition.batch_sizes)
         started = time.monotonic()
         turn = 0
@@ -151,10 +159,11 @@ class Runner:
             for batch in sorted(waiting):
                 if self._enough([one for one in series if one.batch_size == batch and not one.failed], late):
                     waiting.remove(batch)
-        for one in series:
-            if not one.failed:
-                self._record(one, condition)
-                task.advance(0, note=f"{one.target.name}, batch {one.batch_size}")
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What could not be measured so far."""
+        return tuple(self._failures)
 
     def _round(self, series: list[Series], group: WorkerGroup, task: Task) -> None:
         """Give each model its share of one round at one batch size, in turns."""

@@ -216,8 +216,33 @@ def export(
         typer.Option(
             metavar="NAME",
             rich_help_panel=SMALLER,
-            help="Smaller variant to write: int8, int8-dynamic, fp16 or int4; may be repeated. By default what "
-            "the recipe says, else none.",
+            help="Smaller variant to write: int8, int8-dynamic, fp16 or int4, or auto, of each operator what measured "
+            "time says; may be repeated. By default what the recipe says, else none.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SMALLER,
+            help="Where auto measures, as bench names it: cpu, openvino, web:wasm. By default cpu; of a run what its "
+            "recipe's \\[bench] names first.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=SMALLER,
+            help="Threads that auto measures with. By default 1; of a run as above.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=SMALLER,
+            help="Samples of a call that auto measures. By default 1; of a run as above.",
         ),
     ] = None,
     calibration: Annotated[
@@ -276,6 +301,7 @@ def export(
 
     Examples:
       kdexport export runs/digits --onnx --quantize int8 --quantize fp16
+      kdexport export net.onnx --quantize auto --input samples.npz --threads 2
       kdexport export torchvision:resnet18 --weights pretrained --onnx
       kdexport export nets.py:Net --weights w.pt --input-shape 3,224,224 --onnx
       kdexport export --describe student.onnx
@@ -316,6 +342,9 @@ def export(
         std=std,
         force=force,
         input=input,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
     )
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         if describe is not None:

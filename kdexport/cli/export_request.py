@@ -3,16 +3,21 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdexport import artifacts, references
 from kdexport.artifacts import RunDirectory
 from kdexport.errors import KDExportError
+from kdexport.precisions import AUTO
 from kdexport.progress import Progress, load
-from kdexport.recipe import Recipe, StandaloneExport
+from kdexport.recipe import Bench, Recipe, StandaloneExport
 from kdexport.recipe.text import PRETRAINED
 from kdexport.results import DistillResult, ExportResult, from_json
+
+if TYPE_CHECKING:
+    from kdexport.export.measured_precision import TimerMaker
 
 Settings = Mapping[str, object]  # keys of the recipe's [export] that flags set
 
@@ -38,6 +43,9 @@ class ReferenceFlags:
     std: str | None
     force: bool
     input: Path | None
+    device: str | None
+    threads: int | None
+    batch_size: int | None
 
     @property
     def given(self) -> list[str]:
@@ -45,6 +53,12 @@ class ReferenceFlags:
         return [
             item.name.replace("_", "-") for item in fields(self) if getattr(self, item.name) not in (None, (), False)
         ]
+
+    @property
+    def where(self) -> dict[str, object]:
+        """Where auto measures, by the names of [bench]."""
+        told = {"devices": self.device, "threads": self.threads, "batch_sizes": self.batch_size}
+        return {name: [value] for name, value in told.items() if value is not None}
 
     @property
     def pixels(self) -> dict[str, object]:
@@ -95,7 +109,12 @@ def written(model: str, settings: Settings, own: ReferenceFlags, *, ort: bool, p
         raise KDExportError("--task is of --data, which is not given", hint="add --data REF, or leave --task out")
     told = {"label_columns": own.label_column} if own.label_column else {}
     data = {} if own.data is None else {"data": {"source": own.data, **told}}
-    checked = StandaloneExport.parse({**data, "preprocessing": own.pixels, "export": {"quantize": (), **settings}})
+    checked = StandaloneExport.parse(
+        {**data, "preprocessing": own.pixels, "export": {"quantize": (), **settings}, "bench": own.where}
+    )
+    if own.where and AUTO not in checked.export.quantize:
+        flag = next(name for name in ("device", "threads", "batch-size") if name in own.given)
+        raise KDExportError(f"--{flag} is where auto measures, which is not asked for", hint="add --quantize auto")
     if is_file:
         return _of_file(model, settings, own, checked, progress)
     return _of_reference(model, settings, own, checked, ort=ort, progress=progress)
@@ -143,7 +162,7 @@ def _of_run(root: Path, settings: Settings, own: ReferenceFlags, progress: Progr
         from kdexport.export.stage import export as run_export
 
         recipe.write(directory.recipe)  # so that `kdexport run` finds nothing to undo
-        result = run_export(recipe, from_json(DistillResult, document), directory, progress)
+        result = run_export(recipe, from_json(DistillResult, document), directory, progress, _timer(recipe.bench))
     return Written(result, root, f"kdexport bench {root}")
 
 
@@ -193,6 +212,7 @@ def _of_reference(
         max_drop=wanted.max_drop,
         max_output_error=wanted.max_output_error,
         dynamic=own.dynamic,
+        timer=_timer(checked.bench),
         ort=ort,
         force=own.force,
         seed=own.seed or 0,
@@ -214,6 +234,7 @@ def _of_file(
             f"kdexport export --describe {reference}, kdexport bench {reference}",
         )
     usable = {"out", "data", "label-column", "task", "input", "seed", "force", "size", "resize", "mean", "std"}
+    usable |= {"device", "threads", "batch-size"}
     variant = {"quantize", "calibration", "calibration_samples", "weight_bits", "max_drop", "max_output_error"}
     idle = [name for name in own.given if name not in usable]
     idle += [name.replace("_", "-") for name in settings if name not in variant]
@@ -243,6 +264,7 @@ def _of_file(
         wanted.calibration_samples,
         checked.preprocessing,
         task=own.task,
+        timer=_timer(checked.bench),
         force=own.force,
         seed=own.seed or 0,
     )
@@ -250,6 +272,13 @@ def _of_file(
     folder = (request.out or request.file).parent
     made = " ".join(str(folder / model.file) for model in result.models)
     return Written(result, folder, f"kdexport bench {reference} {made}")
+
+
+def _timer(settings: Bench) -> "TimerMaker":
+    """Return what times files for auto; nothing is looked for before it is called."""
+    from kdexport.bench.comparison import Comparison
+
+    return partial(Comparison, settings)
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -133,7 +133,22 @@ def exported(result: ExportResult, again: str, width: int = WIDTH) -> "Group":
         notes += [f"{model.file}: {text}" for text in model.notes]
     left_out = [warning(f"{failure.model} is left out: {failure.reason}") for failure in result.failures]
     shown = table([one for one in columns if any(one.cells)], title=f"{result.name}: exported", width=width)
-    return Group(shown, "", *map(Text, notes), *left_out, Text(f"next: {again}"))
+    tried = [part for model in models if model.measured_precision for part in ("", _tried(model, width))]
+    return Group(shown, *tried, "", *map(Text, notes), *left_out, Text(f"next: {again}"))
+
+
+def _tried(model: ModelFile, width: int) -> "Group":
+    """Return what was tried for a file whose precision measured time has chosen."""
+    assert model.measured_precision is not None
+    names, _, fewer, speeds, intervals, outcomes = zip(*figures.tried_rows(model.measured_precision), strict=True)
+    columns = [
+        Column("tried", names, left=True),
+        Column("in fewer bits", fewer, spare=1),
+        Column("speed", speeds),
+        Column("95 %", intervals, spare=2),
+        Column("outcome", outcomes, left=True, folds=True),
+    ]
+    return table(columns, title=f"{model.file}: {figures.timed_on(model.measured_precision.on)}", width=width)
 
 
 def _agrees(share: float) -> str:

@@ -23,6 +23,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import parity
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays, OnnxSession
+from kdexport.results import MeasuredPrecision
 from kdexport.scoring import VALUES_AT_ONCE
 from kdexport.tasks import task_of
 from kdexport.tasks.base import Task
@@ -66,6 +67,7 @@ class VariantBuilder:
     changed: Callable[[onnx.ModelProto], set[str]] | None = None  # nodes that are in fewer bits; None: all of layers
     judged: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None  # what is run in its place to judge it, as it is
     judged_as: str = ""  # what to say of that
+    measured: MeasuredPrecision | None = None  # how measured time has chosen it
 
     def runner(self, model: onnx.ModelProto) -> IsolatedRunner:
         """Return the graph at work, as the device that it is for computes it."""

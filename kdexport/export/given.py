@@ -13,6 +13,7 @@ import onnx
 from kdexport.errors import KDExportError, SourceError
 from kdexport.export import parity, quantize, variants
 from kdexport.export.fitted_entries import stamp_for
+from kdexport.export.measured_precision import TimerMaker
 from kdexport.models.fitted_data import as_files_say, load_fitted_data
 from kdexport.models.preprocessing import with_spec
 from kdexport.onnx import metadata
@@ -41,6 +42,7 @@ class Request:
     calibration_samples: int = 256
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
     task: str | None = None  # what the data are for; None: what the file or they themselves say
+    timer: TimerMaker | None = None  # what times files for auto
     force: bool = False
     seed: int = 0
 
@@ -81,7 +83,7 @@ def export(request: Request, progress: Progress) -> ExportResult:
     with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
         data = _samples(request, session, Path(cache))
         progress.message(f"{request.file} -> {', '.join(map(str, paths.values()))}")
-        made, failures = variants.write_all(request.file, fp32, request.specs, paths, data, progress)
+        made, failures = variants.write_all(request.file, fp32, request.specs, paths, data, progress, request.timer)
     if data.samples_are == "random":
         made = tuple(
             replace(model, notes=(*model.notes, "judged on random inputs: no data were given")) for model in made

@@ -139,24 +139,43 @@ class Census:
 
 def census(model: onnx.ModelProto) -> Census:
     """Count the operators of a graph whose weights are in fewer bits, of those that have any; subgraphs included."""
-    nodes = list(metadata.nodes(model.graph))
-    constants = {item.name: item for graph in _graphs(model.graph) for item in graph.initializer}
-    producers = {output: node for node in nodes for output in node.output}
     outermost = {node.name for node in model.graph.node}
     quantized, others, kinds = 0, [], []
-    for node in nodes:
-        if node.op_type not in (*LAYERS, *QUANTIZED_FORMS) or node.name.startswith(OWN):
-            continue
-        weights = [constant for name in node.input if (constant := _constant(name, constants, producers)) is not None]
+    for node, weights in _weighted(model):
         if any(item.data_type in FEWER_BITS for item in weights):
             quantized += 1
-        elif weights:
+        else:
             others.append(node.name)
             kinds.append(node.op_type if node.name in outermost else f"{node.op_type} within a subgraph")
+    constants = {item.name: item for graph in _graphs(model.graph) for item in graph.initializer}
     changed = quantized > 0 or any(
         item.data_type in FEWER_BITS and int(np.prod(item.dims)) > 1 for item in constants.values()
     )
     return Census(quantized, quantized + len(others), tuple(others), tuple(dict.fromkeys(kinds)), changed)
+
+
+def precisions(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the precision of each operator with a weight, by its node's name."""
+    kinds = onnx.TensorProto
+    names: dict[int, str] = {kinds.FLOAT16: "fp16", kinds.INT8: "int8", kinds.UINT8: "int8"}
+    found = {}
+    for node, weights in _weighted(model):
+        fewer = [names[item.data_type] for item in weights if item.data_type in names]
+        found[node.name] = fewer[0] if fewer else "fp32"
+    return found
+
+
+def _weighted(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.TensorProto]]]:
+    """Yield the network's operators that have weights, with those; subgraphs included."""
+    nodes = list(metadata.nodes(model.graph))
+    constants = {item.name: item for graph in _graphs(model.graph) for item in graph.initializer}
+    producers = {output: node for node in nodes for output in node.output}
+    for node in nodes:
+        if node.op_type not in (*LAYERS, *QUANTIZED_FORMS) or node.name.startswith(OWN):
+            continue
+        weights = [constant for name in node.input if (constant := _constant(name, constants, producers)) is not None]
+        if weights:
+            yield node, weights
 
 
 def _constant(

@@ -23,6 +23,7 @@ from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
 from kdexport.export import network_export, parity, variants
 from kdexport.export.fitted_entries import stamp_for
+from kdexport.export.measured_precision import TimerMaker
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
@@ -31,7 +32,7 @@ from kdexport.models.own_vocabulary import TOKENIZER_FILE, tokenizer_beside
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays
-from kdexport.precisions import PRECISIONS
+from kdexport.precisions import AUTO, PRECISIONS
 from kdexport.progress import Progress, Silent
 from kdexport.recipe import Recipe, Student, Teacher, TeacherSpec
 from kdexport.recipe.text import PRETRAINED
@@ -48,7 +49,11 @@ FP32_SETTINGS = {
 
 
 def export(
-    recipe: Recipe, distilled: DistillResult, directory: RunDirectory, progress: Progress | None = None
+    recipe: Recipe,
+    distilled: DistillResult,
+    directory: RunDirectory,
+    progress: Progress | None = None,
+    timer: TimerMaker | None = None,
 ) -> ExportResult:
     """Export every network of a run and prove each file.
 
@@ -57,13 +62,14 @@ def export(
         distilled: The networks, with their weights in ``directory``.
         directory: Where the files go; ``export.json`` too.
         progress: Where it says what it does.
+        timer: What times files for ``quantize = ["auto"]``, on the device that [bench] names first.
 
     Raises:
         ParityError: No file could be written, and the first differs from its PyTorch model.
         KDExportError: No file could be written, for another reason.
     """
     progress = progress or Silent()
-    work = _Work(recipe, distilled, directory, progress)
+    work = _Work(recipe, distilled, directory, progress, timer)
     jobs = work.jobs()
     record = directory.stage("export")
     key = cache_key("export", files=[[job.name, job.key] for job in jobs])
@@ -111,8 +117,16 @@ class _Job:
 class _Work:
     """What the files of one run share."""
 
-    def __init__(self, recipe: Recipe, distilled: DistillResult, directory: RunDirectory, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        distilled: DistillResult,
+        directory: RunDirectory,
+        progress: Progress,
+        timer: TimerMaker | None,
+    ) -> None:
         self.recipe, self.distilled, self.directory, self.progress = recipe, distilled, directory, progress
+        self.timer = timer
 
     def jobs(self) -> list[_Job]:
         """Return the files to make: the networks, then the variants."""
@@ -234,11 +248,15 @@ class _Work:
         if PRECISIONS[precision].needs_calibration:
             calibration = [settings.calibration, settings.calibration_samples, settings.weight_bits]
             calibration.append(network.activation_ranges)
+        bench = self.recipe.bench
+        timed = [bench.devices[0], bench.threads[0], bench.batch_sizes[0], bench.provider_options, bench.dims]
         key = cache_key(
             precision,
             fp32=fp32_key,  # stands for the data, too
             limits=[settings.max_drop, settings.max_output_error],
             calibration=calibration,
+            # Not the machine: a run that goes on elsewhere keeps its files, which say where they were timed.
+            **({"timed": timed} if precision == AUTO else {}),
         )
         path = self.directory.onnx(network.name, precision)
         return _Job(f"{network.name}.{precision}", path, key, partial(self._variant, network, precision, key))
@@ -272,7 +290,7 @@ class _Work:
             max_output_error=settings.max_output_error,
         )
         path = self.directory.onnx(network.name, precision)
-        model = variants.write(source, made[network.name], spec, path, data, self.progress, key=key)
+        model = variants.write(source, made[network.name], spec, path, data, self.progress, key=key, timer=self.timer)
         return replace(model, notes=(*model.notes, *self._notes(network.name)))
 
     def write_tokenizer(self) -> list[Path]:

@@ -22,6 +22,7 @@ from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError, SourceError
 from kdexport.export import network_export, parity, random_inputs, variants
 from kdexport.export.fitted_entries import stamp_for
+from kdexport.export.measured_precision import TimerMaker
 from kdexport.export.random_inputs import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form, bind, parameters_of, select_outputs, unwrapped
 from kdexport.models.fitted_data import as_files_say, load_fitted_data
@@ -33,6 +34,7 @@ from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays
+from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress
 from kdexport.recipe import Data, PreprocessingSpec, Student
 from kdexport.recipe.text import PRETRAINED
@@ -59,6 +61,7 @@ class Request:
     max_drop: float | None = None
     max_output_error: float | None = None
     dynamic: tuple[str, ...] = ()  # NAME:AXIS=LABEL
+    timer: TimerMaker | None = None  # what times files for auto
     ort: bool = False  # the ORT format is written, too
     force: bool = False
     seed: int = 0
@@ -92,7 +95,9 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         progress.message(f"{request.reference} -> {request.out}")
         models = [network_export.write(target, form, request.out, progress=progress)]
         data = _calibration_data(request, form, target, dataset)
-        smaller, failures = variants.write_all(request.out, models[0], _specs(request), paths, data, progress)
+        smaller, failures = variants.write_all(
+            request.out, models[0], _specs(request), paths, data, progress, request.timer
+        )
     if tokenizer is not None:
         write_text(request.out.with_name(TOKENIZER_FILE), tokenizer)
     if metadata.write(request.out, force=request.force) is None:
@@ -141,12 +146,13 @@ def _check(request: Request, paths: list[Path]) -> None:
             "smaller variants are compared sample by sample, and the batch of an input is not its first axis",
             hint="leave --quantize out, or wrap the network so that its inputs have the batch first",
         )
-    if request.data is None and "int8" in request.quantize:
+    needing = [name for name in request.quantize if PRECISIONS[name].needs_calibration]
+    if request.data is None and needing:
         raise KDExportError(
-            "int8 needs samples to calibrate on, and there are none",
-            hint="give data with --data REF, e.g. --data imagefolder:photos; or leave int8 out, then make it of the "
-            f"ONNX file: kdexport export {request.out.name} --onnx --quantize int8 --input calibration.npz, an array "
-            "per input; int8-dynamic and fp16 need none",
+            f"{needing[0]} needs samples to calibrate on, and there are none",
+            hint=f"give data with --data REF, e.g. --data imagefolder:photos; or leave {needing[0]} out, then make it "
+            f"of the ONNX file: kdexport export {request.out.name} --onnx --quantize {needing[0]} --input "
+            "calibration.npz, an array per input; int8-dynamic and fp16 need none",
         )
     if request.data is None and request.max_drop is not None:
         raise KDExportError("--max-drop needs labelled data", hint="give data with --data REF")

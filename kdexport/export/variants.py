@@ -30,6 +30,7 @@ from kdexport.tasks.base import Task
 
 if TYPE_CHECKING:
     from kdexport.export.int8 import Ranges
+    from kdexport.export.measured_precision import TimerMaker
 
 VALIDATION_SAMPLES = 2000  # of the validation split: enough to tell calibrations apart, in a few seconds
 # Output error that a variant may have where there is no accuracy and the user says nothing: beyond it the noise is half
@@ -75,6 +76,7 @@ class VariantInputs:
     data: CalibrationData
     guard: AccuracyGuard
     progress: Progress
+    timer: "TimerMaker | None" = None  # auto: what times files
 
 
 def write(
@@ -86,6 +88,7 @@ def write(
     progress: Progress,
     *,
     key: str | None,
+    timer: "TimerMaker | None" = None,
 ) -> ModelFile:
     """Make a variant of an fp32 file.
 
@@ -97,22 +100,23 @@ def write(
         data: Samples.
         progress: Where a variant that is far from fp32 is warned of.
         key: Stands for all that it is made from.
+        timer: What times files, for auto.
 
     Raises:
         ParityError: Its outputs are not finite, or of another shape.
         KDExportError: It cannot be made, or changes no weight.
     """
     tolerance = PRECISIONS[spec.precision].tolerance
-    builder, model, score, notes = _make(source, spec, data, progress)
+    builder, model, score, notes = _make(source, spec, data, progress, timer)
     model = quantize.in_order(model)
     census = quantize.census(model)
-    if not census.changed:
+    if not census.changed and builder.measured is None:
         raise KDExportError(
             f"{spec.precision} changes no weight of this network ({census}): its weights are in "
             f"{', '.join(census.kinds) or 'no matrix'}",
             hint=quantize.without(spec.precision, census.kinds),
         )
-    if census.in_fp32:
+    if census.in_fp32 and census.changed:
         notes = (f"{census}; in fp32: {_some(census.in_fp32)}", *notes)
     made: list[ModelFile] = []
 
@@ -161,19 +165,18 @@ def write(
                 told += [effect.sentence] if effect.largest > NOTICED else []
             if effect is not None and effect.decisions:
                 progress.warn(f"{path.name}: {effect.sentence}")
-        made.append(
-            metadata.model_file(
-                f"{fp32.name}.{spec.precision}",
-                temporary,
-                shown_as=path.name,
-                precision=spec.precision,
-                parameters=fp32.parameters,
-                macs=fp32.macs,
-                parity=proof,
-                notes=tuple(told),
-                quantized=(census.quantized, census.operators),
-            )
+        entry = metadata.model_file(
+            f"{fp32.name}.{spec.precision}",
+            temporary,
+            shown_as=path.name,
+            precision=spec.precision,
+            parameters=fp32.parameters,
+            macs=fp32.macs,
+            parity=proof,
+            notes=tuple(told),
+            quantized=(census.quantized, census.operators),
         )
+        made.append(replace(entry, measured_precision=builder.measured))
 
     artifacts.write_atomically(path, fill)
     return made[0]
@@ -186,6 +189,7 @@ def write_all(
     paths: Mapping[str, Path],
     data: CalibrationData,
     progress: Progress,
+    timer: "TimerMaker | None" = None,
 ) -> tuple[tuple[ModelFile, ...], tuple[ExportFailure, ...]]:
     """Make several variants of an fp32 file; one that cannot be made costs no other.
 
@@ -196,11 +200,12 @@ def write_all(
         paths: The final name of each, by precision.
         data: Samples.
         progress: Where it says what it does.
+        timer: What times files, for auto.
     """
     made, failures = [], []
     for spec in specs:
         try:
-            made.append(write(source, fp32, spec, paths[spec.precision], data, progress, key=None))
+            made.append(write(source, fp32, spec, paths[spec.precision], data, progress, key=None, timer=timer))
         except KDExportError as error:
             failures.append(ExportFailure(f"{fp32.name}.{spec.precision}", error.message, error.hint))
             progress.warn(f"{paths[spec.precision].name} is left out: {error.message}")
@@ -208,48 +213,74 @@ def write_all(
 
 
 def _make(
-    source: Path, spec: VariantSpec, data: CalibrationData, progress: Progress
+    source: Path, spec: VariantSpec, data: CalibrationData, progress: Progress, timer: "TimerMaker | None"
 ) -> tuple[VariantBuilder, onnx.ModelProto, Score, tuple[str, ...]]:
     """Return how the graph is made, the graph, its score, and what to say of it."""
     guard = guard_for(source, data)
+    builder = PRECISIONS[spec.precision].load()(VariantInputs(source, spec, data, guard, progress, timer))
+    few = data.feed(tuple(array[: guard.fixed_batch or 2] for array in data.samples()))
+    found = guarded_graph(builder, guard, limits_of(spec, guard), few, progress)
+    notes = [*builder.notes, *found.notes]
+    if found.score.lost:
+        progress.warn(f"{spec.precision}: {guard.sentence(found.score)}")
+    if guard.targets is None and spec.max_drop is not None:
+        notes.append(
+            "max_drop does not apply, for there is no score to judge by; max_output_error limits the output error"
+        )
+        progress.warn(f"{spec.precision}: {notes[-1]}")
+    described = builder.describe(found.model)
+    return builder, found.model, found.score, tuple(([described] if described else []) + notes)
+
+
+def limits_of(spec: VariantSpec, guard: AccuracyGuard) -> Limits:
+    """Return what a variant may lose."""
     largest = spec.max_output_error
     if largest is None and guard.targets is None:
         largest = LARGEST_OUTPUT_ERROR
-    limits = Limits(spec.max_drop, largest)
-    builder = PRECISIONS[spec.precision].load()(VariantInputs(source, spec, data, guard, progress))
-    few = data.feed(tuple(array[: guard.fixed_batch or 2] for array in data.samples()))
+    return Limits(spec.max_drop, largest)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A graph within its limits."""
+
+    model: onnx.ModelProto
+    score: Score
+    notes: tuple[str, ...]  # what it took, in words
+
+
+def guarded_graph(
+    builder: VariantBuilder, guard: AccuracyGuard, limits: Limits, few: Arrays, progress: Progress
+) -> Guarded:
+    """Return the graph that a builder makes, with as many operators in fp32 as it takes to be run and to hold.
+
+    Raises:
+        KDExportError: It cannot be made, or not even the last operator in fewer bits holds.
+    """
 
     def run(graph: onnx.ModelProto) -> None:
         IsolatedRunner(quantize.in_order(graph).SerializeToString())(few)
         if builder.judged is not None:
             builder.runner(graph)(few)
 
+    notes: list[str] = []
     model, kept, why = runnable(builder, run)
-    notes = list(builder.notes)
     if kept:
         notes.append(f"kept in fp32, for it cannot be quantized or run otherwise: {_some(kept)} ({why})")
-        progress.warn(f"{spec.precision}: {notes[-1]}")
+        progress.warn(f"{builder.precision}: {notes[-1]}")
     score = guard.score(model, builder)
     if guard.holds(score, limits):
         if guard.targets is not None or max(-score.nearness, score.middle) > NOTEWORTHY:
             notes.append(guard.sentence(score))
         if guard.targets is None and score.middle > LARGEST_OUTPUT_ERROR:
             progress.warn(
-                f"{spec.precision}: {guard.sentence(score)}: samples that are far larger hide what it is worth"
+                f"{builder.precision}: {guard.sentence(score)}: samples that are far larger hide what it is worth"
             )
     else:
-        progress.message(f"{spec.precision} {guard.sentence(score)}: returning operators to fp32")
+        progress.message(f"{builder.precision} {guard.sentence(score)}: returning operators to fp32")
         model, score, more = restore(builder, guard, limits, kept)
         notes += more
-    if score.lost:
-        progress.warn(f"{spec.precision}: {guard.sentence(score)}")
-    if guard.targets is None and spec.max_drop is not None:
-        notes.append(
-            "max_drop does not apply, for there is no score to judge by; max_output_error limits the output error"
-        )
-        progress.warn(f"{spec.precision}: {notes[-1]}")
-    described = builder.describe(model)
-    return builder, model, score, tuple(([described] if described else []) + notes)
+    return Guarded(model, score, tuple(notes))
 
 
 def guard_for(source: Path, data: CalibrationData) -> AccuracyGuard:

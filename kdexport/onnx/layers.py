@@ -6,6 +6,8 @@ folded into a convolution leaves its own name on the node), torch.onnx's ``name_
 nodes, which have no name of a module, their neighbors. Read where onnx is; looked up where only the runtime is.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,27 +93,32 @@ class Layers:
             name: As the runtime calls the operator: a node's own name, or one made of a node's or a value's.
             operator: Its type as it runs.
         """
+        node = self.node(name, operator)
+        return "" if node is None else self._layer(node)
+
+    def node(self, name: str, operator: str) -> GraphNode | None:
+        """Return the file's node; None where that is not to be told. Arguments as ``find``."""
         while name:
             if name in self._by_name:
-                return self._layer(self._by_name[name])
+                return self._by_name[name]
             if name in self._producer:
                 return self._computed_by(self._producer[name], family(operator))
             shorter = _FUSED.sub("", name, count=1)
             if shorter == name:
-                return ""
+                return None
             name = shorter
-        return ""
+        return None
 
-    def _computed_by(self, node: GraphNode, operator: str) -> str:
-        """Return the layer of the operator that a value is of: a fused one is called after its last part's output."""
+    def _computed_by(self, node: GraphNode, operator: str) -> GraphNode:
+        """Return the operator that a value is of: a fused one is called after its last part's output."""
         at: GraphNode | None = node
         for _ in range(HOPS):
             if at is None:
                 break
             if family(at.operator) == operator:
-                return self._layer(at)
+                return at
             at = next((self._producer[value] for value in at.inputs if value in self._producer), None)
-        return self._layer(node)
+        return node
 
     def _layer(self, node: GraphNode) -> str:
         """Return a node's layer; a quantizer's is its neighbor's: of what it takes, else of what takes it."""

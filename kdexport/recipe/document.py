@@ -215,11 +215,14 @@ class Recipe(Section):
 
 
 class StandaloneExport(Section):
-    """What ``export`` is asked without a recipe: the form of the file, and the data where there are some."""
+    """What ``export`` is asked without a recipe: the form of the file, the data where there are some, and where auto
+    measures.
+    """
 
     data: Data | None = None
     preprocessing: PreprocessingSpec = PreprocessingSpec()
     export: Export = Export()
+    bench: Bench = Bench()
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:

@@ -17,7 +17,9 @@ class Export(Section):
     quantize: Annotated[tuple[str, ...], AfterValidator(checked)] = Field(
         (),
         description=(
-            "Smaller variants to write beside the fp32 file: fp16, int8, int8-dynamic, int4. By default none."
+            "Smaller variants to write beside the fp32 file: fp16, int8, int8-dynamic, int4; and auto, which gives "
+            "each operator the precision that makes the file fast on the first of [bench]'s devices, threads and "
+            "batch_sizes, within max_drop. By default none."
         ),
     )
     also_outputs: tuple[str, ...] = Field(

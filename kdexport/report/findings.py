@@ -122,7 +122,7 @@ def _gravity(item: tuple[Kind, Iterable[object]]) -> int:
 
 
 ACCURACY = Metric()
-VARIANTS = ("int8", "int8-dynamic", "int4", "fp16")
+VARIANTS = ("int8", "int8-dynamic", "int4", "fp16", "auto")
 
 
 def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]:
@@ -135,6 +135,7 @@ def findings(joined: Joined, devices: tuple[DevicePick, ...]) -> tuple[str, ...]
         *_distillation(joined),
         *_score_lost(joined),
         *_quantization(joined, conditions),
+        *_measured_elsewhere(joined),
         *_operators(joined),
         *_placement(joined),
         *_noise(joined),
@@ -228,6 +229,19 @@ def _quantization(joined: Joined, conditions: list[Condition]) -> Iterable[str]:
         sizes = [joined.model_by_name[item].size_bytes for item in (base, name)]
         for direction, devices in found.items():
             yield f"{name} is {direction} than {base} on {_devices(devices, len(conditions))}; {_size_change(*sizes)}."
+
+
+def _measured_elsewhere(joined: Joined) -> Iterable[str]:
+    """Say of a file whose precision was chosen by time where else than there it was measured."""
+    for name, model in joined.model_by_name.items():
+        if model.measured_precision is None:
+            continue
+        on = model.measured_precision.on
+        measured_on = {condition.machine for condition, measured in joined.by_condition.items() if name in measured}
+        others = sorted({one.cpu for one in joined.machines if one.name in measured_on} - {on.cpu})
+        if others:
+            there = figures.joined_names(others)
+            yield f"{name} got its precision by time on {on.cpu}: another may be faster on {there}."
 
 
 def _operators(joined: Joined) -> Iterable[str]:

@@ -28,7 +28,7 @@ from kdexport.report.decisions import (
 )
 from kdexport.report.operators import layer_table
 from kdexport.report.scores import SplitTable, split_table
-from kdexport.report.tables import cut_rows, device_map, model_table, proofs
+from kdexport.report.tables import cut_rows, device_map, model_table, proofs, tried_tables
 from kdexport.report.view import (
     ConditionView,
     condition_views,
@@ -104,6 +104,7 @@ def _values(report: Report) -> dict[str, Any]:
         "map": device_map(report, every, look, views) if len(every) > 1 else None,
         "splits": split_table(report),
         "cuts": cut_rows(report),
+        "tried": tried_tables(report),
         "layers": [_layers(view, look) for view in views if any(row.measurement.profile for row in view.rows)],
         "proofs": proofs(report, look),
         "notes": [f"{model.name}: {'; '.join(model.notes)}." for model in report.models if model.notes],

@@ -9,7 +9,7 @@ from kdexport.report.charts.svg import standalone
 from kdexport.report.decisions import decisions
 from kdexport.report.join import Condition
 from kdexport.report.scores import split_table
-from kdexport.report.tables import cut_rows
+from kdexport.report.tables import cut_rows, tried_tables
 from kdexport.report.view import ConditionView, gate_words, judged_views, quantized
 from kdexport.results import Report
 
@@ -38,6 +38,15 @@ def markdown(report: Report, pictures: Mapping[str, str] | None = None) -> str:
         lines += _image(f"report-{picture.name}.svg", picture.title, shown)
     lines += [*_splits(report), ""]
     cuts = cut_rows(report)
+    for tried in tried_tables(report):
+        lines += [
+            f"## How {escape(tried.model)} got its precision",
+            "",
+            f"Timed in turns on {escape(tried.where)}.",
+            "",
+        ]
+        lines += ["| tried | made of | in fewer bits | speed | 95 % | outcome |", "|---|---|---:|---:|---:|---|"]
+        lines += [*(f"| {' | '.join(map(escape, row))} |" for row in tried.rows), ""]
     if cuts:
         lines += ["## What was cut out of the teacher", "", "| layer | before | after |", "|---|---:|---:|"]
         lines += [*(f"| {escape(name)} | {before} | {after} |" for name, before, after in cuts), ""]

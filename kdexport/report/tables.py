@@ -196,6 +196,23 @@ def _against_plain(report: Report, view: ConditionView) -> list[dict[str, str]]:
     return rows
 
 
+@dataclass(frozen=True)
+class TriedTable:
+    """What was tried for a file whose precision measured time has chosen."""
+
+    model: str
+    where: str
+    rows: list[tuple[str, str, str, str, str, str]]  # see figures.tried_rows
+
+
+def tried_tables(report: Report) -> list[TriedTable]:
+    """Return what was tried, of each file whose precision measured time has chosen."""
+    chosen = [(model.name, model.measured_precision) for model in report.models]
+    return [
+        TriedTable(name, figures.timed_on(one.on), figures.tried_rows(one)) for name, one in chosen if one is not None
+    ]
+
+
 def cut_rows(report: Report) -> list[tuple[str, str, str]]:
     """Return what was cut out of a pruned student, the whole last: layer, before, after; nothing for other students."""
     pruned = next((model.pruned for model in report.models if model.pruned is not None), None)
