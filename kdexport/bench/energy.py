@@ -1,7 +1,7 @@
-"""Millijoules per inference, where the machine tells: RAPL, NVML, or a command that prints watts. Idle is subtracted.
+"""Millijoules per inference, where the machine tells: RAPL, NVML, a Jetson's rails, or a command that prints watts.
 
-A pass of its own: one model runs without a pause while the meter is read at both ends. What the machine draws while
-everything sleeps is measured just before and taken off, so that the figure is what the inferences cost.
+A pass of its own: one model runs without a pause while the meter is read. What the machine draws while everything
+sleeps is measured just before and taken off, so that the figure is what the inferences cost.
 
 With it stands all that is measured apart from latency, after all timing is over: energy, throughput, copies, shares of
 the compute. It has a process of its own: nothing here touches a latency figure.
@@ -9,6 +9,7 @@ the compute. It has a process of its own: nothing here touches a latency figure.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import math
 import shlex
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from kdexport.bench import board
 from kdexport.bench.devices import by_name
 from kdexport.bench.host import nvml_handle
 from kdexport.bench.plan import Condition, Settings
@@ -30,7 +32,7 @@ from kdexport.progress import Progress
 POWERCAP = Path("/sys/class/powercap")
 IDLE_SECONDS = 1.0
 COMMAND_SECONDS = 10.0
-COMMAND_PAUSE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.1
 _POWER_HINT = "it must print one number, the watts that are drawn now"
 
 
@@ -70,30 +72,29 @@ class Counter:
         return sum(used), seconds
 
 
-@dataclass(frozen=True)
-class PowerCommand:
-    """A meter that asks a command for watts again and again; the mean over the time is the power.
+class Sampled(abc.ABC):
+    """A meter that is asked for watts again and again; the mean over the time is the power."""
 
-    Args:
-        name: Where the figure comes from.
-        command: Prints one number, watts.
-    """
+    @abc.abstractmethod
+    def watts(self) -> float:
+        """Ask once.
 
-    name: str
-    command: tuple[str, ...]
+        Raises:
+            KDExportError: There is no answer.
+        """
 
     def joules(self, work: Callable[[], object]) -> tuple[float, float]:
         """Run ``work``; return the joules used and the seconds taken.
 
         Raises:
-            KDExportError: The command failed or printed no number.
+            KDExportError: There was no answer before it began.
         """
-        before = self.watts()  # stands in where the work is over before the command has answered once
+        before = self.watts()  # stands in where the work is over before the meter has answered once
         watts: list[float] = []
         ended = threading.Event()
 
         def sample() -> None:
-            while not ended.wait(COMMAND_PAUSE_SECONDS):
+            while not ended.wait(SAMPLE_SECONDS):
                 try:
                     watts.append(self.watts())
                 except KDExportError:  # it worked a moment ago; the other readings stand
@@ -110,6 +111,36 @@ class PowerCommand:
             thread.join()
         drawn = sum(watts) / len(watts) if watts else before
         return drawn * seconds, seconds
+
+
+@dataclass(frozen=True)
+class Rails(Sampled):
+    """A meter of a board's supplies, which its kernel shows as files."""
+
+    name: str
+    rails: tuple[board.Rail, ...]
+
+    def watts(self) -> float:
+        """Read each once; raises KDExportError."""
+        try:
+            return sum(rail.read() for rail in self.rails)
+        except (OSError, ValueError) as error:
+            raise KDExportError(
+                f"the power of this board cannot be read: {error}", hint="name a command with --power-command"
+            ) from None
+
+
+@dataclass(frozen=True)
+class PowerCommand(Sampled):
+    """A meter that is a command of the user's.
+
+    Args:
+        name: Where the figure comes from.
+        command: Prints one number, watts.
+    """
+
+    name: str
+    command: tuple[str, ...]
 
     def watts(self) -> float:
         """Ask once.
@@ -145,16 +176,19 @@ def power_command(text: str) -> PowerCommand:
     return PowerCommand("command", words)
 
 
-def find_meter(provider: str, device_index: int, command: str | None, powercap: Path = POWERCAP) -> Meter | None:
+def find_meter(
+    provider: str, device_index: int, command: str | None, powercap: Path = POWERCAP, sys: Path = board.SYS
+) -> Meter | None:
     """Return the meter for a device, or None where the machine offers none.
 
-    A command that the user gives comes first. NVML counts a GPU alone; RAPL counts the CPU packages.
+    A command that the user gives comes first. NVML counts a GPU alone; RAPL counts the CPU packages; a Jetson's rails
+    are its whole module, CPU and GPU.
     """
     if command is not None:
         return power_command(command)
     if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-        return _nvml(device_index)
-    return _rapl(powercap) if provider == "CPUExecutionProvider" else None
+        return _nvml(device_index) or _rails(sys)
+    return _rapl(powercap) or _rails(sys) if provider == "CPUExecutionProvider" else None
 
 
 def per_run_mj(meter: Meter, run: Callable[[], int], idle: Callable[[], object] | None = None) -> float | None:
@@ -193,6 +227,11 @@ def _rapl(powercap: Path) -> Meter | None:
     except (OSError, ValueError):
         return None
     return Counter("RAPL", lambda: read("energy_uj"), wraps) if packages else None
+
+
+def _rails(sys: Path) -> Meter | None:
+    rails = board.module_rails(sys)
+    return Rails("INA3221", rails) if rails else None
 
 
 def _nvml(cuda_index: int) -> Meter | None:

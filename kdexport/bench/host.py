@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdexport import figures
+from kdexport.bench import board
 from kdexport.bench.plan import Condition
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -37,6 +38,7 @@ class Surroundings:
     other_cores: float = 0.0  # kept busy by other work, on average
     stolen: float = 0.0  # cores that the hypervisor took
     throttled: bool = False  # the CPU says that it slowed down for heat
+    undervoltage: bool = False  # the board says that its supply gave too little, for which it slows down
 
 
 class Watch:
@@ -58,10 +60,11 @@ class Watch:
         seconds, now, own = time.perf_counter() - self._start, busy(), self._own_cpu_s() - self._own
         throttles = throttle_events()
         throttled = self._throttles is not None and throttles is not None and throttles > self._throttles
+        slowed = (throttled or board.slowed_for_heat(), board.undervoltage())
         if now is None or self._busy is None or seconds <= 0:
-            return Surroundings(throttled=throttled)
+            return Surroundings(0.0, 0.0, *slowed)
         other = max(now.used - self._busy.used - own, 0.0)
-        return Surroundings(other / seconds, (now.stolen - self._busy.stolen) / seconds, throttled)
+        return Surroundings(other / seconds, (now.stolen - self._busy.stolen) / seconds, *slowed)
 
 
 class RunDelay:

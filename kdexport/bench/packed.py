@@ -23,15 +23,13 @@ SCORE_BATCH = 64  # samples per call where the model leaves it open
 
 def main() -> None:
     """Parse the flags, run, and end with 0, or 1 where something could not be measured."""
-    for module in ("numpy", "onnxruntime"):
-        try:
-            __import__(module)
-        except ImportError as error:
-            sys.exit(f"error: {module} cannot be imported ({error})\nhint: pip install numpy onnxruntime")
+    from kdexport.bench.importable import check_importable
     from kdexport.errors import KDExportError
 
     try:
-        sys.exit(_main(_parse()))
+        flags = _parse()
+        check_importable()
+        sys.exit(_main(flags))
     except KDExportError as error:
         sys.exit(f"error: {error.message}\nhint: {error.hint}")
     except KeyboardInterrupt:

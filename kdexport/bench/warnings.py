@@ -59,6 +59,7 @@ def measurement_warnings(
         _drift(latency),
         "" if disturbed else _other_load(one),
         _throttled(one),
+        _undervoltage(one),
         _threads(condition),
         "the time per call did not settle within the warm-up" if one.settled and not any(one.settled) else "",
         _fallback(provider, one.placement, compute_share),
@@ -164,6 +165,11 @@ def _other_load(one: Recorded) -> str:
 def _throttled(one: Recorded) -> str:
     count = sum(around.throttled for around in one.surroundings)
     return f"the CPU slowed down for heat in {count} of {len(one.surroundings)} rounds (throttled)" if count else ""
+
+
+def _undervoltage(one: Recorded) -> str:
+    count, rounds = sum(around.undervoltage for around in one.surroundings), len(one.surroundings)
+    return f"too little voltage from the supply in {count} of {rounds} rounds: the board slows down" if count else ""
 
 
 def _fallback(provider: str, placement: Placement, compute_share: Mapping[str, float] | None) -> str:

@@ -117,7 +117,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="CMD",
-            help="A command that prints watts, for energy per call. By default RAPL or NVML is asked.",
+            help="A command that prints watts, for energy per call. By default RAPL, NVML or a Jetson is asked.",
             rich_help_panel=RULE,
         ),
     ] = None,

@@ -157,7 +157,8 @@ class Bench(Section):
         ),
     )
     power_command: str | None = Field(
-        None, description="A command that prints watts, for energy per call. Left out: RAPL and NVML are asked."
+        None,
+        description="A command that prints watts, for energy per call. Left out: RAPL, NVML, a Jetson's rails.",
     )
     timeout_s: float = Field(
         300.0,

@@ -8,7 +8,9 @@ import tomllib
 
 import pytest
 
+from kdexport.bench.importable import check_importable, reason
 from kdexport.bench.pack import MAIN, PACKAGE, code_files
+from kdexport.errors import KDExportError
 
 NEW_ARGUMENTS = {  # by what is called; "" for whatever is
     "zip": {"strict"}, "field": {"kw_only"}, "dataclass": {"kw_only", "slots"},
@@ -108,3 +110,46 @@ def _expanded(root, pattern):
         return list(root.glob(pattern))
     names, _, tail = rest.partition("}")
     return [root / f"{head}{name}{tail}" for name in names.split(",")]
+
+
+@pytest.mark.parametrize(
+    ("stderr", "code", "why", "hint"),
+    [
+        ("ModuleNotFoundError: No module named 'onnxruntime'\n", 1, "No module named", "pip install numpy onnxruntime"),
+        ("AttributeError: _ARRAY_API not found\nImportError\n", 1, "_ARRAY_API not found", "'numpy<2'"),
+        ("RuntimeError: module compiled against ABI version 0x1000009\n", 1, "0x1000009", "pip install -U numpy"),
+        (
+            "ImportError: /lib/libstdc++.so.6: version `GLIBCXX_3.4.29' not found (required by x.so)\n",
+            1, "GLIBCXX_3.4.29", "a newer system than this",
+        ),
+        ("ImportError: /lib/libm.so.6: version `GLIBC_2.27' not found\n", 1, "GLIBC_2.27", "an older onnxruntime"),
+        ("", -4, "SIGILL", "instructions that this processor lacks"),
+        (
+            "Error in cpuinfo: failed to parse the list of possible processors in /sys\nterminate called\n"
+            "  what():  Failed to initialize CPU info.\n",
+            -6, "SIGABRT; what():  Failed to initialize CPU info.", "mount /sys",
+        ),
+        ("Fatal Python error: Segmentation fault\n", -11, "SIGSEGV", "another Python or processor"),
+        ("ImportError: x.so: wrong ELF class: ELFCLASS32\n", 1, "ELFCLASS32", "another Python or processor"),
+        ("", 3, "it ended with code 3", "another Python or processor"),
+    ],
+)  # fmt: skip
+def test_an_import_that_fails_on_a_board_is_told_with_what_helps(stderr, code, why, hint):
+    told, helps = reason(stderr, code)
+    assert why in told
+    assert hint in helps
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("__version__ = '1.16.3'", r"onnxruntime 1\.16\.3 is too old: 1\.17 or newer"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGILL)", "onnxruntime .*cannot be imported: SIGILL"),
+    ],
+)
+def test_a_runtime_that_is_too_old_or_ends_python_is_refused(module, message, tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text(module)
+    (tmp_path / "numpy.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(KDExportError, match=message):
+        check_importable()
