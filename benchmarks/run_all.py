@@ -68,6 +68,7 @@ BENCHMARKS = (
     Benchmark("search_rivals", 900, more="--data and --recordings: many hours"),
     Benchmark("strangers", 120),
     Benchmark("fuzz", 60),
+    Benchmark("untrusted", 2),
     Benchmark("bench_gpu", 5, gpu=True),
     Benchmark("engine_gpu", 3, gpu=True),
 )

@@ -78,6 +78,15 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def parallel() -> int:
+    """Return how many threads can be at work at a time: the cores, or the container's quota where that is less.
+
+    More of them than the quota are stopped together in the middle of their work, for the rest of each 0.1 s.
+    """
+    quota = cpu_quota()
+    return usable_cores() if quota is None else max(1, min(usable_cores(), int(quota)))
+
+
 def cpu_quota() -> float | None:
     """Return the container's limit in CPUs (cgroup v2, then v1), or None where there is none."""
     text = _text(_cgroup("cpu.max"))

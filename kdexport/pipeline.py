@@ -34,6 +34,8 @@ def run(
     """
     directory = RunDirectory(out or default_directory(recipe))
     progress.message(f"{recipe.name} -> {directory.root}/")
+    if code := recipe.code():
+        progress.message(code)
     with directory.lock():
         # The stages bring torch and onnx with them: not before the first line is on the screen.
         from kdexport.bench import devices

@@ -1,9 +1,10 @@
+import os
 import platform
 from types import SimpleNamespace
 
 import pytest
 
-from kdexport import machine
+from kdexport import cli, machine
 
 
 def test_fingerprint_names_cpu_versions_and_providers():
@@ -31,6 +32,32 @@ def test_the_containers_quota_is_read_in_both_generations_of_cgroups(monkeypatch
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(machine, "_cgroup", lambda name, *_: tmp_path / name)
     assert machine.cpu_quota() == quota
+
+
+@pytest.mark.parametrize(
+    ("text", "cores", "parallel"),
+    [("50000 100000", 8, 1), ("250000 100000", 8, 2), ("900000 100000", 8, 8), ("max 1", 3, 3)],
+)
+def test_threads_follow_the_containers_quota(monkeypatch, tmp_path, text, cores, parallel):
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(machine, "_cgroup", lambda name, *_: tmp_path / name)
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    assert machine.parallel() == parallel
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "1"), ("3", "3")])
+def test_a_command_takes_no_more_threads_than_the_quota(monkeypatch, given, threads):
+    monkeypatch.setattr(cli, "parallel", lambda: 1)
+    monkeypatch.setattr(cli, "usable_cores", lambda: 8)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(cli, "prepare_streams", lambda: None)
+    for name in ("GOMP_SPINCOUNT", "CUBLAS_WORKSPACE_CONFIG"):  # what main sets goes again after the test
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")  # it is put back after the test in either case
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    cli.main()
+    assert os.environ["OMP_NUM_THREADS"] == threads
 
 
 def test_gpus_and_the_drivers_cuda_are_read_from_nvidia_smi(monkeypatch):

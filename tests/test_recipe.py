@@ -212,3 +212,21 @@ def test_a_source_that_is_no_text_is_told_its_place(value: str) -> None:
     with pytest.raises(RecipeError, match=r"data\.source") as caught:
         Recipe.load(DIGITS, [f"data.source={value}"])
     assert caught.value.hint
+
+
+def test_a_recipe_says_whose_code_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text("import helper\nfrom torch import nn\n")
+    (tmp_path / "helper.py").write_text("")
+    document = {
+        "name": "r",
+        "data": {"source": "data.py:splits"},
+        "teacher": {"model": "my.nets:Big", "weights": "a.pt"},
+        "student": {"model": "nets.py:Net"},
+        "distill": {"terms": [{"method": "loss.py:own"}], "augment": ["shift", "aug.py:mine"]},
+        "scores": ["scores.py:f1"],
+    }
+    code = Recipe.parse(document, base=tmp_path).code()
+    assert code == ("runs the code of data.py, the module my.nets, helper.py, nets.py, loss.py, scores.py, aug.py")
+    own = {"teacher": {"model": "torchvision:resnet18"}, "student": {"model": "torchvision:resnet18"}}
+    assert Recipe.parse({"name": "r", "data": {"source": "digits"}, **own}).code() == ""

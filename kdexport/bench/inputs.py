@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
 
 from kdexport.bench import host
-from kdexport.errors import KDExportError, did_you_mean
+from kdexport.data.npz_files import read_arrays
+from kdexport.errors import KDExportError, SourceError, did_you_mean
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -301,26 +302,26 @@ def from_file(
     """
     batches = batch_axes(shapes, batch_axis)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {
-                name: _fitted(path, name, _typed(path, name, kind, archive), shapes[name], batches[name], batch_size)
-                for name, kind in kinds.items()
-            }
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(Path(path))
+    except SourceError as error:
         raise KDExportError(
-            f"{path} is not an .npz file with arrays of numbers: {error}",
+            f"{path} is not an .npz file with arrays of numbers: {error.message}",
             hint="write it with numpy.savez(FILE, NAME=ARRAY, ...), an array per input",
         ) from None
+    return {
+        name: _fitted(path, name, _typed(path, name, kind, arrays), shapes[name], batches[name], batch_size)
+        for name, kind in kinds.items()
+    }
 
 
-def _typed(path: str, name: str, kind: str, archive: np.lib.npyio.NpzFile) -> np.ndarray:
-    if name not in archive:
+def _typed(path: str, name: str, kind: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    if name not in arrays:
         raise KDExportError(
             f"{path} holds no array '{name}', which the model needs",
-            hint=f"it holds: {', '.join(archive.files) or 'nothing'}; name the arrays as the model's inputs",
+            hint=f"it holds: {', '.join(arrays) or 'nothing'}; name the arrays as the model's inputs",
         )
     _check_kind(kind)
-    array: np.ndarray = archive[name]
+    array = arrays[name]
     if array.dtype != DTYPES[kind]:
         raise KDExportError(
             f"{path}: '{name}' is {array.dtype}, but the model takes {kind}",

@@ -37,6 +37,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 MODULES = (
     "__init__", "api", "errors", "figures", "machine", "progress", "results", "scoring", "statistics", "terminal",
     "onnx/__init__", "onnx/activation", "onnx/layers", "onnx/sessions", "bench/web/__init__", "bench/web/devices",
+    "data/__init__", "data/npz_files",
 )  # fmt: skip
 NOT_THERE = ("doctor", "pack", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small

@@ -20,6 +20,7 @@ from kdexport.cli.init import init
 from kdexport.cli.report import report
 from kdexport.cli.run import run
 from kdexport.cli.search import search
+from kdexport.machine import parallel, usable_cores
 
 app = typer.Typer(
     name="kdexport",
@@ -63,5 +64,7 @@ def main() -> None:
     # Some ten microseconds of spinning cost neither.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # trainings on a GPU that can be repeated
+    if (cores := parallel()) < usable_cores():  # libraries count cores, and not what a container may use of them
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     prepare_streams()
     app()

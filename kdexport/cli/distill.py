@@ -295,6 +295,8 @@ def distill(
             console.result(layers, tables.layers(layers))
             return
         progress.message(f"{whole.name} -> {directory.root}/")
+        if code := whole.code():
+            progress.message(code)
         with directory.lock():
             from kdexport.distill.stage import distill as stage
 

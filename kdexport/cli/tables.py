@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NONE = figures.DASH
 CLASSES_SHOWN = 30
 CUTS_SHOWN = 40
+LONGEST_NAME, LONGEST_FACT = 30, 20_000  # characters; a longer name hides the facts, longer facts take minutes
 CONFUSIONS_SHOWN = 5
 PROFILES_SHOWN = 4
 WARNINGS_SHOWN = 6  # one by one; of more, a line for each kind
@@ -166,7 +167,9 @@ def described(found: "Description") -> Any:
     shown.add_column(overflow="fold")
 
     def fact(name: str, value: str) -> None:  # a stranger's words: no markup, no control characters
-        shown.add_row(Text(terminal.line(name)), Text(terminal.line(value)))
+        if len(value) > LONGEST_FACT:
+            value = f"{value[:LONGEST_FACT]}... ({len(value):,} characters, all of them in --json)"
+        shown.add_row(Text(terminal.line(name[:LONGEST_NAME])), Text(terminal.line(value)))
 
     fact("file", found.file)
     fact("size", f"{found.size_bytes:,} bytes, {found.weights:,} weights")

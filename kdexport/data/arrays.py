@@ -1,8 +1,6 @@
 """Data that comes as arrays: scikit-learn's digits, an npz file, what a user's own function returns."""
 
 import functools
-import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.data.npz_files import read_arrays
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
@@ -21,7 +20,6 @@ from kdexport.tasks.regression import MOST_CLASSES, as_targets
 from kdexport.tasks.segmentation import VOID, largest_class
 from kdexport.tasks.similarity import Similarity, pair_targets
 
-EXPANSION, SPARE_BYTES = 200, 256 << 20  # a larger array that was compressed further than this is no data
 MOST_UNNAMED, CLASSES_PER_SAMPLE = 1000, 10  # outputs; more are a slip of the labels, and gigabytes
 NAMES = ("class_names", "target_names", "feature_names")
 EMBEDDING = "embedding"
@@ -60,9 +58,7 @@ def npz(data: Data, reading: Reading) -> Source:
         SourceError: No such file, no npz file, or the keys are missing.
     """
     path = Path(parse(data.source).target)
-    if not path.is_file():
-        raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
-    arrays = _arrays_of(path)
+    arrays = read_arrays(path)
     missing = [key for key in ("x_train", "y_train") if key not in arrays]
     missing += [f"y_{name}" for name in ("val", "test") if f"x_{name}" in arrays and f"y_{name}" not in arrays]
     if missing:
@@ -84,46 +80,6 @@ def npz(data: Data, reading: Reading) -> Source:
         str(path),
         reading.task,
     )
-
-
-def _arrays_of(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an npz file, after its headers have been held against its size; nothing is unpickled."""
-    hint = "write it with numpy.savez(path, x_train=..., y_train=...)"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                _check_entry(archive, entry, path)
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except SourceError:
-        raise
-    except Exception as error:  # noqa: BLE001 zipfile, zlib, numpy and tokenize have a dozen kinds for a damaged file
-        reason = type(error).__name__ if "pickle" in str(error) or not str(error) else str(error).splitlines()[0]
-        raise SourceError(f"{path} cannot be read as an npz file: {reason}", hint=hint) from None
-
-
-def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    name = entry.filename.removesuffix(".npy")
-    if entry.file_size > EXPANSION * max(entry.compress_size, 1) and entry.file_size > SPARE_BYTES:
-        raise SourceError(
-            f"{path} cannot be read as an npz file: {name} would unpack from {entry.compress_size >> 10:,} KiB to "
-            f"{entry.file_size >> 20:,} MiB",
-            hint="write it with numpy.savez, which does not compress",
-        )
-    with archive.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-    if dtype.hasobject:
-        raise SourceError(
-            f"{path} cannot be read as an npz file: {name} holds Python objects, which are not loaded",
-            hint="give numbers in arrays of one shape: a table of 0 and 1 for several labels, texts as csv:FILE",
-        )
-    if math.prod(shape) * dtype.itemsize > entry.file_size:
-        raise SourceError(
-            f"{path} cannot be read as an npz file: {name} claims the shape {list(shape)} and is shorter",
-            hint="write it again, or copy it whole",
-        )
 
 
 def from_callable(data: Data, reading: Reading) -> Source:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from kdexport.artifacts import write_atomically
 from kdexport.data.samples import PicturesNeeded, open_rows
 from kdexport.errors import SourceError
-from kdexport.machine import usable_cores
+from kdexport.machine import parallel
 from kdexport.progress import Progress, Silent
 from kdexport.stage_cache import cache_key, is_done, mark_done
 
@@ -182,7 +182,7 @@ def _levels(pictures: Pictures, progress: Progress) -> tuple[float, float]:
         return float(values.min()), float(values.max()), bool((values == np.rint(values)).all())
 
     with (
-        ThreadPoolExecutor(usable_cores()) as pool,
+        ThreadPoolExecutor(parallel()) as pool,
         progress.task("find the range of deep pictures", len(pictures.names)) as task,
     ):
         for low, high, integers in pool.map(extremes, range(len(pictures.names))):
@@ -229,7 +229,7 @@ def _decode(
         total = len(pictures.names)
         with (
             temporary.open("wb") as handle,
-            ThreadPoolExecutor(usable_cores()) as pool,
+            ThreadPoolExecutor(parallel()) as pool,
             progress.task("decode pictures", total) as task,
         ):
             for start in range(0, total, chunk):

@@ -19,7 +19,7 @@ from kdexport.data.mask_classes import MaskClasses, class_ids
 from kdexport.data.mask_layout import Pair, shown
 from kdexport.data.samples import Reading, Source, Split, open_rows, select
 from kdexport.errors import SourceError
-from kdexport.machine import usable_cores
+from kdexport.machine import parallel
 from kdexport.stage_cache import cache_key, is_done, mark_done
 from kdexport.tasks.segmentation import VOID
 
@@ -93,7 +93,7 @@ class Masks:
         seen, void, total = np.zeros(VOID + 1, dtype=bool), 0, len(self.names)
         with (
             path.open("wb") as handle,
-            ThreadPoolExecutor(usable_cores()) as pool,
+            ThreadPoolExecutor(parallel()) as pool,
             reading.progress.task("decode masks", total) as task,
         ):
             for start in range(0, total, CHUNK):

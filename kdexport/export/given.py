@@ -4,12 +4,14 @@ The file itself is only read. Without samples, what needs no calibration is judg
 """
 
 import tempfile
+import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from kdexport.data.npz_files import read_arrays
 from kdexport.errors import KDExportError, SourceError
 from kdexport.export import parity, quantize, variants
 from kdexport.export.fitted_entries import stamp_for
@@ -97,9 +99,9 @@ def _unlabelled_as_inputs(request: Request) -> Request:
     if reference is None or reference.kind != "npz" or not Path(reference.target).is_file():
         return request
     try:
-        with np.load(reference.target, allow_pickle=False) as loaded:
-            labelled = any(name.startswith("y_") for name in loaded)
-    except (OSError, ValueError, TypeError):  # told where the data are read
+        with zipfile.ZipFile(reference.target) as archive:
+            labelled = any(name.startswith("y_") for name in archive.namelist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # told where the data are read
         return request
     return request if labelled else replace(request, data=None, inputs=Path(reference.target))
 
@@ -162,17 +164,10 @@ def _read(path: Path, session: OnnxSession) -> Arrays:
     hint = "write it with numpy.savez(FILE, NAME=ARRAY, ...), an array per input, first axis samples: "
     inputs = {item.name: item for item in session.session.get_inputs()}
     hint += ", ".join(f"{name} {item.shape}" for name, item in inputs.items())
-    if not path.is_file():
-        raise KDExportError(f"there is no file {path}", hint=hint)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"": loaded}
-        else:
-            with loaded:
-                arrays = dict(loaded)
-    except (OSError, ValueError) as error:
-        raise KDExportError(f"{path} cannot be read: {error}", hint=hint) from None
+        arrays = read_arrays(path, single=True)
+    except SourceError as error:
+        raise KDExportError(error.message, hint=hint) from None
     if len(inputs) == 1 and (len(arrays) == 1 or "x_train" in arrays):  # whatever its name is; of data, what trains
         arrays = dict.fromkeys(inputs, arrays.get("x_train", next(iter(arrays.values()))))
     missing = [name for name in inputs if name not in arrays]

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 
 from kdexport.errors import KDExportError
-from kdexport.onnx.sessions import Arrays
+from kdexport.onnx.sessions import Arrays, threads_wanted
 
 TIMEOUT_S = 300.0  # for a load and a batch
 
@@ -49,7 +49,7 @@ class IsolatedRunner:
         """Return every output for one batch; with no inputs, only load it."""
         worker = _Worker.running()
         model = None if worker.token == self._token else self._model
-        threads = int(os.environ.get("OMP_NUM_THREADS") or 0)  # as OnnxSession
+        threads = threads_wanted()
         request = (self._token, model, self._optimize, threads, tuple(np.ascontiguousarray(item) for item in inputs))
         verdict, answer = worker.ask(request, self._timeout_s)
         worker.token = self._token if verdict == "done" else 0

@@ -248,9 +248,7 @@ class OnnxSession:
 def _open(model: Path | bytes, threads: int | None) -> Any:
     if isinstance(model, Path) and not model.is_file():
         raise SourceError(f"there is no ONNX file {model}", hint="check the path")
-    if threads is None:
-        wanted = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(wanted) if wanted.isdecimal() else 0
+    threads = threads_wanted() if threads is None else threads
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -266,6 +264,12 @@ def _open(model: Path | bytes, threads: int | None) -> Any:
             f"{what} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}",
             hint="give a whole .onnx file with its external data beside it; a newer opset needs a newer onnxruntime",
         ) from None
+
+
+def threads_wanted() -> int:
+    """Return what ``OMP_NUM_THREADS`` says, and 0, which lets ONNX Runtime choose, where that is no number."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdecimal() and len(wanted) < 5 else 0
 
 
 def _check_external(path: Path) -> None:

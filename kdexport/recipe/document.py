@@ -20,7 +20,7 @@ from kdexport.recipe.measuring import Bench, Export, Require
 from kdexport.recipe.networks import SEARCHED, TEACHER, NetworkSpec, Student, Teacher
 from kdexport.recipe.search import Search
 from kdexport.recipe.section import Section
-from kdexport.recipe.text import map_references, parsed_toml, validated, with_absolute_paths
+from kdexport.recipe.text import code_of, map_references, parsed_toml, validated, with_absolute_paths
 from kdexport.recipe.training import Distill
 
 
@@ -189,6 +189,11 @@ class Recipe(Section):
             RecipeError: Not valid; every fault is listed.
         """
         return validated(cls, document, base, overrides, origin)
+
+    def code(self) -> str:
+        """Say whose code runs: the Python files and modules that the references name; empty where they name none."""
+        found = code_of(self.model_dump(mode="json", exclude_none=True))
+        return f"runs the code of {', '.join(found)}" if found else ""
 
     def write(self, path: Path) -> None:
         """Write the resolved recipe, every default spelled out, with paths relative to its folder."""

@@ -186,6 +186,27 @@ def map_references(document: dict[str, Any], reference: Any, path: Any) -> dict[
     return document
 
 
+def code_of(document: dict[str, Any]) -> list[str]:
+    """Return the Python files and modules of the user's own that carrying out a document imports.
+
+    Args:
+        document: With absolute paths.
+    """
+    found: dict[str, None] = {}
+
+    def note(text: str) -> str:
+        reference = references.parse(text)
+        if reference.kind == "file":
+            files = references.local_sources(Path(reference.target)) or [Path(reference.target)]
+            found.update(dict.fromkeys(os.path.relpath(file) for file in files))
+        elif reference.kind == "module":
+            found[f"the module {reference.target}"] = None
+        return text
+
+    map_references(document, note, str)
+    return list(found)
+
+
 def _apply(document: dict[str, Any], override: str, root: type[BaseModel]) -> None:
     """Set one ``a.b.c=value``; the value is read as TOML, else taken as text."""
     key, equals, value = override.partition("=")

@@ -62,6 +62,8 @@ def search(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT)
     directory.prepare()
     check_own(directory.root)
     progress.message(f"{recipe.name} -> {directory.root}/")
+    if code := recipe.code():
+        progress.message(code)
     with storage_faults():
         return _search(recipe, directory, progress)
 

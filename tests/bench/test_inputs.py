@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from kdexport.bench import inputs
+from kdexport.data import npz_files
 from kdexport.errors import KDExportError
 
 IMAGES = {"x": ["batch", 3, "height", "width"]}
@@ -207,3 +208,28 @@ def test_an_axis_without_a_value_names_the_flag_and_the_recipes_key() -> None:
         inputs.resolve_shapes({"ids": ("batch", "length")}, 1, {}, model="m")
     assert "--dim length=64" in caught.value.hint
     assert '[bench] dims = { "length" = 64 }' in caught.value.hint
+
+
+def test_damaged_and_hostile_files_of_inputs_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz_files, "SPARE_BYTES", 1 << 20)
+    whole, bomb, wide = tmp_path / "whole.npz", tmp_path / "bomb.npz", tmp_path / "wide.npz"
+    np.savez_compressed(whole, x=np.ones((2, 3), np.float32))
+    np.savez_compressed(bomb, x=np.zeros((600_000,), np.float32))
+    np.savez(wide, x=np.ones(3, np.float32))
+    wide.write_bytes(wide.read_bytes().replace(b"(3,), }", b"(9**9,)")[:-4])
+    content = whole.read_bytes()
+    cut = [content[:length] for length in range(0, len(content), 19)]
+    changed = [content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :] for at in range(0, len(content), 19)]
+    for number, data in enumerate([*cut, *changed, bomb.read_bytes(), wide.read_bytes()]):
+        path = tmp_path / f"{number}.npz"
+        path.write_bytes(data)
+        told = None
+        try:
+            made = inputs.from_file(str(path), {"x": "tensor(float)"}, {"x": ["n", 3]}, 2)
+        except KDExportError as error:
+            told = error
+        if told is None:
+            assert made["x"].shape == (2, 3)
+        else:
+            assert told.hint
+            assert "allow_pickle" not in told.message

@@ -61,3 +61,11 @@ def test_metadata_that_is_no_utf8_is_shown(tmp_path: Path, kdexport) -> None:
     done = kdexport("export", "--describe", path)
     assert done.exit_code == 0, done.output
     assert "Q\ufffd\ufffdQ" in done.output
+
+
+def test_words_without_end_are_cut(tmp_path: Path, kdexport) -> None:
+    words = {"kdexport.labels": json.dumps(["word"] * 300_000), "k" * 100_000: "x"}
+    done = kdexport("export", "--describe", model(tmp_path / "net.onnx", words, name="n" * 100_000))
+    assert done.exit_code == 0
+    assert "2,400,000 characters, all of them in --json" in " ".join(done.output.split())
+    assert len(done.output) < 200_000

@@ -430,7 +430,7 @@ def test_npz_files_that_claim_more_than_they_hold(load, tmp_path, monkeypatch):
     import io
     import zipfile
 
-    from kdexport.data import arrays as module
+    from kdexport.data import npz_files as module
 
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**10,)})
