@@ -6,11 +6,12 @@ checkpoints, so that a finalist's weights are those of its recipe run alone.
 
 A candidate is out where its score is shown to be worse than the best one's: the 95 % interval of the difference, paired
 sample by sample, lies below 0. Those that cannot be told from the best go on in the order of their scores as far as
-there are places; equal scores go by latency.
+there are places; equal scores go by latency. The best of those that are surely within the budget always goes on: what
+is at its edge may prove to be over it once it is measured for longer, and then there would be nothing to ship.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from kdexport import figures, statistics
@@ -53,7 +54,11 @@ def rungs(search: Search, epochs: int, candidates: int) -> list[Rung]:
 
 
 def decide(
-    scored: Mapping[int, Evaluation], places: int, latency_ms: Mapping[int, float], labels: Mapping[int, str]
+    scored: Mapping[int, Evaluation],
+    places: int,
+    latency_ms: Mapping[int, float],
+    labels: Mapping[int, str],
+    sure: Set[int] = frozenset(),
 ) -> dict[int, str]:
     """Return who is out at a rung, by number, and why; all others go on.
 
@@ -62,6 +67,7 @@ def decide(
         places: How many may go on.
         latency_ms: Of each.
         labels: What people read.
+        sure: Those that are surely within the budget; the best of them is not out.
     """
     order = ranked(scored, latency_ms)
     best, out = order[0], {}
@@ -74,6 +80,8 @@ def decide(
             rest.append(number)
     for number in rest[places:]:
         out[number] = f"no place left among {places}: not told from {labels[best]}, and scores less"
+    if not sure & (scored.keys() - out.keys()):
+        out.pop(next((number for number in order if number in sure), None), None)
     return out
 
 
@@ -106,15 +114,17 @@ def not_worse(scored: Mapping[str, Evaluation], best: str) -> list[str]:
     return [name for name, evaluation in scored.items() if name == best or worse(scored[best], evaluation) is None]
 
 
-def first_places(costs: Sequence[tuple[int, float, float]], places: int) -> list[int]:
+def first_places(costs: Sequence[tuple[int, float, float]], places: int, sure: Set[int] = frozenset()) -> list[int]:
     """Return the numbers of the candidates that begin to train, where more are within the budget than there are places.
 
     Half of the places go to the largest networks (by parameters times multiply-accumulates), for within one budget they
     score best; half are spread evenly over the latencies of the others, for the fastest that scores alike is picked.
+    At least one is surely within the budget, where any is.
 
     Args:
         costs: Number, latency in milliseconds and size of each.
         places: How many begin.
+        sure: Those that are surely within the budget.
     """
     if len(costs) <= places:
         return [number for number, _, _ in costs]
@@ -123,4 +133,6 @@ def first_places(costs: Sequence[tuple[int, float, float]], places: int) -> list
     rest = sorted(largest[len(chosen) :], key=lambda cost: (cost[1], cost[0]))
     spread = places - len(chosen)
     chosen += [rest[round(index * (len(rest) - 1) / max(1, spread - 1))] for index in range(spread)]
+    if sure and not sure & {number for number, _, _ in chosen}:
+        chosen[-1] = next(cost for cost in largest if cost[0] in sure)
     return [number for number, _, _ in dict.fromkeys(chosen)]

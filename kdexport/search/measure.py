@@ -208,17 +208,20 @@ class Miss:
     by: float  # by what share: 0.35 is 35 % too much
 
 
-def misses(found: Figures, budget: Budget) -> list[Miss]:
-    """Return the limits that a file is beyond with its whole 95 % interval; those within it are left for later."""
+def misses(found: Figures, budget: Budget, *, sure: bool = False) -> list[Miss]:
+    """Return the limits that a file is beyond with its whole 95 % interval; those within it are left for later.
+
+    With ``sure``, the limits that it does not hold with its whole interval.
+    """
     missed = []
-    low = found.latency_ms_ci95[0] if found.latency_ms_ci95 else found.latency_ms
-    if budget.latency_ms is not None and low > budget.latency_ms:
+    least, most = found.latency_ms_ci95 or (found.latency_ms, found.latency_ms)
+    if budget.latency_ms is not None and (most if sure else least) > budget.latency_ms:
         shown = _with(figures.ms(found.latency_ms), figures.ms_interval(found.latency_ms_ci95))
         missed.append(
             Miss(f"latency {shown}, budget {figures.ms(budget.latency_ms)}", found.latency_ms / budget.latency_ms - 1)
         )
-    high = found.speedup_ci95[1] if found.speedup_ci95 else found.speedup
-    if budget.speedup is not None and high < budget.speedup:
+    least, most = found.speedup_ci95 or (found.speedup, found.speedup)
+    if budget.speedup is not None and (least if sure else most) < budget.speedup:
         shown = _with(figures.times(found.speedup), figures.times_interval(found.speedup_ci95))
         missed.append(
             Miss(f"speed-up {shown}, budget {figures.times(budget.speedup)}", budget.speedup / found.speedup - 1)
@@ -236,6 +239,11 @@ def misses(found: Figures, budget: Budget) -> list[Miss]:
 def within(measured: Measured, budget: Budget) -> list[str]:
     """Return the precisions in which a candidate is not shown to be over the budget."""
     return [precision for precision, found in measured.files.items() if not misses(found, budget)]
+
+
+def surely_within(measured: Measured, budget: Budget) -> bool:
+    """Whether a candidate holds the budget, in some precision, with its whole interval."""
+    return any(not misses(found, budget, sure=True) for found in measured.files.values())
 
 
 def nearest_miss(measured: Measured, budget: Budget) -> tuple[float, str]:

@@ -8,7 +8,7 @@ search goes on, and several processes on one directory share the trainings.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from kdexport.models.fitted_data import load_run_data
 from kdexport.progress import SILENT, Progress, Task
 from kdexport.recipe import Recipe
 from kdexport.search import halving
-from kdexport.search.candidates import measure_candidates
+from kdexport.search.candidates import measure_candidates, measured_of
 from kdexport.search.context import SearchContext, ready_teacher, search_of, study_key, teacher_run
 from kdexport.search.final import conclude, nothing_fits
 from kdexport.search.halving import Rung
+from kdexport.search.measure import surely_within
 from kdexport.search.results import SearchResult
 from kdexport.search.space import Candidate, Spaces, variations
 from kdexport.search.study import Entry, Study, alone, check_optuna, check_own, storage_faults, worker
@@ -118,7 +119,7 @@ def _entrants(context: SearchContext) -> list[int]:
                 measured = entry.measured or {}
                 latency = min(found["latency_ms"] for found in measured["files"].values())
                 costs.append((entry.number, latency, float(measured["parameters"]) * float(measured["macs"] or 1)))
-            settled = sorted(halving.first_places(costs, context.search.trained))
+            settled = sorted(halving.first_places(costs, context.search.trained, _sure(context, left)))
             study.keep("entrants", settled)
         for entry in context.entries():
             if entry.state == "open" and entry.number not in settled and not entry.begins_late:
@@ -200,7 +201,8 @@ def _decide(context: SearchContext, entrants: list[int], rung: Rung) -> None:
             }
             latency = {entry.number: fastest(entry) for entry in left}
             labels = {entry.number: entry.label for entry in left}
-            decided = halving.decide(scored, rung.places, latency, labels) if left else {}
+            sure = _sure(context, left)
+            decided = halving.decide(scored, rung.places, latency, labels, sure) if left else {}
             settled = {
                 str(number): f"after {rung.epochs} epoch{'' if rung.epochs == 1 else 's'} {why}"
                 for number, why in decided.items()
@@ -245,6 +247,11 @@ def _add_variations(context: SearchContext, best: Entry, methods: list[dict[str,
         candidate = Candidate(base.space, base.values, base.precisions, method)
         if candidate.key not in known and context.recipe_of(candidate).distill != own:
             context.study.add(candidate, context.spaces, measured=best.measured, begins_late=True)
+
+
+def _sure(context: SearchContext, entries: Sequence[Entry]) -> set[int]:
+    """Return the numbers of those that hold the budget with their whole interval."""
+    return {entry.number for entry in entries if surely_within(measured_of(entry), context.search.budget)}
 
 
 def fastest(entry: Entry) -> float:

@@ -40,6 +40,21 @@ def test_those_that_cannot_be_told_apart_stay_as_far_as_there_are_places() -> No
     assert all("no place left among 2" in why for why in out.values())
 
 
+def test_the_best_that_is_surely_within_the_budget_goes_on() -> None:
+    """Else all finalists may prove to be over the budget once they are measured for longer."""
+    found = {0: scored(190), 1: scored(150), 2: scored(140), 3: scored(189)}
+    labels = dict.fromkeys(found, "x")
+    assert sorted(decide(found, 2, dict.fromkeys(found, 1.0), labels, {1, 2})) == [2]
+    assert sorted(decide(found, 2, dict.fromkeys(found, 1.0), labels, {2, 3})) == [1, 2]
+    assert sorted(decide(found, 1, dict.fromkeys(found, 1.0), labels, set())) == [1, 2, 3]
+
+
+def test_one_that_is_surely_within_the_budget_begins() -> None:
+    costs = [(number, float(number), float(number)) for number in range(10)]
+    assert {4, 9, 8} <= set(first_places(costs, 4, {4, 3}))
+    assert first_places(costs, 4, {9}) == first_places(costs, 4)
+
+
 def test_of_equal_scores_the_fastest_comes_first() -> None:
     found = {0: scored(190), 1: scored(190), 2: scored(180)}
     assert ranked(found, {0: 2.0, 1: 1.0, 2: 0.1}) == [1, 0, 2]

@@ -11,7 +11,7 @@ import pytest
 from kdexport.recipe import Budget
 from kdexport.results import Evaluation, ModelFile, Score
 from kdexport.search.final import requirements
-from kdexport.search.measure import Figures, Measured, misses, nearest_miss, within
+from kdexport.search.measure import Figures, Measured, misses, nearest_miss, surely_within, within
 from kdexport.search.pick import Finished, choose
 from kdexport.search.space import Spaces
 from kdexport.search.study import Study
@@ -38,6 +38,10 @@ TEACHER = accuracy(390)
 def test_what_is_over_the_budget_by_its_whole_interval_is_out() -> None:
     budget = Budget(latency_ms=2.0, size_mib=1.0, memory_mib=60.0)
     assert misses(figures(2.03), budget) == []  # the interval reaches below: left for later
+    assert not surely_within(Measured(1, 1, 1.0, {"fp32": figures(1.97)}), budget)  # and above
+    assert surely_within(Measured(1, 1, 1.0, {"fp32": figures(9.0), "int8": figures(1.9)}), budget)
+    assert not surely_within(Measured(1, 1, 1.0, {"fp32": figures(5.0)}), Budget(speedup=2.0))
+    assert surely_within(Measured(1, 1, 1.0, {"fp32": figures(4.8)}), Budget(speedup=2.0))
     (over,) = misses(figures(2.1), budget)
     assert over.words == "latency 2.10 ms (2.06–2.14 ms), budget 2.00 ms"
     assert over.by == pytest.approx(0.05)
