@@ -68,7 +68,7 @@ def one(name: str, source: str, folder: Path) -> dict[str, object]:
         {
             "name": name,
             "data": {"source": source, "val_fraction": 0.3},
-            "teacher": {"model": f"{NETS}:{name}", "train": {"epochs": 3, "batch_size": 16}},
+            "teacher": {"model": f"{NETS}:{name}", "train": {"epochs": 12, "batch_size": 16}},
             "student": {"model": "teacher", "prune": {"keep": KEEP}},
             "distill": {"epochs": 1, "batch_size": 32, "baseline": False, "views": 1},
             "export": {"quantize": ["int8"], "calibration": "minmax", "calibration_samples": 64},
