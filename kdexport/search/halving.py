@@ -80,8 +80,9 @@ def decide(
             rest.append(number)
     for number in rest[places:]:
         out[number] = f"no place left among {places}: not told from {labels[best]}, and scores less"
-    if not sure & (scored.keys() - out.keys()):
-        out.pop(next((number for number in order if number in sure), None), None)
+    best_sure = next((number for number in order if number in sure), None)
+    if best_sure is not None and not sure & (scored.keys() - out.keys()):
+        del out[best_sure]
     return out
 
 
