@@ -4,6 +4,8 @@ The same rounds of fresh processes in turns as a benchmark, on the recipe's firs
 without memory, energy and scores; and the profile of a file.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

@@ -54,10 +54,11 @@ def reason(stderr: str, code: int) -> tuple[str, str]:
         stderr: What Python and the libraries printed.
         code: The process's exit code, negative for a signal.
     """
-    told = [line.strip() for line in stderr.splitlines() if ERROR.match(line)]
     ended = signal.Signals(-code).name if code < 0 else ""
-    why = "; ".join(filter(None, (ended, *told[-1:]))) or f"it ended with code {code}"
-    hint = next((hint for pattern, hint in FAULTS if re.search(pattern, stderr)), None)
+    pattern, hint = next(((pattern, hint) for pattern, hint in FAULTS if re.search(pattern, stderr)), ("", ""))
+    lines = [line.strip() for line in stderr.splitlines() if ERROR.match(line)]
+    told = next((line for line in lines if pattern and re.search(pattern, line)), lines[-1] if lines else "")
+    why = "; ".join(filter(None, (ended, told))) or f"it ended with code {code}"
     return why, hint or (OTHER_BUILD if ended == "SIGILL" else REINSTALL)
 
 

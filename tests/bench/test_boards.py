@@ -101,7 +101,7 @@ def test_ruff_takes_what_a_pack_carries_as_python_3_9():
     ruff = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
     assert "FA102" in ruff["lint"]["select"]
     older = {file for pattern in ruff["per-file-target-version"] for file in _expanded(root, pattern)}
-    assert set(code_files()) <= older
+    assert set(code_files()) - older == set(), "list it in pyproject.toml, under per-file-target-version"
 
 
 def _expanded(root, pattern):
@@ -127,7 +127,7 @@ def _expanded(root, pattern):
         (
             "Error in cpuinfo: failed to parse the list of possible processors in /sys\nterminate called\n"
             "  what():  Failed to initialize CPU info.\n",
-            -6, "SIGABRT; what():  Failed to initialize CPU info.", "mount /sys",
+            -6, "SIGABRT; Error in cpuinfo: failed to parse", "mount /sys",
         ),
         ("Fatal Python error: Segmentation fault\n", -11, "SIGSEGV", "another Python or processor"),
         ("ImportError: x.so: wrong ELF class: ELFCLASS32\n", 1, "ELFCLASS32", "another Python or processor"),
