@@ -341,7 +341,7 @@ def test_the_token_without_its_slash_leads_to_the_page_and_hosts_are_this_machin
 
 
 @pytest.mark.parametrize("with_openssl", [False, True])
-def test_https_has_a_certificate_for_its_names_and_says_so_to_plain_http(built, monkeypatch, with_openssl) -> None:
+def test_https_is_for_its_names_tells_plain_http_and_waits_for_nobody(built, monkeypatch, with_openssl) -> None:
     if with_openssl:
         if shutil.which("openssl") is None:
             pytest.skip("no openssl on PATH")
@@ -351,6 +351,7 @@ def test_https_has_a_certificate_for_its_names_and_says_so_to_plain_http(built, 
     context, fingerprint = certificate.context_for(["127.0.0.1", "localhost", "fd00::1"])
     assert len(fingerprint) == 95
     server = PageServer({"index.html": b"page"}, isolated=True, tls=context)
+    silent = socket.create_connection(("127.0.0.1", server.port), timeout=5)  # one that begins no TLS holds up nobody
     try:
         raw = ssl.get_server_certificate(("127.0.0.1", server.port), timeout=10)
         trusting = ssl.create_default_context(cadata=raw)
@@ -365,6 +366,7 @@ def test_https_has_a_certificate_for_its_names_and_says_so_to_plain_http(built, 
         assert b"put https:// before" in plain.getresponse().read()
         plain.close()
     finally:
+        silent.close()
         server.close()
 
 

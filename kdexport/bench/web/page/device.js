@@ -1,7 +1,7 @@
 // The page that a phone opens: says what will be measured and what this browser has, measures by plan.js in workers,
 // and hands the recording over: to the kdexport that serves it, or as a download. It keeps what is done in the tab's own
 // storage, so that a page that was reloaded, or put to sleep, goes on where it stood.
-import { Interrupted, conditions, measure, median } from "./plan.js";
+import { Interrupted, conditions, halfWidth, measure, median, ratios } from "./plan.js";
 
 const RETRY_MS = 2000;
 const SEND_MS = 4000; // that a round waits for what was measured to be sent
@@ -153,6 +153,9 @@ function describe() {
     label.append(box, text);
     at("devices").append(label);
   }
+  if (plan.devices.every((device) => facts.lacks[device])) {
+    show("fault", `Nothing can be measured in this browser: ${facts.lacks[plan.devices[0]]}.`);
+  }
   const step = facts.isolated ? "cross-origin isolated" : "not cross-origin isolated, so its clock is coarse";
   at("context").textContent = `${facts.secure ? "A secure context" : "No secure context"}, ${step}. ${
     facts.cores ? `${facts.cores} cores` : "The number of cores is not told"}.`;
@@ -223,8 +226,9 @@ async function send(complete) {
 
 function offerDownload() {
   const name = record.device.name.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^-+|-+$/g, "") || "device";
+  // Of a type that no browser shows by itself: on iOS a JSON file is opened in the place of this page, and not saved.
   const document_ = { ...recording(record.complete), plan: plan.document };
-  at("download").href = URL.createObjectURL(new Blob([JSON.stringify(document_)], { type: "application/json" }));
+  at("download").href = URL.createObjectURL(new Blob([JSON.stringify(document_)], { type: "application/octet-stream" }));
   at("download").download = `kdexport-${name}.json`;
   at("download").hidden = false;
 }
@@ -335,6 +339,15 @@ function afterCrash() {
   }
 }
 
+/** How many times faster than the baseline, turn by turn, and how well that is known. */
+function speedUp(first, one) {
+  const found = ratios(first, one);
+  if (!found.length) return "";
+  const ratio = Math.exp(found.reduce((sum, each) => sum + Math.log(each), 0) / found.length);
+  const half = halfWidth(found);
+  return `${ratio.toPrecision(3)}×${half === null ? "" : ` ±${Math.max(1, Math.round(half * 100))} %`}`;
+}
+
 function table() {
   at("table").replaceChildren();
   const groups = Map.groupBy
@@ -368,9 +381,9 @@ function table() {
         row.append(failed);
         continue;
       }
-      const [base, own] = [first.failure ? null : time(first), time(one)];
+      const own = time(one);
       row.append(cell("td", own < 0.1 ? `${(own * 1e3).toPrecision(3)} µs` : `${own.toPrecision(3)} ms`));
-      row.append(cell("td", one === first || !base ? "" : `${(base / own).toPrecision(3)}×`));
+      row.append(cell("td", one === first || first.failure ? "" : speedUp(first, one)));
     }
     at("table").append(made);
   }

@@ -165,7 +165,7 @@ async function settle(plan, condition, results, record, host) {
     await host.quiet();
     const began = host.seconds();
     const count = Math.max(...results.map((one) => one.rounds.length));
-    host.note(`${condition.device}, round ${count + 1}`);
+    host.note(`round ${count + 1} on ${condition.device}`);
     try {
       const found = await oneRound(plan, condition, waiting.map(of), count, host);
       for (const [one, round] of found) if (!one.failure) one.rounds.push(round);
