@@ -284,6 +284,8 @@ def bench(
 
         of_serve = {"--host": host, "--port": port, "--https": https, "--expect": expect}
         bench_serve.check_flags(of_serve, serve=serve, pack=pack, remote=remote)
+        if serve and not device:  # a recipe's devices are this machine's: a page takes what its browser has
+            flags["devices"] = ["cpu"]
         paths = [Path(name) for name in models]
         request = request_for(
             paths,
