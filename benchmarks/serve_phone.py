@@ -46,7 +46,7 @@ AGENT = (
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Mobile Safari/537.36"
 )
 SHAPE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-RULE = ["--rounds", "3", "--min-seconds", "0.3", "--max-seconds", "4", "--precision", "0.1"]
+RULE = ["--rounds", "5", "--min-seconds", "0.5", "--max-seconds", "6", "--precision", "0.1"]
 DONE_MS = 400_000
 
 
@@ -288,7 +288,7 @@ def prefer_pages() -> None:
     while True:
         for pid in [os.getpid(), *processes.descendants(os.getpid())]:
             with contextlib.suppress(OSError):
-                Path(f"/proc/{pid}/autogroup").write_text("-10")
+                Path(f"/proc/{pid}/autogroup").write_text("-14")
         time.sleep(0.5)
 
 

@@ -192,6 +192,9 @@ def bench_of(
     for one in recording.results:
         made = _measured(one, recording.device, machine, plan, settings, stopped)
         (measurements if isinstance(made, Measurement) else failures).append(made)  # type: ignore[arg-type]
+        if isinstance(made, Measurement) and stopped and len(one.rounds) < settings.rounds:
+            why = f"{stopped}, after {len(one.rounds)} of at least {settings.rounds} rounds"
+            failures.append(Failure(one.model, one.device, one.batch_size, one.threads, why))
     if not recording.results:
         why = stopped or "nothing was measured"
         failures += [

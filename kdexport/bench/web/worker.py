@@ -288,7 +288,7 @@ def reason(text: str, version: str) -> str:
     if "SafeInt" in text and "Integer overflow" in text:
         return "out of memory: a tensor's size is beyond the 4 GiB that WASM can address"
     short = CREATE.sub("", text)
-    return f"out of memory: {short}" if MEMORY.search(short) else short
+    return f"out of memory: {short}" if MEMORY.search(short) and not short.startswith("out of memory") else short
 
 
 def adapter_name(adapter: Mapping[str, Any] | None) -> str | None:

@@ -1,7 +1,9 @@
 """Measured in a real browser, where Chromium and onnxruntime-web are there."""
 
 import os
+import queue
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from kdexport.bench.web.devices import web_device
 from kdexport.bench.worker_group import child_for
 from kdexport.errors import KDExportError
 from kdexport.onnx.describe import describe_file
+from kdexport.results import BenchResult
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,48 @@ def test_a_browser_that_does_not_start_is_one_models_failure_in_words(web, model
     ):
         child.ask(do="ready")
     assert "--browser PATH" in fault.value.hint
+
+
+def test_a_phones_page_measures_and_its_result_arrives(web, models, once) -> None:
+    """From the address to the bench result: 390 pixels, touch, over http."""
+    from playwright.sync_api import sync_playwright
+
+    from kdexport.bench.web import serve
+    from kdexport.progress import Silent
+
+    settings = once.model_copy(update={"devices": ("web:wasm",), "web_runtime": web.runtime, "timeout_s": 60.0})
+    request = stage.BenchRequest([describe_file(models / "a.onnx")], settings, "phones")
+    opened: queue.Queue[str] = queue.Queue()
+    arrived: list[BenchResult] = []
+
+    def answer() -> None:
+        arrived.extend(
+            serve.serve(
+                request, host="127.0.0.1", port=0, https=False, expect=1, finished=lambda *_: None, progress=Silent(),
+                announce=lambda address: opened.put(address.urls[0]),
+            )
+        )  # fmt: skip
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with sync_playwright() as playwright:
+        chromium = browser.launch(playwright, web.browser, webgpu=False)
+        shape = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+        page = chromium.new_context(**shape).new_page()
+        faults: list[str] = []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(opened.get(timeout=60))
+        page.locator("#name").fill("Mine")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.locator("#start").tap()
+        page.locator("#sent").get_by_text("arrived").wait_for(timeout=120_000)
+        assert page.locator("#table tbody tr").count() == 1
+        chromium.close()
+    thread.join(60)
+    (result,) = arrived
+    (one,) = result.measurements
+    assert (one.model, one.machine, one.device, one.placement) == ("a", "Mine", "web:wasm", {"wasm": 1.0})
+    assert result.machine.versions["onnxruntime-web"] == web.runtime_version
+    assert one.memory_mib.wasm_heap is not None
+    assert not faults
+    assert not result.failures

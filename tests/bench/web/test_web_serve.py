@@ -221,12 +221,15 @@ def test_a_device_that_falls_silent_is_told_with_what_it_had(built, monkeypatch)
     monkeypatch.setattr(serve, "LOOK_SECONDS", 0.001)
     now = [100.0]
     devices = serve.Devices(built.document, Silent(), lambda: now.__setitem__(0, now[0] + 1) or now[0])
-    half = recorded(WHOLE[0], result("b", rounds=0), complete=False)
+    half = recorded(WHOLE[0], result("a", 3, rounds=1), result("b", rounds=0), complete=False)
     assert devices.receive(json.dumps(half).encode())[0] == 200
     (made,) = finished(devices, timeout_s=10)
-    assert [one.model for one in made.measurements] == ["a"]
+    assert [(one.model, one.batch_size) for one in made.measurements] == [("a", 1), ("a", 3)]
     assert made.measurements[0].warnings[0].startswith("nothing was heard from it for 10 s: this holds what was")
-    assert [(one.model, one.reason) for one in made.failures] == [("b", "nothing was heard from it for 10 s")]
+    assert [(one.model, one.reason) for one in made.failures] == [
+        ("a", "nothing was heard from it for 10 s, after 1 of at least 3 rounds"),
+        ("b", "nothing was heard from it for 10 s"),
+    ]
     assert devices.receive(json.dumps(recorded(*WHOLE)).encode())[0] == 404  # too late, and said
 
 

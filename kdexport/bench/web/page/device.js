@@ -6,6 +6,7 @@ import { Interrupted, conditions, halfWidth, measure, median, ratios } from "./p
 const RETRY_MS = 2000;
 const SEND_MS = 4000; // that a round waits for what was measured to be sent
 const ANSWER_MS = 60000;
+const UNKNOWN = 0.3; // half-width of a speed-up's interval, beyond which it says nothing
 const NAMES = {
   "web:wasm": "WebAssembly, one thread",
   "web:wasm-threads": "WebAssembly, several threads",
@@ -345,6 +346,7 @@ function speedUp(first, one) {
   if (!found.length) return "";
   const ratio = Math.exp(found.reduce((sum, each) => sum + Math.log(each), 0) / found.length);
   const half = halfWidth(found);
+  if (half > UNKNOWN) return "not known";
   return `${ratio.toPrecision(3)}×${half === null ? "" : ` ±${Math.max(1, Math.round(half * 100))} %`}`;
 }
 
@@ -417,8 +419,7 @@ async function work() {
 }
 
 async function begin() {
-  at("opened").hidden = true;
-  at("content").hidden = false;
+  show("opened", "One moment: this browser is looked at.");
   let text;
   try {
     text = await new Response(new Blob(await fetched("plan.json"))).text();
@@ -428,13 +429,13 @@ async function begin() {
     await look();
   } catch (error) {
     at("content").hidden = false;
+    at("opened").hidden = at("start-section").hidden = true;
     return show("fault", `This page could not be set up: ${error.message}. Open the address anew that kdexport shows.`);
   }
   document.addEventListener("visibilitychange", () => {
     hidden += document.hidden;
   });
   globalThis.addEventListener("pagehide", () => host.at(null));
-  describe();
   at("start").addEventListener("click", () => {
     record = {
       started: new Date().toISOString(), complete: false, delivered: false, results: [], spent_s: {}, crashes: {},
@@ -443,6 +444,9 @@ async function begin() {
     store();
     work();
   });
+  describe();
+  at("opened").hidden = true;
+  at("content").hidden = false; // not before: a tap would do nothing
   record = stored();
   if (!record) return null;
   for (const box of document.querySelectorAll("input[name=device]")) box.checked = record.chosen.includes(box.value);
