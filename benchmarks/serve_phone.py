@@ -10,7 +10,7 @@ Chromium with 390 pixels, touch and a phone's user agent opens what the command 
   wrong tokens, sizes and headers, bare noise) are refused and lose nothing: the result arrives whole;
 - over https with a certificate made on the spot: threads, and WebGPU on the software adapter, which the figures say;
 - a packed page on Python's own static web server offers the same as a file;
-- `kdexport report` joins all three with the CPU's figures; a model against itself holds 1.00 in each;
+- `kdexport report` joins all three with the CPU's figures; a model against itself holds 1.00 on WASM;
 - axe finds nothing, light and dark, before, while and after measuring.
 
 Needs Chromium, playwright, axe-playwright-python, segno, and onnxruntime-web in the cache or npm.
