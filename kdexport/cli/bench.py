@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SWEEP = "What to measure on (each may be repeated)"
 RULE = "When it is enough"
 INPUTS = "What is fed"
-ELSEWHERE = "Other machines"
+ELSEWHERE = "Other machines and devices"
 
 
 def bench(

@@ -174,13 +174,14 @@ def test_a_browser_that_does_not_start_is_one_models_failure_in_words(web, model
     assert "--browser PATH" in fault.value.hint
 
 
-def test_a_phones_page_measures_and_its_result_arrives(web, models, once) -> None:
+def test_a_phones_page_measures_and_its_result_arrives(web, models, once, monkeypatch) -> None:
     """From the address to the bench result: 390 pixels, touch, over http."""
     from playwright.sync_api import sync_playwright
 
     from kdexport.bench.web import serve
     from kdexport.progress import Silent
 
+    monkeypatch.setattr(serve, "ANSWER_SECONDS", 0.2)
     settings = once.model_copy(update={"devices": ("web:wasm",), "web_runtime": web.runtime, "timeout_s": 60.0})
     request = stage.BenchRequest([describe_file(models / "a.onnx")], settings, "phones")
     opened: queue.Queue[str] = queue.Queue()

@@ -510,3 +510,90 @@ def test_the_command_writes_shows_and_says_what_failed(request_, tmp_path, monke
     fault = bench_serve.failures(given)
     assert fault is not None
     assert "My phone: b on web:wasm, batch 3: " in fault.message
+
+
+DEVICE = """
+const { measure } = await import(process.argv[1]);
+const plan = {
+  models: ["a", "b", "bad"].map((name) => ({ name, url: name, external: [], inputs: { 1: [], 2: [] } })),
+  devices: ["web:wasm"], batch_sizes: [1, 2], threads: [1], runtime: { wasm: {} }, empty: "e",
+  settings: { rounds: 3, min_seconds: 0.03, max_seconds: 1e-9, min_runs: 1, precision: 1, timeout_s: 1 },
+};
+let hidden = 0, turns = 0, workers = 0, alive = 0, started = [];
+const notes = [], saved = [];
+const host = {
+  worker: async () => {
+    workers += 1; alive += 1;
+    return {
+      end: () => { alive -= 1; },
+      ask: async (task) => {
+        if (task.do === "load") started.push(task.model);
+        if (task.model === "bad" && task.do === "prepare") throw new Error("it breaks");
+        if (task.do === "memory") return { wasm_heap: 16, page: null, log: ["x  Conv (", "secret"] };
+        if (task.do === "prepare") {
+          return { first_run_ms: 1, stable: true, nan: [], calls_per_sample: 1, step_ms: 0.1 };
+        }
+        if (task.do === "turn") {
+          turns += 1;
+          if (turns === 5) hidden += 1;
+          return { samples: [6e6], calls_per_sample: 1 };
+        }
+        return { load_ms: 2 };
+      },
+    };
+  },
+  quiet: async () => {}, disturbed: () => hidden, note: (text) => notes.push(text), at: () => {},
+  save: async () => saved.push(JSON.stringify(record)), seconds: () => 0,
+};
+const chosen = [{ device: "web:wasm", threads: 1, lacks: null }];
+let record = { results: [], spent_s: {} };
+await measure(plan, chosen, record, host);
+const whole = record;
+// What a page that was reloaded after the first round finds, and goes on with.
+record = JSON.parse(saved.find((text) => JSON.parse(text).results[0].rounds.length === 1));
+const before = turns;
+await measure(plan, chosen, record, host);
+console.log(JSON.stringify({ whole, resumed: record, more: turns - before, alive, notes, started }));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node on PATH, which runs the page's own plan here")
+def test_a_page_goes_on_after_it_was_hidden_failed_once_or_was_loaded_anew() -> None:
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", DEVICE, (PAGE / "plan.js").as_uri()],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["alive"] == 0  # each worker is ended
+    assert [note for note in found["notes"] if "hidden" in note] == [
+        "this page was hidden: that round is measured again"
+    ]
+    for record in (found["whole"], found["resumed"]):
+        rounds = {(one["model"], one["batch_size"]): len(one["rounds"]) for one in record["results"]}
+        assert rounds == {("a", 1): 3, ("b", 1): 3, ("bad", 1): 0, ("a", 2): 3, ("b", 2): 3, ("bad", 2): 0}
+        assert [one["failure"] for one in record["results"]] == [None, None, "it breaks"] * 2
+        assert all(len(part["turns"]) == 2 for one in record["results"] for part in one["rounds"])
+    assert found["more"] == 16  # two rounds of two models at two batch sizes, two turns each
+    assert found["whole"]["results"][0]["placement_log"] == ["  Conv ("]
+    assert found["started"][6:9] == ["a", "b", "bad"]  # after six that only told their memory
+
+
+def test_a_device_that_was_given_up_and_comes_back_is_waited_for(built, monkeypatch) -> None:
+    monkeypatch.setattr(serve, "LOOK_SECONDS", 0.001)
+    now = [100.0]
+    devices = serve.Devices(built.document, Silent(), lambda: now[0])
+    half = json.dumps(recorded(WHOLE[0], complete=False)).encode()
+    assert devices.receive(half)[0] == 200
+    assert devices.receive(json.dumps(recorded(complete=False, id="d" * 24)).encode())[0] == 200
+    told = []
+
+    def finished_(result, number: int) -> None:
+        told.append((number, len(result.measurements)))
+        if len(told) == 1:  # it wakes up while another is at work
+            devices.receive(json.dumps(recorded(*WHOLE)).encode())
+
+    now[0] += 11
+    devices.receive(json.dumps(recorded(complete=False, id="d" * 24)).encode())
+    threading.Timer(0.1, lambda: now.__setitem__(0, now[0] + 11)).start()
+    devices.wait(10, 1, finished_, lambda: 0.0)
+    assert told == [(1, 1), (1, 4), (2, 0)]
