@@ -41,6 +41,7 @@ BENCHMARKS = (
     Benchmark("bench_sleep", 0.2),
     Benchmark("bench_memory", 0.5),
     Benchmark("bench_pack", 1),
+    Benchmark("bench_boards", 20, more="Pythons and roots of other systems, see its docstring"),
     Benchmark("bench_overhead", 1),
     Benchmark("profile_sums", 10),
     Benchmark("bench_openvino", 3, more="an environment with onnxruntime-openvino, see its docstring"),
