@@ -47,6 +47,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--max-seconds", type=float, metavar="S", help="time on the clock per model, at most; as packed"
     )
+    parser.add_argument("--power-command", metavar="CMD", help="a command that prints watts; as packed")
     parser.add_argument("--allow-fallback", action="store_true", help="measure even where operators fall back")
     parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
     flags = parser.parse_args()
@@ -130,6 +131,7 @@ def _job(folder: Path, flags: argparse.Namespace) -> Job:
             settings,
             allow_fallback=settings.allow_fallback or flags.allow_fallback,
             max_seconds=flags.max_seconds or settings.max_seconds,
+            power_command=flags.power_command or settings.power_command,
         ),
         tuple(flags.device or packed["devices"]),
         tuple(flags.batch_size or packed["batch_sizes"]),

@@ -99,6 +99,8 @@ def test_the_device_can_say_how_long_it_measures(packed, tmp_path, monkeypatch):
     for arguments, expected in ([], 0.05), (["--max-seconds", "7.5"], 7.5):
         monkeypatch.setattr(sys, "argv", ["p.pyz", *arguments])
         assert _job(tmp_path / "there", _parse()).plan.settings.max_seconds == expected
+    monkeypatch.setattr(sys, "argv", ["p.pyz", "--power-command", "watts 5V"])
+    assert _job(tmp_path / "there", _parse()).plan.settings.power_command == "watts 5V"
     for wrong in ("0", "-1", "nan", "inf", "soon"):
         monkeypatch.setattr(sys, "argv", ["p.pyz", "--max-seconds", wrong])
         with pytest.raises(SystemExit):
