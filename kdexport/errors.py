@@ -14,6 +14,7 @@ Anything else that escapes is a fault of kdexport and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME, MOST_NAMES = 200, 2000  # that are compared: the time grows with the square of their length
 EXIT_USER_ERROR = 1
 EXIT_REQUIREMENT = 3
 EXIT_INTERRUPTED = 130
@@ -68,5 +69,6 @@ class Terminated(KeyboardInterrupt):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"did you mean 'x'? "`` where a known name is close, else an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    likely = [one for one in known if len(one) <= LONGEST_NAME] if len(name) <= LONGEST_NAME else []
+    near = difflib.get_close_matches(name, likely[:MOST_NAMES], n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'? " if near else ""

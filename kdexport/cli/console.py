@@ -9,7 +9,9 @@ import io
 import json as json_module
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -144,7 +146,7 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
     """
     stdout = sys.stdout
     try:
-        with redirect_stdout(sys.stderr):
+        with _terminated_as_interrupted(), redirect_stdout(sys.stderr):
             yield Console(json, quiet, verbose, stdout)
     except KDExportError as error:
         if verbose:
@@ -177,6 +179,23 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
         if artifacts.is_main():  # of several, one says it
             _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
         raise typer.Exit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: what is half-written goes, and workers end."""
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _shortened(text: str) -> str:

@@ -8,7 +8,6 @@ import codecs
 import csv
 import itertools
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ ENCODINGS = (
 )  # by what a file begins with
 SEPARATOR_LINE = re.compile(r"sep=(.)\s*$")  # Excel's first line
 LINES_SHOWN = 10
+LONGEST = 1 << 24  # characters of a header or a cell: a book is shorter
 
 
 def read_rows(path: Path, wanted: Sequence[tuple[str, str]]) -> tuple[list[dict[str, str]], list[int], list[str]]:
@@ -60,14 +60,13 @@ def read_csv(path: Path, wanted: Sequence[tuple[str, str]]) -> CsvRows:
     """
     if not path.is_file():
         raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
-    csv.field_size_limit(sys.maxsize)
     with path.open("rb") as handle:
         start = handle.read(4)
     encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8-sig")
     names, notes = [column for _, column in wanted], []
     try:
         with path.open(newline="", encoding=encoding) as handle:
-            head = handle.readline()
+            head = first_line(handle, path)
             mark = SEPARATOR_LINE.match(head)
             skipped = 1 if mark else 0
             head = next((line for line in itertools.chain([head], handle) if line.strip()), "")
@@ -100,6 +99,21 @@ def read_csv(path: Path, wanted: Sequence[tuple[str, str]]) -> CsvRows:
     return CsvRows(
         tuple(columns), [record.cells for record in records], [record.last for record in records], tuple(notes)
     )
+
+
+def first_line(handle: TextIO, path: Path) -> str:
+    """Return the line that should be the header, and set how long a cell may be.
+
+    Raises:
+        SourceError: It does not end.
+    """
+    csv.field_size_limit(LONGEST)
+    line = handle.readline(LONGEST)
+    if len(line) == LONGEST:
+        raise SourceError(
+            f"{path} has a first line of more than {LONGEST:,} characters", hint="give a header of column names"
+        )
+    return line
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.data.csv_files import DELIMITERS, SPLIT_COLUMN, read_rows, split_of_rows
+from kdexport.data.csv_files import DELIMITERS, SPLIT_COLUMN, first_line, read_rows, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_folders
 from kdexport.data.text import INPUT_NAMES, csv_text, encode, token_preprocessing
@@ -88,7 +88,7 @@ def _files(path: Path) -> dict[str, Path]:
 def _header(path: Path) -> tuple[str, ...]:
     """Return the columns of a CSV file, by the delimiter that gives most of them."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as handle:
-        head = handle.readline()
+        head = first_line(handle, path)
     rows = (next(csv.reader([head], delimiter=mark), []) for mark in DELIMITERS)
     return tuple(column.strip() for column in max(rows, key=len))
 

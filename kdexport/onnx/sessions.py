@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 onnxruntime.set_default_logger_severity(4)  # fatal: its errors are raised too, and told in the user's terms
 
 Arrays = tuple[np.ndarray, ...]
+ENDED_S = 5.0  # what ONNX Runtime has to end a run that was interrupted
 
 TYPES = {
     "tensor(float)": np.float32,
@@ -91,7 +93,8 @@ class OnnxSession:
         """Return every output for one batch, fed as it is."""
         if len(inputs) != len(self.input_names):
             raise ValueError(f"{self.name} takes {len(self.input_names)} inputs, and {len(inputs)} were given")
-        return tuple(self.session.run(None, dict(zip(self.input_names, inputs))))
+        feed = dict(zip(self.input_names, inputs))
+        return tuple(_interruptible(self.session, feed))
 
     @property
     def fixed_batch(self) -> int | None:
@@ -264,6 +267,36 @@ def _open(model: Path | bytes, threads: int | None) -> Any:
             f"{what} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}",
             hint="give a whole .onnx file with its external data beside it; a newer opset needs a newer onnxruntime",
         ) from None
+
+
+def _interruptible(session: Any, feed: dict[str, np.ndarray]) -> list[Any]:
+    """Return every output; Ctrl-C ends a run, also of a graph that loops without end.
+
+    Python looks at a signal between two of its instructions, and a run is one: another thread does it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return list(session.run(None, feed))
+    options = onnxruntime.RunOptions()
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.extend(session.run(None, feed, options))
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        options.terminate = True
+        thread.join(ENDED_S)
+        raise
+    if errors:
+        raise errors[0]
+    return results
 
 
 def threads_wanted() -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdexport.data import csv_files
 from kdexport.data.datasets import load_data
 from kdexport.data.text import label_numbers
 from kdexport.errors import SourceError
@@ -404,3 +405,20 @@ def test_texts_with_a_number_to_estimate(bert, tmp_path):
         SourceError, match="sample 40 has 'many' as label, which is no number, on line 42; so do 1 more"
     ):
         load_data(Data(source=source, **keys), 0, tmp_path / "cache", task="regression")
+
+
+@pytest.mark.parametrize("content", ["a" * 3000, "text,label\n" + "a" * 3000 + ",0\n", 'text,label\n"' + "a\n" * 3000])
+def test_lines_and_cells_without_end_are_refused(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_files, "LONGEST", 1000)
+    (tmp_path / "r.csv").write_text(content)
+    limit = csv.field_size_limit()
+    with pytest.raises(SourceError, match=r"1,000 characters|larger than field limit"):
+        csv_files.read_csv(tmp_path / "r.csv", [("label_column", "label")])
+    csv.field_size_limit(limit)
+
+
+def test_a_header_of_many_columns_or_none_is_no_traceback(load, tmp_path):
+    for number, content in enumerate(["a" * 200_000, ",".join(["c" * 140_000] * 2) + "\nx,y\n"]):
+        (tmp_path / f"{number}.csv").write_text(content)
+        with pytest.raises(SourceError):
+            load(f"csv:{tmp_path / f'{number}.csv'}", tokenizer="hf:none")

@@ -1,6 +1,8 @@
 """ONNX files as others write them: raw pixels in, dictionaries out, other types, fixed batches."""
 
 import json
+import signal
+import time
 
 import numpy as np
 import onnx
@@ -256,3 +258,38 @@ def test_metadata_that_kdexport_did_not_write_are_named(tmp_path, text):
         model.predict((IMAGES,))
     with pytest.raises(SourceError, match=r"kdexport\.labels is not what kdexport writes"):
         _ = model.class_names
+
+
+def long_loop(path, trips):
+    number = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["v", "v"], ["w"])], "body",
+        [number("i", TensorProto.INT64, []), number("go", TensorProto.BOOL, []), number("v", TensorProto.FLOAT, None)],
+        [number("on", TensorProto.BOOL, []), number("w", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["trips", ""], ["logits"], body=body)], "g", [number("x", TensorProto.FLOAT, [1, 3])],
+        [number("logits", TensorProto.FLOAT, None)], [numpy_helper.from_array(np.array(trips), "trips")],
+    )  # fmt: skip
+    graph.node[0].input.append("x")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_a_graph_that_does_not_end_is_interrupted(tmp_path):
+    session = OnnxSession(long_loop(tmp_path / "loop.onnx", 30_000))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session((np.ones((1, 3), np.float32),))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    interrupted = time.monotonic() - started
+    session((np.ones((1, 3), np.float32),))  # and this is what it would have taken
+    assert interrupted < (time.monotonic() - started) / 2
