@@ -31,7 +31,7 @@ from kdexport.precisions import PRECISIONS
 from kdexport.results import Interval, MeasuredPrecision, Profile, TimedOn, TriedPrecision
 
 FP32, INT8, FP16, NARROW = "fp32", "int8", "fp16", "int8 of weights"
-SCREENING, DECIDING = (2, 0.3), (5, 1.0)  # rounds of fresh processes, and seconds in all that each file is measured
+SCREENING, DECIDING = (3, 0.3), (5, 1.0)  # rounds of fresh processes, and seconds in all that each file is measured
 WEIGHTS = (0.5, 2.0, 8.0)  # times what a change of precision costs by the profile, which leaves much out
 MOST_CUTS, MOST_TURNED = 4, 3  # candidates that are timed together
 NEAR = 0.97  # of the better whole file's speed: a mixed one that is slower is not worth turning regions of
@@ -67,21 +67,29 @@ class _Candidate:
 
     name: str
     made: str
-    path: Path
-    model: onnx.ModelProto
+    path: Path  # read when it is needed: a dozen graphs in memory are too many
+    quantized: tuple[int, int]  # operators with weights in fewer bits, of how many
     builder: VariantBuilder | None = None  # None for fp32
     kept: tuple[str, ...] = ()  # of int8's operators, those that stay in fp32
     units_in_fp32: frozenset[int] = frozenset()
     turns: Turns = ()
     speedup: float | None = None
+    middle: float = (
+        0.0  # of the rounds' speed-ups: what graphs are ranked by, for one disturbed round may be tenfold off
+    )
     interval: Interval | None = None
     holds: bool | None = None
     told: list[str] = field(default_factory=list)
 
     @property
+    def model(self) -> onnx.ModelProto:
+        """The graph."""
+        return onnx.load(self.path)
+
+    @property
     def speed(self) -> float:
         """Over fp32; 0 where it could not be measured or loses too much."""
-        return self.speedup if self.speedup is not None and self.holds is not False else 0.0
+        return self.middle if self.speedup is not None and self.holds is not False else 0.0
 
 
 def builder(given: VariantInputs) -> VariantBuilder:
@@ -119,7 +127,7 @@ class _Search:
         self.limits: Limits = variants.limits_of(given.spec, given.guard)
         self.tried: dict[str, _Candidate] = {}
         self.refused: list[TriedPrecision] = []
-        fp32 = _Candidate(FP32, "as it is", given.source, onnx.load(given.source), holds=True)
+        fp32 = _Candidate(FP32, "as it is", given.source, _counted(onnx.load(given.source)), holds=True)
         self.fp32 = self.tried[FP32] = fp32
         self.sizes = {**_sizes(given.source, few), **dict.fromkeys(_batch_names(fp32.model), timer.on.batch_size)}
 
@@ -257,7 +265,7 @@ class _Search:
         path = self.folder / f"{name.replace(' ', '-')}.onnx"
         model = quantize.in_order(model)
         onnx.save(model, path)
-        self.tried[name] = _Candidate(name, made, path, model, maker, kept)
+        self.tried[name] = _Candidate(name, made, path, _counted(model), maker, kept)
         return self.tried[name]
 
     def _time(self, candidates: list[_Candidate], how: tuple[int, float]) -> None:
@@ -273,7 +281,9 @@ class _Search:
                 one.told.append(failures[one.name])
             elif FP32 in turns:
                 one.turns = turns[one.name]
-                one.speedup, one.interval = (1.0, None) if one is self.fp32 else _speedup(turns[FP32], one.turns)
+                ratios = statistics.ratios_of_rounds(turns[FP32], one.turns)
+                one.middle = float(np.median(ratios))
+                one.speedup, one.interval = (1.0, None) if one is self.fp32 else statistics.speedup_of_rounds(ratios)
 
     def _profile(self, one: _Candidate) -> Profile | None:
         middle = float(np.median(np.concatenate([np.asarray(turns) for turns in one.turns]))) / 1e6
@@ -283,12 +293,17 @@ class _Search:
         """Time what is left anew, and return what becomes the file."""
         wholes = [self.fp32, *([int8] if int8 is not None and int8.turns else [])]
         half = self.tried.get(FP16)
-        if half is not None and (half.speedup or 0.0) > max(one.speed for one in wholes):
+        if half is not None and half.speed <= max(one.speed for one in wholes):
+            half.told.append("not faster when it was screened")
+        elif half is not None:
             self.tried.pop(FP16)
             real = self._whole(FP16, "as a whole, but for what it cannot hold")
             wholes += [real] if real is not None else []
         mixed = [one for one in self.tried.values() if one not in wholes and one.name != FP16 and one.turns]
-        finalists = self._within_limit(sorted(mixed, key=lambda one: -one.speed))
+        mixed.sort(key=lambda one: -one.speed)
+        finalists = self._within_limit(mixed)
+        for one in mixed[FINALISTS:]:
+            one.told.append("others were faster when it was screened")
         self._time([*wholes, *finalists], DECIDING)
         best = max(wholes[:2], key=lambda one: one.speed)
         for one in sorted([*wholes[2:], *finalists], key=lambda one: -one.speed):
@@ -366,10 +381,13 @@ class _Search:
         )
 
     def _row(self, one: _Candidate) -> TriedPrecision:
-        census = quantize.census(one.model)
-        counted = (census.quantized, census.operators)
         told = "; ".join(one.told)
-        return TriedPrecision(one.name, one.made, counted, one.speedup, one.interval, one.holds, told)
+        return TriedPrecision(one.name, one.made, one.quantized, one.speedup, one.interval, one.holds, told)
+
+
+def _counted(model: onnx.ModelProto) -> tuple[int, int]:
+    census = quantize.census(model)
+    return census.quantized, census.operators
 
 
 def _speedup(baseline: Turns, model: Turns) -> tuple[float, Interval | None]:

@@ -171,6 +171,22 @@ def test_a_gain_within_the_noise_is_none(chain, tmp_path):
     assert model.measured_precision.chosen in (INT8, FP32)
 
 
+def test_a_disturbed_round_of_screening_costs_no_candidate(chain, tmp_path):
+    """Seen on a busy machine: one round of the best file was seven times as slow."""
+
+    class Disturbed(Priced):
+        def turns(self, files, *, rounds, seconds):
+            found, failures = super().turns(files, rounds=rounds, seconds=seconds)
+            slow = {
+                name: (tuple(7 * turn for turn in one[0]), *one[1:]) if name.startswith("mixed") else one
+                for name, one in found.items()
+            }
+            return found if rounds > 3 else slow, failures
+
+    timer = Disturbed((9, 9, 2, 2), (3, 3, 9, 9))
+    assert in_int8(made(chain, tmp_path, timer)[0]) == timer.best()[1]
+
+
 def test_the_limit_holds_whatever_is_faster(chain, tmp_path):
     source, _, samples = chain
     free, _ = made(chain, tmp_path, Priced((9, 9, 2, 9), (3, 3, 9, 3)))
