@@ -1,6 +1,7 @@
 """Does `kdexport bench --serve` hold with a real browser in a phone's shape? The whole way, from address to report.
 
     python benchmarks/serve_phone.py [--uploads 1000] [--shots DIR]
+    python benchmarks/serve_phone.py --beside      # the same model by --serve and by --device web, one after the other
 
 Chromium with 390 pixels, touch and a phone's user agent opens what the command prints, taps Start and waits. Must hold:
 
@@ -33,6 +34,7 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +43,8 @@ from bench_common import OtherLoad, keep, make_model
 from playwright.sync_api import Page, sync_playwright
 
 from kdexport.bench.web import browser, processes, runtime
+from kdexport.results import BenchResult, from_json
+from kdexport.statistics import speedup
 
 AGENT = (
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Mobile Safari/537.36"
@@ -53,8 +57,8 @@ DONE_MS = 400_000
 class Served:
     """A `kdexport bench --serve` that runs."""
 
-    def __init__(self, folder: Path, out: str, *flags: str) -> None:
-        command = [sys.executable, "-m", "kdexport", "bench", "tiny.onnx", "same.onnx", "--serve", *RULE]
+    def __init__(self, folder: Path, out: str, *flags: str, rule: Sequence[str] = RULE, model: str = "tiny") -> None:
+        command = [sys.executable, "-m", "kdexport", "bench", f"{model}.onnx", "same.onnx", "--serve", *rule]
         self.process = subprocess.Popen(
             [*command, "--out", out, *flags], cwd=folder, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -280,6 +284,34 @@ def joined(folder: Path) -> dict[str, Any]:
     }
 
 
+def beside(playwright: Any, path: str) -> dict[str, Any]:
+    """Measure one model and a copy of it by a page that measures by itself, then by one that is driven."""
+    rule = ("--max-seconds", "15")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(make_model(folder, "small"), folder / "same.onnx")
+        chromium = browser.launch(playwright, path, webgpu=False)
+        served = Served(folder, "serve.json", "--device", "web:wasm", rule=rule, model="small")
+        page = opened(chromium, served.url)
+        page.locator("#start").tap()
+        page.locator("#sent").get_by_text("arrived").wait_for(timeout=DONE_MS)
+        chromium.close()
+        served.ended()
+        driven = [sys.executable, "-m", "kdexport", "bench", "small.onnx", "same.onnx", "--device", "web", *rule]
+        subprocess.run([*driven, "--out", "web.json", "--quiet"], cwd=folder, check=True, capture_output=True)
+        found = {}
+        for way in ("serve", "web"):
+            first, second = from_json(BenchResult, json.loads((folder / f"{way}.json").read_text())).measurements
+            ratio, interval = speedup(first.latency_ms, second.latency_ms)
+            found[way] = {
+                "p50_ms": first.latency_ms.p50,
+                "p50_ci95": first.latency_ms.p50_ci95,
+                "against_itself": [ratio, interval],
+                "rounds": len(first.latency_ms.rounds_p50),
+            }
+        return found
+
+
 def prefer_pages() -> None:
     """Let all that this process starts go before other work, again and again; nothing unless root.
 
@@ -296,12 +328,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--uploads", type=int, default=1000)
     parser.add_argument("--shots", type=Path, help="where pictures of the page go")
+    parser.add_argument("--beside", action="store_true", help="compare with --device web alone")
     flags = parser.parse_args()
     if flags.shots:
         flags.shots.mkdir(parents=True, exist_ok=True)
     found: list[str] = []
     threading.Thread(target=prefer_pages, daemon=True).start()
     chosen = browser.find()
+    if flags.beside:
+        with sync_playwright() as playwright, OtherLoad() as load:
+            compared = [beside(playwright, str(chosen.path)) for _ in range(2)]
+        keep("serve_phone_beside", {"browser": f"{chosen.name} {chosen.version}", "runs": compared}, load)
+        return
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright, OtherLoad() as load:
         folder = Path(name)
         shutil.copy(make_model(folder, "tiny"), folder / "same.onnx")
