@@ -257,7 +257,7 @@ def joined(folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "kdexport"]
     rule = [*RULE, "--out", "cpu.json", "--quiet"]
     subprocess.run([*command, "bench", "tiny.onnx", "same.onnx", *rule], cwd=folder, check=True, capture_output=True)
-    files = ["cpu.json", "phone.json", "secure.json", "packed.json"]
+    files = ["desk=cpu.json", "phone.json", "secure.json", "packed.json"]
     done = subprocess.run(
         [*command, "report", *files, "--out", "report", "--json"],
         cwd=folder,
