@@ -3,12 +3,16 @@
 import codecs
 import io
 import json
+import os
+import signal
 import sys
+import time
 
 import pytest
+import typer
 
 from kdexport import terminal
-from kdexport.cli.console import Console, as_ascii, prepare_streams
+from kdexport.cli.console import Console, as_ascii, command, prepare_streams
 from kdexport.errors import KDExportError
 
 
@@ -51,3 +55,16 @@ def test_an_argument_that_is_no_text_is_refused(
     assert "LC_ALL=C.UTF-8" in told
     monkeypatch.setattr(sys, "argv", ["kdexport", "bench", "größe 网.onnx"])
     prepare_streams()
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)  # it is looked at before that is over
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as stop, command(json=False, quiet=True, verbose=False, resumes=True):
+        _terminate()
+    assert stop.value.exit_code == 143
+    assert "error: interrupted\nhint: go on with: " in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
