@@ -151,9 +151,7 @@ class _Search:
         except KDExportError as error:
             self.refused.append(TriedPrecision(precision, made, None, None, None, None, error.message))
             return None
-        changed = set(maker.layers) if maker.changed is None else maker.changed(found.model)
-        kept = tuple(name for name in maker.layers if name not in changed)
-        one = self._add(precision, made, found.model, maker, kept)
+        one = self._add(precision, made, found.model, maker, found.kept)
         one.holds = True
         one.told.append(self.given.guard.sentence(found.score))
         return one
@@ -328,12 +326,10 @@ class _Search:
         first = candidates[0]
         assert first.builder is not None
         try:
-            model, score, _ = restore(first.builder, guard, self.limits, first.kept)
+            model, score, kept, _ = restore(first.builder, guard, self.limits, first.kept)
         except KDExportError as error:
             first.told.append(error.message)
             return []
-        changed = first.builder.changed(model) if first.builder.changed is not None else set()
-        kept = tuple(name for name in first.builder.layers if name not in changed)
         name = f"{first.name}, restored"
         made = self._add(name, f"{first.name} with the most sensitive in fp32", model, first.builder, kept)
         made.holds = True

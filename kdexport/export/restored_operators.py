@@ -74,7 +74,7 @@ def _attempt(
 
 def restore(
     builder: VariantBuilder, guard: AccuracyGuard, limits: Limits, kept: tuple[str, ...] = ()
-) -> tuple[onnx.ModelProto, Score, tuple[str, ...]]:
+) -> tuple[onnx.ModelProto, Score, tuple[str, ...], tuple[str, ...]]:
     """Return operators to fp32, the most sensitive first, until the limits hold.
 
     Args:
@@ -84,7 +84,7 @@ def restore(
         kept: Nodes that are in fp32 already.
 
     Returns:
-        The graph, its score, and in words which operators, and what it cost in size and speed.
+        The graph, its score, what is in fp32, and in words which operators, and what it cost in size and speed.
 
     Raises:
         KDExportError: Not even the last operator in fewer bits holds.
@@ -114,6 +114,7 @@ def restore(
     return (
         model,
         score,
+        (*kept, *names),
         (
             guard.sentence(score),
             f"returned to fp32, {len(names)} of {sum(map(len, ranking))} layers: {', '.join(names)}",

@@ -246,6 +246,7 @@ class Guarded:
 
     model: onnx.ModelProto
     score: Score
+    kept: tuple[str, ...]  # operators in fp32
     notes: tuple[str, ...]  # what it took, in words
 
 
@@ -278,9 +279,9 @@ def guarded_graph(
             )
     else:
         progress.message(f"{builder.precision} {guard.sentence(score)}: returning operators to fp32")
-        model, score, more = restore(builder, guard, limits, kept)
+        model, score, kept, more = restore(builder, guard, limits, kept)
         notes += more
-    return Guarded(model, score, tuple(notes))
+    return Guarded(model, score, kept, tuple(notes))
 
 
 def guard_for(source: Path, data: CalibrationData) -> AccuracyGuard:
