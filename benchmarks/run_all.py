@@ -62,6 +62,7 @@ BENCHMARKS = (
     Benchmark("export_int8_cifar", 10, (f"imagefolder:{DATA}",)),
     Benchmark("export_families", 40),
     Benchmark("export_segmentation", 10),
+    Benchmark("auto_precision", 40),
     Benchmark("pruning_families", 15, (DATA,)),
     Benchmark("export_runtimes", 20),
     Benchmark("search_digits", 8),
