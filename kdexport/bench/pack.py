@@ -39,7 +39,7 @@ MODULES = (
     "onnx/__init__", "onnx/activation", "onnx/layers", "onnx/sessions", "bench/web/__init__", "bench/web/devices",
     "data/__init__", "data/npz_files",
 )  # fmt: skip
-NOT_THERE = ("doctor", "pack", "stage")
+NOT_THERE = ("comparison", "doctor", "pack", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
 MAX_BYTES = 2**28  # of samples as the data give them, unpacked
 # Read by whatever Python the device has, also one that could not even parse the rest.
