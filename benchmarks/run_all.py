@@ -68,7 +68,7 @@ BENCHMARKS = (
     Benchmark("search_digits", 8),
     Benchmark("search_kill", 10),
     Benchmark("search_rank", 5),
-    Benchmark("search_rivals", 900, more="--data and --recordings: many hours"),
+    Benchmark("search_rivals", 130, more="--data and --recordings: two hours"),
     Benchmark("strangers", 120),
     Benchmark("fuzz", 60),
     Benchmark("untrusted", 2),
