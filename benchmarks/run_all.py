@@ -68,6 +68,7 @@ BENCHMARKS = (
     Benchmark("search_digits", 8),
     Benchmark("search_kill", 10),
     Benchmark("search_rank", 5),
+    Benchmark("search_share", 4, more="the recordings of models/spoken_digits"),
     Benchmark("search_rivals", 130, more="--data and --recordings: two hours"),
     Benchmark("strangers", 120),
     Benchmark("fuzz", 60),
