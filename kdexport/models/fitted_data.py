@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,33 @@ from kdexport.tasks.segmentation import VOID
 
 Spec = TeacherSpec | Student
 EMBEDDING, REGRESSION = "embedding", "regression"  # tasks
+
+
+_loaded: ContextVar[dict[str, Dataset] | None] = ContextVar("loaded", default=None)
+
+
+@contextlib.contextmanager
+def loaded_once() -> Iterator[None]:
+    """Within it the same data are loaded once: a search asks for them with each candidate, and a user's own function
+    may take seconds or draw other samples.
+    """
+    token = _loaded.set({})
+    try:
+        yield
+    finally:
+        _loaded.reset(token)
+
+
+def _load(
+    data: Data, seed: int, cache: Path, progress: Progress | None, needed: PicturesNeeded, task: str | None
+) -> Dataset:
+    known = _loaded.get()
+    if known is None:
+        return load_data(data, seed, cache, progress, needed, task)
+    key = key_of(data.model_dump(mode="json"), seed, str(cache.resolve()), needed.key, task)
+    if key not in known:
+        known[key] = load_data(data, seed, cache, progress, needed, task)
+    return known[key]
 
 
 def load_run_data(
@@ -59,7 +87,7 @@ def load_fitted_data(
         SourceError: As ``load_data``; or a network's classes are others than the data's.
     """
     data = data_for(data, [Path(spec.model) for spec in networks if spec.model.endswith(".onnx")])
-    dataset = load_data(data, seed, cache, progress, _pictures_needed(networks), task)
+    dataset = _load(data, seed, cache, progress, _pictures_needed(networks), task)
     dataset = with_own_vocabulary(dataset, data, networks)
     if dataset.task.embeds:  # no output stands for a name
         return _with_doubts(dataset, networks)

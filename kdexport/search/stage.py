@@ -16,7 +16,7 @@ from kdexport.artifacts import RunDirectory
 from kdexport.bench import devices
 from kdexport.bench.web.devices import check_there
 from kdexport.errors import KDExportError
-from kdexport.models.fitted_data import load_run_data
+from kdexport.models.fitted_data import load_run_data, loaded_once
 from kdexport.progress import SILENT, Progress, Task
 from kdexport.recipe import Recipe
 from kdexport.search import halving
@@ -65,7 +65,7 @@ def search(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT)
     progress.message(f"{recipe.name} -> {directory.root}/")
     if code := recipe.code():
         progress.message(code)
-    with storage_faults():
+    with storage_faults(), loaded_once():
         return _search(recipe, directory, progress)
 
 
