@@ -20,6 +20,7 @@ def test_a_users_function_is_called_once_for_all_candidates(tmp_path) -> None:
     def recipe(width: int, classes: int = 2) -> Recipe:
         return Recipe.parse(
             {
+                "name": "once",
                 "data": {"source": f"{tmp_path / 'data.py'}:load", "args": {"classes": classes}},
                 "teacher": {"model": "nets.py:Teacher"},
                 "student": {"model": "nets.py:Student", "args": {"width": width}},
