@@ -10,7 +10,7 @@ import numpy as np
 def load(classes=2):
     with Path(__file__).with_name("calls").open("a") as calls:
         calls.write("x")
-    return np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % classes
+    return {"train": (np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % classes)}
 """
 
 
