@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from kdexport.models.weights import save_weights
 from kdexport.progress import SILENT, Progress
 from kdexport.recipe import Bench, Budget, Recipe, Search
 from kdexport.report.tradeoffs import memory
-from kdexport.results import BenchResult, DistillResult, Interval, ModelFile, TrainedNetwork
+from kdexport.results import BenchResult, DistillResult, Interval, Machine, ModelFile, TrainedNetwork
 from kdexport.stage_cache import as_written, cache_key, data_fingerprint, is_done, mark_done
 
 # Of each file: enough for an interval of some percent, little enough for a search of minutes. Finalists are measured
@@ -127,7 +128,7 @@ class Candidates:
 
     def key(self, recipe: Recipe, precisions: Sequence[str]) -> str:
         """Return what a measurement stands for."""
-        machine = fingerprint()
+        machine = self._machine
         return cache_key(
             "measured candidate",
             network=network_key(recipe.student),
@@ -140,6 +141,10 @@ class Candidates:
             machine=[machine.name, machine.cpu, machine.cores, machine.gpus, machine.versions],
             torch=torch.__version__,
         )
+
+    @cached_property
+    def _machine(self) -> Machine:
+        return fingerprint()  # reads what is installed: a tenth of a second
 
     def known(self, name: str, recipe: Recipe, precisions: Sequence[str]) -> Measured | None:
         """Return what was measured before."""
