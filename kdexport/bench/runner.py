@@ -28,7 +28,7 @@ from kdexport.bench.web.devices import is_web, threads_on
 from kdexport.bench.worker_group import WorkerGroup, child_for, worker_task
 from kdexport.errors import DeviceError, KDExportError
 from kdexport.progress import Progress, Task
-from kdexport.results import Browser, Failure, Latency, Measurement, Memory
+from kdexport.results import Browser, Failure, Measurement, Memory
 from kdexport.statistics import LEAST_ROUNDS
 
 SPEEDUP_PRECISION = 1.5  # times `precision`: two medians are in a ratio, at worst 1.41 times as uncertain as one
@@ -66,6 +66,31 @@ class Series:
     def runs(self) -> int:
         """Samples taken so far, of those that count."""
         return sum(samples.size for samples in self.rounds)
+
+    def measured(self, machine: str, condition: Condition) -> Measurement:
+        """Return the figures of what was taken; what was looked at beside it is for the caller to add."""
+        latency = statistics.latency(self.rounds, self.turns, left_out=self.left_out.calls)
+        if self.calls_per_sample > 1:  # quantiles of means are none of calls
+            latency = dataclasses.replace(
+                latency, p90=None, p95=None, p99=None, p90_ci95=None, p95_ci95=None, p99_ci95=None
+            )
+        browser = self.browser and Browser(**{**self.browser, "calls_per_sample": self.calls_per_sample})
+        return Measurement(
+            model=self.target.name,
+            machine=machine,
+            device=condition.device.name,
+            provider=condition.device.provider,
+            placement=shares(self.placement),
+            batch_size=self.batch_size,
+            threads=condition.threads,
+            latency_ms=latency,
+            throughput_per_s=self.batch_size * self.runs * self.calls_per_sample / self.seconds,
+            load_ms=float(np.median(self.load_ms)),
+            first_run_ms=float(np.median(self.first_run_ms)),
+            memory_mib=self.memory,
+            memory_of_inputs=self.bound_in,
+            browser=browser or None,
+        )
 
 
 @dataclass(frozen=True)
@@ -280,45 +305,27 @@ class Runner:
         return all(width is not None and width <= target for width, target in widths)
 
     def _record(self, one: Series, condition: Condition) -> None:
-        latency = statistics.latency(one.rounds, one.turns, left_out=one.left_out.calls)
-        if one.calls_per_sample > 1:  # quantiles of means are none of calls
-            latency = without_tails(latency)
-        disturbed = host.disturbance(one.left_out, one.surroundings, condition)
+        measured = one.measured(self._machine, condition)
         task = worker_task(one.target, one.batch_size, condition, self._settings)
         extra = energy.Extras()
         if not is_web(condition.device):
             meter, count = self._meter(condition), len(one.placement)
             extra = energy.measure(one.target.name, task, condition, self._settings, meter, count, self._progress)
-        operators, told = profile.measure(one.target, task, condition, self._settings, latency.p50)
+        operators, told = profile.measure(one.target, task, condition, self._settings, measured.latency_ms.p50)
         self._measurements.append(
-            Measurement(
-                model=one.target.name,
-                machine=self._machine,
-                device=condition.device.name,
-                provider=condition.device.provider,
-                placement=shares(one.placement),
-                batch_size=one.batch_size,
-                threads=condition.threads,
-                latency_ms=latency,
-                throughput_per_s=one.batch_size * one.runs * one.calls_per_sample / one.seconds,
-                load_ms=float(np.median(one.load_ms)),
-                first_run_ms=float(np.median(one.first_run_ms)),
-                memory_mib=one.memory,
+            dataclasses.replace(
+                measured,
                 energy_mj=extra.energy_mj,
                 warnings=(
                     *one.target.warnings,
-                    *measurement_warnings(one, latency, self._settings, condition, extra.compute_share),
+                    *measurement_warnings(one, measured.latency_ms, self._settings, condition, extra.compute_share),
                     *extra.warnings,
                     *told,
                 ),
-                memory_of_inputs=one.bound_in,
                 compute_share=extra.compute_share,
                 throughput_by_streams=extra.throughput_by_streams,
                 transfer_ms=extra.transfer_ms,
-                disturbed=disturbed,
-                browser=None
-                if one.browser is None
-                else Browser(**{**one.browser, "calls_per_sample": one.calls_per_sample}),
+                disturbed=host.disturbance(one.left_out, one.surroundings, condition),
                 profile=operators,
             )
         )
@@ -327,8 +334,3 @@ class Runner:
     def _meter(self, condition: Condition) -> energy.Meter | None:
         index = int(condition.device.options.get("device_id", 0))
         return energy.find_meter(condition.device.provider, index, self._settings.power_command)
-
-
-def without_tails(latency: Latency) -> Latency:
-    """Return a latency without its percentiles above the median."""
-    return dataclasses.replace(latency, p90=None, p95=None, p99=None, p90_ci95=None, p95_ci95=None, p99_ci95=None)

@@ -19,7 +19,8 @@ from kdexport import figures
 from kdexport.bench.stage import BenchRequest
 from kdexport.bench.web import recording, site
 from kdexport.bench.web.address import addresses, is_loopback
-from kdexport.bench.web.recording import Recording
+from kdexport.bench.web.page_machine import system_of
+from kdexport.bench.web.recording_form import Recorded, Recording
 from kdexport.bench.web.server import PageServer
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress
@@ -86,7 +87,7 @@ class Devices:
             if len(self._heard) >= MOST_DEVICES:
                 return 429, {"error": f"{MOST_DEVICES} devices are more than one command measures"}
             known = self._heard[found.device.id] = _Heard(found, self._free_name(found.device.name), self._clock())
-            self._progress.message(f"{known.name}: started ({recording.system_of(found.device)})")
+            self._progress.message(f"{known.name}: started ({system_of(found.device)})")
         if known.done:  # sent twice, because the first answer was lost
             return 200, {"kept": True}
         if _rounds(found) < _rounds(known.recording):
@@ -167,7 +168,7 @@ class Devices:
         return recording.bench_of(one.recording, self._plan, name=one.name, stopped=None if one.done else stopped)
 
 
-def _key(one: recording.Recorded) -> tuple[str, str, int, int]:
+def _key(one: Recorded) -> tuple[str, str, int, int]:
     return one.model, one.device, one.batch_size, one.threads
 
 

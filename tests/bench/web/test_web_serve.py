@@ -18,7 +18,17 @@ import pytest
 
 from kdexport import statistics
 from kdexport.bench.stage import BenchRequest
-from kdexport.bench.web import address, certificate, connections, page_pack, recording, runtime, serve, site
+from kdexport.bench.web import (
+    address,
+    certificate,
+    connections,
+    page_machine,
+    page_pack,
+    recording,
+    runtime,
+    serve,
+    site,
+)
 from kdexport.bench.web.server import MOST_BODY, PageServer
 from kdexport.cli import bench_serve
 from kdexport.errors import KDExportError
@@ -186,8 +196,8 @@ def test_a_user_agent_says_browser_and_system(built, agent, browser, system) -> 
         ),
         built.document,
     ).device
-    assert recording.browser_of(told.agent) == browser
-    assert recording.system_of(told) == system
+    assert page_machine.browser_of(told.agent) == browser
+    assert page_machine.system_of(told) == system
 
 
 def test_what_a_device_could_not_do_is_a_failure_in_words(built) -> None:
