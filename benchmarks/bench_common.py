@@ -75,3 +75,13 @@ def keep(name: str, document: dict[str, Any], load: OtherLoad) -> None:
     text = json.dumps(whole, indent=2) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     print(text)
+
+
+def finish(name: str, document: dict[str, Any], load: OtherLoad, *, smoke: bool) -> int:
+    """Show the result, keep it unless it is a smoke test, and return the exit status: 1 where it does not hold."""
+    if smoke:
+        print(json.dumps(document, indent=2))
+        return 0
+    keep(name, document, load)
+    holds = document["holds"]
+    return 0 if (all(holds.values()) if isinstance(holds, dict) else holds) else 1

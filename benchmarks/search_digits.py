@@ -24,7 +24,7 @@ import tomllib
 from pathlib import Path
 
 import tomli_w
-from bench_common import OtherLoad, keep
+from bench_common import OtherLoad, finish
 
 from kdexport import RunDirectory, bench, distill, export, statistics
 from kdexport.data.datasets import load_data
@@ -129,11 +129,7 @@ def main() -> int:
         },
         "holds": holds,
     }
-    if smoke:
-        print(json.dumps(document, indent=2))
-        return 0
-    keep("search_digits", document, load)
-    return 0 if all(holds.values()) else 1
+    return finish("search_digits", document, load, smoke=smoke)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ Must hold: the rank correlation (Spearman) of the two latencies is at least 0.98
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from bench_common import OtherLoad, keep
+from bench_common import OtherLoad, finish
 from scipy.stats import spearmanr
 
 from kdexport.recipe import Recipe
@@ -65,11 +64,7 @@ def main() -> int:
         "measuring_share": found.seconds.measuring_share,
         "holds": rank >= 0.98,
     }
-    if smoke:
-        print(json.dumps(document, indent=2))
-        return 0
-    keep("search_rank", document, load)
-    return 0 if document["holds"] else 1
+    return finish("search_rank", document, load, smoke=smoke)
 
 
 if __name__ == "__main__":

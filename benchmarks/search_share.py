@@ -11,12 +11,11 @@ Must hold: at most 10 % of the time.
 """
 
 import argparse
-import json
 import tempfile
 import tomllib
 from pathlib import Path
 
-from bench_common import OtherLoad, keep
+from bench_common import OtherLoad, finish
 
 from kdexport.recipe import Recipe
 from kdexport.search.stage import search
@@ -64,11 +63,7 @@ def main() -> int:
         "pick": found.pick.name if found.pick else None,
         "holds": share <= 0.1,
     }
-    if options.smoke:
-        print(json.dumps(document, indent=2))
-        return 0
-    keep("search_share", document, load)
-    return 0 if document["holds"] else 1
+    return finish("search_share", document, load, smoke=options.smoke)
 
 
 if __name__ == "__main__":

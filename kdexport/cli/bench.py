@@ -279,7 +279,7 @@ def bench(
         _check_place(out, "--out", "bench.json")
         _check_place(pack, "--pack", "bench.pyz")
         from kdexport.artifacts import RunDirectory
-        from kdexport.cli import bench_serve
+        from kdexport.cli import bench_pack, bench_serve
         from kdexport.cli.bench_request import request_for
 
         of_serve = {"--host": host, "--port": port, "--https": https, "--expect": expect}
@@ -299,7 +299,7 @@ def bench(
             progress=console.progress,
         )
         if pack is not None:
-            _pack(request, pack, console)
+            bench_pack.pack(request, pack, console)
             return
         run = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
         if serve:
@@ -367,31 +367,6 @@ def _measured(request: "BenchRequest", samples_file: Path | None, console: Conso
         samples_file=samples_file,
         progress=console.progress,
     )
-
-
-def _pack(request: "BenchRequest", out: Path, console: Console) -> None:
-    from kdexport import figures
-    from kdexport.bench.pack import pack
-    from kdexport.errors import KDExportError
-
-    if any(name.partition(":")[0] == "web" for name in request.settings.devices):
-        from kdexport.bench.web import page_pack
-
-        if out.suffix != ".zip":
-            raise KDExportError(
-                f"--pack {out}: the page of a web device is packed as a .zip", hint=f"--pack {out.with_suffix('.zip')}"
-            )
-        page = page_pack.pack(request, out)
-        shown = f"{out}  {figures.size(page.size_bytes)}, {len(page.models)} models on {', '.join(page.devices)}\n"
-        shown += (
-            "Unpack it on a web server, open its page on the device, and give what it saves to: kdexport report FILE"
-        )
-        console.result(page, shown)
-        return
-    written = pack(request, out, progress=console.progress)
-    shown = f"{out}  {figures.size(written.size_bytes)}, {len(request.models)} models\n"
-    shown += f"Run it where Python >= 3.9, numpy and onnxruntime >= 1.17 are: python {out.name} --out bench.json"
-    console.result(written, shown)
 
 
 def _show(result: "BenchResult", target: Path | None, console: Console) -> None:
