@@ -42,8 +42,11 @@ class WebSession:
             self.__exit__(None, None, None)
             raise
 
-    def run(self, names: Sequence[str] | None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the outputs of one inference, all of them or those that are named."""
+    def run(
+        self, names: Sequence[str] | None, feed: Mapping[str, np.ndarray], run_options: object = None
+    ) -> list[np.ndarray]:
+        """Return the outputs of one inference, all of them or those that are named; no page takes run options."""
+        del run_options
         file = Path(self._folder.name) / "feed.npz"
         np.savez(file, **feed)  # type: ignore[arg-type]  # numpy's own flags have other types
         reply, payload = self._child.ask(do="run", feed=str(file))

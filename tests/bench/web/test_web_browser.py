@@ -21,6 +21,7 @@ from kdexport.bench.web.devices import web_device
 from kdexport.bench.worker_group import child_for
 from kdexport.errors import KDExportError
 from kdexport.onnx.describe import describe_file
+from kdexport.onnx.sessions import OnnxSession
 from kdexport.results import BenchResult
 
 
@@ -135,6 +136,7 @@ def test_outputs_equal_onnx_runtimes_an_operator_that_lacks_is_named_and_no_brow
         assert len(started) > 2
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert (found.argmax(1) == expected.argmax(1)).all()
+        assert (OnnxSession(models / "a.onnx", session=session)([x])[0] == found).all()  # what scores by it
         for path, feed in files_of_other_kinds(tmp_path).items():
             session._child.ask(do="load", path=str(path), provider="wasm", threads=1)
             native = onnxruntime.InferenceSession(str(path))

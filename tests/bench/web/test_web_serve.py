@@ -529,15 +529,17 @@ const plan = {
   devices: ["web:wasm"], batch_sizes: [1, 2], threads: [1], runtime: { wasm: {} }, empty: "e",
   settings: { rounds: 3, min_seconds: 0.03, max_seconds: 1e-9, min_runs: 1, precision: 1, timeout_s: 1 },
 };
-let hidden = 0, turns = 0, workers = 0, alive = 0, started = [];
+let hidden = 0, turns = 0, workers = 0, alive = 0, started = [], order = [];
 const notes = [], saved = [];
 const host = {
   worker: async () => {
     workers += 1; alive += 1;
+    let own;
     return {
       end: () => { alive -= 1; },
       ask: async (task) => {
-        if (task.do === "load") started.push(task.model);
+        if (task.do === "load") started.push(own = task.model);
+        else if (task.do !== "memory") order.push(`${task.do} ${own}`);
         if (task.model === "bad" && task.do === "prepare") throw new Error("it breaks");
         if (task.do === "memory") return { wasm_heap: 16, page: null, log: ["x  Conv (", "secret"] };
         if (task.do === "prepare") {
@@ -563,7 +565,7 @@ const whole = record;
 record = JSON.parse(saved.find((text) => JSON.parse(text).results[0].rounds.length === 1));
 const before = turns;
 await measure(plan, chosen, record, host);
-console.log(JSON.stringify({ whole, resumed: record, more: turns - before, alive, notes, started }));
+console.log(JSON.stringify({ whole, resumed: record, more: turns - before, alive, notes, started, order }));
 """
 
 
@@ -586,6 +588,12 @@ def test_a_page_goes_on_after_it_was_hidden_failed_once_or_was_loaded_anew() -> 
     assert found["more"] == 16  # two rounds of two models at two batch sizes, two turns each
     assert found["whole"]["results"][0]["placement_log"] == ["  Conv ("]
     assert found["started"][6:9] == ["a", "b", "bad"]  # after six that only told their memory
+    # Who goes first changes from round to round and from turn to turn; all are warmed again before the first.
+    forth, back = (
+        [f"{do} {one}" for do, both in zip(("prepare", "again", "turn", "turn"), orders, strict=True) for one in both]
+        for orders in (("ab", "ab", "ab", "ba"), ("ba", "ba", "ba", "ab"))
+    )
+    assert found["order"][-32:] == [*back, *back, *forth, *forth]
 
 
 def test_a_device_that_was_given_up_and_comes_back_is_waited_for(built, monkeypatch) -> None:

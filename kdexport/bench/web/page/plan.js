@@ -181,7 +181,12 @@ async function settle(plan, condition, results, record, host) {
   }
 }
 
-/** One round: a fresh worker for each model, turns in an order that turns round. Returns [result, round] pairs. */
+/**
+ * One round: a fresh worker for each model. Returns [result, round] pairs.
+ *
+ * Who is loaded, warmed up and timed first changes from round to round: workers share what is behind a page (the GPU's
+ * process, the compiler), and what the first one finds there is not what the second one does.
+ */
 async function oneRound(plan, condition, groups, number, host) {
   const before = host.disturbed();
   const check = () => {
@@ -211,9 +216,8 @@ async function oneRound(plan, condition, groups, number, host) {
   };
   try {
     const found = [];
-    const first = groups[0].filter((one) => !one.failure);
-    for (const one of number % 2 ? first.reverse() : first) await attempt(one, () => loaded(one));
-    for (const group of groups) found.push(...(await turns(plan, condition, group, attempt, loaded)));
+    for (const one of inOrder(groups[0], number)) await attempt(one, () => loaded(one));
+    for (const group of groups) found.push(...(await turns(plan, condition, group, number, attempt, loaded)));
     check();
     return found;
   } finally {
@@ -221,11 +225,17 @@ async function oneRound(plan, condition, groups, number, host) {
   }
 }
 
+/** Those that are still in it: as they stand, or for an odd number backwards. */
+function inOrder(results, number) {
+  const alive = results.filter(({ failure }) => !failure);
+  return number % 2 ? alive.reverse() : alive;
+}
+
 /** The turns of one batch size: each model its share of the round's time. */
-async function turns(plan, condition, group, attempt, loaded) {
+async function turns(plan, condition, group, number, attempt, loaded) {
   const budget = (plan.settings.min_seconds * 1e9) / plan.settings.rounds;
   const parts = new Map();
-  for (const one of group.filter(({ failure }) => !failure)) {
+  for (const one of inOrder(group, number)) {
     await attempt(one, async () => {
       const { worker, load_ms } = await loaded(one);
       const made = await worker.ask({ do: "prepare", ...taskOf(plan, condition, one) });
@@ -235,10 +245,13 @@ async function turns(plan, condition, group, attempt, loaded) {
       });
     });
   }
+  // The one that was prepared first has rested while the others were, for seconds where a GPU compiles: on WebGPU its
+  // first calls then take up to ten times as long.
+  for (const one of inOrder(group, number)) await attempt(one, async () => (await loaded(one)).worker.ask({ do: "again" }));
   for (let turn = 0; ; turn += 1) {
-    const active = [...parts.keys()].filter((one) => !one.failure && parts.get(one).spent < budget);
+    const active = inOrder(group, number + turn).filter((one) => parts.get(one).spent < budget);
     if (!active.length) break;
-    for (const one of turn % 2 ? active.reverse() : active) {
+    for (const one of active) {
       await attempt(one, async () => {
         const { worker } = await loaded(one);
         const reply = await worker.ask({ do: "turn", budget_ns: TURN_NS });
