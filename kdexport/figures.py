@@ -128,8 +128,10 @@ def rate(per_second: float) -> str:
     return f"{per_second:.0f}/s" if per_second >= 10 else f"{_significant(per_second, 2)}/s"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """A time to wait or that was spent, in seconds, minutes or hours: ``4 s``, ``12 min``, ``3.2 h``."""
+    if seconds is None:
+        return UNKNOWN
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{_significant(seconds / 3600, 2)} h"

@@ -28,6 +28,7 @@ from kdexport.search.measure import SECOND_LOOK, Candidates, Measured, measure_b
 from kdexport.search.space import Candidate, Spaces, one_of_each, recipe_of
 
 TRIED = 3  # candidates that are built and measured: few, drawn from all
+ATTEMPTS = 4  # times that so many are drawn, while none can be built
 STEPS = 4  # of training that are timed, after one that is not
 ENDLESS = 50  # candidates drawn from spaces that cannot be listed
 
@@ -45,7 +46,7 @@ class Planned:
     epochs: int  # of the full training
     examples: tuple[str, ...]
     tried: dict[str, str]  # candidate that was built and measured -> what came of it
-    seconds: dict[str, float]  # "teacher", "measuring", "training", "final", "total"
+    seconds: dict[str, float | None]  # "teacher", "measuring", "training", "final", "total"; None: cannot be told
 
 
 def dry_run(recipe: Recipe, progress: Progress = SILENT) -> Planned:
@@ -69,8 +70,8 @@ def dry_run(recipe: Recipe, progress: Progress = SILENT) -> Planned:
         chosen = [pool[place] for place in rng.permutation(len(pool))]
         size = spaces.size if listed is None else len(pool)
         steps = _Steps(recipe, root, progress)
-        tried = steps.measured(chosen[:TRIED])
-        teacher_s, epoch_s, start_s = steps.teacher_s(), *steps.training(chosen[:TRIED])
+        tried = steps.measured(chosen)
+        teacher_s, training = steps.teacher_s(), steps.training(chosen, tried)
     measured = int(min(search.trials, size))
     trained = min(search.trained, measured)
     rungs = halving.rungs(search, recipe.distill.epochs, trained)
@@ -79,12 +80,12 @@ def dry_run(recipe: Recipe, progress: Progress = SILENT) -> Planned:
         [*(rung.epochs for rung in rungs), recipe.distill.epochs],
     )
     epochs = sum(count * (end - begin) for count, begin, end in zip(starts, [0, *ends], ends, strict=False))
-    each = [found.seconds for found in tried.values() if isinstance(found, Measured)] or [0.0]
+    each = [found.seconds for found in tried.values() if isinstance(found, Measured)]
     finalists = min(starts[-1], search.finalists.count)
-    seconds = {
+    known = {
         "teacher": teacher_s,
         "measuring": measured * float(np.mean(each)),
-        "training": epochs * epoch_s + sum(starts) * start_s,
+        "training": None if training is None else epochs * training[0] + sum(starts) * training[1],
         "final": (finalists + 1) * (float(np.mean(each)) + SECOND_LOOK["min_seconds"] * SECOND_LOOK["rounds"]),
     }
     return Planned(
@@ -97,7 +98,7 @@ def dry_run(recipe: Recipe, progress: Progress = SILENT) -> Planned:
         epochs=recipe.distill.epochs,
         examples=tuple(candidate.label for candidate in chosen[:6]),
         tried={name: _told(found, recipe) for name, found in tried.items()},
-        seconds={**seconds, "total": sum(seconds.values())},
+        seconds={**known, "total": None if None in (times := known.values()) else sum(filter(None, times))},
     )
 
 
@@ -130,7 +131,23 @@ class _Steps:
         return dataclasses.replace(file, file=str((self.run.root / file.file).absolute()))
 
     def measured(self, candidates: list[Candidate]) -> dict[str, Measured | KDExportError]:
-        """Build and measure some candidates as the search does."""
+        """Build and measure the first candidates as the search does, and the next ones where none can be built.
+
+        Raises:
+            KDExportError: None can be: there is nothing to estimate from.
+        """
+        tried: dict[str, Measured | KDExportError] = {}
+        for start in range(0, min(ATTEMPTS * TRIED, len(candidates)), TRIED):
+            tried.update(self._measured(candidates[start : start + TRIED]))
+            if any(isinstance(found, Measured) for found in tried.values()):
+                return tried
+        reasons = "; ".join(f"{name}: {_told(found, self.recipe)}" for name, found in list(tried.items())[:TRIED])
+        raise KDExportError(
+            f"none of {len(tried)} candidates that were tried can be built and measured: {reasons}",
+            hint="mend the spaces (search.space), then give the same command again",
+        )
+
+    def _measured(self, candidates: list[Candidate]) -> dict[str, Measured | KDExportError]:
         batch, found = [], {}
         labels = {candidate.key: candidate.label for candidate in candidates}
         for candidate in candidates:
@@ -146,10 +163,14 @@ class _Steps:
         train = self.recipe.teacher.train
         return 0.0 if train is None else train.epochs * _epoch_s(self.teacher, self.dataset, train)
 
-    def training(self, candidates: list[Candidate]) -> tuple[float, float]:
-        """Return seconds of an epoch and of a training's start, the mean over those candidates that can be trained."""
+    def training(
+        self, candidates: list[Candidate], tried: dict[str, Measured | KDExportError]
+    ) -> tuple[float, float] | None:
+        """Return seconds of an epoch and of a training's start, the mean over those that were measured; None where
+        they are trained otherwise than on labels.
+        """
         epochs, starts = [], []
-        for candidate in candidates:
+        for candidate in (one for one in candidates if isinstance(tried.get(one.label), Measured)):
             started = time.monotonic()
             try:
                 recipe = recipe_of(candidate, self.recipe, self.root)
@@ -158,9 +179,9 @@ class _Steps:
                 model = context.load("student", recipe.student, context.student_starts_from)
                 starts.append(time.monotonic() - started)
                 epochs.append(_epoch_s(model, dataset, recipe.distill))
-            except (KDExportError, RuntimeError):  # told of by ``measured``, or trained otherwise than on labels
+            except (KDExportError, RuntimeError):
                 continue
-        return float(np.mean(epochs or [0.0])), float(np.mean(starts or [0.0]))
+        return (float(np.mean(epochs)), float(np.mean(starts))) if epochs else None
 
 
 def _epoch_s(model: Model, dataset: Dataset, training: Training) -> float:
