@@ -84,6 +84,11 @@ def fp16(model: onnx.ModelProto, exclude: tuple[str, ...]) -> onnx.ModelProto:
 
         copied = onnx.ModelProto()
         copied.CopyFrom(model)
+        # The converter changes the stated type of a weight that it leaves in fp32; the weight itself says its type.
+        made = set(value_names(copied))
+        typed = [value for value in copied.graph.value_info if value.name in made]
+        del copied.graph.value_info[:]
+        copied.graph.value_info.extend(typed)
         own = {node.name for node in copied.graph.node}
         halved = convert_float_to_float16(copied, keep_io_types=True, node_block_list=[*exclude, *own_nodes(copied)])
         return _without_round_trips(halved, own)

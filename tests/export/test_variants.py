@@ -205,6 +205,22 @@ def test_fp16_holds_in_half_precision_arithmetic(make, shape, kept, tmp_path):
     assert model.parity.max_rel == pytest.approx(np.abs(after - expected).max() / np.abs(expected).max(), rel=0.5)
 
 
+def test_a_file_that_states_the_types_of_its_weights_can_keep_some_in_fp32(tmp_path):
+    """As PyTorch writes them: onnxruntime's converter changes the stated type of a weight that stays as it is."""
+    source, entry = cosine_head(tmp_path / "net.onnx")
+    stated = onnx.load(source)
+    stated.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in stated.graph.initializer
+    )
+    onnx.save(stated, source)
+    mixed = fp16.fp16(quantize.load(source), ("fc/MatMul", "head/MatMul"))
+    types = {item.name: item.data_type for item in mixed.graph.initializer}
+    assert (types["fc"], types["head"], types["scale"]) == (1, 1, 10)
+    onnx.shape_inference.infer_shapes(mixed, strict_mode=True)
+    samples = (normal(32, 8, scale=1),)
+    assert write(source, entry, "fp16", samples)[0].parity.max_rel < 0.02
+
+
 class _Abort:
     def __reduce__(self):
         return os.abort, ()
