@@ -103,14 +103,12 @@ class RunDirectory:
             yield
             return
         self._check_own()
-        with (self.root / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with locked(self.root / ".lock", wait=False) as holder:
+            if holder is not None:
                 raise KDExportError(
-                    f"another kdexport is at work in {self.root}",
+                    f"another kdexport{holder and f' ({holder})'} is at work in {self.root}",
                     hint="wait until it ends, or choose another directory with --out DIR",
-                ) from None
+                )
             yield
 
     def _check_own(self) -> None:
@@ -143,6 +141,49 @@ class RunDirectory:
             if former is not None:
                 write_text(self.recipe, former)
             raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[str | None]:
+    """Hold a file's lock, in which the holder's process id stands; give None, or where another holds it, who that is.
+
+    The lock is ``flock``'s: it ends with the process, however that ended, and Linux carries it to an NFS server too.
+
+    Args:
+        path: The file; made where it is absent.
+        wait: Until it is free. Otherwise it may be held by another: nothing is held then.
+
+    Raises:
+        KDExportError: The file system has no locks, or the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise KDExportError(
+            f"{path} cannot be opened: {error.strerror}", hint="choose another directory with --out DIR"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (BlockingIOError, PermissionError):  # some network file systems say it that way
+            yield os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            return
+        except OSError as error:
+            raise KDExportError(
+                f"{path} cannot be locked: {error.strerror}",
+                hint="a network file system without locks (NFS: mount it with its lock service, or with local_lock=all "
+                "where one machine alone writes); or choose a directory on a local disk with --out DIR",
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        try:
+            yield None
+        finally:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
 
 
 def read_text(path: Path) -> str:

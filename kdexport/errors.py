@@ -12,7 +12,10 @@ Anything else that escapes is a fault of kdexport and keeps its traceback.
 """
 
 import difflib
+import os
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 LONGEST_NAME, MOST_NAMES = 200, 2000  # that are compared: the time grows with the square of their length
 EXIT_USER_ERROR = 1
@@ -72,3 +75,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     likely = [one for one in known if len(one) <= LONGEST_NAME] if len(name) <= LONGEST_NAME else []
     near = difflib.get_close_matches(name, likely[:MOST_NAMES], n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def check_readable(path: Path) -> None:
+    """Hold that a file may be read: each library has words of its own where it may not, "no such file" among them.
+
+    Raises:
+        SourceError: The user has no right to.
+    """
+    if path.exists() and not os.access(path, os.R_OK):
+        raise SourceError(
+            f"{path} may not be read: permission denied",
+            hint=f"its owner gives the right with: chmod a+r {shlex.quote(str(path))}",
+        )

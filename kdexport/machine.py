@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdexport.cgroup import cpu_quota, memory_limit
 from kdexport.results import Machine
 
 if TYPE_CHECKING:
@@ -87,19 +88,6 @@ def parallel() -> int:
     return usable_cores() if quota is None else max(1, min(usable_cores(), int(quota)))
 
 
-def cpu_quota() -> float | None:
-    """Return the container's limit in CPUs (cgroup v2, then v1), or None where there is none."""
-    text = _text(_cgroup("cpu.max"))
-    if text:
-        quota, _, period = text.partition(" ")
-        return None if quota == "max" else int(quota) / int(period or 100000)
-    quota_us = _text(_cgroup("cpu.cfs_quota_us", "cpu"))
-    period_us = _text(_cgroup("cpu.cfs_period_us", "cpu"))
-    if quota_us and period_us and int(quota_us) > 0:
-        return int(quota_us) / int(period_us)
-    return None
-
-
 def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
     """Return the NVIDIA GPUs by name and memory, and the driver's version; empty and None where there are none."""
     text = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
@@ -120,24 +108,10 @@ def _container() -> str | None:
     quota = cpu_quota()
     if quota is not None:
         limits.append(f"{quota:.1f} CPUs")
-    memory = _text(_cgroup("memory.max")) or _text(_cgroup("memory.limit_in_bytes", "memory"))
-    total = _memory_mib()
-    if memory and memory.isdigit() and total and int(memory) >> 20 < total:
-        limits.append(f"{int(memory) >> 20} MiB")
+    memory, total = memory_limit(), _memory_mib()
+    if memory is not None and total and memory >> 20 < total:
+        limits.append(f"{memory >> 20} MiB")
     return f"cgroup: {', '.join(limits)}" if limits else None
-
-
-def _cgroup(name: str, controller: str = "") -> Path:
-    """Return the file of this process's cgroup that holds a limit (v2 without a controller, else v1)."""
-    root = Path("/sys/fs/cgroup") / controller
-    for line in (_text(Path("/proc/self/cgroup")) or "").splitlines():
-        _, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        if controller in names.split(","):
-            own = root / path.lstrip("/") / name
-            if own.is_file():
-                return own
-    return root / name
 
 
 def _memory_mib() -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, Union
 
-from kdexport import figures, terminal
+from kdexport import figures, memory, terminal
 from kdexport.errors import KDExportError
 
 if TYPE_CHECKING:
@@ -259,6 +259,7 @@ def load(module: str, progress: Progress) -> None:
                     hint="free some memory, or raise its limit (`ulimit -v`); where there is enough of it, "
                     f"pip install --force-reinstall {module}",
                 ) from error
+    memory.hold()
 
 
 def for_python() -> Progress:

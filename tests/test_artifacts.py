@@ -1,6 +1,7 @@
 """The run directory: whole files or none, one writer at a time."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -57,10 +58,23 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_two_runs_in_one_directory(tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    with first.lock(), pytest.raises(KDExportError, match="another kdexport is at work"), second.lock():
+    who = rf"another kdexport \(process {os.getpid()} on .+\) is at work in"
+    with first.lock(), pytest.raises(KDExportError, match=who), second.lock():
         pass
     with second.lock():  # free again
         pass
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("fault", "said"), [(errno.ENOLCK, "NFS"), (errno.ENOTSUP, "local disk")])
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault, said) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(KDExportError, match="cannot be locked") as caught, RunDirectory(tmp_path).lock():
+        pass
+    assert said in caught.value.hint
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     ("scoring",),
     ("tasks",),
     ("recipe", "terms", "precisions", "references", "objects", "statistics"),
-    ("artifacts", "figures", "terminal", "results", "progress", "errors"),
+    ("artifacts", "figures", "terminal", "results", "progress", "memory", "cgroup", "errors"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 HEAVY = ("torch", "onnx", "onnxruntime", "torchvision", "sklearn")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdexport import cli, machine
+from kdexport import cgroup, cli, machine
 
 
 def test_fingerprint_names_cpu_versions_and_providers():
@@ -22,15 +22,16 @@ def test_fingerprint_names_cpu_versions_and_providers():
     [
         ({"cpu.max": "150000 100000"}, 1.5),
         ({"cpu.max": "max 100000"}, None),
-        ({"cpu.cfs_quota_us": "200000", "cpu.cfs_period_us": "100000"}, 2.0),
-        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ({}, None),
     ],
 )
 def test_the_containers_quota_is_read_in_both_generations_of_cgroups(monkeypatch, tmp_path, files, quota):
+    (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_cgroup", lambda name, *_: tmp_path / name)
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
     assert machine.cpu_quota() == quota
 
 
@@ -40,7 +41,7 @@ def test_the_containers_quota_is_read_in_both_generations_of_cgroups(monkeypatch
 )
 def test_threads_follow_the_containers_quota(monkeypatch, tmp_path, text, cores, parallel):
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(machine, "_cgroup", lambda name, *_: tmp_path / name)
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
     monkeypatch.setattr(machine, "usable_cores", lambda: cores)
     assert machine.parallel() == parallel
 

@@ -7,6 +7,7 @@ that run through (shared caches, memory, clocks): the latencies stand with that 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from kdexport import figures
 from kdexport.bench import board
 from kdexport.bench.plan import Condition
+from kdexport.cgroup import memory_left
 
 CPUS = Path("/sys/devices/system/cpu")
 
@@ -207,8 +209,9 @@ def peak_mib() -> float | None:
 
 
 def available_mib() -> float | None:
-    """Return what the machine can still give, MiB, or None where the system has no /proc."""
-    return _read("/proc/meminfo", "MemAvailable:")
+    """Return what the machine, or the container, can still give, MiB; None where the system has no /proc."""
+    machine, container = _read("/proc/meminfo", "MemAvailable:"), memory_left()
+    return machine if container is None else min(container / 2**20, machine or math.inf)
 
 
 def device_mib(cuda_index: int) -> float | None:

@@ -35,7 +35,8 @@ from kdexport.results import BenchResult, ModelFile, from_json, to_json
 PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
 MODULES = (
-    "__init__", "api", "errors", "figures", "machine", "progress", "results", "scoring", "statistics", "terminal",
+    "__init__", "api", "cgroup", "errors", "figures", "machine", "memory", "progress", "results", "scoring",
+    "statistics", "terminal",
     "onnx/__init__", "onnx/activation", "onnx/layers", "onnx/sessions", "bench/web/__init__", "bench/web/devices",
     "data/__init__", "data/npz_files",
 )  # fmt: skip

@@ -10,7 +10,9 @@ from kdexport import figures
 from kdexport.bench.host import LeftOut, Surroundings, disturbance
 from kdexport.bench.plan import Condition, Settings
 from kdexport.bench.session import Placement, fallback
-from kdexport.machine import cpu_governor, cpu_quota, usable_cores
+from kdexport.cgroup import cpu_quota
+from kdexport.machine import cpu_governor, usable_cores
+from kdexport.memory import EXHAUSTED
 from kdexport.results import Latency
 
 NOISY_CV = 0.25  # standard deviation over mean: beyond it the mean says little
@@ -216,9 +218,6 @@ OPSET = re.compile(r"Opset (\d+) is under development.*?till opset (\d+)", re.DO
 IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
 CUSTOM = re.compile(r"(\S+?:\S+?)\(-?\d+\) is not a registered function/op")
 ZERO_SIZE = re.compile(r"invalid dimensions for input: (.+?) for the following indices.*?Expected: 0(?!\d)", re.DOTALL)
-MEMORY = re.compile(
-    r"MemoryError|bad_alloc|Failed to allocate memory|out of memory|BFCArena|Available memory of", re.IGNORECASE
-)
 KILLED = re.compile(r"killed by SIGKILL")
 NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "),
@@ -261,7 +260,7 @@ def in_words(text: str, batch_size: int | None) -> str:
     short = " ".join(short.split())
     if len(short) > MAX_CHARACTERS:
         short = short[:MAX_CHARACTERS] + "..."
-    if MEMORY.search(text) or (KILLED.search(text) and batch_size is not None):
+    if EXHAUSTED.search(text) or (KILLED.search(text) and batch_size is not None):
         what = "the model" if batch_size is None else f"batch size {batch_size}"
         return f"{what} does not fit in memory ({short})"
     return short

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from kdexport import artifacts, terminal
+from kdexport import artifacts, memory, terminal
 from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR, KDExportError, Terminated
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME = 200  # characters of a path in a message
-NO_MEMORY = "give a smaller batch (--batch-size, batch_size), fewer or smaller inputs, or more memory"
 OUTPUT = "Output"  # the panel of the flags that every command has
 Json = Annotated[
     bool,
@@ -156,7 +155,7 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
     except MemoryError:
         if verbose:
             traceback.print_exc()
-        _complain("the memory of this machine, or the limit that is set here (ulimit -v), is used up", NO_MEMORY)
+        _complain(memory.message(), memory.HINT)
         raise typer.Exit(EXIT_USER_ERROR) from None
     except OSError as error:
         if error.errno is None or isinstance(error, BrokenPipeError):  # no fault of the system's; `| head` has enough

@@ -60,12 +60,16 @@ def copy_pair(name: str, folder: Path) -> Copied:
         raise KDExportError(f"no reference pair is called '{name}'", hint=near.strip())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KDExportError(f"{folder} is there already and is not empty", hint=f"kdexport init {name} OTHER_DIR")
+    is_new = not folder.exists()
     try:
         ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "runs", ".*")
         shutil.copytree(_root() / name, folder, ignore=ignored, dirs_exist_ok=True)
-    except OSError as error:
+    except OSError as error:  # of several, shutil gives the words: [(source, target, why), ...]
+        for half in [folder] if is_new else list(folder.iterdir()):
+            shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
         raise KDExportError(
-            f"{folder} cannot be written: {error.strerror or error}", hint="name another folder: kdexport init NAME DIR"
+            f"{folder} cannot be written: {why}", hint="free some space, or name another folder: kdexport init NAME DIR"
         ) from error
     return Copied(name, str(folder), tuple(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.errors import SourceError
+from kdexport.errors import SourceError, check_readable
 
 EXPANSION, SPARE_BYTES = 200, 256 << 20  # a larger array that was compressed further than this is no data
 MAGIC = b"\x93NUMPY"
@@ -29,6 +29,7 @@ def read_arrays(path: Path, *, single: bool = False) -> dict[str, NDArray[Any]]:
     """
     if not path.is_file():
         raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
+    check_readable(path)
     hint = "write it with numpy.savez(path, x_train=..., y_train=...)"
     try:
         with path.open("rb") as file:

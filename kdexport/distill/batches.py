@@ -20,6 +20,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
+from kdexport import memory
 from kdexport.data.augment import Augmentation
 from kdexport.data.samples import Split
 from kdexport.data.splits import balanced_order
@@ -222,5 +223,5 @@ def predict_all(
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the machine itself, could not give the memory that was asked for."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
+        isinstance(error, Exception) and (should_reduce_batch_size(error) or memory.exhausted(error))
     )

@@ -7,7 +7,6 @@ and the numbers do not depend on how the student draws its batches. So a killed,
 the same bytes, and runs of one teacher over one data set may share the file.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.artifacts import read_json, write_text
+from kdexport.artifacts import locked, read_json, write_text
 from kdexport.errors import KDExportError
 from kdexport.progress import Progress, Silent
 
@@ -250,8 +249,7 @@ class TeacherCache:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Fill this process's share alone: another run would write the same, at the same time."""
-        with self._index_path.with_suffix(".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with locked(self._index_path.with_suffix(".lock"), wait=True):
             yield
 
     def read(self, view: int, indices: np.ndarray, temperature: float = 1.0) -> np.ndarray:

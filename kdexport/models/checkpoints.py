@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kdexport.errors import SourceError
+from kdexport.errors import SourceError, check_readable
 from kdexport.onnx.sessions import OnnxSession
 
 DAMAGED_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)  # torch's reader tells it in words
@@ -52,6 +52,7 @@ def read(path: Path) -> Any:
         raise SourceError(
             f"there is no weights file {path}", hint="check the path; in a recipe it is relative to the recipe"
         )
+    check_readable(path)
     _check_no_web_page(path)
     _check_no_other_format(path)
     if path.suffix == ".safetensors":

@@ -83,7 +83,7 @@ def plan_in(path: Path) -> Plan | None:
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA)
-    except SafetensorError:  # told when the weights are read
+    except (OSError, SafetensorError):  # told when the weights are read
         return None
     if text is None:
         return None

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import onnx
 
 from kdexport import artifacts
-from kdexport.errors import KDExportError, SourceError
+from kdexport.errors import KDExportError, SourceError, check_readable
 from kdexport.onnx import files, metadata
 from kdexport.results import ModelFile
 
@@ -149,6 +149,7 @@ def load_graph(path: Path) -> Any:
         raise KDExportError(
             f"there is no file {path}", hint="check the path; bench takes ONNX files and run directories"
         )
+    check_readable(path)
     try:
         # Not by the file's name: of a .json or .txt onnx would expect another form, with errors of its own.
         model = onnx.load(str(path), format="protobuf", load_external_data=False)

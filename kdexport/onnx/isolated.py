@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from kdexport import memory
 from kdexport.errors import KDExportError
 from kdexport.onnx.sessions import Arrays, threads_wanted
 
@@ -55,6 +56,8 @@ class IsolatedRunner:
         worker.token = self._token if verdict == "done" else 0
         if verdict == "error":
             first = str(answer).splitlines()[0]
+            if memory.EXHAUSTED.search(first):
+                raise KDExportError(f"{memory.message()} ({first})", hint=memory.HINT)
             raise KDExportError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot {'run' if inputs else 'load'} the file: {first}",
                 hint="give a whole .onnx file with its weights beside it; a newer opset needs a newer onnxruntime",
@@ -103,6 +106,8 @@ class _Worker:
             code = self._process.wait()
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             self.end()
+            if code == -signal.SIGKILL:  # not its own fault: the kernel does that where memory ends
+                raise KDExportError(memory.message(), hint=memory.HINT) from error
             raise KDExportError(
                 f"ONNX Runtime {onnxruntime.__version__} crashes on the file ({how})",
                 hint="that is a fault of ONNX Runtime; another version may read it",

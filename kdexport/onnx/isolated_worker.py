@@ -4,8 +4,10 @@ A request is ``(token, model, optimize, threads, inputs)`` in pickle's form: the
 the token is new. The answer is ``("done", outputs)`` or ``("error", message)``.
 """
 
+import contextlib
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -16,6 +18,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not stand between two answers
     onnxruntime.set_default_logger_severity(4)
+    with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
+        score.write("1000")  # where memory runs out, it is this process that ends, not its parent
     held: tuple[int, Any] = (0, None)
     with os.fdopen(0, "rb") as requests, answers:
         while True:

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from kdexport.errors import KDExportError, SourceError
+from kdexport.errors import KDExportError, SourceError, check_readable
 from kdexport.onnx.activation import Activation, activation_of, class_labels, last_operator, to_logits
 
 if TYPE_CHECKING:
@@ -251,6 +251,8 @@ class OnnxSession:
 def _open(model: Path | bytes, threads: int | None) -> Any:
     if isinstance(model, Path) and not model.is_file():
         raise SourceError(f"there is no ONNX file {model}", hint="check the path")
+    if isinstance(model, Path):
+        check_readable(model)
     threads = threads_wanted() if threads is None else threads
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport import results
-from kdexport.artifacts import RunDirectory, read_json, write_text
+from kdexport.artifacts import RUN_MARKS, RunDirectory, read_json, write_text
 from kdexport.errors import KDExportError, RequirementError
 from kdexport.progress import Progress
 from kdexport.recipe import Recipe, Require
@@ -104,10 +104,16 @@ def write_report(report: Report, folder: Path, *, key: str | None = None) -> tup
     }
     _check_own(folder, (*texts, "report.json"))
     written = tuple(folder / name for name in texts)
-    for path, text in zip(written, texts.values(), strict=True):
-        write_text(path, text)
-    document = results.to_json(report)
-    write_text(folder / "report.json", _in_lines(stamped(document, folder, key, written) if key else document))
+    fresh = [path for path in written if not path.exists()]
+    try:
+        for path, text in zip(written, texts.values(), strict=True):
+            write_text(path, text)
+        document = results.to_json(report)
+        write_text(folder / "report.json", _in_lines(stamped(document, folder, key, written) if key else document))
+    except BaseException:  # a part of a report would be taken for somebody else's files
+        for path in fresh:
+            path.unlink(missing_ok=True)
+        raise
     return (*written, folder / "report.json")
 
 
@@ -117,7 +123,8 @@ def _check_own(folder: Path, names: Sequence[str]) -> None:
             f"the report could not be written: {folder} is a file",
             hint="give a folder with --out, for its several files",
         )
-    if {"schema", "models", "measurements"} <= (read_json(folder / "report.json") or {}).keys():
+    is_run = (folder / RUN_MARKS[0]).exists()  # a run that was killed here left a part of its report
+    if is_run or {"schema", "models", "measurements"} <= (read_json(folder / "report.json") or {}).keys():
         return
     found = [name for name in names if (folder / name).exists()]
     if found:

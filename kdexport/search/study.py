@@ -11,7 +11,6 @@ share the work. Who works on a trial holds a lock file of it in the search's dir
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 import socket
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdexport.artifacts import write_text
+from kdexport.artifacts import locked, write_text
 from kdexport.errors import KDExportError, SourceError
 from kdexport.recipe import Recipe
 from kdexport.search.space import Candidate, Spaces
@@ -197,13 +196,8 @@ def alone(directory: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
     """Hold a piece of a search's work alone; give whether it could be had. The hold ends with the process."""
     folder = directory / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with locked(folder / name, wait=wait) as holder:
+        yield holder is None
 
 
 def worker() -> str:

@@ -1,6 +1,8 @@
 """What a user can get wrong: exit 1, one message, one hint, no traceback, nothing half-written."""
 
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +83,24 @@ def test_a_run_directory_that_cannot_be_written(kdexport: Kdexport) -> None:
     message, hint = complaint(kdexport("run", DIGITS, "--out", "/dev/null/run"))
     assert "cannot be written" in message
     assert "--out" in hint
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_pair_that_the_disk_has_no_room_for_leaves_nothing(
+    kdexport: Kdexport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    def full(source: str, target: str) -> None:
+        Path(target).write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if is_there:
+        (tmp_path / "pair").mkdir()
+    monkeypatch.setattr(shutil, "copy2", full)
+    monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+    message, hint = complaint(kdexport("init", "digits", tmp_path / "pair"))
+    assert message.endswith("cannot be written: [Errno 28] No space left on device")
+    assert "free some space" in hint
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "pair"] if is_there else [])
 
 
 def test_a_bench_of_a_file_that_is_not_onnx(kdexport: Kdexport, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from torch import nn
 
 from kdexport.errors import SourceError
 from kdexport.models.checkpoints import read
-from kdexport.models.weights import fit, load_weights, save_weights
+from kdexport.models.pruned import plan_in
+from kdexport.models.weights import fit, load_weights, postprocessing_in, save_weights
 
 
 class Net(nn.Module):
@@ -401,3 +402,20 @@ def test_an_archive_of_many_disks_is_refused_in_words(tmp_path):
     path.write_bytes(data)
     with pytest.raises(SourceError):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_weights_without_the_right_to_read_them(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    path.write_bytes(b"w")
+
+    def refused(*_, **__):
+        raise FileNotFoundError("No such file or directory")  # safetensors' own words for it
+
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read all
+    monkeypatch.setattr(safetensors, "safe_open", refused)
+    with pytest.raises(SourceError, match="may not be read") as caught:
+        load_weights(nn.Linear(1, 1), path)
+    assert "chmod" in caught.value.hint
+    assert postprocessing_in(path) is None
+    assert plan_in(path) is None

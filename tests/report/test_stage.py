@@ -10,6 +10,7 @@ from kdexport.artifacts import RunDirectory
 from kdexport.errors import KDExportError
 from kdexport.progress import Silent
 from kdexport.recipe import Recipe
+from kdexport.report import stage
 from kdexport.report.reading import read_benches, read_report
 from kdexport.report.stage import report, report_run, write_report
 
@@ -83,6 +84,26 @@ def test_files_of_the_users_are_not_replaced(build, tmp_path: Path, name: str) -
     (tmp_path / name).unlink()
     write_report(made, tmp_path)
     write_report(made, tmp_path)
+
+
+def test_a_report_that_the_disk_has_no_room_for_leaves_nothing_of_itself(build, tmp_path: Path, monkeypatch) -> None:
+    """The same command again took its own parts for somebody else's files."""
+    made = report([build.bench()])
+    written = stage.write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name in ("report.html", "report.json"):
+            raise KDExportError("no space", hint="free some")
+        written(path, text)
+
+    monkeypatch.setattr(stage, "write_text", full)
+    with pytest.raises(KDExportError, match="no space"):
+        write_report(made, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    (tmp_path / "report.md").write_text("a run's, that was killed here")
+    (tmp_path / ".lock").touch()
+    assert (tmp_path / "report.json") in write_report(made, tmp_path)
 
 
 def test_python_gets_the_same_errors(build) -> None:
