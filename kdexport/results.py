@@ -220,7 +220,7 @@ class Parity:
     cosine: float | None = None  # smallest over the outputs
     argmax_agreement: float | None = None
     batch_sizes: tuple[int, ...] = ()
-    reference: str = "torch"  # or "fp32-onnx" for a quantized file
+    reference: str = "torch"  # or "fp32-onnx" for a quantized file, "onnxruntime-cpu" for a device
     hard_samples: int = 0  # all zero, all equal, the extremes of the value range, beside ``samples``
     other_sizes: int = 0  # batches in which a dynamic axis has another size than in the data
     constant_outputs: tuple[int, ...] = ()  # that are the same for every sample, of several
@@ -393,6 +393,8 @@ class Measurement:
     browser: Browser | None = None  # of a web device
     disturbed: str | None = None  # why no speed-up is decided by this: what other work did meanwhile, in words
     profile: Profile | None = None  # only where it was asked for
+    parity: Parity | None = None  # of a page on another device: its outputs against ONNX Runtime's on a CPU
+    score: Score | None = None  # of those outputs, where their samples have labels: of few samples, not the model's own
 
 
 @dataclass(frozen=True)

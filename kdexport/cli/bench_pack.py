@@ -29,6 +29,10 @@ def pack(request: "BenchRequest", out: Path, console: Console) -> None:
             )
         page = page_pack.pack(request, out)
         shown = f"{out}  {figures.size(page.size_bytes)}, {_models(page.models)} on {', '.join(page.devices)}\n"
+        if page.samples:
+            shown += (
+                f"It holds {page.samples} samples of the data without their labels: outputs are compared, not scored.\n"
+            )
         shown += (
             "Unpack it on a web server, open its page on the device, and give what it saves to: kdexport report FILE"
         )

@@ -117,8 +117,9 @@ def announcement(address: "Address", *, color: bool, encoding: str | None) -> st
             f"  {address.fingerprint[:47]}",
             f"  {address.fingerprint[48:]}",
         ]
+    lent = "the models, and samples of the data without their labels," if address.samples else "the models"
     lines += [
-        "Whoever has the address can load the models and send a result. Ctrl-C ends it, and keeps what is here.",
+        f"Whoever has the address can load {lent} and send a result. Ctrl-C ends it, and keeps what is here.",
         "",
     ]
     return "\n".join(lines)

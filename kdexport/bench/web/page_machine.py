@@ -27,7 +27,7 @@ def machine_of(device: Device, name: str, runtime_version: str) -> Machine:
         system=system_of(device),
         cpu=device.model or "not told by its browser",
         cpu_features=(),
-        cores=device.cores,
+        cores=None if is_webkit(device.agent) else device.cores,
         memory_mib=None,
         container=None,
         governor=None,
@@ -39,11 +39,19 @@ def machine_of(device: Device, name: str, runtime_version: str) -> Machine:
     )
 
 
+def is_webkit(agent: str) -> bool:
+    """Return whether a page runs in WebKit: Safari's engine, and that of all browsers on iOS.
+
+    It says 4 or 8 cores whatever the machine has, against fingerprinting (NavigatorBase::hardwareConcurrency).
+    """
+    return "AppleWebKit/" in agent and "Chrome/" not in agent
+
+
 def browser_of(agent: str) -> tuple[str | None, str | None]:
     """Return name and version of the browser behind a user agent; None where none is known."""
     for mark, name in BROWSERS:
         if found := re.search(rf"\b{mark}/(\d[\d.]*)", agent):
-            return name, found[1]
+            return "WebKit" if name == "Safari" and "Linux" in agent else name, found[1]
     return None, None
 
 

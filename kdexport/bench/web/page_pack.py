@@ -35,6 +35,7 @@ class PagePack:
     size_bytes: int
     models: tuple[str, ...]
     devices: tuple[str, ...]
+    samples: int  # of the data, without their labels: what comes of them is compared, not scored
 
 
 def pack(request: BenchRequest, out: Path) -> PagePack:
@@ -46,7 +47,8 @@ def pack(request: BenchRequest, out: Path) -> PagePack:
     built = site.build(request, "", sends=False)
     # Equal plans have equal sessions: a recording is of the plan that it was made by.
     session = hashlib.sha256(json.dumps(built.document).encode()).hexdigest()[:32]
-    document = {**built.document, "session": session}
+    expected = {name: check.packed() for name, check in built.checks.items()}
+    document = {**built.document, "session": session, "expected": expected}
     texts = {"plan.json": json.dumps(document), "README.txt": README}
 
     def write(temporary: Path) -> None:
@@ -60,4 +62,5 @@ def pack(request: BenchRequest, out: Path) -> PagePack:
 
     write_atomically(out, write)
     models = tuple(model.name for model in request.models)
-    return PagePack(str(out), out.stat().st_size, models, tuple(document["devices"]))
+    samples = max((check.samples for check in built.checks.values() if check.score is not None), default=0)
+    return PagePack(str(out), out.stat().st_size, models, tuple(document["devices"]), samples)

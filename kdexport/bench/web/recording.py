@@ -18,9 +18,11 @@ from kdexport.bench.plan import Condition, Settings, Target
 from kdexport.bench.runner import Series
 from kdexport.bench.session import fallback
 from kdexport.bench.warnings import in_words, page_warnings
+from kdexport.bench.web import outputs
 from kdexport.bench.web.devices import web_device
+from kdexport.bench.web.outputs import Check
 from kdexport.bench.web.page_machine import browser_of, machine_of
-from kdexport.bench.web.recording_form import FORMAT, Device, Recorded, Recording
+from kdexport.bench.web.recording_form import FORMAT, Compared, Device, Recorded, Recording
 from kdexport.bench.web.worker import adapter_name, is_software, placement, reason
 from kdexport.errors import KDExportError
 from kdexport.results import BenchResult, Failure, Machine, Measurement, Memory, ModelFile, from_json
@@ -88,6 +90,7 @@ def bench_of(
     created: str | None = None,
     name: str | None = None,
     stopped: str | None = None,
+    checks: Mapping[str, Check] | None = None,
 ) -> BenchResult:
     """Work out the figures of a recording.
 
@@ -97,6 +100,7 @@ def bench_of(
         created: When it was measured (ISO 8601); now where it is not given.
         name: What the machine is called, where its own name is taken.
         stopped: Why the device did not come to an end, where it did not: what it lacks is then a failure for it.
+        checks: What the outputs of each model are held against; None takes what the plan holds.
     """
     settings = Settings(**plan["settings"])
     machine = machine_of(recording.device, name or recording.device.name, plan["runtime_version"])
@@ -104,6 +108,8 @@ def bench_of(
     failures: list[Failure] = []
     for one in recording.results:
         made = _measured(one, recording.device, machine, plan, settings, stopped)
+        if isinstance(made, Measurement) and one.compared is not None:
+            made = _compared(made, one.compared, plan, (checks or {}).get(one.model))
         (measurements if isinstance(made, Measurement) else failures).append(made)  # type: ignore[arg-type]
         if isinstance(made, Measurement) and stopped and len(one.rounds) < settings.rounds:
             why = f"{stopped}, after {len(one.rounds)} of at least {settings.rounds} rounds"
@@ -144,6 +150,17 @@ def _measured(
     told = page_warnings(series, measured.latency_ms, settings, condition)
     stop = [f"{stopped}: this holds what was measured until then"] if stopped else []
     return dataclasses.replace(measured, warnings=(*stop, *plan["warnings"][one.model], *told))
+
+
+def _compared(measured: Measurement, given: Compared, plan: Mapping[str, Any], check: Check | None) -> Measurement:
+    """Return a measurement with what its outputs were found to be."""
+    model = next(model for model in plan["model_files"] if model["name"] == measured.model)
+    packed = plan.get("expected", {}).get(measured.model)
+    parity, score, wrong = outputs.compared(given.calls, check, packed, model["precision"])
+    if given.failure:
+        wrong = f"its outputs on this device are not compared: {given.failure}"
+    warnings = (*((wrong,) if wrong else ()), *measured.warnings)
+    return dataclasses.replace(measured, parity=parity, score=score, warnings=warnings)
 
 
 def _series(one: Recorded, device: Device, placed: dict[str, dict[str, int]]) -> Series:

@@ -1,12 +1,19 @@
 """The form of what a device's page sends: each value's type and limits. Nothing of it is believed before it fits."""
 
-from typing import Annotated, Literal
+import base64
+import binascii
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMAT = "kdexport recording"
 MOST_NS = 10**13  # of a call: 3 hours
 LINES = 200_000
+MOST_OUTPUT = 2**20  # characters of one output of one call
 
 
 def _printable(text: str) -> str:
@@ -47,6 +54,48 @@ class Taken(_Strict):
     page: Mebibytes | None
 
 
+class Output(_Strict):
+    """One output of one call: its values as they lie in memory."""
+
+    name: Annotated[str, Field(max_length=1000)]
+    type: Annotated[str, Field(pattern="^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
+    dims: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=16)]
+    data: Annotated[str, Field(max_length=MOST_OUTPUT)]  # base64
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        try:
+            size = len(base64.b64decode(self.data, validate=True))
+        except (binascii.Error, ValueError):
+            raise ValueError("not base64") from None
+        if size != math.prod(self.dims) * self._width:
+            raise ValueError("not as many values as its shape says")
+        return self
+
+    @property
+    def _width(self) -> int:
+        return 1 if self.type == "bool" else int(self.type.lstrip("uintfloa")) // 8
+
+    def array(self) -> "np.ndarray":
+        """Return the values."""
+        import numpy as np
+
+        return np.frombuffer(base64.b64decode(self.data), self.type).reshape(self.dims)
+
+    @classmethod
+    def of(cls, name: str, array: "np.ndarray[Any, Any]") -> Self:
+        """Return an array in this form."""
+        data = base64.b64encode(array.tobytes()).decode()
+        return cls(name=name, type=array.dtype.name, dims=list(array.shape), data=data)
+
+
+class Compared(_Strict):
+    """What a model gave for the inputs that are compared, or why it gave nothing."""
+
+    failure: Text | None
+    calls: Annotated[list[Annotated[list[Output], Field(max_length=1000)]], Field(max_length=1000)]
+
+
 class Recorded(_Strict):
     """One model under one condition."""
 
@@ -58,6 +107,7 @@ class Recorded(_Strict):
     memory: Taken | None
     placement_log: Annotated[list[Line], Field(max_length=LINES)]
     rounds: Annotated[list[Round], Field(max_length=10_000)]
+    compared: Compared | None = None
 
 
 class Device(_Strict):

@@ -11,7 +11,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from kdexport import figures
 from kdexport.bench.stage import BenchRequest
 from kdexport.bench.web import recording, site
 from kdexport.bench.web.address import addresses, is_loopback
+from kdexport.bench.web.outputs import Check, summary
 from kdexport.bench.web.page_machine import system_of
 from kdexport.bench.web.recording_form import Recorded, Recording
 from kdexport.bench.web.server import PageServer
@@ -41,6 +42,7 @@ class Address:
     port: int
     local: bool  # reached from this machine alone
     fingerprint: str | None  # SHA-256 of the certificate, with https
+    samples: bool = False  # whether the page is handed samples of the data
 
 
 @dataclass
@@ -60,10 +62,18 @@ class Devices:
         plan: What was handed out.
         progress: Where to say who came and how it goes.
         clock: Seconds.
+        checks: What the outputs of each model are held against.
     """
 
-    def __init__(self, plan: dict[str, Any], progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: dict[str, Any],
+        progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
+        checks: Mapping[str, Check] | None = None,
+    ) -> None:
         self._plan = plan
+        self._checks = checks or {}
         self._progress = progress
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
@@ -165,7 +175,14 @@ class Devices:
     def _result(self, one: _Heard, stopped: str) -> BenchResult:
         if not one.done:
             self._progress.warn(f"{one.name}: {stopped}")
-        return recording.bench_of(one.recording, self._plan, name=one.name, stopped=None if one.done else stopped)
+        made = recording.bench_of(
+            one.recording, self._plan, name=one.name, stopped=None if one.done else stopped, checks=self._checks
+        )
+        for found in made.measurements:
+            if found.parity is not None:
+                line = summary(found.model, found.device, found.parity, found.score, self._checks[found.model])
+                self._progress.message(f"{one.name}: {line}")
+        return made
 
 
 def _key(one: Recorded) -> tuple[str, str, int, int]:
@@ -208,7 +225,7 @@ def serve(
     """
     built = site.build(request, secrets.token_hex(16), sends=True)
     document = built.document
-    devices = Devices(document, progress)
+    devices = Devices(document, progress, checks=built.checks)
     tls, fingerprint = None, None
     where = addresses(host)
     if https:
@@ -226,7 +243,8 @@ def serve(
     )
     try:
         urls = tuple(server.url_at(one) for one in where)
-        announce(Address(urls, server.port, all(map(is_loopback, where)), fingerprint))
+        samples = any(check.score is not None for check in built.checks.values())
+        announce(Address(urls, server.port, all(map(is_loopback, where)), fingerprint, samples))
 
         results: dict[int, BenchResult] = {}
 

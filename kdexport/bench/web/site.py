@@ -5,7 +5,7 @@ The page measures by itself (``page/plan.js``); what it gives back is a ``record
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from kdexport.bench.inputs import resolve_shapes
 from kdexport.bench.plan import Plan, Target
 from kdexport.bench.session import EMPTY_MODEL
 from kdexport.bench.stage import BenchRequest, plan_for
-from kdexport.bench.web import runtime
+from kdexport.bench.web import outputs, runtime
 from kdexport.bench.web.devices import BACKENDS, web_device
+from kdexport.bench.web.outputs import Check
 from kdexport.errors import KDExportError
 from kdexport.onnx.describe import describe, external_files, load_graph
 from kdexport.results import to_json
@@ -48,6 +49,7 @@ class Site:
     plan: Plan
     document: dict[str, Any]  # plan.json
     files: Mapping[str, Content]  # by name; all that ``document`` names, and the page
+    checks: Mapping[str, Check] = field(default_factory=dict)  # model -> what its outputs are held against
 
     @property
     def size_bytes(self) -> int:
@@ -96,20 +98,29 @@ def build(request: BenchRequest, session: str, *, sends: bool) -> Site:
             files[name] = held.folder / name
             types[name] = BINARY if name.endswith(".wasm") else SCRIPT
     models = []
+    checks: dict[str, Check] = {}
+    warnings = {target.name: list(target.warnings) for target in plan.targets}
     for position, (model, target) in enumerate(zip(request.models, plan.targets, strict=True)):
+        fed = {batch: _feed(target, plan, batch) for batch in plan.batch_sizes}
+        compared, told = outputs.check(model, Path(target.path), request.dataset, fed[plan.batch_sizes[0]])
+        warnings[model.name] += [told] if told else []
         own = _model_files(target, position)
-        own |= (fed := _input_files(target, plan))[1]
-        files |= own
-        types |= dict.fromkeys(own, BINARY)
+        described = describe(Path(target.path)).inputs
+        offered = {str(batch): _offer(feed, described, own) for batch, feed in fed.items()}
+        if compared is not None:
+            checks[model.name] = compared
         models.append(
             {
                 "name": model.name,
                 "size_bytes": model.size_bytes,
                 "url": f"models/{position}/model.onnx",
                 "external": _external(target, position),
-                "inputs": fed[0],
+                "inputs": offered,
+                "compared": [] if compared is None else [_offer(feed, described, own) for feed in compared.feeds],
             }
         )
+        files |= own
+        types |= dict.fromkeys(own, BINARY)
     size = sum(map(_size, files.values()))
     if size > MOST_BYTES:
         raise KDExportError(
@@ -141,13 +152,13 @@ def build(request: BenchRequest, session: str, *, sends: bool) -> Site:
         },
         "empty": "empty.onnx",
         "models": models,
-        "files": types,
+        "files": {name: {"type": kind, "bytes": _size(files[name])} for name, kind in types.items()},
         "bytes": size,
         # What a bench.json says of the files; no recipe: a page may lie where others read it.
         "model_files": [to_json(model) | {"file": Path(model.file).name} for model in request.models],
-        "warnings": {target.name: list(target.warnings) for target in plan.targets},
+        "warnings": warnings,
     }
-    return Site(plan, document, files | {name: PAGE / source for name, source in PAGE_FILES.items()})
+    return Site(plan, document, files | {name: PAGE / source for name, source in PAGE_FILES.items()}, checks)
 
 
 def _model_files(target: Target, position: int) -> dict[str, Content]:
@@ -166,31 +177,35 @@ def _external(target: Target, position: int) -> list[dict[str, str]]:
     ]
 
 
-def _input_files(target: Target, plan: Plan) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Content]]:
-    """Return what a model is fed at each batch size, and its bytes: the same as on every other device."""
+def _feed(target: Target, plan: Plan, batch: int) -> dict[str, Any]:
+    """Return what a model is fed at a batch size: the same as on every other device."""
     described = describe(Path(target.path)).inputs
     kinds = {name: f"tensor({described[name]['type']})" for name in target.inputs}
     shapes = {name: described[name]["shape"] for name in target.inputs}
-    fed: dict[str, list[dict[str, Any]]] = {}
-    files: dict[str, Content] = {}
     settings = plan.settings
-    for batch in plan.batch_sizes:
-        resolved = {}
-        if not target.file:
-            axis = settings.batch_axis
-            resolved = resolve_shapes(target.inputs, batch, settings.dims, model=target.name, batch_axis=axis)
-        task = {
-            "file": target.file, "shapes": resolved, "below": dict(target.below), "batch_size": batch,
-            "batch_axis": settings.batch_axis,
-        }  # fmt: skip
-        fed[str(batch)] = items = []
-        for name, array in inputs.feeds(task, kinds, shapes).items():
-            content = array.tobytes()
-            url = f"inputs/{hashlib.sha256(content).hexdigest()[:20]}.bin"
-            files[url] = content
-            short = {"float": "float32", "double": "float64"}.get(described[name]["type"], described[name]["type"])
-            items.append({"name": name, "type": short, "dims": list(array.shape), "url": url})
-    return fed, files
+    resolved = {}
+    if not target.file:
+        axis = settings.batch_axis
+        resolved = resolve_shapes(target.inputs, batch, settings.dims, model=target.name, batch_axis=axis)
+    task = {
+        "file": target.file, "shapes": resolved, "below": dict(target.below), "batch_size": batch,
+        "batch_axis": settings.batch_axis,
+    }  # fmt: skip
+    return inputs.feeds(task, kinds, shapes)
+
+
+def _offer(
+    feed: Mapping[str, Any], described: Mapping[str, Mapping[str, Any]], files: dict[str, Content]
+) -> list[dict[str, Any]]:
+    """Put a feed's bytes among the files; returns what a page needs to make tensors of them."""
+    items = []
+    for name, array in feed.items():
+        content = array.tobytes()
+        url = f"inputs/{hashlib.sha256(content).hexdigest()[:20]}.bin"
+        files[url] = content
+        short = {"float": "float32", "double": "float64"}.get(described[name]["type"], described[name]["type"])
+        items.append({"name": name, "type": short, "dims": list(array.shape), "url": url})
+    return items
 
 
 def _size(content: Content) -> int:

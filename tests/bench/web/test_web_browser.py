@@ -217,5 +217,7 @@ def test_a_phones_page_measures_and_its_result_arrives(web, models, once, monkey
     assert (one.model, one.machine, one.device, one.placement) == ("a", "Mine", "web:wasm", {"wasm": 1.0})
     assert result.machine.versions["onnxruntime-web"] == web.runtime_version
     assert one.memory_mib.wasm_heap is not None
+    assert one.parity is not None
+    assert (one.parity.passed, one.parity.samples, one.parity.argmax_agreement) == (True, 1, 1.0)
     assert not faults
     assert not result.failures

@@ -186,6 +186,8 @@ def test_a_name_that_would_steer_a_terminal_is_one_plain_line(built) -> None:
         (IPHONE, ("Safari", "17.5"), "iOS 17.5 (iPhone)"),
         (IPHONE.replace("Version/17.5", "CriOS/141.0.1"), ("Chrome", "141.0.1"), "iOS 17.5 (iPhone)"),
         ("Mozilla/5.0 (Android 13; Mobile; rv:1) Gecko/1 Firefox/131.0", ("Firefox", "131.0"), "Android 13 (Mobile)"),
+        ("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/60.5 Safari/605.1.15",
+         ("WebKit", "60.5"), "X11; Linux x86_64"),
         ("curl", (None, None), "not told"),
     ],
 )  # fmt: skip
@@ -198,6 +200,10 @@ def test_a_user_agent_says_browser_and_system(built, agent, browser, system) -> 
     ).device
     assert page_machine.browser_of(told.agent) == browser
     assert page_machine.system_of(told) == system
+    # WebKit, which all browsers of iOS have, says 4 or 8 cores of whatever machine.
+    assert page_machine.machine_of(told, "m", "1").cores == (
+        8 if browser[0] in ("Firefox", None) or "Linux; A" in agent else None
+    )
 
 
 def test_what_a_device_could_not_do_is_a_failure_in_words(built) -> None:
@@ -525,7 +531,9 @@ def test_the_command_writes_shows_and_says_what_failed(request_, tmp_path, monke
 DEVICE = """
 const { measure } = await import(process.argv[1]);
 const plan = {
-  models: ["a", "b", "bad"].map((name) => ({ name, url: name, external: [], inputs: { 1: [], 2: [] } })),
+  models: ["a", "b", "bad"].map((name) => ({
+    name, url: name, external: [], inputs: { 1: [], 2: [] }, compared: name === "b" ? [] : [["first"], ["second"]],
+  })),
   devices: ["web:wasm"], batch_sizes: [1, 2], threads: [1], runtime: { wasm: {} }, empty: "e",
   settings: { rounds: 3, min_seconds: 0.03, max_seconds: 1e-9, min_runs: 1, precision: 1, timeout_s: 1 },
 };
@@ -539,7 +547,10 @@ const host = {
       end: () => { alive -= 1; },
       ask: async (task) => {
         if (task.do === "load") started.push(own = task.model);
-        else if (task.do !== "memory") order.push(`${task.do} ${own}`);
+        else if (task.do === "run") {
+          if (own === "bad") throw new Error("too much");
+          return { outputs: [{ name: "y", data: task.inputs[0] }] };
+        } else if (task.do !== "memory") order.push(`${task.do} ${own}`);
         if (task.model === "bad" && task.do === "prepare") throw new Error("it breaks");
         if (task.do === "memory") return { wasm_heap: 16, page: null, log: ["x  Conv (", "secret"] };
         if (task.do === "prepare") {
@@ -587,7 +598,11 @@ def test_a_page_goes_on_after_it_was_hidden_failed_once_or_was_loaded_anew() -> 
         assert all(len(part["turns"]) == 2 for one in record["results"] for part in one["rounds"])
     assert found["more"] == 16  # two rounds of two models at two batch sizes, two turns each
     assert found["whole"]["results"][0]["placement_log"] == ["  Conv ("]
-    assert found["started"][6:9] == ["a", "b", "bad"]  # after six that only told their memory
+    # After six that only told their memory, two whose outputs are compared, at the first batch size.
+    assert found["started"][6:11] == ["a", "bad", "a", "b", "bad"]
+    calls = [[{"name": "y", "data": data}] for data in ("first", "second")]
+    compared = [{"failure": None, "calls": calls}, None, {"failure": "too much", "calls": []}, None, None, None]
+    assert [one["compared"] for one in found["resumed"]["results"]] == compared
     # Who goes first changes from round to round and from turn to turn; all are warmed again before the first.
     forth, back = (
         [f"{do} {one}" for do, both in zip(("prepare", "again", "turn", "turn"), orders, strict=True) for one in both]

@@ -29,19 +29,24 @@ function show(id, text) {
 }
 
 /** Fetch, again and again while there is no network; an answer that is no file is an error. */
-async function fetched(name, onBytes = () => {}) {
+async function fetched(name, onBytes = () => {}, size = null) {
   for (;;) {
     try {
       const answer = await fetch(name, { cache: "no-store" });
       if (!answer.ok) throw new TypeError(`${name}: the server answers ${answer.status}`);
       const parts = [];
       const reader = answer.body.getReader();
+      let bytes = 0;
       for (;;) {
         const { done, value } = await reader.read();
-        if (done) return parts;
+        if (done) break;
         parts.push(value);
+        bytes += value.byteLength;
         onBytes(value.byteLength);
       }
+      if (size === null || bytes === size) return parts;
+      // Some answer every name that they do not have with a page of their own; some alter or cut off what they serve.
+      throw new TypeError(`${name}: the server answers with another file, of ${bytes} bytes in place of ${size}`);
     } catch (error) {
       if (String(error.message).includes("the server answers")) throw error;
       show("note", "Waiting for the network.");
@@ -123,15 +128,27 @@ function guessedName() {
   const browser = [["Edg", "Edge"], ["SamsungBrowser", "Samsung Internet"], ["OPR", "Opera"], ["FxiOS", "Firefox"],
     ["Firefox", "Firefox"], ["CriOS", "Chrome"], ["Chrome", "Chrome"], ["Safari", "Safari"]]
     .find(([mark]) => agent.includes(mark))?.[1] ?? "browser";
+  if (browser === "Safari" && system === "Linux") return "Linux, WebKit"; // the engine in a browser of another name
   return `${system}, ${browser}`;
 }
+
+const many = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
+
+/** Two times in words, the unit once where both have the same: "10 to 20 seconds", "45 seconds to 2 minutes". */
+function between(...seconds) {
+  const [low, high] = seconds.map((one) => (one < 90 ? [Math.max(5, Math.round(one / 5) * 5), "second"] : [Math.round(one / 60), "minute"]));
+  if (low[0] === high[0] && low[1] === high[1]) return `about ${many(...low)}`;
+  return low[1] === high[1] ? `${low[0]} to ${many(...high)}` : `${many(...low)} to ${many(...high)}`;
+}
+
+const listed = (items) => (items.length < 2 ? `${items}` : `${items.slice(0, -1).join(", ")} and ${items.at(-1)}`);
 
 const mib = (bytes) => (bytes < 2 ** 20 ? `${Math.max(1, Math.round(bytes / 1024))} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`);
 
 function describe() {
   at("about").textContent = plan.sends
-    ? `“${plan.name}”: the figures go to the computer that this address came from. Nothing else leaves this device.`
-    : `“${plan.name}”: the figures stay on this device until you save them as a file.`;
+    ? `“${plan.name}”: the figures and the models’ outputs go to the computer that this address came from. Nothing else leaves this device.`
+    : `“${plan.name}”: the figures and the models’ outputs stay on this device until you save them as a file.`;
   for (const model of plan.models) {
     const [row, name, size] = ["li", "bdi", "span"].map((tag) => document.createElement(tag));
     name.textContent = model.name;
@@ -157,9 +174,10 @@ function describe() {
   if (plan.devices.every((device) => facts.lacks[device])) {
     show("fault", `Nothing can be measured in this browser: ${facts.lacks[plan.devices[0]]}.`);
   }
+  const webkit = facts.agent.includes("AppleWebKit/") && !facts.agent.includes("Chrome/"); // says 4 or 8 of every machine
   const step = facts.isolated ? "cross-origin isolated" : "not cross-origin isolated, so its clock is coarse";
   at("context").textContent = `${facts.secure ? "A secure context" : "No secure context"}, ${step}. ${
-    facts.cores ? `${facts.cores} cores` : "The number of cores is not told"}.`;
+    facts.cores && !webkit ? many(facts.cores, "core") : "The number of cores is not told"}.`;
   at("name").value = guessedName();
   at("awake").textContent = navigator.wakeLock
     ? "The screen stays on meanwhile. Leave this page in front: while it is hidden nothing is measured."
@@ -174,9 +192,9 @@ function state() {
   const chosen = chosenDevices();
   const counts = chosen.length * plan.batch_sizes.length * plan.models.length;
   const { min_seconds: least, max_seconds: most } = plan.settings;
-  const minutes = (seconds) => (seconds < 90 ? `${Math.max(5, Math.round(seconds / 5) * 5)} seconds` : `${Math.round(seconds / 60)} minutes`);
+  const batches = `${plan.batch_sizes.length > 1 ? "Batch sizes" : "Batch size"} ${listed(plan.batch_sizes)}`;
   at("long").textContent = counts
-    ? `Batch ${plan.batch_sizes.join(", ")}. Takes ${minutes(counts * (least + 4))} to ${minutes(counts * (most + 4))}; ${mib(plan.bytes)} are loaded first.`
+    ? `${batches}. Takes ${between(counts * (least + 4), counts * (most + 4))}, longer on a slow device; ${mib(plan.bytes)} to load first.`
     : "";
   at("start").disabled = !chosen.length && !plan.required;
 }
@@ -258,12 +276,13 @@ async function handOver() {
 async function loadFiles() {
   let bytes = 0;
   const urls = {};
-  for (const [name, type] of Object.entries(plan.files)) {
-    const parts = await fetched(name, (more) => {
+  for (const [name, { type, bytes: size }] of Object.entries(plan.files)) {
+    const onBytes = (more) => {
       bytes += more;
       at("bar").value = Math.min(0.999, bytes / plan.bytes);
       show("note", `Loading: ${mib(bytes)} of ${mib(plan.bytes)}`);
-    });
+    };
+    const parts = await fetched(name, onBytes, size);
     urls[name] = URL.createObjectURL(new Blob(parts, { type }));
   }
   const entry = (names) => Object.fromEntries(Object.entries(names).map(([role, name]) => [role, urls[name]]));
@@ -275,6 +294,7 @@ async function loadFiles() {
     models: plan.models.map((model) => ({
       ...model, url: urls[model.url], external: located(model.external),
       inputs: Object.fromEntries(Object.entries(model.inputs).map(([batch, items]) => [batch, located(items)])),
+      compared: model.compared.map(located),
     })),
   };
 }

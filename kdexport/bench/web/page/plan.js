@@ -87,7 +87,7 @@ function resultsOf(record, plan, { device, threads, lacks }) {
       if (!found) {
         found = {
           model: model.name, device, batch_size: batch, threads, failure: lacks, proved: false, memory: null,
-          placement_log: [], rounds: [],
+          placement_log: [], rounds: [], compared: null,
         };
         record.results.push(found);
       }
@@ -113,6 +113,7 @@ export async function measure(plan, chosen, record, host) {
   await host.save();
   for (const [condition, results] of pairs) {
     for (const one of results) if (!one.proved && !one.failure) await prove(plan, condition, one, host);
+    for (const one of results) if (!one.compared && !one.failure) await compare(plan, condition, one, host);
   }
   for (const [condition, results] of pairs) await settle(plan, condition, results, record, host);
 }
@@ -126,31 +127,57 @@ function taskOf(plan, condition, one) {
   };
 }
 
-/** Run a model once, in a worker of its own: memory, placement, and whether the device takes it at all. */
-async function prove(plan, condition, one, host) {
+/** Let a model work in a worker of its own, once more where the page was hidden meanwhile: it may have been ended for that. */
+async function apart(plan, condition, one, host, what, work) {
   for (;;) {
     await host.quiet();
     const before = host.disturbed();
-    host.note(`memory of ${one.model}, batch ${one.batch_size}, ${one.device}`);
+    host.note(`${what} of ${one.model}, batch ${one.batch_size}, ${one.device}`);
     host.at(one);
-    const task = taskOf(plan, condition, one);
     const worker = await host.worker();
     try {
+      const task = taskOf(plan, condition, one);
       await worker.ask({ do: "load", ...task });
-      const found = await worker.ask({ do: "memory", runs: MEMORY_RUNS, ...task });
-      one.memory = { wasm_heap: found.wasm_heap, page: found.page };
-      one.placement_log = placementLines(found.log);
+      return await work(worker, task);
     } catch (error) {
-      if (host.disturbed() !== before) continue; // it may have been ended for that: once more
-      one.failure = words(error);
+      if (host.disturbed() === before) throw error;
     } finally {
       worker.end();
       host.at(null);
     }
-    one.proved = true;
-    await host.save();
-    return;
   }
+}
+
+/** Run a model once: memory, placement, and whether the device takes it at all. */
+async function prove(plan, condition, one, host) {
+  try {
+    const found = await apart(plan, condition, one, host, "memory", (worker, task) =>
+      worker.ask({ do: "memory", runs: MEMORY_RUNS, ...task }),
+    );
+    one.memory = { wasm_heap: found.wasm_heap, page: found.page };
+    one.placement_log = placementLines(found.log);
+  } catch (error) {
+    one.failure = words(error);
+  }
+  one.proved = true;
+  await host.save();
+}
+
+/** Run a model on the inputs whose outputs kdexport compares; apart, for they may take more memory than what is timed. */
+async function compare(plan, condition, one, host) {
+  const { compared } = plan.models.find(({ name }) => name === one.model);
+  if (!compared.length || one.batch_size !== plan.batch_sizes[0]) return;
+  try {
+    const calls = await apart(plan, condition, one, host, "outputs", async (worker) => {
+      const found = [];
+      for (const inputs of compared) found.push((await worker.ask({ do: "run", inputs })).outputs);
+      return found;
+    });
+    one.compared = { failure: null, calls };
+  } catch (error) {
+    one.compared = { failure: words(error), calls: [] };
+  }
+  await host.save();
 }
 
 /** Rounds of one condition until each of its batch sizes is known well enough. */
