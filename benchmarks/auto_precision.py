@@ -28,7 +28,7 @@ from bench_common import RESULTS, OtherLoad
 from kdexport import statistics
 from kdexport.bench.comparison import Comparison
 from kdexport.export import given
-from kdexport.export.variants import VariantSpec
+from kdexport.export.variant_inputs import VariantSpec
 from kdexport.machine import fingerprint
 from kdexport.pipeline import run
 from kdexport.progress import Silent

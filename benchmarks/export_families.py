@@ -24,7 +24,7 @@ from kdexport.export import network_export
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.networks import load_network
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import files
+from kdexport.onnx import runtimes
 from kdexport.onnx.sessions import OnnxSession
 
 RESULTS = Path(__file__).with_name("results")
@@ -75,7 +75,7 @@ def one(name: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         start = time.perf_counter()
-        made = network_export.write(subject, Form(18, files.ir_for(18), 1e-4), path)
+        made = network_export.write(subject, Form(18, runtimes.ir_for(18), 1e-4), path)
         seconds = time.perf_counter() - start
         OnnxSession(path)((images[:3],))
     assert made.parity is not None

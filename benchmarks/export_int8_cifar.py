@@ -23,6 +23,7 @@ from kdexport.data.datasets import load_data
 from kdexport.data.samples import Split
 from kdexport.export import network_export, parity, variants
 from kdexport.export.target import ExportTarget, Form
+from kdexport.export.variant_inputs import CalibrationData, VariantSpec
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import PlainLines
 from kdexport.recipe import Data
@@ -81,17 +82,17 @@ def main() -> None:
         plain = network_export.write(subject, Form(18, 8, 1e-4, bake=True), folder / "net.onnx")
         val = dataset.val.take(parity.spread(len(dataset.val), variants.VALIDATION_SAMPLES))
         calibration = train.take(parity.spread(len(train), 256)).inputs
-        material = variants.CalibrationData(lambda: samples, lambda: calibration, lambda: (val.inputs, val.labels))
+        material = CalibrationData(lambda: samples, lambda: calibration, lambda: (val.inputs, val.labels))
         rows = [
             {"form": "fp32", "test_accuracy": accuracy(folder / "net.onnx", dataset.test), "bytes": plain.size_bytes}
         ]
         for form, wanted in (
-            ("int8", variants.VariantSpec("int8")),
-            ("int8, full 8-bit weights", variants.VariantSpec("int8", weight_bits=8)),
-            ("int8, guard 0.01", variants.VariantSpec("int8", max_drop=0.01)),
+            ("int8", VariantSpec("int8")),
+            ("int8, full 8-bit weights", VariantSpec("int8", weight_bits=8)),
+            ("int8, guard 0.01", VariantSpec("int8", max_drop=0.01)),
             (
                 "int8, full 8-bit weights, guard 0.01",
-                variants.VariantSpec("int8", weight_bits=8, max_drop=0.01),
+                VariantSpec("int8", weight_bits=8, max_drop=0.01),
             ),
         ):
             path = folder / "small.onnx"

@@ -24,8 +24,9 @@ from torch import nn
 
 from kdexport.export import network_export, variants
 from kdexport.export.target import ExportTarget, Form
+from kdexport.export.variant_inputs import CalibrationData, VariantSpec
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx.files import RUNTIMES, for_runtime
+from kdexport.onnx.runtimes import RUNTIMES, for_runtime
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
 
@@ -93,12 +94,10 @@ def export(folder: Path, version: str, images: np.ndarray) -> dict[str, str | No
     form = Form(wanted.opset, wanted.ir, 1e-4, bake=True, any_image_size=True, softmax=True, top_k=3)
     path = folder / "net.onnx"
     made = [network_export.write(subject, form, path)]
-    material = variants.CalibrationData(lambda: (images,), lambda: (images,), lambda: None)
+    material = CalibrationData(lambda: (images,), lambda: (images,), lambda: None)
     for precision in variants.TOLERANCE:
         target = folder / f"net.{precision}.onnx"
-        made.append(
-            variants.write(path, made[0], variants.VariantSpec(precision), target, material, Silent(), key=None)
-        )
+        made.append(variants.write(path, made[0], VariantSpec(precision), target, material, Silent(), key=None))
     return {model.file: model.oldest_runtime for model in made}
 
 

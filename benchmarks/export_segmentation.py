@@ -29,7 +29,7 @@ from kdexport.export.target import ExportTarget, Form
 from kdexport.models.networks import load_network
 from kdexport.models.outputs import Output, install
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import files
+from kdexport.onnx import runtimes
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.tasks.postprocessing import Postprocessing
 
@@ -90,7 +90,7 @@ def one(name: str, size: Size) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         start = time.perf_counter()
-        made = network_export.write(subject, Form(18, files.ir_for(18), 1e-4), path)
+        made = network_export.write(subject, Form(18, runtimes.ir_for(18), 1e-4), path)
         seconds = time.perf_counter() - start
         (found,) = OnnxSession(path)((given,))
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """The precisions that a file can be written in, beside fp32: one line each.
 
-A precision is a function of its own module, ``(VariantInputs) -> VariantBuilder`` (see ``export.variants``), and its
+A precision is a function of its own module, ``(VariantInputs) -> VariantBuilder`` (``export.variant_inputs``), and its
 line here. Nothing heavy is imported: recipes are checked against this table.
 """
 

@@ -63,6 +63,29 @@ def test_imports_run_one_way(path: Path) -> None:
         assert not (part in STAGES and other in STAGES), f"the stage {part} imports the stage {other}"
 
 
+def test_no_two_modules_need_each_other() -> None:
+    """Wherever the import stands: in a function and for types alone, too. ``kdexport`` itself is loaded in any case."""
+    files = {
+        ".".join(("kdexport", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE or path.stem != "__init__"
+    }
+    needs = {
+        name: {
+            other
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for inside in [f"{node.module}.{alias.name}" for alias in node.names]
+            if (other := inside if inside in files else node.module) in files
+        }
+        for name, path in files.items()
+    }
+    # Taken away, floor by floor, are those that need nothing that is left: a circle stays.
+    while free := {name for name, others in needs.items() if not others & needs.keys()}:
+        needs = {name: others for name, others in needs.items() if name not in free}
+    assert not needs
+
+
 def test_every_part_has_its_place_in_the_layers() -> None:
     parts = {part_of(path) for path in PACKAGE.rglob("*.py")} - {"_models"}
     assert parts - set(RANK) == set()

@@ -17,7 +17,7 @@ from kdexport.recipe.text import PRETRAINED
 from kdexport.results import DistillResult, ExportResult, from_json
 
 if TYPE_CHECKING:
-    from kdexport.export.measured_precision import TimerMaker
+    from kdexport.export.variant_inputs import TimerMaker
 
 Settings = Mapping[str, object]  # keys of the recipe's [export] that flags set
 
@@ -126,7 +126,7 @@ def opset_for(runtime: str, opset: int | None) -> int:
     Raises:
         KDExportError: It does not.
     """
-    from kdexport.onnx.files import for_runtime
+    from kdexport.onnx.runtimes import for_runtime
 
     newest = for_runtime(runtime).opset
     if opset is not None and opset > newest:
@@ -175,14 +175,14 @@ def _of_reference(
     from kdexport.export import standalone
     from kdexport.export.random_inputs import parse_shape
     from kdexport.export.target import Form
-    from kdexport.onnx import files
+    from kdexport.onnx import runtimes
 
     wanted = checked.export
     wants_images = bool(own.pixels) or wanted.any_image_size or own.data is not None
     bake = settings.get("bake_preprocessing", wants_images)
     form = Form(
         wanted.opset,
-        files.ir_for(wanted.opset),
+        runtimes.ir_for(wanted.opset),
         wanted.parity_tolerance,
         bake=bool(bake),
         any_image_size=wanted.any_image_size,
@@ -243,7 +243,7 @@ def _of_file(
             f"--{idle[0]} is for a network that becomes ONNX; {reference} is a file already", hint="leave it out"
         )
     from kdexport.export import given
-    from kdexport.export.variants import VariantSpec
+    from kdexport.export.variant_inputs import VariantSpec
 
     specs = tuple(
         VariantSpec(

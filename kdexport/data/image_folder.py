@@ -2,29 +2,24 @@
 pictures with numbers, which ``listed_images`` reads.
 """
 
-import hashlib
 import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from kdexport.data.image_cache import Pictures, Stored, decode_once
+from kdexport.data.image_cache import Stored
+from kdexport.data.image_files import SUFFIXES, Files, store
+from kdexport.data.listed_images import listed_images, lists_in
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import SPLIT_NAMES, split_folders, split_of
 from kdexport.errors import SourceError, did_you_mean
 from kdexport.recipe import Data
 from kdexport.references import parse
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-    *(".jp2", ".avif"),
-)
 # What lies beside pictures, and is none: of other files it is said that they are left out.
 BESIDE = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".db", ".ini", ".py", ".ipynb")
 SHOWN = 10
@@ -42,11 +37,8 @@ def image_folder(data: Data, reading: Reading) -> Source:
         SourceError: No such folder, an empty class folder, a class that train doesn't have, a damaged picture.
     """
     root = _existing(Path(parse(data.source).target))
-    if reading.task != EMBEDDING:
-        from kdexport.data.listed_images import listed_images, lists_in
-
-        if lists := lists_in(root, data, reading.task):
-            return listed_images(root, lists, data, reading)
+    if reading.task != EMBEDDING and (lists := lists_in(root, data, reading.task)):
+        return listed_images(root, lists, data, reading)
     walk = _Walk(root)
     folders, notes = _layout(root, walk)
     classes = _class_names(folders["train"], walk)
@@ -87,56 +79,6 @@ def unlabelled_folder(
     if not files.names:
         raise SourceError(f"{root} holds no pictures", hint=f"known are: {', '.join(SUFFIXES)}")
     return store(files, data, reading, "unlabelled.u8", size, levels)
-
-
-@dataclass(frozen=True)
-class Files:
-    """Pictures by their places."""
-
-    root: str
-    names: Sequence[str]  # relative to root
-
-    @classmethod
-    def of(cls, root: Path, names: Sequence[str]) -> "Files":
-        """Return those under a folder."""
-        return cls(str(root), names)
-
-    def open(self, index: int) -> Image.Image:
-        """Open one."""
-        return Image.open(f"{self.root}/{self.names[index]}")
-
-    def key(self) -> str:
-        """Stands for their content: names, sizes and times, one by one, so that a long list takes no memory."""
-        digest = hashlib.sha256()
-        for name in self.names:
-            place = f"{self.root}/{name}"
-            try:
-                status = os.stat(place)  # noqa: PTH116 a Path for each of a million files is slow
-            except OSError:  # a link to nothing, which is said when it is opened
-                status = os.lstat(place)
-            digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-        return digest.hexdigest()
-
-
-def store(
-    files: Files,
-    data: Data,
-    reading: Reading,
-    name: str,
-    size: tuple[int, int] | None,
-    levels: tuple[float, float] | None,
-) -> Stored:
-    """Return pictures decoded once into the file ``name`` of the cache, as [data] says."""
-    return decode_once(
-        Pictures(files.names, files.open),
-        reading.cache / name,
-        files.key(),
-        size=size,
-        needed=reading.needed,
-        levels=levels,
-        skip_bad=data.on_bad_sample == "skip",
-        progress=reading.progress,
-    )
 
 
 def _existing(root: Path) -> Path:

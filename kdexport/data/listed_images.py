@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.data.csv_files import SPLIT_COLUMN, check_column, read_csv, split_of_rows
-from kdexport.data.image_folder import SUFFIXES, Files, store
+from kdexport.data.image_files import SUFFIXES, Files, store
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_folders, split_of
 from kdexport.data.tables import Cells, Missing, Table, targets_of, without_missing

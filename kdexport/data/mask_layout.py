@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdexport.data.image_folder import SUFFIXES
+from kdexport.data.image_files import SUFFIXES
 from kdexport.data.splits import SPLIT_NAMES, split_folders, split_of
 from kdexport.errors import SourceError
 

@@ -5,20 +5,14 @@ the ONNX file do not.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdexport.distill.losses.checks import at_least_fp32
 from kdexport.distill.losses.identities import arcface, identity_cross_entropy
-from kdexport.recipe import Training
 from kdexport.tasks.classification import UNLABELLED
-
-if TYPE_CHECKING:
-    from kdexport.distill.objective import Objective
 
 
 class IdentityHead(nn.Module):
@@ -80,33 +74,6 @@ class Heads(nn.Module):
         with torch.autocast(outputs.device.type, enabled=False):
             found: Tensor = self.projections[_key(name)](at_least_fp32(outputs))
         return found
-
-
-def heads_for(
-    objective: "Objective", targets: NDArray[Any], widths: tuple[int, int | None], settings: Training, seed: int
-) -> Heads | None:
-    """Return what learns beside a network on its output; None where nothing does.
-
-    Args:
-        objective: What the network minimizes.
-        targets: Of the training split.
-        widths: Of the network's output and of the teacher's (None: it has none).
-        settings: How it is trained: the options of the labels' loss.
-        seed: Draws the first weights; the global generator is left as it was.
-    """
-    ours, theirs = widths
-    task = objective.task
-    label: IdentityHead | None = None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if task.label_head and objective.label_weight > 0:
-            kind = objective.label_loss or task.label_losses[0]
-            options = {"margin": settings.arcface_margin, "scale": settings.arcface_scale} if kind == "arcface" else {}
-            identities = torch.from_numpy(np.unique(targets[targets != UNLABELLED]).astype(np.int64))
-            label = IdentityHead(kind, identities, ours, **options)
-        projected = objective.projected if task.embeds and theirs is not None and theirs != ours else ()
-        heads = Heads(label, projected, (ours, theirs or ours))
-    return heads if label is not None or projected else None
 
 
 def _key(name: str) -> str:

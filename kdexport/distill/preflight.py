@@ -23,10 +23,9 @@ from kdexport.data.samples import Dataset, Split
 from kdexport.distill.context import DistillContext, Spec
 from kdexport.distill.evaluation import Validation
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.heads import heads_for
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
-from kdexport.distill.setup import batches_of, feature_hooks, teacher_of
+from kdexport.distill.setup import batches_of, feature_hooks, heads_for, teacher_of
 from kdexport.distill.step import check_output, named
 from kdexport.distill.teacher import Teacher
 from kdexport.errors import KDExportError, RecipeError

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import nn
 
 from kdexport import figures
@@ -18,7 +19,7 @@ from kdexport.distill.context import AfterEpoch, DistillContext, Spec, network_k
 from kdexport.distill.data_free import synthesize, with_images
 from kdexport.distill.evaluation import Validation
 from kdexport.distill.features import FeatureHooks
-from kdexport.distill.heads import Heads, heads_for
+from kdexport.distill.heads import Heads, IdentityHead
 from kdexport.distill.objective import Objective
 from kdexport.distill.optimization import accelerator_for
 from kdexport.distill.teacher import CachedTeacher, Ensemble, OnlineTeacher, Teacher, cache_of, kept_logits
@@ -28,6 +29,7 @@ from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.recipe import DataFree, Distill, TeacherSpec, Training
 from kdexport.results import TeacherScore, TrainedNetwork
 from kdexport.stage_cache import cache_key
+from kdexport.tasks.classification import UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -287,3 +289,30 @@ def batches_of(context: DistillContext, split: Split, training: Training, accele
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
+
+
+def heads_for(
+    objective: Objective, targets: NDArray[Any], widths: tuple[int, int | None], settings: Training, seed: int
+) -> Heads | None:
+    """Return what learns beside a network on its output; None where nothing does.
+
+    Args:
+        objective: What the network minimizes.
+        targets: Of the training split.
+        widths: Of the network's output and of the teacher's (None: it has none).
+        settings: How it is trained: the options of the labels' loss.
+        seed: Draws the first weights; the global generator is left as it was.
+    """
+    ours, theirs = widths
+    task = objective.task
+    label: IdentityHead | None = None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if task.label_head and objective.label_weight > 0:
+            kind = objective.label_loss or task.label_losses[0]
+            options = {"margin": settings.arcface_margin, "scale": settings.arcface_scale} if kind == "arcface" else {}
+            identities = torch.from_numpy(np.unique(targets[targets != UNLABELLED]).astype(np.int64))
+            label = IdentityHead(kind, identities, ours, **options)
+        projected = objective.projected if task.embeds and theirs is not None and theirs != ours else ()
+        heads = Heads(label, projected, (ours, theirs or ours))
+    return heads if label is not None or projected else None

@@ -14,7 +14,7 @@ import onnx
 from kdexport import figures
 from kdexport.export import parity
 from kdexport.export.differences import chooses, finite
-from kdexport.onnx import metadata
+from kdexport.onnx.graphs import nodes
 from kdexport.onnx.sessions import Arrays
 
 SAMPLES = 64
@@ -44,7 +44,7 @@ class BatchEffect:
 
 def by_range(model: onnx.ModelProto) -> bool:
     """Whether a graph quantizes activations by their range in the batch."""
-    return any(node.op_type in BY_RANGE for node in metadata.nodes(model.graph))
+    return any(node.op_type in BY_RANGE for node in nodes(model.graph))
 
 
 def measured(run: Callable[[Arrays], Arrays], samples: Arrays, fixed_batch: int | None) -> BatchEffect | None:

@@ -15,7 +15,7 @@ from kdexport.export import half, parity, quantize
 from kdexport.export.accuracy_guard import VariantBuilder, output_error
 from kdexport.export.diagnosis import value_names
 from kdexport.export.quantize import guarded, layers, load, own_nodes
-from kdexport.export.variants import VariantInputs
+from kdexport.export.variant_inputs import VariantInputs
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays
 

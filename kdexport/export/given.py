@@ -15,7 +15,7 @@ from kdexport.data.npz_files import read_arrays
 from kdexport.errors import KDExportError, SourceError
 from kdexport.export import parity, quantize, variants
 from kdexport.export.fitted_entries import stamp_for
-from kdexport.export.measured_precision import TimerMaker
+from kdexport.export.variant_inputs import CalibrationData, TimerMaker, VariantSpec
 from kdexport.models.fitted_data import as_files_say, load_fitted_data
 from kdexport.models.preprocessing import with_spec
 from kdexport.onnx import metadata
@@ -37,7 +37,7 @@ class Request:
     """What is to be made of a file."""
 
     file: Path
-    specs: tuple[variants.VariantSpec, ...]
+    specs: tuple[VariantSpec, ...]
     out: Path | None = None  # the variant's file, or the name that several are made from
     data: Data | None = None
     inputs: Path | None = None  # .npz with an array per input, or .npy; first axis samples
@@ -113,7 +113,7 @@ def _paths(request: Request) -> dict[str, Path]:
     return {spec.precision: base.with_name(f"{base.stem}.{spec.precision}.onnx") for spec in request.specs}
 
 
-def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.CalibrationData:
+def _samples(request: Request, session: OnnxSession, cache: Path) -> CalibrationData:
     """Return the samples, cut to whole batches where the file fixes the batch size."""
 
     def whole(arrays: Arrays, most: int | None = None) -> Arrays:
@@ -141,7 +141,7 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
         val, train = dataset.val, dataset.train
         few = val.spread(variants.VALIDATION_SAMPLES)
         labelled = few.labels is not None and session.fixed_batch in (None, 1)
-        return variants.CalibrationData(
+        return CalibrationData(
             lambda: whole(parity.samples_of(val.inputs, train.inputs, dataset.values_per_sample)),
             lambda: whole(train.inputs, request.calibration_samples),
             lambda: (few.inputs, few.labels) if labelled and few.labels is not None else None,
@@ -151,7 +151,7 @@ def _samples(request: Request, session: OnnxSession, cache: Path) -> variants.Ca
             stamp=stamp_for(dataset, with_spec(dataset.preprocessing, request.preprocessing)),
         )
     arrays = _random(request, session) if request.inputs is None else _read(request.inputs, session)
-    return variants.CalibrationData(
+    return CalibrationData(
         lambda: whole(arrays, parity.SAMPLES),
         lambda: whole(arrays, request.calibration_samples),
         lambda: None,

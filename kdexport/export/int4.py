@@ -11,7 +11,7 @@ from kdexport.errors import KDExportError
 from kdexport.export.accuracy_guard import VariantBuilder
 from kdexport.export.int8_dynamic import as_products
 from kdexport.export.quantize import census, guarded, load, without
-from kdexport.export.variants import VariantInputs
+from kdexport.export.variant_inputs import VariantInputs
 
 INT4_BLOCK = 32  # weights that share a scale
 INT4_LEAST = 4096  # elements of a matrix that is worth it

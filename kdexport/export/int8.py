@@ -21,7 +21,7 @@ from kdexport.errors import KDExportError
 from kdexport.export.accuracy_guard import VariantBuilder
 from kdexport.export.graph import OWN
 from kdexport.export.quantize import guarded, own_nodes, prepared
-from kdexport.export.variants import VariantInputs
+from kdexport.export.variant_inputs import Ranges, VariantInputs
 from kdexport.onnx.sessions import Arrays
 
 # What int8 kernels exist for; normalizing layers, activations with exp and the preprocessing stay in fp32.
@@ -125,13 +125,11 @@ def _quantized(model: onnx.ModelProto) -> set[str]:
     return {node.name for node in model.graph.node if node.op_type != "QuantizeLinear" and made & set(node.input)}
 
 
-def _layers(ranges: "Ranges", missing: tuple[str, ...]) -> str:
+def _layers(ranges: Ranges, missing: tuple[str, ...]) -> str:
     """Say beside how many layers the ranges were learnt."""
     found = {name.partition(":")[0] for name in ranges if name not in missing}
     return f"{len(found)} layer{'s' if len(found) != 1 else ''}"
 
-
-Ranges = Mapping[str, tuple[float, float]]
 
 # They hand their input's values on, or means of them; onnxruntime's quantizer gives both sides one scale.
 SAME_VALUES = (

@@ -9,7 +9,7 @@ import onnx
 from kdexport.errors import KDExportError
 from kdexport.export.accuracy_guard import VariantBuilder
 from kdexport.export.quantize import CHANGED_BY, CONVOLUTIONS, census, guarded, layers, load, without
-from kdexport.export.variants import VariantInputs
+from kdexport.export.variant_inputs import VariantInputs
 
 DYNAMIC_OPERATORS = CHANGED_BY["int8-dynamic"]
 

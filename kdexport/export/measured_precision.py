@@ -10,10 +10,9 @@ whole files alone are compared. What was tried stands in the result.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import onnx
@@ -24,11 +23,11 @@ from kdexport.export import quantize, variants
 from kdexport.export.accuracy_guard import Limits, Score, VariantBuilder
 from kdexport.export.precision_cut import LEADERS, Costs, cheapest, element_ms, elements_of, regions, spent, units_of
 from kdexport.export.restored_operators import restore
-from kdexport.export.variants import VariantInputs
+from kdexport.export.variant_inputs import Timer, Turns, VariantInputs
 from kdexport.onnx.layers import graph_nodes
 from kdexport.onnx.sessions import Arrays, OnnxSession
 from kdexport.precisions import PRECISIONS
-from kdexport.results import Interval, MeasuredPrecision, Profile, TimedOn, TriedPrecision
+from kdexport.results import Interval, MeasuredPrecision, Profile, TriedPrecision
 
 FP32, INT8, FP16, NARROW = "fp32", "int8", "fp16", "int8 of weights"
 SCREENING, DECIDING = (3, 0.3), (5, 1.0)  # rounds of fresh processes, and seconds in all that each file is measured
@@ -36,29 +35,6 @@ WEIGHTS = (0.5, 2.0, 8.0)  # times what a change of precision costs by the profi
 MOST_CUTS, MOST_TURNED = 4, 3  # candidates that are timed together
 NEAR = 0.97  # of the better whole file's speed: a mixed one that is slower is not worth turning regions of
 FINALISTS = 2  # mixed files that are timed anew
-
-Turns = tuple[tuple[float, ...], ...]  # nanoseconds: medians of the turns, of each round
-
-
-class Timer(Protocol):
-    """Times files in turns on one device; see ``kdexport.bench.comparison``."""
-
-    on: TimedOn
-
-    @property
-    def profiles(self) -> bool:
-        """Whether the device tells the time of operators."""
-
-    def turns(
-        self, files: Mapping[str, Path], *, rounds: int, seconds: float
-    ) -> tuple[dict[str, Turns], dict[str, str]]:
-        """Return each file's turns, and why one could not be measured."""
-
-    def profile(self, file: Path, p50_ms: float) -> Profile | None:
-        """Return the time of a file's operators."""
-
-
-TimerMaker = Callable[[Mapping[str, int], int | None], Timer]  # of sizes of dynamic axes, and of a fixed batch
 
 
 @dataclass

@@ -18,7 +18,8 @@ from kdexport import memory
 from kdexport.errors import KDExportError
 from kdexport.export.graph import OWN
 from kdexport.export.quiet import quiet, tail
-from kdexport.onnx import metadata
+from kdexport.onnx.graphs import graphs
+from kdexport.onnx.graphs import nodes as nodes_of
 from kdexport.onnx.sessions import first_line
 from kdexport.precisions import PRECISIONS
 
@@ -66,7 +67,7 @@ def load(source: Path) -> onnx.ModelProto:
     """
     model = onnx.load(source)
     taken: set[str] = set()
-    for number, node in enumerate(metadata.nodes(model.graph)):
+    for number, node in enumerate(nodes_of(model.graph)):
         if not node.name or node.name in taken:
             base = node.name or node.op_type
             node.name = f"{base}_{number}"
@@ -148,7 +149,7 @@ def census(model: onnx.ModelProto) -> Census:
         else:
             others.append(node.name)
             kinds.append(node.op_type if node.name in outermost else f"{node.op_type} within a subgraph")
-    constants = {item.name: item for graph in _graphs(model.graph) for item in graph.initializer}
+    constants = {item.name: item for graph in graphs(model.graph) for item in graph.initializer}
     changed = quantized > 0 or any(
         item.data_type in FEWER_BITS and int(np.prod(item.dims)) > 1 for item in constants.values()
     )
@@ -168,8 +169,8 @@ def precisions(model: onnx.ModelProto) -> dict[str, str]:
 
 def _weighted(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.TensorProto]]]:
     """Yield the network's operators that have weights, with those; subgraphs included."""
-    nodes = list(metadata.nodes(model.graph))
-    constants = {item.name: item for graph in _graphs(model.graph) for item in graph.initializer}
+    nodes = list(nodes_of(model.graph))
+    constants = {item.name: item for graph in graphs(model.graph) for item in graph.initializer}
     producers = {output: node for node in nodes for output in node.output}
     for node in nodes:
         if node.op_type not in (*LAYERS, *QUANTIZED_FORMS) or node.name.startswith(OWN):
@@ -187,14 +188,6 @@ def _constant(
         name = producers[name].input[0]
     found = constants.get(name)
     return found if found is not None and len(found.dims) > 1 and found.data_type in FLOATS + FEWER_BITS else None
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
 
 
 @contextlib.contextmanager

@@ -23,14 +23,14 @@ from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
 from kdexport.export import network_export, parity, variants
 from kdexport.export.fitted_entries import stamp_for
-from kdexport.export.measured_precision import TimerMaker
 from kdexport.export.target import ExportTarget, Form
+from kdexport.export.variant_inputs import CalibrationData, TimerMaker, VariantSpec
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import load_model, preprocessing_of
 from kdexport.models.outputs import output_of
 from kdexport.models.own_vocabulary import TOKENIZER_FILE, tokenizer_beside
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import files, metadata
+from kdexport.onnx import example, files, metadata, runtimes
 from kdexport.onnx.sessions import Arrays
 from kdexport.precisions import AUTO, PRECISIONS
 from kdexport.progress import Progress, Silent
@@ -96,7 +96,7 @@ def export(
         raise next(iter(failures.values()))
     tokenizer = work.write_tokenizer()
     if SHIPPED in models:
-        metadata.write(directory.onnx(SHIPPED))
+        example.write(directory.onnx(SHIPPED))
     left_out = [ExportFailure(name, error.message, error.hint) for name, error in failures.items()]
     result = ExportResult(recipe.name, tuple(models.values()), (*distilled.failures, *left_out))
     paths = [*(job.path for job in jobs if job.name in models), *tokenizer]
@@ -232,7 +232,7 @@ class _Work:
         )
         form = Form(
             settings.opset,
-            files.ir_for(settings.opset),
+            runtimes.ir_for(settings.opset),
             settings.parity_tolerance,
             bake=settings.bake_preprocessing,
             any_image_size=settings.any_image_size,
@@ -271,7 +271,7 @@ class _Work:
         def feed(raw: Arrays) -> Arrays:
             return raw if baked else tuple(tensor.numpy() for tensor in preprocessing.apply(raw))
 
-        data = variants.CalibrationData(
+        data = CalibrationData(
             samples=lambda: self.samples,
             calibration=self.calibration,
             validation=self.validation,
@@ -281,7 +281,7 @@ class _Work:
             stamp=stamp_for(self.dataset, preprocessing),
         )
         settings = self.recipe.export
-        spec = variants.VariantSpec(
+        spec = VariantSpec(
             precision,
             settings.calibration,
             settings.weight_bits,

@@ -22,9 +22,9 @@ from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError, SourceError
 from kdexport.export import network_export, parity, random_inputs, variants
 from kdexport.export.fitted_entries import stamp_for
-from kdexport.export.measured_precision import TimerMaker
 from kdexport.export.random_inputs import BATCH, InputShape
 from kdexport.export.target import ExportTarget, Form, bind, parameters_of, select_outputs, unwrapped
+from kdexport.export.variant_inputs import CalibrationData, TimerMaker, VariantSpec
 from kdexport.models.fitted_data import as_files_say, load_fitted_data
 from kdexport.models.loading import Model, inferred_preprocessing, load_model
 from kdexport.models.networks import load_with_fresh, pretrained_weights, with_pretrained_args
@@ -32,7 +32,7 @@ from kdexport.models.outputs import Output, install
 from kdexport.models.own_vocabulary import TOKENIZER_FILE, tokenizer_beside
 from kdexport.models.preprocessing import Preprocessing, with_spec
 from kdexport.models.weights import fit_weights, load_weights
-from kdexport.onnx import files, metadata
+from kdexport.onnx import example, files
 from kdexport.onnx.sessions import Arrays
 from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress
@@ -100,7 +100,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         )
     if tokenizer is not None:
         write_text(request.out.with_name(TOKENIZER_FILE), tokenizer)
-    if metadata.write(request.out, force=request.force) is None:
+    if example.write(request.out, force=request.force) is None:
         progress.warn("there is an infer.py that kdexport did not write: it is left as it is; --force replaces it")
     return ExportResult(request.out.stem, (*models, *smaller), failures)
 
@@ -124,9 +124,9 @@ def _tokenizer(request: Request, dataset: Dataset | None) -> str | None:
     return text
 
 
-def _specs(request: Request) -> list[variants.VariantSpec]:
+def _specs(request: Request) -> list[VariantSpec]:
     return [
-        variants.VariantSpec(
+        VariantSpec(
             precision,
             request.calibration,
             request.weight_bits,
@@ -337,9 +337,7 @@ def _with_axes(form: Form, request: Request, target: ExportTarget) -> Form:
     return dataclasses.replace(form, dynamic=tuple(axes[name] for name in target.input_names))
 
 
-def _calibration_data(
-    request: Request, form: Form, target: ExportTarget, dataset: Dataset | None
-) -> variants.CalibrationData:
+def _calibration_data(request: Request, form: Form, target: ExportTarget, dataset: Dataset | None) -> CalibrationData:
     baked = form.bake and target.preprocessing.fits_in_graph
 
     def feed(raw: Arrays) -> Arrays:
@@ -358,7 +356,7 @@ def _calibration_data(
         few = dataset.val.spread(variants.VALIDATION_SAMPLES)
         return None if few.labels is None else (few.inputs, few.labels)
 
-    return variants.CalibrationData(
+    return CalibrationData(
         lambda: target.samples,
         calibration,
         validation,

@@ -31,7 +31,7 @@ from torch.onnx._internal.exporter import _registration
 from kdexport.errors import KDExportError
 from kdexport.export.parity import FIXED_BATCH, OTHER_AXIS
 from kdexport.export.quiet import quiet, tail
-from kdexport.onnx import files
+from kdexport.onnx import runtimes
 
 PLACE = re.compile(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)')
 OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
@@ -274,7 +274,7 @@ def _check_opset(model: ir.Model, wanted: int) -> None:
         raise KDExportError(
             f"the network cannot be written in opset {wanted}: one of its operators ({', '.join(operators(model))}) "
             f"has no conversion, and the file would be of opset {version}",
-            hint=f"give --opset {nearest}, for onnxruntime {files.oldest_runtime(nearest, 0, {})} and later",
+            hint=f"give --opset {nearest}, for onnxruntime {runtimes.oldest_runtime(nearest, 0, {})} and later",
         )
 
 

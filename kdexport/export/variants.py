@@ -6,31 +6,24 @@ holds. What cannot be quantized, or not be run, stays in fp32 and is named. A va
 refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import onnx
-from numpy.typing import NDArray
 
 from kdexport import artifacts, figures
 from kdexport.errors import KDExportError
 from kdexport.export import batch_effect, parity, quantize
 from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder
-from kdexport.export.fitted_entries import Stamp
 from kdexport.export.restored_operators import restore, runnable
+from kdexport.export.variant_inputs import CalibrationData, TimerMaker, VariantInputs, VariantSpec
 from kdexport.onnx import metadata
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import Arrays, OnnxSession
 from kdexport.precisions import PRECISIONS
 from kdexport.progress import Progress
 from kdexport.results import ExportFailure, ModelFile
-from kdexport.tasks.base import Task
-
-if TYPE_CHECKING:
-    from kdexport.export.int8 import Ranges
-    from kdexport.export.measured_precision import TimerMaker
 
 VALIDATION_SAMPLES = 2000  # of the validation split: enough to tell calibrations apart, in a few seconds
 # Output error that a variant may have where there is no accuracy and the user says nothing: beyond it the noise is half
@@ -39,44 +32,6 @@ LARGEST_OUTPUT_ERROR = 0.5
 NOTEWORTHY = 0.01  # output error that the user is told of
 NOTICED = 1e-6  # change of outputs by the rest of the batch: below, it is rounding of fp32
 NAMED = 8  # operators that stay in fp32, by name
-
-
-@dataclass(frozen=True)
-class CalibrationData:
-    """What variants are made from and judged by: raw samples, one array per input, first axis samples."""
-
-    samples: Callable[[], Arrays]  # for the comparison with fp32
-    calibration: Callable[[], Arrays]  # training samples
-    validation: Callable[[], tuple[Arrays, NDArray[Any]] | None]  # inputs and targets; None without
-    feed: Callable[[Arrays], Arrays] = lambda batch: batch  # turns a batch of them into what the fp32 file takes
-    task: Task | None = None  # what the targets are of
-    classes: int | None = None  # that they are of; None: what the network gives
-    samples_are: str = "validation"  # what ``samples`` are, in words
-    stamp: Stamp | None = None  # puts into a file what is found by running it
-
-
-@dataclass(frozen=True)
-class VariantSpec:
-    """One variant."""
-
-    precision: str  # a key of PRECISIONS
-    calibration: str = "auto"  # int8: minmax, entropy, percentile, or the best of them on the validation split
-    weight_bits: int = 7  # int8
-    max_drop: float | None = None  # on the validation split, against fp32
-    learnt: "Ranges" = field(default_factory=dict)  # int8: ranges that the student was trained with
-    max_output_error: float | None = None  # where there is no accuracy: of fp32's output, see accuracy_guard
-
-
-@dataclass(frozen=True)
-class VariantInputs:
-    """What a precision's builder is made from."""
-
-    source: Path  # the fp32 file
-    spec: VariantSpec
-    data: CalibrationData
-    guard: AccuracyGuard
-    progress: Progress
-    timer: "TimerMaker | None" = None  # auto: what times files
 
 
 def write(
@@ -88,7 +43,7 @@ def write(
     progress: Progress,
     *,
     key: str | None,
-    timer: "TimerMaker | None" = None,
+    timer: TimerMaker | None = None,
 ) -> ModelFile:
     """Make a variant of an fp32 file.
 
@@ -189,7 +144,7 @@ def write_all(
     paths: Mapping[str, Path],
     data: CalibrationData,
     progress: Progress,
-    timer: "TimerMaker | None" = None,
+    timer: TimerMaker | None = None,
 ) -> tuple[tuple[ModelFile, ...], tuple[ExportFailure, ...]]:
     """Make several variants of an fp32 file; one that cannot be made costs no other.
 
@@ -213,7 +168,7 @@ def write_all(
 
 
 def _make(
-    source: Path, spec: VariantSpec, data: CalibrationData, progress: Progress, timer: "TimerMaker | None"
+    source: Path, spec: VariantSpec, data: CalibrationData, progress: Progress, timer: TimerMaker | None
 ) -> tuple[VariantBuilder, onnx.ModelProto, Score, tuple[str, ...]]:
     """Return how the graph is made, the graph, its score, and what to say of it."""
     guard = guard_for(source, data)

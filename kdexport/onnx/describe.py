@@ -13,6 +13,8 @@ import onnx
 from kdexport import artifacts
 from kdexport.errors import KDExportError, SourceError, check_readable
 from kdexport.onnx import files, metadata
+from kdexport.onnx.graphs import nodes
+from kdexport.onnx.runtimes import oldest_runtime
 from kdexport.results import ModelFile
 
 N = TypeVar("N", int, None)
@@ -269,7 +271,7 @@ def describe(path: Path) -> Description:
             f"{path} is no ONNX file", hint="it may be cut off or another format: give a whole .onnx file"
         ) from error
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
-    operators = dict(Counter(node.op_type for node in metadata.nodes(model.graph)).most_common())
+    operators = dict(Counter(node.op_type for node in nodes(model.graph)).most_common())
     return Description(
         file=str(path),
         size_bytes=files.size_bytes(path),
@@ -277,7 +279,7 @@ def describe(path: Path) -> Description:
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         opset=opset,
         ir_version=model.ir_version,
-        oldest_runtime=files.oldest_runtime(opset or 0, model.ir_version, operators),
+        oldest_runtime=oldest_runtime(opset or 0, model.ir_version, operators),
         inputs={item.name: _value(item) for item in model.graph.input},
         outputs={item.name: _value(item) for item in model.graph.output},
         operators=operators,

@@ -45,7 +45,7 @@ def family(operator: str) -> str:
 def graph_nodes(path: Path) -> tuple[GraphNode, ...]:
     """Read the nodes of an ONNX file, those of subgraphs included; raises as ``describe.load_graph``."""
     from kdexport.onnx.describe import load_graph
-    from kdexport.onnx.metadata import nodes
+    from kdexport.onnx.graphs import nodes
 
     found = []
     for node in nodes(load_graph(path).graph):

@@ -166,10 +166,10 @@ def _code_of(path: Path) -> str | None:
         return None
     from google.protobuf.message import DecodeError
 
-    from kdexport.onnx import metadata
+    from kdexport.onnx import example
 
     try:
-        return metadata.code(path)
+        return example.code(path)
     except DecodeError:
         return None
 

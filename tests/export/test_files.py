@@ -17,7 +17,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import network_export
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import files, metadata
+from kdexport.onnx import example, files
 from kdexport.onnx.sessions import OnnxSession
 
 FORM = Form(18, 8, 1e-4)
@@ -99,7 +99,7 @@ def test_the_example_runs_with_numpy_and_onnxruntime_alone(baked, load_net, bare
     labels = tuple(f"class {number}" for number in range(10))
     subject = ExportTarget("net", load_net("Net").eval(), preprocessing, ("image",), (images,), class_names=labels)
     network_export.write(subject, Form(18, 8, 1e-4, bake=baked), tmp_path / "net.onnx")
-    script = metadata.write(tmp_path / "net.onnx")
+    script = example.write(tmp_path / "net.onnx")
     assert len(script.read_text().splitlines()) < 30
     np.save(tmp_path / "images.npy", images)
     assert subprocess.run([bare_python, "-c", "import torch"], capture_output=True).returncode != 0
@@ -121,7 +121,7 @@ def test_the_example_takes_a_picture_of_any_size_ids_and_ranked_classes(load_net
     shown = {}
     for baked, top_k in ((True, 0), (False, 2)):
         network_export.write(subject, Form(18, 8, 1e-4, bake=baked, top_k=top_k), tmp_path / "net.onnx")
-        metadata.write(tmp_path / "net.onnx")
+        example.write(tmp_path / "net.onnx")
         command = [sys.executable, tmp_path / "infer.py", tmp_path / "large.png"]
         shown[baked] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     small = np.asarray(Image.open(tmp_path / "large.png").resize((8, 8), Image.Resampling.BILINEAR)).reshape(1, 8, 8, 1)
@@ -139,7 +139,7 @@ def test_the_example_feeds_the_types_that_the_graph_says(tmp_path):
     network = torch.nn.Sequential(torch.nn.Embedding(20, 6), torch.nn.Flatten(), torch.nn.Linear(24, 3))
     target = ExportTarget("net", network.eval(), Preprocessing("none"), ("input_ids",), (ids,))
     network_export.write(target, Form(18, 8, 1e-4), tmp_path / "net.onnx")
-    metadata.write(tmp_path / "net.onnx")
+    example.write(tmp_path / "net.onnx")
     np.save(tmp_path / "ids.npy", ids.astype(np.int32))
     command = [sys.executable, tmp_path / "infer.py", tmp_path / "ids.npy"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -149,4 +149,4 @@ def test_the_example_feeds_the_types_that_the_graph_says(tmp_path):
     assert alone.stderr.startswith("Run net.onnx: python infer.py ")  # how to call it, and no traceback
     assert len(alone.stderr.splitlines()) == 1
     (tmp_path / "infer.py").write_text((tmp_path / "infer.py").read_text() + "print('mine')\n")
-    assert metadata.write(tmp_path / "net.onnx") is None  # changed: it is the user's now
+    assert example.write(tmp_path / "net.onnx") is None  # changed: it is the user's now

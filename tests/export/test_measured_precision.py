@@ -15,6 +15,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import stage, variants
 from kdexport.export.measured_precision import FP32, INT8, NARROW
 from kdexport.export.precision_cut import Costs, Unit, Units, cheapest, regions, units_of
+from kdexport.export.variant_inputs import CalibrationData, VariantSpec
 from kdexport.onnx import metadata
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.precisions import checked_or_fp32
@@ -110,8 +111,8 @@ class Priced:
 def made(chain, tmp_path, timer, labels=None, **spec):
     source, entry, samples = chain
     validation = None if labels is None else (samples, labels)
-    data = variants.CalibrationData(lambda: samples, lambda: samples, lambda: validation)
-    wanted = variants.VariantSpec("auto", calibration="minmax", **spec)
+    data = CalibrationData(lambda: samples, lambda: samples, lambda: validation)
+    wanted = VariantSpec("auto", calibration="minmax", **spec)
     path = tmp_path / "net.auto.onnx"
     return variants.write(source, entry, wanted, path, data, Silent(), key=None, timer=timer), path
 
@@ -158,9 +159,9 @@ def test_int8_whole_is_taken_where_it_is_fastest(chain, tmp_path):
     model, path = made(chain, tmp_path, Priced((9, 9, 9, 9), (3, 3, 3, 3)))
     assert model.measured_precision.chosen == INT8
     source, entry, samples = chain
-    data = variants.CalibrationData(lambda: samples, lambda: samples, lambda: None)
+    data = CalibrationData(lambda: samples, lambda: samples, lambda: None)
     other = tmp_path / "net.int8.onnx"
-    variants.write(source, entry, variants.VariantSpec("int8", calibration="minmax"), other, data, Silent(), key=None)
+    variants.write(source, entry, VariantSpec("int8", calibration="minmax"), other, data, Silent(), key=None)
     np.testing.assert_array_equal(OnnxSession(path)(samples)[0], OnnxSession(other)(samples)[0])
 
 
@@ -187,10 +188,10 @@ def test_int8_as_a_whole_is_int8s_own_graph(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), source)
     entry = metadata.model_file("net", source, shown_as="n", precision="fp32", parameters=9, macs=9, parity=None)
     samples = (RNG.standard_normal((24, 4, 8, 8)).astype(np.float32),)
-    data = variants.CalibrationData(lambda: samples, lambda: samples, lambda: None)
+    data = CalibrationData(lambda: samples, lambda: samples, lambda: None)
     made_by = {}
     for kind in ("int8", "auto"):
-        spec, path = variants.VariantSpec(kind, calibration="minmax"), tmp_path / f"net.{kind}.onnx"
+        spec, path = VariantSpec(kind, calibration="minmax"), tmp_path / f"net.{kind}.onnx"
         model = variants.write(source, entry, spec, path, data, Silent(), key=None, timer=Whole())
         made_by[kind] = [node.SerializeToString() for node in onnx.load(path).graph.node]
     assert model.measured_precision.chosen == INT8

@@ -14,10 +14,10 @@ from torch import nn
 from kdexport.export import fp16, int8, network_export
 from kdexport.export.accuracy_guard import AccuracyGuard
 from kdexport.export.target import ExportTarget, Form
-from kdexport.export.variants import CalibrationData, VariantInputs, VariantSpec
+from kdexport.export.variant_inputs import CalibrationData, VariantInputs, VariantSpec
 from kdexport.models.outputs import Output, install
 from kdexport.models.preprocessing import of_features
-from kdexport.onnx import metadata
+from kdexport.onnx import example, metadata
 from kdexport.progress import SILENT
 from kdexport.tasks.regression import Regression
 
@@ -150,7 +150,7 @@ def test_one_number_a_sample_is_a_column():
 
 
 def test_infer_reads_a_table_by_its_columns(exported):
-    program = metadata.write(exported)
+    program = example.write(exported)
     rows = exported.with_name("rows.csv")
     rows.write_text("area,note,rooms,age\n" + "".join(f"{c},x,{a},{b}\n" for a, b, c in FEATURES[:3].tolist()))
     np.save(exported.with_name("rows.npy"), FEATURES[:3])

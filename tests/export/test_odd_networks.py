@@ -19,7 +19,7 @@ from kdexport.export.graph import OWN
 from kdexport.export.random_inputs import parse_shape
 from kdexport.export.target import Form
 from kdexport.models.networks import load_network
-from kdexport.onnx import files
+from kdexport.onnx import runtimes
 from kdexport.progress import Silent
 
 ODD = Path(__file__).with_name("odd_nets.py")
@@ -38,7 +38,7 @@ def made(tmp_path):
             dynamic=dynamic,
             force=True,
         )
-        whole = Form(opset, files.ir_for(opset), form.pop("tolerance", 1e-4), **form)
+        whole = Form(opset, runtimes.ir_for(opset), form.pop("tolerance", 1e-4), **form)
         (model,) = standalone.export(request, whole, Silent()).models
         torch.manual_seed(0)
         network = load_network(f"{ODD}:{name}", args or {}).eval()

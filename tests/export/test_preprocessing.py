@@ -11,7 +11,7 @@ from torch import nn
 from kdexport.export import network_export
 from kdexport.export.target import ExportTarget, Form
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx import files
+from kdexport.onnx import runtimes
 from kdexport.onnx.sessions import OnnxSession
 
 JPEGS = 1000
@@ -60,8 +60,8 @@ def test_the_graph_sees_what_python_sees(case, photos, tmp_path):
     wanted, any_size = CASES[case]
     network = Net().eval()
     subject = ExportTarget("net", network, wanted, ("image",), (photos[:64],))
-    opset = files.DEFAULT_OPSET
-    form = Form(opset, files.ir_for(opset), 1e-4, bake=True, any_image_size=any_size)
+    opset = runtimes.DEFAULT_OPSET
+    form = Form(opset, runtimes.ir_for(opset), 1e-4, bake=True, any_image_size=any_size)
     network_export.write(subject, form, tmp_path / "baked.onnx")
     baked = OnnxSession(tmp_path / "baked.onnx")
     with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import nn
 from kdexport.errors import KDExportError
 from kdexport.export import accuracy_guard, int8, network_export, quantize, variants
 from kdexport.export.target import ExportTarget, Form
+from kdexport.export.variant_inputs import CalibrationData, VariantSpec
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
@@ -51,7 +52,7 @@ def _write(network, samples, path):
 
 def _data(samples, labels=None):
     labelled = None if labels is None else (samples, labels)
-    return variants.CalibrationData(lambda: samples, lambda: samples, lambda: labelled)
+    return CalibrationData(lambda: samples, lambda: samples, lambda: labelled)
 
 
 def _labels(path, samples):
@@ -61,7 +62,7 @@ def _labels(path, samples):
 
 def test_what_overflows_stays_in_fp32(samples, tmp_path):
     path, made = _write(Wide(gain=1e6), samples, tmp_path / "wide.onnx")
-    spec = variants.VariantSpec("fp16")
+    spec = VariantSpec("fp16")
     model = variants.write(path, made, spec, tmp_path / "half.onnx", _data(samples), Silent(), key=None)
     assert model.parity is not None
     assert model.parity.passed
@@ -74,18 +75,14 @@ def test_what_overflows_stays_in_fp32(samples, tmp_path):
 
 def test_without_overflow_all_is_fp16(wide, samples, tmp_path):
     path, made = wide
-    model = variants.write(
-        path, made, variants.VariantSpec("fp16"), tmp_path / "half.onnx", _data(samples), Silent(), key=None
-    )
+    model = variants.write(path, made, VariantSpec("fp16"), tmp_path / "half.onnx", _data(samples), Silent(), key=None)
     assert model.notes == ()
     assert model.size_bytes < 0.6 * made.size_bytes
 
 
 def test_int4_is_for_large_matrices(wide, samples, tmp_path):
     path, made = wide
-    model = variants.write(
-        path, made, variants.VariantSpec("int4"), tmp_path / "four.onnx", _data(samples), Silent(), key=None
-    )
+    model = variants.write(path, made, VariantSpec("int4"), tmp_path / "four.onnx", _data(samples), Silent(), key=None)
     assert model.operators["MatMulNBits"] == 2  # the head, 96 x 10, is too small
     assert model.size_bytes < 0.35 * made.size_bytes
     assert model.oldest_runtime == "1.17"
@@ -97,7 +94,7 @@ def test_int4_without_a_large_matrix_is_an_error(samples, tmp_path):
     few = (samples[0][:, :8],)
     path, made = _write(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), few, tmp_path / "small.onnx")
     with pytest.raises(KDExportError, match="no matrix product"):
-        variants.write(path, made, variants.VariantSpec("int4"), tmp_path / "f.onnx", _data(few), Silent(), key=None)
+        variants.write(path, made, VariantSpec("int4"), tmp_path / "f.onnx", _data(few), Silent(), key=None)
     assert not (tmp_path / "f.onnx").exists()
 
 
@@ -111,7 +108,7 @@ def test_the_best_calibration_is_kept(wide, samples, tmp_path):
         for method in int8.CALIBRATION_METHODS
     }
     best = max(scores, key=lambda method: scores[method])
-    model = variants.write(path, made, variants.VariantSpec("int8"), tmp_path / "q.onnx", data, Silent(), key=None)
+    model = variants.write(path, made, VariantSpec("int8"), tmp_path / "q.onnx", data, Silent(), key=None)
     assert f"calibrated by {best}" in model.notes[0]
 
 
@@ -134,7 +131,7 @@ class Fragile(nn.Module):
 def test_the_guard_returns_the_sensitive_layers(samples, tmp_path):
     path, made = _write(Fragile(), samples, tmp_path / "net.onnx")
     data = _data(samples, _labels(path, samples))
-    loose = variants.VariantSpec("int8", calibration="minmax")
+    loose = VariantSpec("int8", calibration="minmax")
     unguarded = variants.write(path, made, loose, tmp_path / "loose.onnx", data, Silent(), key=None)
     answers = OnnxSession(path)(samples)[0].argmax(1)
 
@@ -194,7 +191,7 @@ class Spread(nn.Module):
 def test_every_precision_is_guarded(precision, network, culprit, of, samples, tmp_path):
     path, made = _write(network(), samples, tmp_path / "net.onnx")
     answers = _labels(path, samples)
-    data, loose = _data(samples, answers), variants.VariantSpec(precision)
+    data, loose = _data(samples, answers), VariantSpec(precision)
     variants.write(path, made, loose, tmp_path / "loose.onnx", data, Silent(), key=None)
 
     def right(file):
@@ -213,7 +210,7 @@ def test_every_precision_is_guarded(precision, network, culprit, of, samples, tm
 def test_a_variant_that_cannot_be_guarded_is_an_error(samples, tmp_path):
     path, made = _write(Spread().fragile, (np.tile(samples[0], 2)[:, :96],), tmp_path / "net.onnx")
     few = (np.tile(samples[0], 2)[:, :96],)
-    spec = variants.VariantSpec("int8-dynamic", max_drop=0.0)
+    spec = VariantSpec("int8-dynamic", max_drop=0.0)
     with pytest.raises(KDExportError, match="int8-dynamic loses more than max_drop"):
         variants.write(path, made, spec, tmp_path / "q.onnx", _data(few, _labels(path, few)), Silent(), key=None)
     assert not (tmp_path / "q.onnx").exists()

@@ -20,6 +20,7 @@ from kdexport.distill.state import Checkpoints
 from kdexport.errors import KDExportError, RecipeError
 from kdexport.export import network_export, variants
 from kdexport.export.target import ExportTarget, Form
+from kdexport.export.variant_inputs import CalibrationData, VariantSpec
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
@@ -40,8 +41,8 @@ def trained(load_net, tmp_path_factory):
     folder = tmp_path_factory.mktemp("qat")
     subject = ExportTarget("net", network, Preprocessing("none"), ("x",), samples)
     made = network_export.write(subject, Form(18, 8, 1e-4), folder / "net.onnx")
-    data = variants.CalibrationData(lambda: samples, lambda: samples, lambda: None)
-    spec = variants.VariantSpec("int8", learnt=rounded.ranges())
+    data = CalibrationData(lambda: samples, lambda: samples, lambda: None)
+    spec = VariantSpec("int8", learnt=rounded.ranges())
     variant = variants.write(folder / "net.onnx", made, spec, folder / "net.int8.onnx", data, Silent(), key=None)
     return rounded, network, samples, folder, variant
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from kdexport.export import network_export, variants
 from kdexport.export.target import ExportTarget, Form
+from kdexport.export.variant_inputs import CalibrationData, VariantSpec
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.progress import Silent
@@ -58,8 +59,8 @@ def test_variants_answer_as_fp32_does(precision, text, tmp_path):
     def ready():
         return network_export.numpy_inputs(subject, subject.samples)
 
-    data = variants.CalibrationData(ready, ready, lambda: None)
-    spec = variants.VariantSpec(precision)
+    data = CalibrationData(ready, ready, lambda: None)
+    spec = VariantSpec(precision)
     small = variants.write(path, made, spec, tmp_path / "small.onnx", data, Silent(), key=None)
     assert small.parity is not None
     assert small.parity.passed

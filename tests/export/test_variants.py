@@ -16,6 +16,7 @@ from kdexport.errors import KDExportError
 from kdexport.export import accuracy_guard, fp16, int8, int8_dynamic, quantize, restored_operators, variants
 from kdexport.export.accuracy_guard import VariantBuilder, output_error
 from kdexport.export.restored_operators import runnable
+from kdexport.export.variant_inputs import CalibrationData, VariantInputs, VariantSpec
 from kdexport.onnx import metadata
 from kdexport.onnx.isolated import IsolatedRunner
 from kdexport.onnx.sessions import OnnxSession
@@ -52,11 +53,9 @@ def node(operator, inputs, output, name=None, **attributes):
 
 
 def write(source, entry, precision, samples, labels=None, progress=None, **spec):
-    data = variants.CalibrationData(
-        lambda: samples, lambda: samples, lambda: None if labels is None else (samples, labels)
-    )
+    data = CalibrationData(lambda: samples, lambda: samples, lambda: None if labels is None else (samples, labels))
     path = source.with_name(f"net.{precision}.onnx")
-    wanted = variants.VariantSpec(precision, **spec)
+    wanted = VariantSpec(precision, **spec)
     return variants.write(source, entry, wanted, path, data, progress or Silent(), key=None), path
 
 
@@ -333,10 +332,10 @@ def test_every_quantized_operator_is_ranked(tmp_path):
     weights = {"a": normal(16, 8), "large": np.float32(100), "c": normal(16, 8)}
     source, _ = graph(tmp_path / "net.onnx", nodes, weights, [16], [8])
     samples = (normal(64, 16, scale=1),)
-    given = variants.VariantInputs(
+    given = VariantInputs(
         source,
-        variants.VariantSpec("int8", calibration="minmax"),
-        variants.CalibrationData(lambda: samples, lambda: samples, lambda: None),
+        VariantSpec("int8", calibration="minmax"),
+        CalibrationData(lambda: samples, lambda: samples, lambda: None),
         accuracy_guard.AccuracyGuard(source, samples, None),
         Silent(),
     )

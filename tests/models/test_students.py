@@ -287,12 +287,12 @@ def test_infer_py_reads_sentences_by_the_tokenizer_beside_the_file(made, tmp_pat
     import subprocess
     import sys
 
-    from kdexport.onnx import metadata
+    from kdexport.onnx import example
 
     cut, _ = made(vocabulary="corpus", max_unknown=1.0)
     table = embedding_file(tmp_path / "student.onnx")
     (tmp_path / "tokenizer.json").write_text(cut.vocabulary.tokenizer)
-    program = metadata.write(tmp_path / "student.onnx")
+    program = example.write(tmp_path / "student.onnx")
     assert "transformers" not in program.read_text()
     done = subprocess.run(
         [sys.executable, program, "a man plays the flute", "the old cat"], capture_output=True, text=True, check=True

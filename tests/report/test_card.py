@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdexport.onnx import metadata
+from kdexport.onnx import example
 from kdexport.recipe import Require
 from kdexport.report.card import card
 from kdexport.report.stage import report
@@ -130,7 +130,7 @@ def test_its_code_is_that_of_infer_py(build, tmp_path) -> None:
     np.save(tmp_path / "x.npy", np.ones((2, 4)))
     snippet = re.search(r"```python\n(.*?)```", card(report([build.bench()]), tmp_path), re.DOTALL)[1]
     (tmp_path / "infer.py").write_text(snippet)
-    metadata.write(tmp_path / "student.onnx", force=True)
+    example.write(tmp_path / "student.onnx", force=True)
     assert (tmp_path / "infer.py").read_text().startswith(snippet.rstrip())
     command = [sys.executable, "infer.py", "x.npy"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
