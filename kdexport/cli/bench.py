@@ -372,7 +372,7 @@ def _measured(request: "BenchRequest", samples_file: Path | None, console: Conso
 def _show(result: "BenchResult", target: Path | None, console: Console) -> None:
     from kdexport import results
     from kdexport.artifacts import write_text
-    from kdexport.cli.tables import measured
+    from kdexport.cli.bench_tables import measured
 
     if target is not None:
         write_text(target, results.dumps(result))

@@ -57,7 +57,7 @@ def serve(
     from kdexport.artifacts import write_text
     from kdexport.bench.web import serve as page
     from kdexport.bench.web.recording import file_beside
-    from kdexport.cli.tables import measured
+    from kdexport.cli.bench_tables import measured
 
     settings, progress = request.settings, console.progress
     for what, asked in (

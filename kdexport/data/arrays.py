@@ -16,8 +16,8 @@ from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
 from kdexport.references import call, load_object, parse
+from kdexport.tasks.masks import VOID, largest_class
 from kdexport.tasks.regression import MOST_CLASSES, as_targets
-from kdexport.tasks.segmentation import VOID, largest_class
 from kdexport.tasks.similarity import Similarity, pair_targets
 
 MOST_UNNAMED, CLASSES_PER_SAMPLE = 1000, 10  # outputs; more are a slip of the labels, and gigabytes

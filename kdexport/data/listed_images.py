@@ -17,7 +17,8 @@ from kdexport.data.csv_files import SPLIT_COLUMN, check_column, read_csv, split_
 from kdexport.data.image_files import SUFFIXES, Files, store
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_folders, split_of
-from kdexport.data.tables import Cells, Missing, Table, targets_of, without_missing
+from kdexport.data.table_files import Cells, Table
+from kdexport.data.tables import Missing, targets_of, without_missing
 from kdexport.errors import SourceError
 from kdexport.recipe import Data
 

@@ -21,7 +21,7 @@ from kdexport.data.samples import Reading, Source, Split, open_rows, select
 from kdexport.errors import SourceError
 from kdexport.machine import parallel
 from kdexport.stage_cache import cache_key, is_done, mark_done
-from kdexport.tasks.segmentation import VOID
+from kdexport.tasks.masks import VOID
 
 CHUNK = 64  # masks that are decoded before they are written
 EXIF_ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdexport.errors import SourceError
-from kdexport.tasks.segmentation import MOST_CLASSES, VOID
+from kdexport.tasks.masks import MOST_CLASSES, VOID
 
 # classes.txt; CVAT's, Roboflow's, Kaggle's and CamVid's names for the same.
 FILES = ("classes.txt", "labelmap.txt", "_classes.csv", "class_dict.csv", "label_colors.txt", "labels.txt")

@@ -5,7 +5,7 @@ they stand in the table. Text is refused, never encoded by a guess.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.data.csv_files import SPLIT_COLUMN, check_column, read_csv, split_of_rows
+from kdexport.data.csv_files import SPLIT_COLUMN, check_column, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
+from kdexport.data.table_files import Cells, Table, read_table, shown
 from kdexport.data.text import label_numbers
 from kdexport.errors import SourceError
 from kdexport.recipe import Data
@@ -27,32 +28,11 @@ MISSING = {
     "none", "null", "?",
 }  # fmt: skip
 TRUTH = {"true": 1.0, "false": 0.0}
-PARQUET = (".parquet", ".pq", ".parq")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d+", re.ASCII)
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # as pandas writes a frame's index
 FEWEST, SHARE = 20, 0.5  # of that many rows, more than this share all different: no classes
 SAYS_IT_ALL = 1 - 1e-9  # a feature's correlation with the target
-SHOWN = 8
-
-Cells = list[str] | NDArray[Any]  # of a column: as a CSV file has them, or numbers
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table's columns."""
-
-    path: Path
-    columns: Mapping[str, Cells]
-    lines: Sequence[int] = ()  # on which each row ends; empty: rows are counted from 0
-    notes: tuple[str, ...] = ()
-    places: Sequence[str] = ()  # of each row in words, where the lines alone do not say it
-
-    def place(self, row: int) -> str:
-        """Say where a row stands."""
-        if self.places:
-            return self.places[row]
-        return f"line {self.lines[row]}" if self.lines else f"row {row}"
 
 
 @dataclass
@@ -77,7 +57,7 @@ def table(data: Data, reading: Reading) -> Source:
         SourceError: No such file or columns, text in a column of numbers, a missing value, targets that may be either.
     """
     path = Path(parse(data.source).target)
-    read = _parquet(path, data) if path.suffix.lower() in PARQUET else _csv(path, data)
+    read = read_table(path, data)
     features, notes = _feature_columns(read, data)
     missing = Missing()
     inputs = np.stack([numbers_of(read, name, missing, _NO_FEATURE) for name in features], axis=1)
@@ -105,7 +85,7 @@ def table(data: Data, reading: Reading) -> Source:
         standardize=True,
         feature_names=tuple(features),
         skipped=skipped,
-        notes=(*read.notes, f"the features are {_shown(features)}", *notes, *said),
+        notes=(*read.notes, f"the features are {shown(features)}", *notes, *said),
         warnings=tuple(_doubts(inputs[kept], features, targets[kept] if numeric else None, names)),
     )
 
@@ -130,7 +110,7 @@ def targets_of(
     one = columns[0]
     if task == "classification" and len(columns) > 1:
         raise SourceError(
-            f"{read.path}: {len(columns)} label_columns ({_shown(columns)}) for classification",
+            f"{read.path}: {len(columns)} label_columns ({shown(columns)}) for classification",
             hint='name the one that holds the class; task = "multilabel" takes several columns of 0 and 1',
         )
     text = len(columns) == 1 and task is None and _is_text(read.columns[one])
@@ -248,7 +228,7 @@ def _feature_columns(read: Table, data: Data) -> tuple[list[str], list[str]]:
     both = [name for name in data.feature_columns if name in data.label_columns]
     if both:
         raise SourceError(
-            f"{read.path}: {_shown(both)} is in label_columns and in feature_columns", hint="name it in one of them"
+            f"{read.path}: {shown(both)} is in label_columns and in feature_columns", hint="name it in one of them"
         )
     if data.feature_columns:
         return list(data.feature_columns), []
@@ -262,7 +242,7 @@ def _feature_columns(read: Table, data: Data) -> tuple[list[str], list[str]]:
         features.append(name)
     if not features:
         raise SourceError(
-            f"{read.path} has no column beside {_shown(list(data.label_columns))}",
+            f"{read.path} has no column beside {shown(list(data.label_columns))}",
             hint="give the features as further columns of numbers",
         )
     return features, notes
@@ -284,7 +264,7 @@ def without_missing(read: Table, missing: Missing, data: Data) -> tuple[NDArray[
         columns = dict.fromkeys(missing.rows.values())
         raise SourceError(
             f"{read.path}: {len(missing.rows)} of {count} rows lack a value, the first is {read.place(row)} ('{name}'; "
-            f"in all: {_shown(list(columns))})",
+            f"in all: {shown(list(columns))})",
             hint='fill them in, or leave these rows out: on_bad_sample = "skip" under [data]',
         )
     kept = np.setdiff1d(np.arange(count), list(missing.rows))
@@ -338,79 +318,3 @@ def _doubts(
             for column in np.flatnonzero(says).tolist()
         ]
     return told
-
-
-def _csv(path: Path, data: Data) -> Table:
-    found = read_csv(path, [("label_columns", column) for column in data.label_columns])
-    if not data.label_columns:
-        raise _no_labels(path, found.columns)
-    _check_header(path, found.columns)
-    columns: dict[str, Cells] = {name: [row[place] for row in found.rows] for place, name in enumerate(found.columns)}
-    return Table(path, columns, found.lines, found.notes)
-
-
-def _check_header(path: Path, columns: Sequence[str]) -> None:
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise SourceError(f"{path} has two columns '{twice[0]}'", hint="give each column a name of its own")
-
-
-def _no_labels(path: Path, columns: Sequence[str]) -> SourceError:
-    try:
-        numbers = [float(name) for name in columns]
-    except ValueError:
-        return SourceError(
-            f"{path} is a table, and the recipe does not say which column is to be estimated",
-            hint=f'set label_columns under [data], e.g. label_columns = ["{columns[-1]}"] (--set \'data.label_columns='
-            f'["{columns[-1]}"]\'; export and bench: --label-column {columns[-1]}); it has: {_shown(columns)}',
-        )
-    return SourceError(
-        f"{path} has no header: its first line holds {len(numbers)} numbers",
-        hint="put a line with a name for each column above it, and set label_columns under [data]",
-    )
-
-
-def _parquet(path: Path, data: Data) -> Table:
-    if not path.is_file():
-        raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise SourceError(
-            f"{path} is Parquet, and pyarrow, which reads it, is not installed",
-            hint="pip install 'kdexport[parquet]', or save the table as CSV",
-        ) from None
-    try:
-        found = pyarrow.parquet.read_table(path)
-        names = [str(name) for name in found.column_names]
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{path} cannot be read as Parquet: {reason}", hint="save it again") from None
-    if not data.label_columns:
-        raise _no_labels(path, names)
-    _check_header(path, names)
-    for name in data.label_columns:
-        check_column(name, names, "label_columns", str(path))
-    if not found.num_rows:
-        raise SourceError(f"{path} has columns and no rows", hint="give rows of numbers")
-    return Table(path, {name: _arrow_cells(found.column(place)) for place, name in enumerate(names)})
-
-
-def _arrow_cells(column: Any) -> Cells:
-    """Return an Arrow column's cells: numbers as float64 with NaN for null, anything else as text."""
-    import pyarrow
-
-    kind = column.type
-    if pyarrow.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    numeric = (
-        pyarrow.types.is_integer, pyarrow.types.is_floating, pyarrow.types.is_boolean, pyarrow.types.is_decimal,
-    )  # fmt: skip
-    if any(is_kind(kind) for is_kind in numeric):
-        return np.array([np.nan if cell is None else float(cell) for cell in column.to_pylist()], dtype=np.float64)
-    return ["" if cell is None else str(cell) for cell in column.to_pylist()]
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")

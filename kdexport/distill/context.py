@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdexport import artifacts
 from kdexport.artifacts import RunDirectory
-from kdexport.data.augment import MIXES
+from kdexport.data.mixing import MIXES
 from kdexport.data.samples import Dataset
 from kdexport.distill.logging import MetricsLog, Trackers
 from kdexport.distill.objective import Objective

@@ -21,7 +21,7 @@ from kdexport.recipe import Distill
 from kdexport.references import load_object, parse
 from kdexport.tasks import TASKS
 from kdexport.tasks.base import Task, check_same_shape
-from kdexport.tasks.segmentation import VOID
+from kdexport.tasks.masks import VOID
 from kdexport.terms import METHODS, BaseTerm, FeatureTerm, Need, OwnLoss
 
 T = TypeVar("T")

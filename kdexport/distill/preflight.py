@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from kdexport.data.augment import MIXES
+from kdexport.data.mixing import MIXES
 from kdexport.data.samples import Dataset, Split
 from kdexport.distill.context import DistillContext, Spec
 from kdexport.distill.evaluation import Validation

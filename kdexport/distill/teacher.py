@@ -22,7 +22,7 @@ from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.progress import SILENT, Progress
 from kdexport.results import TeacherScore
 from kdexport.stage_cache import cache_key
-from kdexport.tasks.segmentation import grid
+from kdexport.tasks.masks import grid
 
 LARGEST_MAPS = 4 * 2**30  # bytes on the disk: beyond that the teacher runs at every step
 

@@ -24,7 +24,7 @@ from kdexport.progress import Progress
 from kdexport.recipe import Data, Recipe, Student, TeacherSpec
 from kdexport.recipe.text import PRETRAINED
 from kdexport.references import parse
-from kdexport.tasks.segmentation import VOID
+from kdexport.tasks.masks import VOID
 
 Spec = TeacherSpec | Student
 EMBEDDING, REGRESSION = "embedding", "regression"  # tasks

@@ -9,28 +9,35 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdexport.errors import KDExportError, SourceError
+from kdexport.errors import SourceError
 from kdexport.results import Agreement, Evaluation, MaskPicture
-from kdexport.statistics import bootstrap_interval, resample_counts
+from kdexport.statistics import bootstrap_interval
 from kdexport.tasks.base import Activation, Array, Task
 from kdexport.tasks.classification import MAX_CONFUSION_CLASSES, class_scores, correlation, log_softmax
+from kdexport.tasks.masks import AT_ONCE, MOST_CLASSES, VOID, at_grid, check_masks, grid, in_parts, positions
+from kdexport.tasks.mean_iou import (
+    chance_mean_iou,
+    class_counts,
+    confusion,
+    constant_mean_iou,
+    ious_of,
+    mean_iou,
+    resampled_mean_iou,
+)
 from kdexport.tasks.postprocessing import Postprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VOID = 255  # as a target: the pixel has no class and counts nowhere
-MOST_CLASSES = 255  # a mask is a byte a pixel, and one value is void's
 GRID_PIXELS = 1024  # of a sample, evenly spread, whose logits are kept to compare networks by
 PICTURED, PICTURED_SIDE = 3, 128  # samples that a report shows, and pixels of their longer side, at most
-AT_ONCE = 32  # samples that are counted together
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Segmentation(Task):
                 hint="merge the rare ones",
             )
         labelled = False
-        for start, part in _parts(targets):
+        for start, part in in_parts(targets):
             wrong = (part != VOID) & ((part < 0) | (part >= len(names)))
             if wrong.any():
                 sample = int(np.flatnonzero(wrong.any(axis=(1, 2)))[0])
@@ -107,7 +114,7 @@ class Segmentation(Task):
     def check_training(self, targets: Array, name: str) -> None:
         """Hold that there are two classes or more."""
         seen = np.zeros(VOID + 1, dtype=bool)
-        for _, part in _parts(targets):
+        for _, part in in_parts(targets):
             seen[np.unique(part)] = True
         seen[VOID] = False
         if seen.sum() < 2:
@@ -208,16 +215,16 @@ class Segmentation(Task):
 
     def score(self, outputs: Array, targets: Array) -> float | None:
         """Return the mean IoU."""
-        return _mean_iou(*(counts.sum(axis=0) for counts in _counts(self.kept(outputs, targets), targets)))
+        return mean_iou(*(counts.sum(axis=0) for counts in class_counts(self.kept(outputs, targets), targets)))
 
     def evaluate(self, outputs: Array, targets: Array, names: Sequence[str], split: str) -> Evaluation:
         """Score what was kept of logits; the interval is a bootstrap over samples."""
         kept, classes = self.kept(outputs, targets), len(names)
-        hits, actual, predicted = _counts(kept, targets)
+        hits, actual, predicted = class_counts(kept, targets)
         total = actual.sum(axis=0)
-        value = _mean_iou(hits.sum(axis=0), total, predicted.sum(axis=0)) or 0.0
-        resampled = _resampled(hits, actual, predicted, value)
-        ious = _ious(hits.sum(axis=0), total, predicted.sum(axis=0))
+        value = mean_iou(hits.sum(axis=0), total, predicted.sum(axis=0)) or 0.0
+        resampled = resampled_mean_iou(hits, actual, predicted, value)
+        ious = ious_of(hits.sum(axis=0), total, predicted.sum(axis=0))
         per_class = class_scores(hits.sum(axis=0), total, predicted.sum(axis=0), names)
         pixels = int(total.sum())
         return Evaluation(
@@ -229,7 +236,7 @@ class Segmentation(Task):
             per_class=tuple(replace(row, iou=float(iou) if row.samples else None) for row, iou in zip(per_class, ious)),
             confusion=confusion(kept, targets, classes) if classes <= MAX_CONFUSION_CLASSES else (),
             resamples=tuple(float(value) for value in resampled),
-            chance=_guess(total) if pixels else None,
+            chance=chance_mean_iou(total) if pixels else None,
         )
 
     def illustrated(
@@ -264,13 +271,13 @@ class Segmentation(Task):
     def doubt(self, outputs: Array, targets: Array, names: Sequence[str]) -> str | None:
         """Say where it does not beat one class everywhere."""
         kept = self.kept(outputs, targets)
-        counts = _counts(kept, targets)
+        counts = class_counts(kept, targets)
         hits, total, predicted = (item.sum(axis=0) for item in counts)
-        value = _mean_iou(hits, total, predicted)
+        value = mean_iou(hits, total, predicted)
         if value is None or (total > 0).sum() < 2:
             return None
-        constant, guess = _constant(total), _guess(total)
-        interval = bootstrap_interval(_resampled(counts[0], counts[1], counts[2], value))
+        constant, guess = constant_mean_iou(total), chance_mean_iou(total)
+        interval = bootstrap_interval(resampled_mean_iou(counts[0], counts[1], counts[2], value))
         if value > guess and (interval is None or interval[0] > guess):
             return None
         told = f"'{names[int(total.argmax())]}' for every pixel gives {constant:.1%}"
@@ -308,18 +315,12 @@ class Segmentation(Task):
     def groups(self, targets: Array) -> NDArray[np.int64]:
         """Return each mask's commonest class; -1 where all is void."""
         found = np.full(len(targets), -1, dtype=np.int64)
-        for start, part in _parts(targets):
+        for start, part in in_parts(targets):
             for place, mask in enumerate(part, start):
                 counts = np.bincount(mask[mask != VOID].reshape(-1).astype(np.int64))
                 if counts.size:
                     found[place] = counts.argmax()
         return found
-
-
-def largest_class(masks: Array) -> int:
-    """Return the largest class id of some masks; -1 where all is void."""
-    known = masks[masks != VOID]
-    return int(known.max()) if known.size else -1
 
 
 def _packed(ids: Array) -> str:
@@ -333,107 +334,3 @@ def _in_cube(image: Array) -> Array:
     red, green, blue = (colors.astype(np.int64) + 25) // 51
     levels: Array = 36 * red + 6 * green + blue
     return levels
-
-
-def grid(height: int, width: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and columns of an even grid of at most ``most`` pixels, about every k-th of each axis."""
-    step = max(1, math.isqrt(height * width // most))
-    while -(-height // step) * -(-width // step) > most:
-        step += 1
-    return positions(height, -(-height // step)), positions(width, -(-width // step))
-
-
-def positions(size: int, count: int) -> NDArray[np.int64]:
-    """Return ``count`` positions evenly spread over ``size``: the middle of each equal part."""
-    return (2 * np.arange(count, dtype=np.int64) + 1) * size // (2 * count)
-
-
-def at_grid(maps: Array, rows: int, columns: int) -> Array:
-    """Return maps ``[..., h, w]`` at an even grid of so many rows and columns."""
-    return maps[..., positions(maps.shape[-2], rows)[:, None], positions(maps.shape[-1], columns)]
-
-
-def check_masks(targets: Tensor, logits: Tensor, what: str) -> None:
-    """Hold that there is one class id for each pixel of the logits.
-
-    Raises:
-        KDExportError: There is not.
-    """
-    wanted = (logits.shape[0], *logits.shape[2:])
-    if targets.is_floating_point() or targets.shape != wanted:
-        raise KDExportError(
-            f"{what} takes a class for each pixel, {list(wanted)}; the masks are {targets.dtype} {list(targets.shape)}",
-            hint="give masks of the size of the images",
-        )
-
-
-def confusion(kept: Array, targets: Array, classes: int) -> tuple[tuple[int, ...], ...]:
-    """Return how many pixels of each class are taken for which, ``[true][predicted]``."""
-    found = np.zeros(classes * classes, dtype=np.int64)
-    for start, part in _parts(targets):
-        known = part != VOID
-        true, predicted = part[known].astype(np.int64), kept["classes"][start : start + len(part)][known]
-        found += np.bincount(true * classes + predicted, minlength=classes * classes)
-    return tuple(tuple(int(cell) for cell in row) for row in found.reshape(classes, classes))
-
-
-def _parts(targets: Array) -> Iterator[tuple[int, Array]]:
-    """Yield masks some at a time, with the number of the first: they may lie on disk."""
-    for start in range(0, len(targets), AT_ONCE):
-        yield start, np.asarray(targets[start : start + AT_ONCE])
-
-
-def _counts(kept: Array, targets: Array) -> tuple[NDArray[np.float64], ...]:
-    """Return pixels that are right, that are of each class and that are taken for it, each ``[samples, classes]``."""
-    classes = kept["logits"].shape[1]
-    found = np.zeros((3, len(kept), classes))
-    for start, part in _parts(targets):
-        for place, (mask, predicted) in enumerate(zip(part, kept["classes"][start : start + len(part)]), start):
-            known = mask != VOID
-            true, said = mask[known].astype(np.int64), predicted[known]
-            for row, counted in enumerate((true[true == said], true, said)):
-                found[row, place] = np.bincount(counted, minlength=classes)
-    return tuple(found)
-
-
-def _ious(hits: Array, actual: Array, predicted: Array) -> NDArray[np.float64]:
-    """Return the IoU of each class from counts of pixels ``[..., classes]``; NaN where the targets do not hold it."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ious: NDArray[np.float64] = np.where(actual > 0, hits / (actual + predicted - hits), np.nan)
-    return ious
-
-
-def _resampled(hits: Array, actual: Array, predicted: Array, value: float) -> NDArray[np.float64]:
-    """Return the mean IoU of each resample of the samples; ``value`` where nothing but void was drawn."""
-    means = np.concatenate(
-        [_mean_ious(*(b @ c for c in (hits, actual, predicted))) for b in resample_counts(len(hits))]
-    )
-    return np.where(np.isfinite(means), means, value)
-
-
-def _constant(total: Array) -> float:
-    """Return the mean IoU of one class everywhere: that class's IoU is its share of the pixels and the others' 0."""
-    return float(total.max() / total.sum() / (total > 0).sum())
-
-
-def _guess(total: Array) -> float:
-    """Return the mean IoU of the better answer that looks at no image, from the pixels of each class ``[classes]``.
-
-    One class everywhere, or classes drawn by their shares p: then p * p of the pixels are right by chance, and the
-    union is 2p - p * p, so that the IoU is p / (2 - p). Of three classes as frequent: 0.11 and 0.2.
-    """
-    shares = total[total > 0] / total.sum()
-    return max(_constant(total), float((shares / (2 - shares)).mean()))
-
-
-def _mean_ious(hits: Array, actual: Array, predicted: Array) -> NDArray[np.float64]:
-    """Return the mean IoU of rows of counts ``[rows, classes]``; NaN where no pixel has a class."""
-    ious, present = _ious(hits, actual, predicted), actual > 0
-    with np.errstate(invalid="ignore"):
-        means: NDArray[np.float64] = np.where(present, ious, 0.0).sum(axis=1) / present.sum(axis=1)
-    return means
-
-
-def _mean_iou(hits: Array, actual: Array, predicted: Array) -> float | None:
-    value = float(_mean_ious(hits[None], actual[None], predicted[None])[0])
-    return value if math.isfinite(value) else None

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from kdexport import results
 from kdexport.cli import app
-from kdexport.cli.tables import bench_columns, bench_lines
+from kdexport.cli.bench_tables import bench_columns, bench_lines
 from kdexport.onnx.describe import describe_file
 from kdexport.results import BenchResult, ExportResult
 from kdexport.terminal import table

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from kdexport.cli import tables
+from kdexport.cli import bench_tables, tables
 from kdexport.results import (
     BenchResult,
     ClassScore,
@@ -69,7 +69,7 @@ def bench(scores: Iterable[Score | None] = (None, None), warnings: tuple[str, ..
 @pytest.mark.parametrize("width", [80, 60])
 def test_what_was_measured_is_in_the_reports_units(width: int) -> None:
     scores = (Score("accuracy", 0.9791, None), Score("accuracy", 0.5, None))
-    shown = printed(tables.measured(bench(scores), width), width)
+    shown = printed(bench_tables.measured(bench(scores), width), width)
     rows = shown.splitlines()
     assert rows[0].split()[:6] == ["model", "p50,", "ms", "±", "accuracy", "speed"]
     assert rows[2].split()[:6] == ["teacher", "1.00", "1.0", "%", "97.9", "%"]
@@ -80,18 +80,22 @@ def test_what_was_measured_is_in_the_reports_units(width: int) -> None:
 
 
 def test_an_error_is_shown_as_a_value_and_an_unknown_score_not_at_all() -> None:
-    assert "accuracy" not in printed(tables.measured(bench(), 80), 80)
+    assert "accuracy" not in printed(bench_tables.measured(bench(), 80), 80)
     error = next(task for task in TASKS.values() if task.unit == "value")
-    shown = printed(tables.measured(bench((Score(error.metric, 12.345, None, higher_is_better=False), None)), 80), 80)
+    shown = printed(
+        bench_tables.measured(bench((Score(error.metric, 12.345, None, higher_is_better=False), None)), 80), 80
+    )
     assert "12.3" in shown
     assert "accuracy" not in shown
 
 
 def test_many_warnings_are_a_line_for_each_kind() -> None:
-    few = printed(tables.measured(bench(warnings=("noisy: single calls vary by 30 %",)), 80), 80)
+    few = printed(bench_tables.measured(bench(warnings=("noisy: single calls vary by 30 %",)), 80), 80)
     assert few.splitlines()[-1] == "! all: noisy: single calls vary by 30 %"
     kinds = ("a debug build of ONNX Runtime", "noisy: single calls vary by 30 %", "x", "y")
-    many = [line for line in printed(tables.measured(bench(warnings=kinds), 80), 80).splitlines() if line[:2] == "! "]
+    many = [
+        line for line in printed(bench_tables.measured(bench(warnings=kinds), 80), 80).splitlines() if line[:2] == "! "
+    ]
     assert len(many) == 4
     assert any("2 of 2 timings (teacher, student-plain.int8)" in line for line in many)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from kdexport.data.augment import AUGMENTATIONS, Augmentation, uniform
+from kdexport.data.augment import AUGMENTATIONS, Augmentation
+from kdexport.data.draws import uniform
 from kdexport.errors import KDExportError, RecipeError
 
 INDICES = np.arange(100, 164)

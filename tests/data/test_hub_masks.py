@@ -10,7 +10,7 @@ from PIL import Image
 from kdexport.data.datasets import load_data
 from kdexport.errors import SourceError
 from kdexport.recipe import Data
-from kdexport.tasks.segmentation import VOID
+from kdexport.tasks.masks import VOID
 
 datasets = pytest.importorskip("datasets", reason="it is an extra: pip install 'kdexport[text]'")
 HEIGHT, WIDTH = 6, 8

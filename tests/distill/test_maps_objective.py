@@ -16,7 +16,7 @@ from kdexport.errors import KDExportError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.progress import SILENT
 from kdexport.tasks import TASKS
-from kdexport.tasks.segmentation import VOID, at_grid, grid
+from kdexport.tasks.masks import VOID, at_grid, grid
 from kdexport.terms import METHODS, OwnLoss
 
 TASK = TASKS["segmentation"]

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from kdexport.cli import tables
+from kdexport.cli import bench_tables
 from kdexport.report import operators
 from kdexport.report.html import html
 from kdexport.report.stage import report
@@ -88,7 +88,7 @@ def test_the_terminal_shows_the_ten_costliest(benched):
     from rich.console import Console
 
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(tables.measured(benched, 100))
+    console.print(bench_tables.measured(benched, 100))
     text = console.export_text()
     assert "the costliest operators" in text
     lines = [line.split() for line in text.splitlines()]

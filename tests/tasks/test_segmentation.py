@@ -8,7 +8,7 @@ from sklearn import metrics
 from kdexport.errors import KDExportError, SourceError
 from kdexport.statistics import SCORE_RESAMPLES, paired_difference, resample_counts
 from kdexport.tasks import TASKS, task_of
-from kdexport.tasks.segmentation import VOID, grid
+from kdexport.tasks.masks import VOID, grid
 
 TASK = TASKS["segmentation"]
 NAMES = ("road", "sky", "car")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdexport.distill.losses.checks import at_least_fp32, positive_temperature, same_batch, teacher_side
 from kdexport.errors import KDExportError
-from kdexport.tasks.segmentation import positions
+from kdexport.tasks.masks import positions
 
 
 def channel_wise(

@@ -1,0 +1,121 @@
+"""Tables in CSV and Parquet files: columns by their names, and where each row stands."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdexport.data.csv_files import check_column, read_csv
+from kdexport.errors import SourceError
+from kdexport.recipe import Data
+
+PARQUET = (".parquet", ".pq", ".parq")
+SHOWN = 8
+
+Cells = list[str] | NDArray[Any]  # of a column: as a CSV file has them, or numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's columns."""
+
+    path: Path
+    columns: Mapping[str, Cells]
+    lines: Sequence[int] = ()  # on which each row ends; empty: rows are counted from 0
+    notes: tuple[str, ...] = ()
+    places: Sequence[str] = ()  # of each row in words, where the lines alone do not say it
+
+    def place(self, row: int) -> str:
+        """Say where a row stands."""
+        if self.places:
+            return self.places[row]
+        return f"line {self.lines[row]}" if self.lines else f"row {row}"
+
+
+def read_table(path: Path, data: Data) -> Table:
+    """Return a table whose header holds what the recipe calls labels.
+
+    Raises:
+        SourceError: No such file or column, no header, two columns of one name, or a file that cannot be read.
+    """
+    return _parquet(path, data) if path.suffix.lower() in PARQUET else _csv(path, data)
+
+
+def _csv(path: Path, data: Data) -> Table:
+    found = read_csv(path, [("label_columns", column) for column in data.label_columns])
+    if not data.label_columns:
+        raise _no_labels(path, found.columns)
+    _check_header(path, found.columns)
+    columns: dict[str, Cells] = {name: [row[place] for row in found.rows] for place, name in enumerate(found.columns)}
+    return Table(path, columns, found.lines, found.notes)
+
+
+def _check_header(path: Path, columns: Sequence[str]) -> None:
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise SourceError(f"{path} has two columns '{twice[0]}'", hint="give each column a name of its own")
+
+
+def _no_labels(path: Path, columns: Sequence[str]) -> SourceError:
+    try:
+        numbers = [float(name) for name in columns]
+    except ValueError:
+        return SourceError(
+            f"{path} is a table, and the recipe does not say which column is to be estimated",
+            hint=f'set label_columns under [data], e.g. label_columns = ["{columns[-1]}"] (--set \'data.label_columns='
+            f'["{columns[-1]}"]\'; export and bench: --label-column {columns[-1]}); it has: {shown(columns)}',
+        )
+    return SourceError(
+        f"{path} has no header: its first line holds {len(numbers)} numbers",
+        hint="put a line with a name for each column above it, and set label_columns under [data]",
+    )
+
+
+def _parquet(path: Path, data: Data) -> Table:
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}", hint="check the path; in a recipe it is relative to the recipe")
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise SourceError(
+            f"{path} is Parquet, and pyarrow, which reads it, is not installed",
+            hint="pip install 'kdexport[parquet]', or save the table as CSV",
+        ) from None
+    try:
+        found = pyarrow.parquet.read_table(path)
+        names = [str(name) for name in found.column_names]
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SourceError(f"{path} cannot be read as Parquet: {reason}", hint="save it again") from None
+    if not data.label_columns:
+        raise _no_labels(path, names)
+    _check_header(path, names)
+    for name in data.label_columns:
+        check_column(name, names, "label_columns", str(path))
+    if not found.num_rows:
+        raise SourceError(f"{path} has columns and no rows", hint="give rows of numbers")
+    return Table(path, {name: _arrow_cells(found.column(place)) for place, name in enumerate(names)})
+
+
+def _arrow_cells(column: Any) -> Cells:
+    """Return an Arrow column's cells: numbers as float64 with NaN for null, anything else as text."""
+    import pyarrow
+
+    kind = column.type
+    if pyarrow.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    numeric = (
+        pyarrow.types.is_integer, pyarrow.types.is_floating, pyarrow.types.is_boolean, pyarrow.types.is_decimal,
+    )  # fmt: skip
+    if any(is_kind(kind) for is_kind in numeric):
+        return np.array([np.nan if cell is None else float(cell) for cell in column.to_pylist()], dtype=np.float64)
+    return ["" if cell is None else str(cell) for cell in column.to_pylist()]
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many there are."""
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
