@@ -105,7 +105,7 @@ def announcement(address: "Address", *, color: bool, encoding: str | None) -> st
         lines += ["(no QR code: pip install 'kdexport[web]' brings what draws it)"]
     if address.local:
         lines += [
-            "Only this machine reaches it. A phone on a cable does too, with threads and WebGPU:",
+            f"Only this machine reaches it. An Android phone on a cable does too, with threads and WebGPU, {_adb()}:",
             f"  adb reverse tcp:{address.port} tcp:{address.port}",
             "Devices of the network do with --host 0.0.0.0, and have threads and WebGPU with --https.",
         ]
@@ -123,6 +123,14 @@ def announcement(address: "Address", *, color: bool, encoding: str | None) -> st
         "",
     ]
     return "\n".join(lines)
+
+
+def _adb() -> str:
+    """Return what the phone needs for a cable: without it adb says no more than "no devices/emulators found"."""
+    import shutil
+
+    missing = "" if shutil.which("adb") else ", and adb is installed here (Android's platform-tools; apt install adb)"
+    return f"once\nits developer options allow USB debugging and it was allowed for this computer{missing}"
 
 
 def failures(served: Served) -> KDExportError | None:

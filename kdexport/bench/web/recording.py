@@ -27,6 +27,8 @@ from kdexport.bench.web.worker import adapter_name, is_software, placement, reas
 from kdexport.errors import KDExportError
 from kdexport.results import BenchResult, Failure, Machine, Measurement, Memory, ModelFile, from_json
 
+PLAN, PLAN_VERSIONS = "kdexport plan", (1, 2)  # 1 held no outputs to compare
+
 
 def read(text: str | bytes, plan: Mapping[str, Any]) -> Recording:
     """Return a recording that fits a plan.
@@ -73,7 +75,7 @@ def from_file(document: Mapping[str, Any]) -> BenchResult:
     plan = document.get("plan")
     rest = {key: value for key, value in document.items() if key != "plan"}
     try:
-        if not isinstance(plan, dict) or (plan["format"], plan["version"]) != ("kdexport plan", 1):
+        if not isinstance(plan, dict) or plan["format"] != PLAN or plan["version"] not in PLAN_VERSIONS:
             raise ValueError
         recording = read(json.dumps(rest), plan)
         return bench_of(recording, plan, created=recording.started)

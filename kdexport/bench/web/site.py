@@ -30,6 +30,7 @@ PAGE_FILES = {
     "measure.js": "measure.js",
     "worker.js": "worker.js",
 }
+FORMAT, VERSION = "kdexport plan", 2  # device.js has the same: a browser may keep the scripts of an older page
 SCRIPT = "text/javascript"
 BINARY = "application/octet-stream"
 # What onnxruntime-web is for each provider: its module, the code between it and its WASM, the WASM.
@@ -128,8 +129,8 @@ def build(request: BenchRequest, session: str, *, sends: bool) -> Site:
             hint="measure fewer or smaller models at a time, or a smaller batch",
         )
     document = {
-        "format": "kdexport plan",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "session": session,
         "name": request.name,
         "sends": sends,
@@ -153,7 +154,6 @@ def build(request: BenchRequest, session: str, *, sends: bool) -> Site:
         "empty": "empty.onnx",
         "models": models,
         "files": {name: {"type": kind, "bytes": _size(files[name])} for name, kind in types.items()},
-        "bytes": size,
         # What a bench.json says of the files; no recipe: a page may lie where others read it.
         "model_files": [to_json(model) | {"file": Path(model.file).name} for model in request.models],
         "warnings": warnings,

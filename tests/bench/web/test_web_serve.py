@@ -418,10 +418,13 @@ def test_addresses_are_those_that_others_can_open_and_the_code_is_that_address()
 def test_a_packed_page_names_only_what_it_holds_and_its_result_is_reported_on(request_, tmp_path) -> None:
     packed = page_pack.pack(request_, tmp_path / "p.zip")
     with zipfile.ZipFile(tmp_path / "p.zip") as archive:
-        names = set(archive.namelist())
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        names = set(sizes)
         plan = json.loads(archive.read("plan.json"))
         page = archive.read("index.html").decode()
     assert packed.devices == ("web:wasm", "web:wasm-threads", "web:webgpu")
+    assert {name: file["bytes"] for name, file in plan["files"].items()} == {name: sizes[name] for name in plan["files"]}
+    assert f"const PLAN_VERSION = {plan['version']};" in (PAGE / "device.js").read_text()
     assert set(plan["files"]) | {"index.html", "device.js", "device.css", "plan.js", "measure.js", "worker.js"} <= names
     assert plan["sends"] is False
     assert "http:" not in page

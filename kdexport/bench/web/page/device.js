@@ -3,6 +3,7 @@
 // storage, so that a page that was reloaded, or put to sleep, goes on where it stood.
 import { Interrupted, conditions, halfWidth, measure, median, ratios } from "./plan.js";
 
+const PLAN_VERSION = 2; // as in site.py
 const RETRY_MS = 2000;
 const SEND_MS = 4000; // that a round waits for what was measured to be sent
 const ANSWER_MS = 60000;
@@ -194,7 +195,7 @@ function state() {
   const { min_seconds: least, max_seconds: most } = plan.settings;
   const batches = `${plan.batch_sizes.length > 1 ? "Batch sizes" : "Batch size"} ${listed(plan.batch_sizes)}`;
   at("long").textContent = counts
-    ? `${batches}. Takes ${between(counts * (least + 4), counts * (most + 4))}, longer on a slow device; ${mib(plan.bytes)} to load first.`
+    ? `${batches}. Takes ${between(counts * (least + 4), counts * (most + 4))}, longer on a slow device; ${mib(bytesOf(needed(chosen)))} to load first.`
     : "";
   at("start").disabled = !chosen.length && !plan.required;
 }
@@ -272,15 +273,26 @@ async function handOver() {
 
 // --- Measuring
 
+/** The files that some devices need: the runtime of WebGPU is twice as large as the other, and mostly not for a phone. */
+function needed(devices) {
+  const used = devices.map((device) => (device === "web:webgpu" ? "webgpu" : "wasm"));
+  const spare = Object.keys(plan.runtime).filter((provider) => !used.includes(provider)).flatMap((provider) => Object.values(plan.runtime[provider]));
+  return devices.length ? Object.entries(plan.files).filter(([name]) => !spare.includes(name)) : [];
+}
+
+const bytesOf = (files) => files.reduce((sum, [, { bytes }]) => sum + bytes, 0);
+
 /** Fetch all that is needed once; from then on measuring needs no network. */
 async function loadFiles() {
   let bytes = 0;
   const urls = {};
-  for (const [name, { type, bytes: size }] of Object.entries(plan.files)) {
+  const files = needed(record.chosen);
+  const all = bytesOf(files);
+  for (const [name, { type, bytes: size }] of files) {
     const onBytes = (more) => {
       bytes += more;
-      at("bar").value = Math.min(0.999, bytes / plan.bytes);
-      show("note", `Loading: ${mib(bytes)} of ${mib(plan.bytes)}`);
+      at("bar").value = Math.min(0.999, bytes / all);
+      show("note", `Loading: ${mib(bytes)} of ${mib(all)}`);
     };
     const parts = await fetched(name, onBytes, size);
     urls[name] = URL.createObjectURL(new Blob(parts, { type }));
@@ -366,7 +378,7 @@ function speedUp(first, one) {
   if (!found.length) return "";
   const ratio = Math.exp(found.reduce((sum, each) => sum + Math.log(each), 0) / found.length);
   const half = halfWidth(found);
-  if (half > UNKNOWN) return "not known";
+  if (half > UNKNOWN) return "undecided";
   return `${ratio.toPrecision(3)}×${half === null ? "" : ` ±${Math.max(1, Math.round(half * 100))} %`}`;
 }
 
@@ -413,8 +425,7 @@ function table() {
 }
 
 async function work() {
-  at("start-section").hidden = true;
-  at("how-section").hidden = true;
+  at("start-section").hidden = at("how-section").hidden = at("fault").hidden = true;
   at("work").hidden = false;
   at("state").focus();
   if (!record.complete) {
@@ -432,7 +443,7 @@ async function work() {
     await lock?.release().catch(() => null);
   }
   at("bar").value = 1;
-  at("state").textContent = "Measured";
+  at("state").textContent = record.results.every((one) => one.failure) ? "Nothing could be measured" : "Measured";
   show("note", "");
   table();
   await handOver();
@@ -443,8 +454,10 @@ async function begin() {
   let text;
   try {
     text = await new Response(new Blob(await fetched("plan.json"))).text();
+    if (!text.startsWith("{")) throw new Error("plan.json: the server answers with another file");
     plan = JSON.parse(text);
     plan.document = JSON.parse(text);
+    if (plan.version !== PLAN_VERSION) throw new Error("its scripts and its plan are of different versions of kdexport, as where a browser kept older ones: clear what it has kept of this site");
     await workerCode();
     await look();
   } catch (error) {
