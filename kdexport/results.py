@@ -11,7 +11,11 @@ import importlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 2
 
@@ -595,9 +599,17 @@ def from_json(kind: type[T], document: Any) -> T:
     Raises:
         pydantic.ValidationError: The document does not hold what ``kind`` needs.
     """
+    key: Any = kind
+    built: T = _adapter(key).validate_python(document)
+    return built
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return what checks a document: made once, for that takes longer than the checking."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind).validate_python(document)
+    return TypeAdapter(kind)
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -36,9 +36,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # All that runs on the device. A test runs a pack where nothing else can be imported.
 MODULES = (
     "__init__", "api", "cgroup", "errors", "figures", "machine", "memory", "progress", "results", "scoring",
-    "statistics", "terminal",
-    "onnx/__init__", "onnx/activation", "onnx/layers", "onnx/sessions", "bench/web/__init__", "bench/web/devices",
-    "data/__init__", "data/npz_files",
+    "statistics", "terminal", "onnx/__init__", "onnx/activation", "onnx/layers", "onnx/orphans", "onnx/sessions",
+    "bench/web/__init__", "bench/web/devices", "data/__init__", "data/npz_files",
 )  # fmt: skip
 NOT_THERE = ("comparison", "doctor", "pack", "stage")
 MAX_SAMPLES = 1000  # an accuracy is then known to ±3 % at worst; a pack stays small
@@ -212,19 +211,35 @@ def measure_on(host: str, request: BenchRequest, *, python: str, progress: Progr
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         check=False,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
+    return result_of(done.stdout, host, done.returncode)
+
+
+def result_of(text: str, host: str, code: int) -> BenchResult:
+    """Return the result that another machine has sent.
+
+    Raises:
+        KDExportError: It is none: not JSON, not this version's, or it holds what no measuring gives.
+    """
     try:
-        return from_json(BenchResult, json.loads(done.stdout))
-    except ValueError:  # not JSON, or not this version's
+        return from_json(BenchResult, json.loads(text, parse_constant=_no_figure))
+    except (ValueError, RecursionError):
         raise KDExportError(
-            f"the benchmark on {host} ended with code {done.returncode} and no result (its own output is above)",
+            f"the benchmark on {host} ended with code {code} and no result (its own output is above)",
             hint=f"on {host}: pip install numpy onnxruntime; another interpreter: --remote-python PATH",
         ) from None
 
 
+def _no_figure(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no figure")
+
+
 def _call(*command: str, host: str) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         output = " ".join(done.stderr.split()) or f"{command[0]} ended with code {done.returncode}"
         raise KDExportError(

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _parse() -> argparse.Namespace:
+def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=Path(sys.argv[0]).name, description="Measure the packed models on this machine; writes a bench.json."
     )
@@ -50,7 +50,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--power-command", metavar="CMD", help="a command that prints watts; as packed")
     parser.add_argument("--allow-fallback", action="store_true", help="measure even where operators fall back")
     parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     if any(number < 1 for number in (flags.batch_size or []) + (flags.threads or [])):
         parser.error("batch sizes and threads are whole numbers from 1 on")
     if flags.max_seconds is not None and not 0 < flags.max_seconds < math.inf:
@@ -63,8 +63,7 @@ def _parse() -> argparse.Namespace:
 
 def _main(flags: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
-        with zipfile.ZipFile(sys.argv[0]) as archive:
-            archive.extractall(folder)
+        unpack(Path(sys.argv[0]), Path(folder))
         job = _job(Path(folder), flags)
         result = _measure(job)
         if flags.out != "-":
@@ -80,6 +79,24 @@ def _main(flags: argparse.Namespace) -> int:
     for line in summary(result):
         sys.stderr.write(line + "\n")
     return 1 if result.failures else 0
+
+
+def unpack(pack: Path, folder: Path) -> None:
+    """Unpack a pack's files into a folder.
+
+    Raises:
+        KDExportError: It is damaged, or the folder cannot hold it.
+    """
+    from kdexport.errors import KDExportError
+
+    try:
+        with zipfile.ZipFile(pack) as archive:
+            archive.extractall(folder)
+    except Exception as error:  # noqa: BLE001 - zipfile and zlib have a dozen kinds for a damaged file
+        raise KDExportError(
+            f"{pack.name} cannot be unpacked: {str(error) or type(error).__name__}",
+            hint="copy it here again, whole; where the disk of the temporary folder is full, set TMPDIR to another",
+        ) from None
 
 
 def _write(path: Path, result: Any) -> None:
@@ -111,21 +128,39 @@ class Job:
 
 
 def _job(folder: Path, flags: argparse.Namespace) -> Job:
+    """Return what was packed and is unpacked in a folder.
+
+    Raises:
+        KDExportError: Its manifest is not what kdexport writes, or a device is not here.
+    """
     from kdexport.bench import devices, process
-    from kdexport.bench.plan import Plan, Settings, Target
-    from kdexport.onnx.layers import GraphNode
+    from kdexport.errors import KDExportError
     from kdexport.progress import PlainLines, Silent
 
     process.package_root = folder  # workers import from the unpacked files
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    packed = manifest["plan"]
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        plan = _plan(manifest["plan"], folder, flags)
+        dict(manifest["feeds"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise KDExportError(
+            f"the pack's manifest is not what kdexport writes: {error!r}", hint="pack it anew: kdexport bench --pack"
+        ) from None
+    found = devices.find(plan.devices, devices.available(), plan.provider_options)
+    return Job(folder, manifest, plan, found, Silent() if flags.quiet else PlainLines())
+
+
+def _plan(packed: dict[str, Any], folder: Path, flags: argparse.Namespace) -> Any:
+    from kdexport.bench.plan import Plan, Settings, Target
+    from kdexport.onnx.layers import GraphNode
+
     settings = Settings(**packed["settings"])
     targets = []
     for target in packed["targets"]:
         source = str(folder / target["file"]) if target["file"] else None
         nodes = tuple(GraphNode(**node) for node in target["nodes"])
         targets.append(Target(**{**target, "path": str(folder / target["path"]), "file": source, "nodes": nodes}))
-    plan = Plan(
+    return Plan(
         tuple(targets),
         dataclasses.replace(
             settings,
@@ -138,8 +173,6 @@ def _job(folder: Path, flags: argparse.Namespace) -> Job:
         tuple(flags.threads or packed["threads"]),
         packed["provider_options"],
     )
-    found = devices.find(plan.devices, devices.available(), plan.provider_options)
-    return Job(folder, manifest, plan, found, Silent() if flags.quiet else PlainLines())
 
 
 def _measure(job: Job) -> Any:
@@ -183,29 +216,27 @@ def score(job: Job, result: Any) -> Iterator[Any]:
 
 
 def _evaluated(job: Job, path: Path, digest: str | None, device: Any) -> tuple[Any, Any]:
-    import numpy as np
-
     from kdexport.bench.scoring import session_for
+    from kdexport.data.npz_files import read_arrays
     from kdexport.errors import KDExportError
     from kdexport.scoring import evaluate
 
     if digest is None:
         raise KDExportError("the pack holds no data for it", hint="pack it again with data that it takes")
-    with np.load(job.folder / "data" / f"{digest}.npz") as archive:
-        split: Any = samples_in(archive, job.manifest["task"])
+    split: Any = samples_in(read_arrays(job.folder / "data" / f"{digest}.npz"), job.manifest["task"])
     session = session_for(path, device, split.task, raw=False)
     return evaluate(session.predict, split, job.manifest["class_names"], SCORE_BATCH)
 
 
-def samples_in(archive: Any, task: str) -> Sample:
+def samples_in(archive: Mapping[str, Any], task: str) -> Sample:
     """Return the samples of a packed npz file, with those that a score's threshold is chosen on where it holds some."""
 
     def part(inputs: str, labels: str) -> Sample:
-        names = [key for key in archive.files if key.startswith(inputs)]
+        names = [key for key in archive if key.startswith(inputs)]
         return Sample(tuple(archive[name] for name in names), archive[labels], task)
 
     split = part("input:", "labels")
-    if "calibration_labels" in archive.files:
+    if "calibration_labels" in archive:
         split.calibration = part("calibration:", "calibration_labels")
     return split
 

@@ -11,16 +11,13 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 
 from kdexport.bench import host
-
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-QUIT_SECONDS = 2.0
+from kdexport.onnx.orphans import end_with_parent
 
 T = TypeVar("T")
 Reply = tuple[dict[str, Any], bytes]
@@ -248,41 +245,13 @@ def serve(commands: BinaryIO, answers: BinaryIO, worker: Commanded | None = None
         answers.flush()
 
 
-def _end_with_parent() -> None:
-    """See to it that this process ends when its parent does, however that ended and whatever a model is doing here.
-
-    Between commands the end of stdin tells; in a model that never returns only the kernel can (Linux), or else a thread
-    that sleeps until the pipe's other end is closed.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if len(sys.argv) > 1 and os.getppid() != int(sys.argv[1]):  # it died before
-                os._exit(1)
-            return
-    import select
-    import threading
-
-    if hasattr(select, "poll"):
-        threading.Thread(target=_watch_parent, args=(select.poll(),), daemon=True).start()
-
-
-def _watch_parent(poller: Any) -> None:
-    poller.register(0, 0)  # no event but that the other end is closed
-    poller.poll()
-    time.sleep(QUIT_SECONDS)  # the end of stdin ends the process by itself, unless a model runs
-    os._exit(1)
-
-
 def run_worker(worker: Commanded) -> None:
     """Answer the parent's commands. The pipe is kept for answers alone: whatever a library prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:  # noqa: PTH123
         score.write("1000")  # where memory runs out, it is this process that ends, not its parent
-    _end_with_parent()
+    end_with_parent()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the parent is gone
         serve(sys.stdin.buffer, answers, worker)
     with contextlib.suppress(KeyboardInterrupt):

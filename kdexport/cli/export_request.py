@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from kdexport import artifacts, references
 from kdexport.artifacts import RunDirectory
 from kdexport.errors import KDExportError
@@ -145,13 +147,7 @@ def _of_run(root: Path, settings: Settings, own: ReferenceFlags, progress: Progr
             hint="leave it out, or change the recipe and run it",
         )
     directory = RunDirectory(root)
-    document = artifacts.read_json(directory.stage("distill"))
-    if document is None or not directory.recipe.is_file():
-        raise KDExportError(
-            f"{root} is no run directory: it has no {'recipe.toml' if document else 'distill.json'}",
-            hint="make one with `kdexport run RECIPE` or `kdexport distill`, or give a model reference",
-        )
-    document.pop("key", None)
+    distilled = distilled_in(directory)
     current = Recipe.load(directory.recipe)
     quantize = settings.get("quantize")
     if isinstance(quantize, tuple):  # more variants, beside those that the run has
@@ -162,8 +158,32 @@ def _of_run(root: Path, settings: Settings, own: ReferenceFlags, progress: Progr
         from kdexport.export.stage import export as run_export
 
         recipe.write(directory.recipe)  # so that `kdexport run` finds nothing to undo
-        result = run_export(recipe, from_json(DistillResult, document), directory, progress, _timer(recipe.bench))
+        result = run_export(recipe, distilled, directory, progress, _timer(recipe.bench))
     return Written(result, root, f"kdexport bench {root}")
+
+
+def distilled_in(directory: RunDirectory) -> DistillResult:
+    """Return what a run has trained.
+
+    Raises:
+        KDExportError: It is no run directory, or its distill.json is damaged.
+    """
+    record = directory.stage("distill")
+    missing = next((path.name for path in (record, directory.recipe) if not path.is_file()), None)
+    if missing is not None:
+        raise KDExportError(
+            f"{directory.root} is no run directory: it has no {missing}",
+            hint="make one with `kdexport run RECIPE` or `kdexport distill`, or give a model reference",
+        )
+    try:
+        document = {**(artifacts.read_json(record) or {})}
+        document.pop("key", None)
+        return from_json(DistillResult, document)
+    except ValidationError:
+        raise KDExportError(
+            f"{record} cannot be read: it is damaged, or of another version of kdexport",
+            hint=f"give `kdexport run {directory.recipe}` again: it makes it anew, and trains nothing twice",
+        ) from None
 
 
 def _of_reference(

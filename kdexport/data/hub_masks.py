@@ -132,7 +132,7 @@ def _classes(folder: Path) -> MaskClasses:
     try:
         told = json.loads((folder / NAMES).read_text(encoding="utf-8"))
         names = {int(number): str(name) for number, name in told.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise SourceError(
             f"{folder / NAMES} cannot be read: {error}", hint='write it as {"0": "road", "1": "sky", ...}'
         ) from None

@@ -298,10 +298,11 @@ def tokenized(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
     """
     try:
         return encode(texts)
-    except Exception as error:  # noqa: BLE001 - what tokenizers raises has no class of its own
+    except BaseException as error:  # noqa: BLE001 - what tokenizers raises has no class of its own
+        fault = _fault_of(error)
         wrong = next((text for text in texts if _fails(encode, text)), "")
         raise SourceError(
-            f"the tokenizer cannot read {wrong[:60]!r}: {error}",
+            f"the tokenizer cannot read {wrong[:60]!r}: {fault}",
             hint="where it has no token for what it does not know, write that one's id into its tokenizer.json (unk_id "
             "or unk_token of its model), or leave such texts out",
         ) from None
@@ -310,9 +311,17 @@ def tokenized(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
 def _fails(encode: Callable[[list[str]], Any], text: str) -> bool:
     try:
         encode([text])
-    except Exception:  # noqa: BLE001 - as above
+    except BaseException as error:  # noqa: BLE001 - as above
+        _fault_of(error)
         return True
     return False
+
+
+def _fault_of(error: BaseException) -> str:
+    """Return a fault of the library's in a line; one of Rust's own (a panic) derives from BaseException alone."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return next(iter(str(error).splitlines()), "it is damaged")
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -338,9 +347,9 @@ def _tokenizer(tokenizer: str) -> Any:
 
     try:
         return Tokenizer.from_str(tokenizer)
-    except Exception as error:  # noqa: BLE001 - the library raises plain Exceptions
+    except BaseException as error:  # noqa: BLE001 - the library raises plain Exceptions
         raise SourceError(
-            f"the tokenizer.json cannot be read: {str(error).splitlines()[0] if str(error) else 'it is damaged'}",
+            f"the tokenizer.json cannot be read: {_fault_of(error)}",
             hint="save it again with tokenizer.save_pretrained(DIR) of transformers; a newer one needs a newer "
             "tokenizers: pip install -U tokenizers",
         ) from None

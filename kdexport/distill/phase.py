@@ -185,10 +185,11 @@ def _from_checkpoint(checkpoints: Checkpoints) -> tuple[Depends, Extended] | Non
 
 
 def _from_weights(context: DistillContext, done: dict[str, object]) -> tuple[Depends, Extended] | None:
-    if "settings" not in done or "network" not in done:
+    try:
+        depends = Depends(str(done["key"]), str(done["identity"]), dict(done["settings"]))  # type: ignore[call-overload]
+        made = results.from_json(TrainedNetwork, done["network"])
+    except (KeyError, TypeError, ValueError):  # none, damaged, or written by another version
         return None
-    depends = Depends(str(done["key"]), str(done["identity"]), done["settings"])  # type: ignore[arg-type]
-    made = results.from_json(TrainedNetwork, done["network"])
     weights = context.directory.root / made.weights
     if not made.epochs or not weights.exists() or artifacts.sha256(weights) != made.weights_sha256:
         return None

@@ -109,9 +109,10 @@ def names_of(spec: TeacherSpec | Student) -> tuple[str, ...] | None:
     if spec.class_order == "by_position":
         return None
     if reference.kind == "path" and reference.target.endswith(".onnx"):
-        from kdexport.onnx.sessions import OnnxSession
+        from kdexport.onnx.sessions import OnnxSession, Unloaded
 
-        session = OnnxSession(Path(reference.target))
+        path = Path(reference.target)
+        session = OnnxSession(path, session=Unloaded(path))
         return session.class_names or names_in({key: _parsed(value) for key, value in session.metadata.items()})
     if spec.weights is not None and spec.weights != PRETRAINED:
         from kdexport.models.checkpoints import read

@@ -149,9 +149,9 @@ def _task_said_by(file: Path) -> str | None:
             done = postprocessing_in(file)
             return None if done is None else {"normalize": EMBEDDING, "scale": REGRESSION}.get(done.kind)
         if file.suffix == ".onnx" and file.is_file():
-            from kdexport.onnx.sessions import OnnxSession
+            from kdexport.onnx.activation import metadata_of
 
-            said = OnnxSession(file).metadata.get("kdexport.task")
+            said = metadata_of(file).get("kdexport.task")
             return said if said in (EMBEDDING, REGRESSION) else None
     return None
 

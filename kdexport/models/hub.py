@@ -11,6 +11,7 @@ from kdexport.models.preprocessing import Preprocessing, resample_of
 from kdexport.models.sentence import SentenceEmbedder, load_dense, prompt_note, read_modules
 from kdexport.models.transformer_cut import Cut
 
+MOST_LAYERS = 2000  # a configuration that asks for more is damaged
 TEXT_NAMES = ("input_ids", "attention_mask")
 WEIGHT_FILES = (
     "model.safetensors",
@@ -78,7 +79,7 @@ def load_classifier(
     auto = transformers.AutoModelForImageClassification if image else transformers.AutoModelForSequenceClassification
     input_names = ("pixel_values",) if image else TEXT_NAMES
     if cut is not None:
-        network = HuggingFaceClassifier(auto.from_config(cut.config(config, f"hf:{name}")).float(), input_names)
+        network = HuggingFaceClassifier(_built(auto, name, cut.config(config, f"hf:{name}")), input_names)
         return network, None
     model, fresh = _with_weights(auto, name, config, has_weights(name, args))
     return HuggingFaceClassifier(model, input_names), fresh
@@ -107,7 +108,7 @@ def load_embedder(
     if cut is None:
         model, fresh = _with_weights(transformers.AutoModel, name, config, weights, **where)
     else:
-        model = transformers.AutoModel.from_config(cut.config(config, f"hf:{name}")).float()
+        model = _built(transformers.AutoModel, name, cut.config(config, f"hf:{name}"))
     if config.is_encoder_decoder:
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
@@ -124,11 +125,29 @@ def load_embedder(
 def _with_weights(auto: Any, name: str, config: Any, weights: bool, **where: str) -> tuple[Any, tuple[str, ...] | None]:
     """Return a model with the weights of its files, and the names of those that these lack; None: all."""
     if not weights:
-        return auto.from_config(config).float(), None
+        return _built(auto, name, config), None
     loading = {"ignore_mismatched_sizes": True, "output_loading_info": True, **where}
     model, info = _loaded(auto, name, config=config, **loading)
     mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"]]
     return model.float(), tuple(sorted({*info["missing_keys"], *mismatched}))
+
+
+def _built(auto: Any, name: str, config: Any) -> Any:
+    """Return a model without weights.
+
+    Raises:
+        SourceError: Its configuration is none that can be built.
+    """
+    layers = getattr(config, "num_hidden_layers", 0)
+    try:
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise ValueError(f"{layers} layers")
+        return auto.from_config(config).float()
+    except Exception as error:  # whatever a damaged configuration makes transformers and PyTorch raise
+        raise SourceError(
+            f"hf:{name} cannot be built as its config.json says: {_first_line(error)}",
+            hint="give the model's own config.json, and args that go with it",
+        ) from error
 
 
 def label_names(name: str) -> tuple[str, ...] | None:
@@ -137,7 +156,7 @@ def label_names(name: str) -> tuple[str, ...] | None:
     try:
         labels = dict(transformers.AutoConfig.from_pretrained(name).id2label or {})
         return tuple(str(labels[index]) for index in range(len(labels))) or None
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError):  # said when the model is loaded
+    except Exception:  # noqa: BLE001 - said when the model is loaded
         return None
 
 
@@ -199,7 +218,7 @@ def import_transformers() -> Any:
 def _loaded(auto: Any, name: str, **options: Any) -> Any:
     try:
         return auto.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # whatever a damaged configuration makes transformers raise
         raise SourceError(
             f"hf:{name} cannot be loaded: {_first_line(error)}",
             hint="check the name and the args; offline, give a folder with its config.json and weights; "

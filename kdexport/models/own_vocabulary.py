@@ -136,9 +136,11 @@ def _appended(dataset: Dataset, tokenizer: str) -> Dataset:
 
 def _stated(file: Path) -> Preprocessing | None:
     """Return what an ONNX file says of its preprocessing; None where it says nothing, or there is no such file."""
-    from kdexport.onnx.sessions import OnnxSession
+    from kdexport.onnx.sessions import OnnxSession, Unloaded
 
-    return OnnxSession(file).preprocessing if file.suffix == ".onnx" and file.is_file() else None
+    if file.suffix != ".onnx" or not file.is_file():
+        return None
+    return OnnxSession(file, session=Unloaded(file)).preprocessing
 
 
 def _beside(file: Path) -> str:

@@ -38,13 +38,20 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
     """
     reference = parse(spec.model)
     if reference.kind == "path" and reference.target.endswith(".onnx"):
+        from kdexport.onnx.isolated import IsolatedSession
         from kdexport.onnx.sessions import OnnxSession
 
         if spec.weights is not None:
             raise SourceError(f"{spec.model} holds its weights itself", hint="take --weights out")
         own = with_spec(dataset.preprocessing, spec.preprocessing)
         task = dataset.task
-        session = OnnxSession(Path(reference.target), own, expects=task.activation, output_ndim=task.output_ndim)
+        session = OnnxSession(
+            Path(reference.target),
+            own,
+            expects=task.activation,
+            output_ndim=task.output_ndim,
+            open_with=IsolatedSession,
+        )
         session.width = task.num_outputs(dataset.class_names)
         as_they_are = own.assumed and session.preprocessing is own
         return Predictor(session.predict, notes=(AS_THEY_ARE,) if as_they_are else ())

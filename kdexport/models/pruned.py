@@ -13,7 +13,6 @@ from typing import Any
 
 import safetensors
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -89,7 +88,7 @@ def plan_in(path: Path) -> Plan | None:
         return None
     try:
         return results.from_json(Plan, json.loads(text))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # pydantic's own is a ValueError
         raise SourceError(
             f"{path} says of a pruned network what cannot be read", hint="train it again with this version of kdexport"
         ) from error

@@ -28,6 +28,8 @@ OLD_KEYS = {
 }  # in the order in which sentence-transformers joins them
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU, "Sigmoid": nn.Sigmoid}
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SAVE_AGAIN = "save the model again with SentenceTransformer.save(DIR)"
+WIDEST = 2**20  # of a dense layer: a wider one is damage
 WRAP = "wrap the network yourself as file.py:Name, so that its forward returns the embedding"
 
 
@@ -126,9 +128,9 @@ def read_modules(name: str) -> SentenceModules:
     Raises:
         SourceError: It names a module that is not known here.
     """
-    listed = _json(name, "modules.json")
+    listed = _modules(name)
     if listed is None:
-        alone = _json(name, "1_Pooling/config.json")
+        alone = _object(name, "1_Pooling/config.json")
         return SentenceModules() if alone is None else SentenceModules(_modes(alone, name), stated=True)
     modes: tuple[str, ...] = ()
     dense: list[Dense] = []
@@ -138,9 +140,9 @@ def read_modules(name: str) -> SentenceModules:
         if kind == "Transformer":
             transformer = folder
         elif kind == "Pooling":
-            modes = _modes(_json(name, f"{folder}/config.json") or {}, name)
+            modes = _modes(_object(name, f"{folder}/config.json") or {}, name)
         elif kind == "Dense" and not normalize:
-            dense.append(_dense(_json(name, f"{folder}/config.json") or {}, folder, name))
+            dense.append(_dense(_object(name, f"{folder}/config.json") or {}, folder, name))
         elif kind == "Normalize":
             normalize = True
         elif kind != "Dropout":  # which does nothing once trained
@@ -166,20 +168,21 @@ def load_dense(embedder: SentenceEmbedder, name: str, modules: SentenceModules) 
         except (RuntimeError, AttributeError):
             raise SourceError(
                 f"hf:{name}: {said.folder} holds no weights of a layer {said.inputs} -> {said.outputs}",
-                hint="save the model again with SentenceTransformer.save(DIR)",
+                hint=SAVE_AGAIN,
             ) from None
 
 
 def prompt_note(name: str) -> str | None:
     """Say that a model expects something before each text, which is not added here; None where it does not."""
-    said = _json(name, "config_sentence_transformers.json") or {}
-    prompt = (said.get("prompts") or {}).get(said.get("default_prompt_name"))
+    said = _object(name, "config_sentence_transformers.json") or {}
+    prompts, default = said.get("prompts"), said.get("default_prompt_name")
+    prompt = prompts.get(default) if isinstance(prompts, dict) and isinstance(default, str) else None
     return None if not prompt else f"its default prompt {prompt!r} is not put before the texts: write it into the data"
 
 
 def _modes(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
     said = config.get("pooling_mode")
-    modes = (said,) if isinstance(said, str) else tuple(said or ())
+    modes = (said,) if isinstance(said, str) else tuple(map(str, said)) if isinstance(said, list) else ()
     modes = modes or tuple(mode for key, mode in OLD_KEYS.items() if config.get(key)) or ("mean",)
     wrong = [mode for mode in modes if mode not in MODES]
     if wrong:
@@ -192,15 +195,25 @@ def _dense(config: Mapping[str, Any], folder: str, name: str) -> Dense:
     if activation not in ACTIVATIONS or config.get("use_residual"):
         what = "a residual connection" if config.get("use_residual") else f"the activation {activation}"
         raise SourceError(f"hf:{name}: its dense layer {folder} has {what}, which is not known here", hint=WRAP)
-    try:
-        return Dense(
-            int(config["in_features"]), int(config["out_features"]), bool(config.get("bias", True)), activation, folder
-        )
-    except (KeyError, TypeError, ValueError):
-        raise SourceError(
-            f"hf:{name}: {folder}/config.json does not say how wide its dense layer is",
-            hint="save the model again with SentenceTransformer.save(DIR)",
-        ) from None
+    widths = [config.get(key) for key in ("in_features", "out_features")]
+    inputs, outputs = (width if isinstance(width, int) and 0 < width <= WIDEST else 0 for width in widths)
+    if not (inputs and outputs):
+        raise SourceError(f"hf:{name}: {folder}/config.json does not say how wide its dense layer is", hint=SAVE_AGAIN)
+    return Dense(inputs, outputs, bool(config.get("bias", True)), activation, folder)
+
+
+def _modules(name: str) -> list[dict[str, Any]] | None:
+    listed = _json(name, "modules.json")
+    if listed is None or (isinstance(listed, list) and all(isinstance(module, dict) for module in listed)):
+        return listed
+    raise SourceError(f"hf:{name}: its modules.json is no list of modules", hint=SAVE_AGAIN)
+
+
+def _object(name: str, file: str) -> dict[str, Any] | None:
+    found = _json(name, file)
+    if found is None or isinstance(found, dict):
+        return found
+    raise SourceError(f"hf:{name}: its {file} holds no JSON object", hint=SAVE_AGAIN)
 
 
 def _json(name: str, file: str) -> Any:
@@ -209,8 +222,8 @@ def _json(name: str, file: str) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read as JSON: {error}", hint="save the model again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} cannot be read as JSON: {error}", hint=SAVE_AGAIN) from None
 
 
 def _file(name: str, file: str) -> Path | None:

@@ -140,7 +140,7 @@ def postprocessing_in(path: Path) -> Postprocessing | None:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             text = (file.metadata() or {}).get(POSTPROCESSING)
         return None if text is None else Postprocessing.from_json(json.loads(text))
-    except (OSError, SafetensorError, ValueError):  # a damaged file is told when its weights are read
+    except (OSError, SafetensorError, ValueError, RecursionError):  # a damaged file is told when its weights are read
         return None
 
 

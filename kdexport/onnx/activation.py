@@ -1,7 +1,7 @@
-"""Whether an ONNX file's scores are logits, or have been through a softmax or a sigmoid already; and of which classes
-they are, where a classifier's operator lists them.
+"""Whether an ONNX file's scores are logits, or have been through a softmax or a sigmoid already; of which classes they
+are, where a classifier's operator lists them; and what its metadata say.
 
-Read off the graph's last operators, straight from the file's protobuf wire format
+Read off the graph's last operators and the metadata, straight from the file's protobuf wire format
 (https://protobuf.dev/programming-guides/encoding): the onnx package is not there where a packed benchmark runs. Only
 the nodes are looked at; weights are skipped over.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Activation = Literal["none", "softmax", "sigmoid"]
 
-MODEL_GRAPH, GRAPH_NODE = 7, 1  # field numbers of onnx.proto
+MODEL_GRAPH, MODEL_METADATA, GRAPH_NODE = 7, 14, 1  # field numbers of onnx.proto
 NODE_INPUT, NODE_OUTPUT, NODE_TYPE, NODE_ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_NAME, ATTRIBUTE_STRINGS = 1, 9
 LABELS = b"classlabels_strings"  # of ZipMap, LinearClassifier, TreeEnsembleClassifier, ... (ai.onnx.ml)
@@ -59,6 +59,19 @@ def class_labels(model: Path | bytes) -> tuple[str, ...] | None:
         return None
     last = listed[-1]
     return tuple(sorted(last.labels)) if last.operator == "ZipMap" else last.labels
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return a file's metadata; none where it cannot be read."""
+    found: dict[str, str] = {}
+    try:
+        for number, entry in _fields(memoryview(_content(path))):
+            if number == MODEL_METADATA:
+                texts = {field: bytes(text).decode(errors="replace") for field, text in _fields(entry)}
+                found[texts.get(1, "")] = texts.get(2, "")
+    except (OSError, ValueError, IndexError):
+        return {}
+    return found
 
 
 def last_operator(model: Path | bytes, output: str) -> str | None:
@@ -109,13 +122,7 @@ def to_logits(scores: NDArray[np.float32], activation: Activation) -> NDArray[np
 
 def _nodes(model: Path | bytes) -> Iterator[Node]:
     """Yield the nodes of the main graph."""
-    content: bytes | mmap.mmap
-    if isinstance(model, bytes):
-        content = model
-    else:
-        with model.open("rb") as handle:
-            content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    for number, graph in _fields(memoryview(content)):
+    for number, graph in _fields(memoryview(model if isinstance(model, bytes) else _content(model))):
         if number != MODEL_GRAPH:
             continue
         for kind, body in _fields(graph):
@@ -129,6 +136,11 @@ def _nodes(model: Path | bytes) -> Iterator[Node]:
                         labels = labels or _labels(text)
                 operator = texts[NODE_TYPE][0] if texts[NODE_TYPE] else ""
                 yield Node(operator, tuple(texts[NODE_INPUT]), tuple(texts[NODE_OUTPUT]), labels)
+
+
+def _content(path: Path) -> mmap.mmap:
+    with path.open("rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _labels(attribute: memoryview) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A model at work in a child process: what ends the process there is an error here.
 
-ONNX Runtime ends some graphs with a segmentation fault (1.31: MatmulTransposeFusion on a transformer in fp16). Whatever
-has not been loaded before is therefore loaded here first.
+ONNX Runtime ends some graphs with a segmentation fault (1.31: MatmulTransposeFusion on a transformer in fp16), and some
+never end. Whatever has not been loaded before is therefore loaded here first, and what comes from strangers stays here.
 """
 
 import atexit
@@ -13,8 +13,10 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import onnxruntime
 
 from kdexport import memory
 from kdexport.errors import KDExportError
-from kdexport.onnx.sessions import Arrays, threads_wanted
+from kdexport.onnx.sessions import threads_wanted
 
 TIMEOUT_S = 300.0  # for a load and a batch
 
@@ -35,25 +37,29 @@ class IsolatedRunner:
     Args:
         model: A file, or a serialized graph.
         optimize: Whether ONNX Runtime may change the graph before it runs it.
-        timeout_s: For a load and one batch.
+        timeout_s: For a load and one batch; None waits until Ctrl-C.
+        threads: Of one operator; None takes ``OMP_NUM_THREADS``, else ONNX Runtime chooses.
 
     Raises:
         KDExportError: ONNX Runtime cannot load or run it, is silent for too long, or its process ends.
     """
 
-    def __init__(self, model: Path | bytes, *, optimize: bool = True, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        optimize: bool = True,
+        timeout_s: float | None = TIMEOUT_S,
+        threads: int | None = None,
+    ) -> None:
         self._model = str(model.absolute()) if isinstance(model, Path) else model
         self._optimize, self._timeout_s, self._token = optimize, timeout_s, next(_tokens)
-        self(())
+        self._threads = threads
+        self.said = self(())
 
-    def __call__(self, inputs: Sequence[np.ndarray]) -> Arrays:
-        """Return every output for one batch; with no inputs, only load it."""
-        worker = _Worker.running()
-        model = None if worker.token == self._token else self._model
-        threads = threads_wanted()
-        request = (self._token, model, self._optimize, threads, tuple(np.ascontiguousarray(item) for item in inputs))
-        verdict, answer = worker.ask(request, self._timeout_s)
-        worker.token = self._token if verdict == "done" else 0
+    def __call__(self, inputs: Sequence[np.ndarray]) -> tuple[Any, ...]:
+        """Return every output for one batch; with no inputs, only load it, and return what it says of itself."""
+        verdict, answer = self.ask(inputs)
         if verdict == "error":
             first = str(answer).splitlines()[0]
             if memory.EXHAUSTED.search(first):
@@ -64,6 +70,66 @@ class IsolatedRunner:
             )
         return tuple(answer)
 
+    def ask(self, inputs: Sequence[np.ndarray]) -> tuple[str, Any]:
+        """Return ``done`` with the outputs, or ``error`` with ONNX Runtime's message."""
+        worker = _Worker.running()
+        model = None if worker.token == self._token else self._model
+        threads = threads_wanted() if self._threads is None else self._threads
+        request = (self._token, model, self._optimize, threads, tuple(np.ascontiguousarray(item) for item in inputs))
+        verdict, answer = worker.ask(request, self._timeout_s)
+        worker.token = self._token if verdict == "done" else 0
+        return verdict, answer
+
+
+class IsolatedSession(IsolatedRunner):
+    """What ``OnnxSession`` needs of an ``onnxruntime.InferenceSession``; it lives in the child process.
+
+    Args:
+        model: The file, of whoever.
+        threads: As ``IsolatedRunner``.
+
+    Raises:
+        RuntimeError: ONNX Runtime cannot load it; the message is its own.
+        KDExportError: Loading it ends the process.
+    """
+
+    def __init__(self, model: Path, threads: int | None = None) -> None:
+        super().__init__(model, timeout_s=None, threads=threads)
+        self._metadata, *parts = self.said
+        self._inputs, self._outputs = ([Value(*item) for item in part] for part in parts)
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> tuple[Any, ...]:
+        """Return every output for one batch; what ONNX Runtime raises is raised as it is."""
+        verdict, answer = self.ask(inputs)
+        if verdict == "error":
+            raise RuntimeError(answer)
+        return tuple(answer)
+
+    def run(self, names: None, feed: Mapping[str, np.ndarray]) -> list[Any]:  # noqa: ARG002 all outputs are given
+        """Return every output of one batch."""
+        return list(self([feed[item.name] for item in self._inputs]))
+
+    def get_inputs(self) -> list["Value"]:
+        """Return what it takes."""
+        return self._inputs
+
+    def get_outputs(self) -> list["Value"]:
+        """Return what it gives."""
+        return self._outputs
+
+    def get_modelmeta(self) -> SimpleNamespace:
+        """Return what it says of itself."""
+        return SimpleNamespace(custom_metadata_map=self._metadata)
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output, as ONNX Runtime tells of it."""
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
 
 class _Worker:
     """The child; one serves all runners, and another takes its place when it ends."""
@@ -72,13 +138,15 @@ class _Worker:
 
     def __init__(self) -> None:
         package = str(Path(__file__).parents[2])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
+        path = os.pathsep.join(
+            filter(None, [package, os.environ.get("PYTHONPATH")])
+        )  # an empty part is the folder here
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kdexport.onnx.isolated_worker"],
+            [sys.executable, "-P", "-m", "kdexport.onnx.isolated_worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": path},
         )
         self.token = 0  # of the model that it holds
 
@@ -88,7 +156,7 @@ class _Worker:
             cls._current = cls()
         return cls._current
 
-    def ask(self, request: Any, timeout_s: float) -> tuple[str, Any]:
+    def ask(self, request: Any, timeout_s: float | None) -> tuple[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018 both are pipes
         try:
             pickle.dump(request, self._process.stdin, protocol=5)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from kdexport.errors import KDExportError, SourceError, check_readable
-from kdexport.onnx.activation import Activation, activation_of, class_labels, last_operator, to_logits
+from kdexport.onnx.activation import Activation, activation_of, class_labels, last_operator, metadata_of, to_logits
 
 if TYPE_CHECKING:
     from kdexport.models.preprocessing import Preprocessing
@@ -53,6 +54,8 @@ class OnnxSession:
         threads: Of one operator; None takes ``OMP_NUM_THREADS``, else ONNX Runtime chooses.
         session: An ``onnxruntime.InferenceSession`` over ``model`` that is open already, on whatever device.
         raw: Whether samples come as the data give them; else they are preprocessed already and fed as they are.
+        open_with: What opens the file (and is given the threads) in place of ONNX Runtime in this process:
+            ``isolated.IsolatedSession`` for a file of whoever, which may crash ONNX Runtime or never end.
 
     Attributes:
         expects: As given.
@@ -75,9 +78,10 @@ class OnnxSession:
         threads: int | None = None,
         session: Any = None,
         raw: bool = True,
+        open_with: Callable[[Path, int], Any] | None = None,
     ) -> None:
         self.name = model.name if isinstance(model, Path) else "the model"
-        self.session = _open(model, threads) if session is None else session
+        self.session = _open(model, threads, open_with) if session is None else session
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self.input_names = tuple(item.name for item in self.session.get_inputs())
         self.output_names = tuple(item.name for item in self.session.get_outputs())
@@ -94,7 +98,8 @@ class OnnxSession:
         if len(inputs) != len(self.input_names):
             raise ValueError(f"{self.name} takes {len(self.input_names)} inputs, and {len(inputs)} were given")
         feed = dict(zip(self.input_names, inputs))
-        return tuple(_interruptible(self.session, feed))
+        own = isinstance(self.session, onnxruntime.InferenceSession)
+        return tuple(_interruptible(self.session, feed) if own else self.session.run(None, feed))
 
     @property
     def fixed_batch(self) -> int | None:
@@ -190,6 +195,8 @@ class OnnxSession:
         """
         try:
             outputs = self(feed)
+        except KDExportError:  # its process has ended
+            raise
         except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
             zero = [item.name for item in self.session.get_inputs() if 0 in (item.shape or ())]
             if zero:
@@ -248,7 +255,24 @@ class OnnxSession:
         return document
 
 
-def _open(model: Path | bytes, threads: int | None) -> Any:
+class Unloaded:
+    """What ``OnnxSession`` needs of a session to tell what a file says of itself: nothing of its graph is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self._metadata = metadata_of(path)
+
+    def get_modelmeta(self) -> SimpleNamespace:
+        """Return the file's metadata."""
+        return SimpleNamespace(custom_metadata_map=self._metadata)
+
+    def get_inputs(self) -> list[Any]:
+        """Return none: they are not looked at."""
+        return []
+
+    get_outputs = get_inputs
+
+
+def _open(model: Path | bytes, threads: int | None, open_with: Callable[[Path, int], Any] | None) -> Any:
     if isinstance(model, Path) and not model.is_file():
         raise SourceError(f"there is no ONNX file {model}", hint="check the path")
     if isinstance(model, Path):
@@ -259,7 +283,11 @@ def _open(model: Path | bytes, threads: int | None) -> Any:
     options.intra_op_num_threads = threads
     source = str(model) if isinstance(model, Path) else model
     try:
+        if open_with is not None and isinstance(model, Path):
+            return open_with(model, threads)
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except KDExportError:  # loading it ends the process
+        raise
     except Exception as error:  # noqa: BLE001 ONNX Runtime has a class of its own for each of a dozen faults
         what = "the exported graph"
         if isinstance(model, Path):

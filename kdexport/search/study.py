@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kdexport import results
 from kdexport.artifacts import locked, write_text
 from kdexport.errors import KDExportError, SourceError
 from kdexport.recipe import Recipe
@@ -84,7 +85,7 @@ class Study:
                     "this recipe another name",
                 )
             write_text(token_file, secrets.token_hex(8))
-        token = token_file.read_text(encoding="utf-8")
+        token = token_file.read_text(encoding="utf-8", errors="replace")
         if known.get(DIRECTORY) not in (None, token):
             raise KDExportError(
                 f"the storage holds a search '{name}' of another directory than {self._directory}",
@@ -92,7 +93,8 @@ class Study:
             )
         earlier = known.get(RECIPE)
         if earlier is not None and earlier != key:
-            changed = ", ".join(part for part in key if earlier.get(part) != key[part])
+            whole = earlier if isinstance(earlier, dict) else {}
+            changed = ", ".join(part for part in key if whole.get(part) != key[part])
             raise KDExportError(
                 f"the search in {self._directory} belongs to another recipe: {changed} differs",
                 hint="choose another --out DIR (and with search.storage another name), or take the change back",
@@ -102,8 +104,20 @@ class Study:
             self._study.set_user_attr(DIRECTORY, token)
 
     def entries(self) -> list[Entry]:
-        """Return all trials in the order of their numbers."""
-        return [_entry(trial) for trial in self._study.get_trials(deepcopy=False) if "candidate" in trial.user_attrs]
+        """Return all trials in the order of their numbers.
+
+        Raises:
+            KDExportError: The storage holds what no search writes.
+        """
+        try:
+            trials = self._study.get_trials(deepcopy=False)
+            return [_entry(trial) for trial in trials if "candidate" in trial.user_attrs]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # Optuna's, SQLAlchemy's and pydantic's
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise KDExportError(
+                f"the study of {self._directory} is damaged: {reason}",
+                hint="give it back from a copy, or search anew with another --out DIR (and another search.storage)",
+            ) from error
 
     def add(self, candidate: Candidate, spaces: Spaces, **attributes: Any) -> None:
         """Add a candidate that is not there yet, whole at once: a kill leaves none in part."""
@@ -273,7 +287,11 @@ def check_optuna() -> None:
 
 
 def _entry(trial: "optuna.trial.FrozenTrial") -> Entry:
+    from kdexport.search.measure import Measured
+
     attributes = trial.user_attrs
+    if attributes.get("measured") is not None:
+        results.from_json(Measured, attributes["measured"])
     states: dict[str, Literal["open", "out", "failed", "done"]] = {
         "COMPLETE": "done",
         "PRUNED": "out",

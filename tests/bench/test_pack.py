@@ -10,8 +10,8 @@ import pytest
 
 from kdexport import results
 from kdexport.bench import process
-from kdexport.bench.pack import measure_on, pack
-from kdexport.bench.packed import _job, _parse
+from kdexport.bench.pack import measure_on, pack, result_of
+from kdexport.bench.packed import _job, _parse, unpack
 from kdexport.bench.plan import Device
 from kdexport.bench.runner import Outcome
 from kdexport.bench.stage import BenchRequest
@@ -193,3 +193,30 @@ def test_a_pack_of_old_and_linked_files_can_be_run(models, once, tmp_path):
     assert os.access(out, os.X_OK)
     with zipfile.ZipFile(out) as archive:
         assert {"models/0/m.onnx", "models/0/m.data"} <= set(archive.namelist())
+
+
+def test_a_damaged_pack_is_told(packed, tmp_path):
+    content = packed[0].read_bytes()
+    with zipfile.ZipFile(packed[0]) as archive:
+        start = archive.getinfo("models/0/a.onnx").header_offset
+    (tmp_path / "bad.pyz").write_bytes(content[: start + 80] + bytes(8) + content[start + 88 :])
+    for name, path in ("bad.pyz", tmp_path / "bad.pyz"), ("none.pyz", tmp_path / "none.pyz"):
+        with pytest.raises(KDExportError, match=f"^{name} cannot be unpacked: ") as caught:
+            unpack(path, tmp_path / "there")
+        assert "copy it here again" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 5000, "[]", '{"plan": {"targets": 3}}', '{"plan": null}', '"\\ud800'])
+def test_a_manifest_that_is_none_is_told(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "package_root", process.package_root)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(KDExportError, match="manifest is not what kdexport writes"):
+        _job(tmp_path, _parse([]))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 5000, '{"models": NaN}', '{"name": ' + "9" * 5000 + "}", "null", "\ufffd"]
+)
+def test_what_another_machine_sends_and_is_no_result_is_told(text):
+    with pytest.raises(KDExportError, match="the benchmark on pi ended with code 3 and no result"):
+        result_of(text, "pi", 3)

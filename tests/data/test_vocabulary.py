@@ -160,3 +160,10 @@ def test_what_cannot_be_cut_says_what_to_change():
         cut(json.dumps(damaged), CORPUS)
     with pytest.raises(SourceError, match="tokens that the whole one lacks"):
         vocabulary_of(cut(whole("wordlevel"), CORPUS).tokenizer, whole("wordlevel"))
+
+
+def test_a_panic_of_the_library_is_an_error():
+    document = json.loads(whole("wordlevel"))
+    document["post_processor"]["single"][0]["SpecialToken"]["id"] = "[NONE]"  # of no token: Rust ends in a panic
+    with pytest.raises(SourceError, match="the tokenizer cannot read 'the dog walks'"):
+        coverage(json.dumps(document), CORPUS)

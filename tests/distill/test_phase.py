@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,3 +112,14 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: bytes) -> N
     torch.save({"other": 1}, tmp_path / "step-000000003.pt")
     torch.save([1], tmp_path / "step-000000004.pt")
     assert Checkpoints(tmp_path, "key").latest() == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"settings": None}, {"settings": [3]}, {"network": None}, {"network": {"weights": float("inf")}}, {"key": {}}],
+)
+def test_a_damaged_record_of_training_is_none(changes, tmp_path: Path) -> None:
+    done = {"key": "k", "identity": "i", "settings": {"epochs": 3}, "network": {"name": "student"}, **changes}
+    context = SimpleNamespace(directory=RunDirectory(tmp_path))
+    for known in (done, {name: value for name, value in done.items() if name not in changes}):
+        assert phase._from_weights(context, known) is None

@@ -249,3 +249,14 @@ def test_the_users_own_files_stay(here):
     refused = run("nets.py:Wide", "--onnx", "--input-shape", "1,8,8", "--out", "other.onnx")
     assert refused.exit_code == 1
     assert "other.onnx.data" in refused.stderr.replace("\n", "")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": 3}', "[" * 5000, "\ud800"])
+def test_a_run_whose_record_of_training_is_damaged_is_told(text, here):
+    (here / "run").mkdir()
+    (here / "run" / "recipe.toml").write_text("")
+    (here / "run" / "distill.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    done = run("run", "--onnx")
+    assert done.exit_code == 1
+    assert "distill.json cannot be read: it is damaged" in " ".join(done.stderr.split())
+    assert "it makes it anew" in " ".join(done.stderr.split())

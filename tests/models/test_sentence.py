@@ -144,3 +144,45 @@ def test_a_damaged_file_and_a_prompt_are_told(folder, tmp_path):
     (tmp_path / "modules.json").write_text("[{")
     with pytest.raises(SourceError, match="cannot be read as JSON"):
         read_modules(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("modules.json", '{"0": {}}', "its modules.json is no list of modules"),
+        ("modules.json", "[[]]", "its modules.json is no list of modules"),
+        ("modules.json", "[" * 5000, "cannot be read as JSON"),
+        ("1_Pooling/config.json", "[3]", "its 1_Pooling/config.json holds no JSON object"),
+        ("1_Pooling/config.json", '{"pooling_mode": [["mean"]]}', "known are: cls"),
+        ("2_Dense/config.json", '{"in_features": 1e400, "out_features": 2}', "how wide its dense layer"),
+        ("2_Dense/config.json", '{"in_features": -1, "out_features": 10000000000000}', "how wide its dense layer"),
+    ],
+)
+def test_json_of_another_form_is_refused(file, text, message, folder, tmp_path):
+    dense = {"path": "2_Dense", "type": "x.Dense"}
+    modes = {"pooling_mode": "mean"}
+    name = folder(TRANSFORMER, POOLING, dense, **{"1_Pooling": modes, "2_Dense": {"in_features": 4, "out_features": 2}})
+    (tmp_path / file).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        read_modules(name)
+
+
+@pytest.mark.parametrize("prompts", [["x"], {"query": "q"}, "x"])
+def test_prompts_of_another_form_are_none(prompts, tmp_path):
+    said = {"prompts": prompts, "default_prompt_name": ["query"]}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(said))
+    assert prompt_note(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 2**31}, {"hidden_size": "x"}, {"num_attention_heads": 0}, {"vocab_size": -1}]
+)
+def test_a_configuration_that_cannot_be_built_is_refused(changes, tmp_path):
+    pytest.importorskip("transformers")
+    from kdexport.models.hub import label_names, load_embedder
+
+    said = {"model_type": "bert", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**said, "intermediate_size": 8, "id2label": [], **changes}))
+    assert label_names(str(tmp_path)) is None
+    with pytest.raises(SourceError, match=r"config\.json says|cannot be loaded"):
+        load_embedder(str(tmp_path), {"pretrained": False})

@@ -11,7 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdexport.errors import KDExportError, SourceError
 from kdexport.models.preprocessing import Preprocessing
-from kdexport.onnx.sessions import OnnxSession
+from kdexport.onnx import isolated
+from kdexport.onnx.activation import metadata_of
+from kdexport.onnx.sessions import OnnxSession, Unloaded
 
 WEIGHT = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 
@@ -293,3 +295,63 @@ def test_a_graph_that_does_not_end_is_interrupted(tmp_path):
     interrupted = time.monotonic() - started
     session((np.ones((1, 3), np.float32),))  # and this is what it would have taken
     assert interrupted < (time.monotonic() - started) / 2
+
+
+def test_a_file_of_a_stranger_runs_in_a_child_that_may_end(tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("open('ran', 'w')")  # what lies in the working directory is not imported
+    monkeypatch.chdir(tmp_path)
+    if isolated._Worker._current is not None:
+        isolated._Worker._current.end()
+    nodes = [
+        *linear("x", "scores"),
+        helper.make_node("ZipMap", ["scores"], ["rows"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    listed = helper.make_value_info("rows", helper.make_sequence_type_proto(kind))
+    said = {"kdexport.labels": '["a", "b", "c"]'}
+    path = save(tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, ["n", 12])], [listed], said)
+    rows = np.random.default_rng(3).normal(size=(7, 12)).astype(np.float32)
+    session = OnnxSession(path, open_with=isolated.IsolatedSession)
+    assert (session.class_names, session.fixed_batch, session.input_names) == (("a", "b", "c"), None, ("x",))
+    assert np.array_equal(session.predict((rows,)), OnnxSession(path).predict((rows,)))
+    with pytest.raises(SourceError, match=r"m\.onnx does not take the data \(\[7, 5\] float32\): .*INVALID_ARGUMENT"):
+        session.predict((rows[:, :5],))
+    endless = OnnxSession(long_loop(tmp_path / "loop.onnx", 10**15), open_with=isolated.IsolatedSession)
+
+    def end(*_):
+        isolated._Worker._current._process.send_signal(signal.SIGSEGV)
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KDExportError, match=r"crashes on the file \(SIGSEGV\)"):
+            endless.predict((np.ones((1, 3), np.float32),))
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.4)
+        with pytest.raises(KeyboardInterrupt):
+            endless.predict((np.ones((1, 3), np.float32),))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert isolated._Worker._current is None
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(SourceError, match="cannot be loaded by ONNX Runtime"):
+        OnnxSession(tmp_path / "numpy.py", open_with=isolated.IsolatedSession)
+
+
+def test_metadata_are_read_without_loading_the_graph(tmp_path):
+    said = {"kdexport.labels": '["é", "b"]', "empty": "", "long": "x" * 3000}
+    path = save(
+        tmp_path / "m.onnx",
+        linear("x"),
+        [("x", TensorProto.FLOAT, ["n", 12])],
+        [("logits", TensorProto.FLOAT, ["n", 3])],
+        said,
+    )
+    assert metadata_of(path) == said
+    assert OnnxSession(path, session=Unloaded(path)).class_names == ("é", "b")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert metadata_of(path) == metadata_of(tmp_path / "none.onnx") == {}

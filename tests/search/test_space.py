@@ -11,6 +11,7 @@ import pytest
 from kdexport.errors import KDExportError, RecipeError, SourceError
 from kdexport.recipe import Recipe
 from kdexport.search.space import Parameter, Spaces, one_of_each, recipe_of, variations
+from kdexport.search.study import Study
 
 
 def candidates(recipe, tmp_path):
@@ -161,3 +162,22 @@ def test_the_guide_s_recipe_is_one(tmp_path) -> None:
     recipe = Recipe.parse(tomllib.loads(block[1]))
     assert Spaces(recipe.search, tmp_path).size == math.inf
     assert recipe.search.space[0].precision == ("fp32", "int8")
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"candidate": {"space": "x"}},
+        {"candidate": [1]},
+        {"candidate": {"space": 0, "values": {}, "precisions": [], "method": {}}, "measured": {"files": 3}},
+        {"candidate": {"space": 0, "values": {}, "precisions": [], "method": {}}, "rungs": {"ten": {}}},
+    ],
+)
+def test_a_study_that_holds_what_no_search_writes_is_told(attributes, tmp_path) -> None:
+    import optuna
+
+    study = Study.__new__(Study)
+    study._directory, study._study = tmp_path, optuna.create_study()
+    study._study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs=attributes))
+    with pytest.raises(KDExportError, match=f"^the study of {re.escape(str(tmp_path))} is damaged: "):
+        study.entries()

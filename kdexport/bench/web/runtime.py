@@ -54,7 +54,7 @@ def cached(version: str = VERSION) -> Runtime | None:
     try:
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
         whole = set(hashes) == set(FILES) and all(sha256(folder / name) == hashes[name] for name in FILES)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     return Runtime(folder, version) if whole else None
 
@@ -103,7 +103,7 @@ def _version_of(dist: Path) -> str:
     for file in (dist / "package.json", dist.parent / "package.json"):
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(document, dict) and document.get("name") == PACKAGE:
             return str(document.get("version"))

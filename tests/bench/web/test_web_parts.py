@@ -281,3 +281,16 @@ def test_a_run_whose_browser_is_absent_ends_before_it_trains(tmp_path: Path) -> 
     with pytest.raises(DeviceError, match="--browser nope: there is no such program"):
         pipeline.run(recipe, out=tmp_path / "run", progress=Silent())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_says_of_the_runtime_is_damaged(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = runtime.cache_folder()
+    folder.mkdir(parents=True)
+    for name in runtime.FILES:
+        (folder / name).write_bytes(b"x")
+    for text in ("[" * 5000, "3", "{"):
+        (folder / runtime.HASHES).write_text(text)
+        (folder / "package.json").write_text(text)
+        assert runtime.cached() is None
+        assert runtime.find(folder).version.startswith("sha256:")
