@@ -1,6 +1,8 @@
 """The run directory: every path that it may hold, and the one way to write into it.
 
-A file is either whole or absent: everything is written beside its final name, flushed to the disk, then renamed.
+A file is either whole or absent: everything is written beside its final name, flushed to the disk, then renamed. What
+a killed process was writing is left beside it under a name that tells whose it is, and goes when the next run begins.
+A directory that is taken away while a run holds it is not made again: that run ends, and says so.
 """
 
 import contextlib
@@ -9,7 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +26,9 @@ from kdexport.errors import KDExportError
 T = TypeVar("T")
 
 
-RUN_MARKS = (".lock", "checkpoints", "distill.json", "export.json", "bench.json")  # of a directory that has a run
+RUN_LOCK = ".lock"
+RUN_MARKS = (RUN_LOCK, "checkpoints", "distill.json", "export.json", "bench.json")  # of a directory that has a run
+STALE = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.tmp(\..+)?")  # host and process of a temporary file
 REPLACED = (  # by a run; infer.py is not
     *("recipe.toml", "metrics.jsonl", "card.md", "report.json", "report.md", "report.html"),
     *(f"{name}.{suffix}" for name in ("teacher", "student", "student-plain") for suffix in ("safetensors", "onnx")),
@@ -76,7 +84,7 @@ class RunDirectory:
         return self.root / f"report.{suffix}"
 
     def prepare(self) -> None:
-        """Make the directory and prove that it can be written to.
+        """Make the directory, prove that it can be written to, and remove what killed processes left half-written.
 
         Raises:
             KDExportError: It cannot be.
@@ -85,11 +93,21 @@ class RunDirectory:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
+            if is_main():
+                self._remove_stale()
         except OSError as error:
             raise KDExportError(
                 f"the run directory {self.root} cannot be written to: {error.strerror or error}",
                 hint="choose another with --out DIR",
             ) from error
+
+    def _remove_stale(self) -> None:
+        """Remove temporary files of this machine's dead processes; others may be at work, here or elsewhere."""
+        for pattern in (".*.tmp*", "cache/.*.tmp*", "checkpoints/*/.*.tmp*", "rungs/.*.tmp*"):
+            for path in self.root.glob(pattern):
+                made_by = STALE.fullmatch(path.name)
+                if made_by and made_by[1] == _host() and not _lives(int(made_by[2])):
+                    remove(path)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -97,19 +115,34 @@ class RunDirectory:
 
         The lock lives with the process; a killed run leaves none behind. Of processes that train together, the first
         holds it for all.
+
+        Raises:
+            KDExportError: Another run holds it, files of the user's would be replaced, or the directory was taken away
+                meanwhile.
         """
         self.prepare()
         if not is_main():
             yield
             return
         self._check_own()
-        with locked(self.root / ".lock", wait=False) as holder:
+        place = self.root / RUN_LOCK
+        with locked(place, wait=False) as holder:
             if holder is not None:
                 raise KDExportError(
                     f"another kdexport{holder and f' ({holder})'} is at work in {self.root}",
                     hint="wait until it ends, or choose another directory with --out DIR",
                 )
-            yield
+            root = self.root.absolute()
+            _held[root] = place.stat().st_ino
+            try:
+                yield
+            except Exception:
+                check_held(place)  # whatever is missed has this reason before all others
+                raise
+            else:
+                check_held(place)
+            finally:
+                del _held[root]
 
     def _check_own(self) -> None:
         """Hold that nothing of the user's would be replaced: files of a run's names where no run has been.
@@ -210,7 +243,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_epochs(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl; what a kill cut off or another hand changed is left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
@@ -218,6 +251,28 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
         if isinstance(entry, dict) and isinstance(entry.get("phase"), str) and isinstance(entry.get("epoch"), int):
             entries.append(entry)
     return entries
+
+
+_held: dict[Path, int] = {}  # directories that this process holds, and their locks' inodes
+
+
+def check_held(path: Path) -> None:
+    """Hold that the run directory which a path is in, if this process holds one, is still the one that it took.
+
+    Raises:
+        KDExportError: It was removed, moved away or made anew.
+    """
+    for root, inode in _held.items():
+        if path.absolute().is_relative_to(root):
+            try:
+                there = (root / RUN_LOCK).stat().st_ino == inode
+            except OSError:
+                there = False
+            if not there:
+                raise KDExportError(
+                    f"the run directory {root} was taken away while it was used",
+                    hint="give the same command again: it starts anew; or put the directory back, and it goes on there",
+                )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -228,7 +283,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         KDExportError: The disk is full or the folder cannot be written to; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    check_held(path)
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -238,13 +294,39 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise KDExportError(
-            f"{path} could not be written: {error.strerror or error}",
-            hint="free some space or choose another place with --out, then give the same command again",
-        ) from error
+        hint = "free some space or choose another place with --out, then give the same command again"
+        if path.is_dir():
+            hint = "remove the folder of that name, then give the same command again"
+        raise KDExportError(f"{path} could not be written: {error.strerror or error}", hint=hint) from error
     finally:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    """Return what a path is called until it is whole; the name tells whose it is, and keeps the suffix."""
+    return path.with_name(f".{path.stem}.{_host()}-{os.getpid()}.tmp{path.suffix}")
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process of this machine has an id; this one has written nothing yet when it asks."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return pid != os.getpid()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there and can be removed."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,12 +1,14 @@
 """The one cache rule: a result is reused if it was made from the same content, and its files are still whole.
 
 ``cache_key`` stands for all that a result depends on and nothing else: settings by value, files by their bytes,
-never by where they lie. ``mark_done`` writes the key and the files' digests beside the result; ``is_done`` compares
-both. Every stage, phase and cache of a run goes by these three.
+never by where they lie. ``mark_done`` writes the key and the files' digests beside the result, and a seal of all that;
+``is_done`` compares them: what was damaged or edited since is made again. Every stage, phase and cache of a run goes by
+these three.
 """
 
 import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -22,6 +24,8 @@ from kdexport.recipe.text import PRETRAINED
 from kdexport.references import Reference, local_sources, parse, path_of
 
 T = TypeVar("T")
+SEAL = "seal"
+STAMPED = ("key", "files", SEAL)
 HASHED_BELOW = 1 << 30  # bytes: a larger file is known by its size alone, for its digest would take longer than its use
 
 
@@ -50,25 +54,37 @@ def as_written(value: Any) -> str:
     return key_of(value)
 
 
-def mark_done(record: Path, key: str, result: Any, files: Iterable[Path] = (), *, hashed: bool = True) -> None:
+def mark_done(record: Path, key: str, result: Any, files: Iterable[Path] = ()) -> None:
     """Write a result's JSON with the key that it was made from and the digests of its files.
 
     Args:
         record: The JSON file.
         key: From ``cache_key``; empty for a result that is not finished.
         result: A dataclass of ``kdexport.results``, or a JSON object.
-        files: What the result stands for.
-        hashed: Whether files are known by their bytes; else by their size, where reading them takes too long.
+        files: What the result stands for; a large one is known by its size alone, see ``HASHED_BELOW``.
     """
-    write_json(record, stamped(results.to_json(result), record.parent, key, files, hashed=hashed))
+    write_json(record, stamped(results.to_json(result), record.parent, key, files))
 
 
-def stamped(
-    document: dict[str, Any], folder: Path, key: str, files: Iterable[Path] = (), *, hashed: bool = True
-) -> dict[str, Any]:
+def stamped(document: dict[str, Any], folder: Path, key: str, files: Iterable[Path] = ()) -> dict[str, Any]:
     """Return a result's document with what ``is_done`` compares; for a record in ``folder`` in a form of its own."""
-    digests = {os.path.relpath(file, folder): _digest(file, hashed=hashed) for file in files}
-    return {**document, "key": key, "files": digests}
+    digests = {os.path.relpath(file, folder): _digest(file) for file in files}
+    whole = {**document, "key": key, "files": digests}
+    return {**whole, SEAL: _seal(whole)}
+
+
+def read_sealed(record: Path) -> dict[str, Any] | None:
+    """Return a record's document; None where there is none, or where it is not what was written.
+
+    One without a seal, as earlier versions wrote them, is taken at its word.
+    """
+    document = read_json(record)
+    return document if document is None or document.get(SEAL, _seal(document)) == _seal(document) else None
+
+
+def result_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's document without what ``stamped`` has added."""
+    return {name: value for name, value in document.items() if name not in STAMPED}
 
 
 def is_done(record: Path, key: str, moved: Mapping[str, Path] | None = None) -> dict[str, Any] | None:
@@ -79,7 +95,7 @@ def is_done(record: Path, key: str, moved: Mapping[str, Path] | None = None) -> 
         key: From ``cache_key``.
         moved: Where files lie now that the record knows under another name, by that name.
     """
-    document = read_json(record)
+    document = read_sealed(record)
     if document is None or not key or document.get("key") != key:
         return None
     files = document.get("files")
@@ -95,22 +111,25 @@ def done(record: Path, key: str, kind: type[T]) -> T | None:
     if document is None:
         return None
     try:
-        return results.from_json(
-            kind, {name: value for name, value in document.items() if name not in ("key", "files")}
-        )
+        return results.from_json(kind, result_of(document))
     except ValidationError:
         return None
 
 
-def _digest(file: Path, *, hashed: bool) -> list[Any]:
+def _seal(document: Mapping[str, Any]) -> str:
+    """Return a hash of a document as JSON gives it back, whose keys are text."""
+    return key_of(json.loads(json.dumps({name: value for name, value in document.items() if name != SEAL})))
+
+
+def _digest(file: Path) -> list[Any]:
     size = file.stat().st_size
-    return [size, sha256(file) if hashed and size < HASHED_BELOW else None]
+    return [size, sha256(file) if size < HASHED_BELOW else None]
 
 
 def _is_whole(file: Path, was: Any) -> bool:
     if not (isinstance(was, list) and len(was) == 2 and file.is_file()):
         return False
-    return _digest(file, hashed=was[1] is not None) == was
+    return [file.stat().st_size, None if was[1] is None else sha256(file)] == was
 
 
 def _parts(text: str) -> tuple[str, str, str]:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdexport.artifacts import RunDirectory, read_json, write_atomically, write_json, write_text
+from kdexport.artifacts import RunDirectory, read_json, temporary_of, write_atomically, write_json, write_text
 from kdexport.errors import KDExportError
 
 
@@ -32,6 +33,54 @@ write_atomically(Path(sys.argv[1]), write)
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+    with RunDirectory(tmp_path).lock():  # the next run finds what the dead one has left, and removes it
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "weights.bin"]
+
+
+def test_what_others_are_writing_stays(tmp_path: Path) -> None:
+    """Another process that lives, another machine, and a name that is the user's."""
+    host = temporary_of(tmp_path / "a.pt").name.split(".")[2].partition("-")[0]
+    theirs = [f".a.{host}-1.tmp.pt", ".a.00000000-99999999.tmp.pt", ".a.tmp.pt", ".a.12.tmp"]
+    stale = [f".a.{host}-{os.getpid()}.tmp.pt", f".a.{host}-99999999.tmp", f"cache/.b.{host}-99999999.tmp.u8"]
+    (tmp_path / "cache").mkdir()
+    for name in (*theirs, stale[0], stale[2]):
+        (tmp_path / name).write_text("half")
+    (tmp_path / stale[1] / "inner").mkdir(parents=True)  # a graph with its weights beside it
+    RunDirectory(tmp_path).prepare()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([*theirs, "cache"])
+    assert not any((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("then", ["nothing", "a write", "made anew", "another fault"])
+def test_a_directory_that_is_taken_away_ends_the_run_that_holds_it(then: str, tmp_path: Path) -> None:
+    """It was made again by the next write: exit 0, a report and no model."""
+    root = tmp_path / "run"
+
+    def run() -> None:
+        with RunDirectory(root).lock():
+            shutil.rmtree(root)
+            if then == "a write":
+                write_text(root / "checkpoints" / "a.json", "{}")
+            elif then == "made anew":
+                root.mkdir()
+                (root / ".lock").touch()
+            elif then == "another fault":
+                raise ValueError("a file that is not there")
+
+    with pytest.raises(KDExportError, match="was taken away while it was used") as caught:
+        run()
+    assert "same command again" in caught.value.hint
+    assert root.exists() == (then == "made anew")
+    with RunDirectory(root).lock():
+        write_text(root / "a.json", "{}")
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json" / "inner").mkdir(parents=True)
+    with pytest.raises(KDExportError, match=r"a\.json could not be written") as caught:
+        write_text(tmp_path / "a.json", "{}")
+    assert "remove the folder" in caught.value.hint
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:

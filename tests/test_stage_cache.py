@@ -1,5 +1,6 @@
 """A fingerprint changes with what a reference stands for, and with nothing else."""
 
+import json
 import os
 import shutil
 
@@ -15,6 +16,7 @@ from kdexport.stage_cache import (
     fingerprint,
     is_done,
     mark_done,
+    result_of,
     weights_fingerprint,
 )
 
@@ -121,6 +123,28 @@ def test_an_unfinished_or_foreign_record_is_not_done(tmp_path):
         assert done(record, "k", ExportResult) is None, text
     record.write_text('{"key": "k", "files": {}, "models": 3}')
     assert done(record, "k", ExportResult) is None
+
+
+def test_a_record_that_was_changed_is_not_done(tmp_path):
+    """One bit makes another figure, and JSON of it all the same."""
+    record = tmp_path / "bench.json"
+    mark_done(record, "k", {"score": 0.448, "by": {2: "two", 10: "ten"}, "name": "half \ud800"})
+    whole = record.read_text()
+    assert (is_done(record, "k") or {})["score"] == 0.448
+    for change in (
+        ("0.448", "0.548"),
+        ('"two"', '"twp"'),
+        ('"k"', '"j"'),
+        ('"seal"', '"sdal"'),
+        ('"score"', '"scorf"'),
+    ):
+        record.write_text(whole.replace(*change))
+        changed = is_done(record, "k")
+        assert changed is None or result_of(json.loads(whole)).items() <= changed.items(), change
+    document = json.loads(whole)
+    del document["seal"]  # by an earlier version
+    record.write_text(json.dumps(document))
+    assert is_done(record, "k") == document
 
 
 def test_a_key_holds_no_place(project):

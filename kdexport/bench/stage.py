@@ -105,7 +105,7 @@ def bench_run(recipe: "Recipe", exported: ExportResult, directory: RunDirectory,
     result = dataclasses.replace(result, left_out=left_out)
     if result != earlier:
         # What failed is tried again next time.
-        mark_done(directory.stage("bench"), "" if result.failures else key, result)
+        mark_done(directory.stage("bench"), "" if result.failures else key, result, [directory.samples])
     return result
 
 

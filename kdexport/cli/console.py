@@ -5,6 +5,7 @@ Typer's own page spends a third of the width on frames and on types such as <boo
 """
 
 import codecs
+import ctypes
 import io
 import json as json_module
 import os
@@ -13,8 +14,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME = 200  # characters of a path in a message
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 OUTPUT = "Output"  # the panel of the flags that every command has
 Json = Annotated[
     bool,
@@ -144,8 +146,9 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
         resumes: Whether the same command goes on after Ctrl-C.
     """
     stdout = sys.stdout
+    _end_with_torchrun()
     try:
-        with _terminated_as_interrupted(), redirect_stdout(sys.stderr):
+        with _interruptible(), redirect_stdout(sys.stderr):
             yield Console(json, quiet, verbose, stdout)
     except KDExportError as error:
         if verbose:
@@ -180,21 +183,46 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
         raise typer.Exit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED) from None
 
 
+def _end_with_torchrun() -> None:
+    """Let torchrun's death, however it came, reach its workers as SIGTERM: they would train on, and hold the run."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what is half-written goes, and workers end."""
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: what is half-written goes, and workers end.
 
-    def end(*_: object) -> None:
-        raise Terminated
+    A library that is interrupted may say something else than that, an import for one: after a signal every fault is
+    the interruption.
+    """
+    usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    received: list[int] = []
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    def end(number: int, _: object) -> None:
+        received.append(number)
+        raise _interruption(received)
+
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, end)
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    for number in ours:
+        signal.signal(number, end)
     try:
         yield
+    except Exception as error:
+        if received:
+            raise _interruption(received) from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, usual[number])
+
+
+def _interruption(received: Sequence[int]) -> KeyboardInterrupt:
+    return Terminated() if signal.SIGTERM in received else KeyboardInterrupt()
 
 
 def _shortened(text: str) -> str:

@@ -99,7 +99,7 @@ def decode_once(
             levels = _levels(pictures, progress)
             found = _decode(pictures, path, stored, levels, skip_bad, progress)
         found.update(levels=list(levels) if levels else None, smaller=smaller)
-        mark_done(description, whole_key, found, [path], hashed=False)
+        mark_done(description, whole_key, found, [path])
     skipped = cast(list[list[Any]], found["skipped"])
     if skipped and not skip_bad:
         raise _damaged(skipped[0][1])

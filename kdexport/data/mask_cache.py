@@ -76,7 +76,7 @@ class Masks:
                 found.update(self._write(temporary, size, reading, skip_bad=skip_bad))
 
             write_atomically(path, write)
-            mark_done(description, key, found, [path], hashed=False)
+            mark_done(description, key, found, [path])
         skipped, void = found["skipped"], found["void"]
         if skipped and not skip_bad:
             raise _unusable(skipped[0][1])

@@ -173,21 +173,47 @@ class MetricsLog:
 
     def __init__(self, path: Path, trackers: Trackers, *, writes: bool = True) -> None:
         self._path, self._trackers, self._writes = path, trackers, writes
+        self._epochs: list[dict[str, Any]] = []
 
-    def unchanged(self, phase: str) -> None:
-        """Let the trackers know of a phase that was trained before."""
+    def of(self, phase: str) -> list[dict[str, Any]]:
+        """Return what the file says of a phase."""
+        return [line for line in read_epochs(self._path) if line["phase"] == phase]
+
+    def unchanged(self, phase: str, epochs: Sequence[dict[str, Any]] = ()) -> None:
+        """Let the trackers know of a phase that was trained before, and the file of epochs that it has lost."""
         if self._writes:
-            self._trackers.remember(line for line in read_epochs(self._path) if line["phase"] == phase)
+            if epochs:
+                self._replace(phase, epochs)
+            self._trackers.remember(self.of(phase))
 
-    def start(self, phase: str, epoch: int) -> None:
-        """Drop what the file says of a phase from an epoch on: it is about to be trained again."""
+    def start(self, phase: str, epoch: int, earlier: Sequence[dict[str, Any]] = ()) -> None:
+        """Drop what the file says of a phase from an epoch on: it is about to be trained again.
+
+        Args:
+            phase: That begins.
+            epoch: Where.
+            earlier: What its checkpoint says of the epochs before; the file may have lost some.
+        """
         if not self._writes:
             return
-        kept = [line for line in read_epochs(self._path) if line["phase"] != phase or line["epoch"] < epoch]
-        if self._path.exists():
-            write_text(self._path, "".join(_line(entry) for entry in kept))
+        self._epochs = list(earlier) or [line for line in self.of(phase) if line["epoch"] < epoch]
+        self._replace(phase, self._epochs)
         self._trackers.begin()
-        self._trackers.remember(line for line in kept if line["phase"] == phase)
+        self._trackers.remember(self._epochs)
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """What was said of the phase that is in training; for its checkpoint."""
+        return list(self._epochs)
+
+    def _replace(self, phase: str, epochs: Sequence[dict[str, Any]]) -> None:
+        """Let the file say this of a phase, where it stands now or at the end."""
+        entries = read_epochs(self._path)
+        first = next((place for place, entry in enumerate(entries) if entry["phase"] == phase), len(entries))
+        after = [entry for entry in entries[first:] if entry["phase"] != phase]
+        text = "".join(_line(entry) for entry in (*entries[:first], *epochs, *after))
+        if text.encode() != (self._path.read_bytes() if self._path.is_file() else b""):
+            write_text(self._path, text)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one epoch."""
@@ -203,6 +229,7 @@ class MetricsLog:
                 raise KDExportError(
                     f"{self._path} could not be written: {error.strerror or error}", hint=hint
                 ) from error
+            self._epochs.append(json.loads(_line(entry)))  # numbers of Python's own: a checkpoint takes no others
             self._trackers.add(_finite(entry))
 
     def keep(self, phase: str, epoch: int, scores: dict[str, Any]) -> None:

@@ -242,6 +242,10 @@ class TeacherCache:
         self._complete.add(view)
         return bool(missing)
 
+    def is_filled(self, view: int) -> bool:
+        """Whether this process's share of a view is there, whole."""
+        return not self._missing(view)
+
     def _missing(self, view: int) -> list[int]:
         self._sums = self._read_indices()
         return [chunk for chunk in self._mine if not self._is_whole(view, chunk)]
@@ -298,6 +302,7 @@ class TeacherCache:
         sums: dict[str, int] = {}
         for path in self.path.parent.glob(f"{self.path.stem}.*.json"):
             index = read_json(path) or {}
-            if index.get("shape") == list(self._shape) and index.get("chunk") == self._chunk:
-                sums |= index.get("crc32", {})
+            known = index.get("crc32")
+            if isinstance(known, dict) and (index.get("shape"), index.get("chunk")) == (list(self._shape), self._chunk):
+                sums |= known
         return sums

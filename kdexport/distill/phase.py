@@ -7,10 +7,11 @@ what would be lost.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -25,7 +26,7 @@ from kdexport.models.loading import Model, count_macs
 from kdexport.models.pruned import plan_of
 from kdexport.models.weights import save_weights
 from kdexport.results import TrainedNetwork
-from kdexport.stage_cache import is_done, mark_done
+from kdexport.stage_cache import is_done, mark_done, read_sealed
 
 ASK_SECONDS = 600.0  # of training that a change would throw away, whatever it is that has changed
 
@@ -64,7 +65,9 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
     unchanged = _unchanged(context, phase, record)
     if unchanged is not None:
         return unchanged
-    done = artifacts.read_json(record) or {}
+    if damage := _damage(phase, record):
+        context.progress.warn(f"{phase.name}: {damage}: made again")
+    done = read_sealed(record) or {}
     checkpoints = Checkpoints(folder, **asdict(phase.depends))
     if phase.train is not None:
         checkpoints.extended = _extended(context, phase, checkpoints, done)
@@ -99,13 +102,16 @@ def run_phase(context: DistillContext, phase: Phase) -> TrainedNetwork:
         pruned=plan.summary if plan else None,
     )
     if artifacts.is_main():
-        _mark_done(record, phase, made, weights)
+        _mark_done(record, phase, made, weights, context.log.of(phase.name) if trained else ())
         checkpoints.clear()  # the weights are written: hundreds of megabytes would be left
     return made
 
 
-def _mark_done(record: Path, phase: Phase, made: TrainedNetwork, weights: Path) -> None:
-    mark_done(record, phase.depends.key, {**asdict(phase.depends), "network": results.to_json(made)}, [weights])
+def _mark_done(
+    record: Path, phase: Phase, made: TrainedNetwork, weights: Path, epochs: Sequence[dict[str, Any]]
+) -> None:
+    whole = {**asdict(phase.depends), "network": results.to_json(made), "epochs": list(epochs)}
+    mark_done(record, phase.depends.key, whole, [weights])
 
 
 def _unchanged(context: DistillContext, phase: Phase, record: Path) -> TrainedNetwork | None:
@@ -123,13 +129,25 @@ def _unchanged(context: DistillContext, phase: Phase, record: Path) -> TrainedNe
     except (KeyError, ValidationError):  # written by another version
         return None
     context.progress.message(f"{phase.name}: unchanged, not trained again")
-    context.log.unchanged(phase.name)
+    epochs = document.get("epochs") or ()
+    context.log.unchanged(phase.name, epochs)
     made = replace(earlier, name=name, weights=weights.name)
     if made != earlier and artifacts.is_main():
         if renamed is None:
             artifacts.write_atomically(weights, partial(shutil.copyfile, record.parent / known_as))
-        _mark_done(record, phase, made, weights)
+        _mark_done(record, phase, made, weights, epochs)
     return made
+
+
+def _damage(phase: Phase, record: Path) -> str | None:
+    """Return what is wrong with a phase's result where it was finished as it is asked for; None where it was not."""
+    if not record.exists():
+        return None
+    done = read_sealed(record)
+    if done is None:
+        return f"{record} is damaged"
+    files = ", ".join(str(name).rpartition("/")[2] for name in done.get("files") or ())
+    return f"{files} is not what was written" if done.get("key") == phase.depends.key else None
 
 
 def _extended(
@@ -191,7 +209,7 @@ def _from_weights(context: DistillContext, done: dict[str, object]) -> tuple[Dep
     except (KeyError, TypeError, ValueError):  # none, damaged, or written by another version
         return None
     weights = context.directory.root / made.weights
-    if not made.epochs or not weights.exists() or artifacts.sha256(weights) != made.weights_sha256:
+    if not made.epochs or not weights.is_file() or artifacts.sha256(weights) != made.weights_sha256:
         return None
     state = load_file(weights)
     best = (made.best_epoch or 0, made.val_score, state)

@@ -28,7 +28,7 @@ from kdexport.models.loading import Model, evaluating
 from kdexport.models.preprocessing import Preprocessing, as_tensor
 from kdexport.recipe import DataFree, Distill, TeacherSpec, Training
 from kdexport.results import TeacherScore, TrainedNetwork
-from kdexport.stage_cache import cache_key
+from kdexport.stage_cache import cache_key, is_done, mark_done
 from kdexport.tasks.classification import UNLABELLED
 
 
@@ -218,10 +218,12 @@ def _with_made_samples(
         drawn=[seed, shape],
     )
     path = context.directory.cache / f"made-{key}.npy"
-    if accelerator.is_main_process and not path.exists():
+    record = path.with_suffix(".json")
+    if accelerator.is_main_process and is_done(record, key) is None:
         about = (teacher.network, teacher.preprocessing, shape, settings)
         images = synthesize(*about, seed=seed, device=accelerator.device, progress=context.progress)
         write_atomically(path, lambda temporary: np.save(temporary, images))
+        mark_done(record, key, {}, [path])
     accelerator.wait_for_everyone()
     return replace(context, dataset=with_images(context.dataset, np.load(path)))
 

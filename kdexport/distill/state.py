@@ -1,7 +1,7 @@
 """What changes from step to step and must survive a kill."""
 
-import contextlib
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from kdexport.artifacts import write_atomically
+from kdexport.artifacts import remove, write_atomically
 from kdexport.distill.context import Depends
 from kdexport.distill.evaluation import BatchAgreement, Seen, sums_dtype
 from kdexport.distill.features import FeatureHooks
@@ -227,6 +227,7 @@ class Checkpoints:
         self._folder, self._depends = folder, Depends(key, identity, dict(settings))
         self.extended: Extended | None = None  # what the training begins with, where there is no state of its own
         self._own: list[Path] = []  # newest last
+        self.damaged: list[Path] = []  # that were passed over, newest first
         self.written_at = time.monotonic()
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -235,12 +236,13 @@ class Checkpoints:
         write_atomically(path, lambda temporary: _write({**asdict(self._depends), "state": state}, temporary))
         self._own = [*(own for own in self._own if own != path), path][-KEPT:]
         for old in set(self._folder.glob("step-*.pt")) - set(self._own):
-            old.unlink(missing_ok=True)
+            remove(old)
         self.written_at = time.monotonic()
         return path
 
     def latest(self) -> dict[str, Any] | None:
         """Return the newest whole state of this training, or None."""
+        self.damaged.clear()
         own = [(path, found[1]) for path, found in self._whole() if found[0].key == self._depends.key]
         self._own = [path for path, _ in reversed(own)]
         return own[0][1] if own else None
@@ -257,14 +259,20 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove them: the phase is done, its weights are written."""
         for path in self._folder.glob("step-*.pt"):
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def _whole(self) -> Iterator[tuple[Path, tuple[Depends, dict[str, Any]]]]:
         for path in sorted(self._folder.glob("step-*.pt"), reverse=True):
-            with contextlib.suppress(Exception):  # a damaged file may make the reader raise anything
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip() is not None:  # torch's reader does not compare the checksums that it writes
+                        raise zipfile.BadZipFile
                 found = torch.load(path, map_location="cpu", weights_only=True)
                 depends = Depends(found["key"], found.get("identity", ""), found.get("settings", {}))
                 state: dict[str, Any] = found["state"]
+            except Exception:  # noqa: BLE001 a damaged file may make the reader raise anything
+                self.damaged.append(path)
+            else:
                 yield path, (depends, state)
 
 

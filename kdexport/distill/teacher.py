@@ -1,7 +1,7 @@
 """The teacher as the student's training sees it: frozen, in evaluation mode, run once per sample and view."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -92,6 +92,12 @@ class OnlineTeacher:
             self._known[batch.indices] = True
         return logits
 
+    def catch_up(self, batches: Iterable[Batch]) -> None:
+        """See what an epoch showed before it was interrupted: from other batches the logits differ in the last bits."""
+        if self._cache is not None and not self._cache.is_filled(self._view):
+            for batch in batches:
+                self.logits(batch)
+
     def finish(self) -> None:
         """Keep what was captured in an epoch that showed every sample."""
         if self._cache is not None and self._captured is not None and self._known.all():
@@ -141,6 +147,9 @@ class CachedTeacher:
             return array
 
         return "online" if self._cache.ensure(view, compute, self._progress) else "cache"
+
+    def catch_up(self, batches: Iterable[Batch]) -> None:
+        """Do nothing, as ``finish``."""
 
     def finish(self) -> None:
         """Do nothing: the logits are kept before the epoch."""

@@ -4,6 +4,8 @@ Epochs come in a seeded order; every epoch's randomness is set from (seed, phase
 ends with the same weights as an undisturbed one. Devices, mixed precision and many processes are Accelerate's.
 """
 
+import itertools
+import os
 import signal
 import time
 import zlib
@@ -33,6 +35,7 @@ class Paused(Exception):  # noqa: N818 - no error: ``after_epoch`` asked for it
     """A training waits at a checkpoint; the same call goes on from there."""
 
 
+AT_ONCE_S = 2.0
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
 
 
@@ -73,6 +76,8 @@ def fit(
         network, optimizer = accelerator.prepare(network, optimizer)
     plain = accelerator.unwrap_model(network)
     saved = checkpoints.latest()
+    for path in checkpoints.damaged:
+        progress.warn(f"{setup.phase}: {path} is damaged and passed over{'' if saved else ': begun anew'}")
     if saved is None and checkpoints.extended is not None:
         plain.load_state_dict(checkpoints.extended.weights)
     average = make_average(plain, training)
@@ -86,12 +91,13 @@ def fit(
         begun = min(loop.step // batches.per_epoch + 1, training.epochs)
         progress.message(f"{setup.phase}: going on from epoch {begun} of {training.epochs}")
     step = Step(_compiled(network, setup, progress), setup, accelerator, progress, memory_format)
-    log.start(setup.phase, loop.step // batches.per_epoch)
+    log.start(setup.phase, loop.step // batches.per_epoch, (saved or {}).get("epochs", ()))
 
     def save() -> None:
         if accelerator.is_main_process:
             _check_finite(loop, setup, optimizer, checkpoints, learned)
-            checkpoints.save(loop.step, snapshot(plain, optimizer, average, loop, accelerator, hooks, heads))
+            state = snapshot(plain, optimizer, average, loop, accelerator, hooks, heads)
+            checkpoints.save(loop.step, {**state, "epochs": log.epochs})
 
     with _interrupt_flag() as interrupted, progress.task(setup.phase, total=training.epochs) as shown:
         done = loop.step / batches.per_epoch  # epochs, the begun one in part
@@ -106,12 +112,15 @@ def fit(
             if first == 0:
                 torch.manual_seed(_seed(setup, epoch, accelerator))
                 loop.clear_sums()
-            elif not accelerator.is_main_process:  # the checkpoint's random state is the first process's
-                torch.manual_seed(_seed(setup, epoch, accelerator) + loop.step)
+            elif setup.teacher:
+                with torch.random.fork_rng(devices=[]):
+                    setup.teacher.catch_up(itertools.islice(batches.epoch(epoch), first))
             seen_before = loop.seen
             network.train()
 
             for batch in batches.epoch(epoch, start=first):
+                if not accelerator.is_main_process:  # the checkpoint's random state is the first process's
+                    torch.manual_seed(_seed(setup, epoch, accelerator) + loop.step)
                 set_lr(optimizer, training, loop.step, batches.per_epoch)
                 loss, parts, seen = step(batch, loop.step / loop.total_steps)
                 if accelerator.num_processes > 1:  # the wrapped student averages its own gradients only
@@ -274,12 +283,19 @@ def _facts(task: Task, loss: float, scores: dict[str, float | None], samples_per
 
 @contextmanager
 def _interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that the loop looks at between two steps; a second ends at once."""
+    """Turn the first Ctrl-C or SIGTERM into a flag that the loop looks at between two steps; a second ends at once.
+
+    Where several processes train, what comes within ``AT_ONCE_S`` is one wish: Ctrl-C reaches a worker from the
+    terminal and once more from torchrun.
+    """
     received: list[int] = []
+    several, first = "TORCHELASTIC_RUN_ID" in os.environ, 0.0
 
     def on_signal(number: int, frame: Any) -> None:  # noqa: ARG001
-        if received:
+        nonlocal first
+        if received and not (several and time.monotonic() - first < AT_ONCE_S):
             raise KeyboardInterrupt
+        first = first or time.monotonic()
         received.append(number)
 
     try:

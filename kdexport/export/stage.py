@@ -5,6 +5,7 @@ each file carries a key that stands for all that it was made from. A file that c
 out, with the reason in the result.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -37,7 +38,7 @@ from kdexport.progress import Progress, Silent
 from kdexport.recipe import Recipe, Student, Teacher, TeacherSpec
 from kdexport.recipe.text import PRETRAINED
 from kdexport.results import DistillResult, ExportFailure, ExportResult, ModelFile, TrainedNetwork, from_json
-from kdexport.stage_cache import as_written, cache_key, data_fingerprint, done, fingerprint, mark_done
+from kdexport.stage_cache import as_written, cache_key, data_fingerprint, done, fingerprint, mark_done, read_sealed
 
 SHIPPED = "student"  # the network that gets variants, and an example of its use
 
@@ -75,6 +76,8 @@ def export(
     key = cache_key("export", files=[[job.name, job.key] for job in jobs])
     finished = done(record, key, ExportResult)
     if finished is not None:
+        if directory.onnx(SHIPPED).is_file() and not (directory.root / "infer.py").exists():
+            example.write(directory.onnx(SHIPPED))
         return finished
     earlier = _earlier(directory)
     models: dict[str, ModelFile] = {}
@@ -87,7 +90,8 @@ def export(
                 models[job.name] = known if known is not None and _holds(known, job) else job.make(models)
             except KDExportError as error:
                 failures[job.name] = error
-                job.path.unlink(missing_ok=True)  # an older one is not this run's
+                with contextlib.suppress(OSError):  # a folder has its place
+                    job.path.unlink(missing_ok=True)  # an older one is not this run's
                 progress.warn(f"{job.path.name} is left out: {error.message} ({error.hint})")
             # An unfinished result has no key: it says what is there, so that a killed export goes on after it.
             mark_done(record, "", ExportResult(recipe.name, tuple(models.values())))
@@ -328,7 +332,7 @@ def _holds(model: ModelFile, job: _Job) -> bool:
 
 def _earlier(directory: RunDirectory) -> dict[str, ModelFile]:
     """Return what an earlier export, finished or not, has left."""
-    document = artifacts.read_json(directory.stage("export")) or {}
+    document = read_sealed(directory.stage("export")) or {}
     try:
         result = from_json(ExportResult, {name: document.get(name) for name in ("name", "models")})
     except ValidationError:  # none, or written by another version

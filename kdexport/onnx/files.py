@@ -4,6 +4,7 @@ protobuf ends at 2 GiB: a larger model's weights go to ``NAME.onnx.data``, and t
 """
 
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,20 +40,22 @@ def write(model: ir.Model, path: Path, prove: Callable[[Path], None]) -> None:
         artifacts.write_atomically(path, fill)
         data_of(path).unlink(missing_ok=True)  # of a larger model that had this name before
         return
+    folder = artifacts.temporary_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
-            whole = Path(folder) / path.name
-            ir.save(model, whole, external_data=data_of(path).name)
-            prove(whole)
-            # The model without its weights would be broken, the weights without the model are only in the way.
-            data_of(whole).replace(data_of(path))
-            whole.replace(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = folder / path.name
+        ir.save(model, whole, external_data=data_of(path).name)
+        prove(whole)
+        # The model without its weights would be broken, the weights without the model are only in the way.
+        data_of(whole).replace(data_of(path))
+        whole.replace(path)
     except OSError as error:
         raise KDExportError(
             f"{path} could not be written: {error.strerror or error}",
             hint="free some space or choose another place with --out, then give the same command again",
         ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def data_of(path: Path) -> Path:

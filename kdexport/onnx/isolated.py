@@ -147,6 +147,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C reaches the parent, which ends its child itself
         )
         self.token = 0  # of the model that it holds
 

@@ -28,6 +28,7 @@ from kdexport.search.pick import Finals, Finished
 from kdexport.search.results import SearchResult
 from kdexport.search.space import recipe_of
 from kdexport.search.study import Entry
+from kdexport.stage_cache import result_of
 
 RESULT, PAGE, FINALS = "search.json", "search.html", "finals.json"
 Scores = Mapping[str, tuple[Evaluation, Evaluation]]  # by a file's name: on validation and on test
@@ -160,14 +161,7 @@ def _measure_finalists(context: SearchContext, entries: Sequence[Entry]) -> Fina
 def _exported(context: SearchContext, entry: Entry) -> dict[str, ModelFile]:
     """Return a finalist's files by precision, those that were not over the budget before training."""
     directory = context.trial_run(entry)
-    distilled = results.from_json(
-        DistillResult,
-        {
-            key: value
-            for key, value in (artifacts.read_json(directory.stage("distill")) or {}).items()
-            if key not in ("key", "files")
-        },
-    )
+    distilled = results.from_json(DistillResult, result_of(artifacts.read_json(directory.stage("distill")) or {}))
     student = tuple(network for network in distilled.networks if network.name == "student")
     wanted = within(measured_of(entry), context.search.budget)
     recipe = _with_precisions(context.recipe_of(entry.candidate), wanted)

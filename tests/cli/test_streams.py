@@ -57,6 +57,26 @@ def test_an_argument_that_is_no_text_is_refused(
     prepare_streams()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupt_that_a_library_hides_is_told_as_one(
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while torch imported a module of its own: "cannot be exported: no attribute 'exc'", and exit code 1."""
+
+    def run() -> None:
+        with command(json=False, quiet=True, verbose=False, resumes=True):
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                raise KDExportError("it cannot be exported", hint="see") from None
+
+    with pytest.raises(typer.Exit) as stop:
+        run()
+    assert stop.value.exit_code == code
+    assert "error: interrupted\nhint: go on with: " in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
 def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)  # it is looked at before that is over

@@ -106,10 +106,12 @@ def test_decoded_once_and_again_when_a_file_changes(folder, load, monkeypatch):
     assert (everything == BLUE).all(axis=(1, 2, 3)).sum() == 1
 
 
-def test_a_cache_that_was_cut_short_is_made_again(folder, load, tmp_path):
+@pytest.mark.parametrize("damage", ["cut short", "one bit"])
+def test_a_damaged_cache_is_made_again(damage, folder, load, tmp_path):
     first = load(f"imagefolder:{folder}").test.inputs[0][:]
     cache = tmp_path / "cache" / "images.u8"
-    cache.write_bytes(cache.read_bytes()[:-1])
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[:-1] if damage == "cut short" else bytes(byte ^ 1 for byte in whole))
     assert np.array_equal(load(f"imagefolder:{folder}").test.inputs[0][:], first)
     assert [path.name for path in sorted((tmp_path / "cache").iterdir())] == ["images.json", "images.u8"]
 

@@ -90,6 +90,27 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert (checkpoints.latest() or {})["step"] == 1
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_one_bit_is_enough_for_a_checkpoint_to_be_passed_over(share: float, tmp_path: Path) -> None:
+    """torch's reader compares no checksums: a training went on from the weights that it gave."""
+    checkpoints = Checkpoints(tmp_path, "key")
+    checkpoints.save(1, state(1))
+    newest = checkpoints.save(2, state(2))
+    damaged = bytearray(newest.read_bytes())
+    damaged[int(share * len(damaged))] ^= 4
+    newest.write_bytes(damaged)
+    assert (checkpoints.latest() or {})["step"] == 1
+    assert checkpoints.damaged == [newest]
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "step-000000001.pt" / "inner").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path, "key")
+    assert checkpoints.latest() is None
+    checkpoints.save(2, state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002.pt"]
+
+
 def test_a_teacher_cache_that_finds_no_room_says_how_much_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

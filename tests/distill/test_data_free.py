@@ -8,6 +8,7 @@ import torch
 
 from kdexport.artifacts import RunDirectory, read_epochs
 from kdexport.data.datasets import load_data
+from kdexport.distill import setup
 from kdexport.distill.batches import predict_all
 from kdexport.distill.data_free import synthesize
 from kdexport.distill.stage import distill
@@ -76,6 +77,24 @@ def test_a_student_of_made_images_knows_real_digits(tmp_path: Path) -> None:
     log = [line for line in read_epochs(directory.metrics) if line["phase"] == "student"]
     assert all(line["val_accuracy"] is None for line in log)
     assert log[-1]["top1_agreement"] > 0.7
+
+
+def test_damaged_made_images_are_made_again(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit of theirs: a student was trained on it; cut off, the run ended in a traceback."""
+    drawn = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
+    monkeypatch.setattr(setup, "synthesize", lambda *_, **__: drawn)
+    made = ("distill.label_weight=0.0", "distill.data_free.samples=100")
+    recipe = tiny("distill.baseline=false", "teacher.train.epochs=1", "distill.epochs=1", *made)
+    directory = RunDirectory(tmp_path)
+    distill(recipe, directory)
+    (images,) = directory.cache.glob("made-*.npy")
+    whole, student = images.read_bytes(), directory.weights("student").read_bytes()
+    for damaged in (whole[:-1] + b"!", whole[:90]):
+        images.write_bytes(damaged)
+        (directory.checkpoints / "student" / "done.json").unlink()
+        distill(recipe, directory)
+        assert images.read_bytes() == whole
+        assert directory.weights("student").read_bytes() == student
 
 
 def make(recipe: Recipe, **options: object) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Training that was done is not thrown away unasked."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from kdexport.artifacts import RunDirectory, read_epochs
-from kdexport.distill import phase
+from kdexport.distill import phase, trainer
 from kdexport.distill.stage import distill
 from kdexport.distill.state import Checkpoints, LoopState
 from kdexport.errors import KDExportError, Terminated
+from kdexport.progress import SILENT
 from kdexport.recipe import Recipe
 
 Tiny = Callable[..., Recipe]
@@ -123,3 +125,79 @@ def test_a_damaged_record_of_training_is_none(changes, tmp_path: Path) -> None:
     context = SimpleNamespace(directory=RunDirectory(tmp_path))
     for known in (done, {name: value for name, value in done.items() if name not in changes}):
         assert phase._from_weights(context, known) is None
+
+
+def test_a_damaged_result_is_made_again_and_the_log_is_whole_again(tmp_path: Path, tiny: Tiny) -> None:
+    """A record, weights or epochs that were damaged: the run says so, and ends with the same bytes and epochs."""
+    directory, recorder = RunDirectory(tmp_path), Recorder()
+    recipe = tiny(*SHORT)
+    distill(recipe, directory)
+    bytes_of = {name: directory.weights(name).read_bytes() for name in ("teacher", "student")}
+    log, record = directory.metrics.read_text(), tmp_path / "checkpoints" / "student" / "done.json"
+    directory.metrics.write_text(log.replace('"epoch": 1', '"epoch": 7'))
+    distill(recipe, directory)
+    assert directory.metrics.read_text() == log
+    directory.metrics.unlink()
+    record.write_text(record.read_text().replace('"val_score": 0.', '"val_score": 0.9'))
+    directory.weights("teacher").write_bytes(bytes_of["teacher"][:-1] + b"!")
+    distill(recipe, directory, recorder)
+    teacher, student = (line for line in recorder.warnings if line.endswith("made again"))
+    assert teacher.startswith("teacher: teacher.safetensors is not what was written")
+    assert student.startswith(f"student: {record} is damaged")
+    assert {name: directory.weights(name).read_bytes() for name in bytes_of} == bytes_of
+    assert without_times(directory.metrics.read_text()) == without_times(log)
+
+
+def test_a_checkpoint_brings_the_epochs_of_its_log(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, counted = RunDirectory(tmp_path), LoopState.count
+
+    def press(self: LoopState, *args: object) -> None:
+        counted(self, *args)
+        if self.total_steps == 3 and self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(LoopState, "count", press)
+    recipe = tiny(*SHORT, "distill.epochs=3", "distill.batch_size=1000", "teacher.train.batch_size=50")
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe, directory)
+    monkeypatch.undo()
+    directory.metrics.write_text('{"phase": "stu')
+    distill(recipe, directory)
+    assert epochs(directory) == [0, 1, 2]
+    assert [json.loads(line)["phase"] for line in directory.metrics.read_text().splitlines()] == ["teacher"] + 3 * [
+        "student"
+    ]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_ctrl_c_of_a_terminal_and_of_torchrun_are_one_wish(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun passes Ctrl-C on to workers that the terminal has told already: the second ended them unsaved."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1") if several else monkeypatch.delenv("TORCHELASTIC_RUN_ID", False)
+    with trainer._interrupt_flag() as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        if several:
+            os.kill(os.getpid(), signal.SIGINT)
+            monkeypatch.setattr(trainer, "AT_ONCE_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+class Recorder:
+    """A progress that keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def message(self, message: str) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    task = staticmethod(SILENT.task)
+
+
+def without_times(log: str) -> list[dict[str, object]]:
+    times = {"seconds", "samples_per_s", "teacher_from"}
+    return [{key: value for key, value in json.loads(line).items() if key not in times} for line in log.splitlines()]

@@ -1,13 +1,17 @@
 """The cache gives back what the teacher said, whatever happens to its file."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdexport.distill import logit_cache
+from kdexport.distill.batches import Batch
 from kdexport.distill.logit_cache import AllLogits, TeacherCache, TopK
+from kdexport.distill.teacher import OnlineTeacher
 from kdexport.progress import SILENT
 
 SAMPLES, CLASSES = 25, 3
@@ -117,3 +121,25 @@ def test_the_largest_logits_are_kept_and_made_again_where_they_are_damaged(tmp_p
     assert again.ensure(0, oracle, SILENT) is True
     assert oracle.asked == 10
     np.testing.assert_allclose(again.read(0, np.arange(SAMPLES)), given, rtol=1e-3)
+
+
+def test_logits_that_are_captured_are_an_undisturbed_epochs_after_an_interruption(tmp_path: Path) -> None:
+    """They depend on how batches are drawn, a little: computed later in other ones, a killed run kept other bytes."""
+    rows = torch.arange(SAMPLES * CLASSES, dtype=torch.float32).reshape(SAMPLES, CLASSES)
+    order = np.random.default_rng(0).permutation(SAMPLES)
+    batches = [Batch(indices, 1, (rows[indices],), None) for indices in np.array_split(order, 4)]
+    kept = []
+    for first in (0, 3):  # of the batches; the earlier ones were seen by a process that is dead
+        teacher: Any = SimpleNamespace(logits=lambda inputs: inputs[0] + inputs[0].mean())
+        filled = cache(tmp_path / str(first))
+        online = OnlineTeacher(teacher, None, filled, SAMPLES)
+        online.prepare(1)
+        online.catch_up(batches[:first])
+        for batch in batches[first:]:
+            online.logits(batch)
+        online.finish()
+        kept.append(filled.path.read_bytes())
+        teacher.logits = None
+        online.catch_up(batches)  # it is filled: the teacher does not run
+    assert kept[0] == kept[1]
+    assert any(kept[0])

@@ -17,6 +17,7 @@ from kdexport.errors import ParityError
 from kdexport.export import stage
 from kdexport.models.loading import load_model
 from kdexport.progress import Silent
+from kdexport.stage_cache import mark_done
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +133,22 @@ def test_a_spoiled_file_is_made_again(run):
     assert stage.export(recipe, distilled, directory, Silent()) == result
 
 
+def test_figures_that_were_changed_are_proved_again_and_a_lost_program_is_written(run):
+    recipe, distilled, directory, result = run
+    record = directory.stage("export").read_text()
+    directory.stage("export").write_text(record.replace('"max_abs": ', '"max_abs": 0'))
+    again = stage.export(recipe, distilled, directory, Silent())
+    assert [model.parity for model in again.models] == [model.parity for model in result.models]
+    (directory.root / "infer.py").unlink()
+    assert stage.export(recipe, distilled, directory, Silent()) == again
+    assert (directory.root / "infer.py").is_file()
+
+
 def test_an_interrupted_export_goes_on_after_what_is_there(run):
     recipe, distilled, directory, result = run
-    document = json.loads(directory.stage("export").read_text())
-    document.update(key="", models=document["models"][:2])  # as a kill after the student leaves it
-    directory.stage("export").write_text(json.dumps(document))
+    mark_done(
+        directory.stage("export"), "", dataclasses.replace(result, models=result.models[:2])
+    )  # as a kill after the student
     directory.onnx("student", "int8").unlink()
     before = stamps(directory)
     assert stage.export(recipe, distilled, directory, Silent()) == result

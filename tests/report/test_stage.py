@@ -70,6 +70,18 @@ def test_what_is_written_reads_back_the_same(build, tmp_path: Path) -> None:
     assert read_benches(str(tmp_path)) == (bench,)
 
 
+def test_a_run_that_was_killed_between_two_files_of_its_report_writes_them_again(build, tmp_path: Path) -> None:
+    """report.json comes last: without it every later run was refused, its other files taken for a user's."""
+    directory = RunDirectory(tmp_path)
+    for damage in ("gone", '{"half'):
+        with directory.lock():
+            first = report_run(recipe(), build.bench(), directory, Silent())
+        directory.report("json").write_text(damage) if damage != "gone" else directory.report("json").unlink()
+        with directory.lock():
+            assert report_run(recipe(), build.bench(), directory, Silent()) == first
+        assert read_report(tmp_path) == first
+
+
 @pytest.mark.parametrize("name", ["report.md", "report.json"])
 def test_files_of_the_users_are_not_replaced(build, tmp_path: Path, name: str) -> None:
     """A report of measurements beside one's own report.md was written over it."""

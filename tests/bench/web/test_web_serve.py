@@ -423,7 +423,9 @@ def test_a_packed_page_names_only_what_it_holds_and_its_result_is_reported_on(re
         plan = json.loads(archive.read("plan.json"))
         page = archive.read("index.html").decode()
     assert packed.devices == ("web:wasm", "web:wasm-threads", "web:webgpu")
-    assert {name: file["bytes"] for name, file in plan["files"].items()} == {name: sizes[name] for name in plan["files"]}
+    assert {name: file["bytes"] for name, file in plan["files"].items()} == {
+        name: sizes[name] for name in plan["files"]
+    }
     assert f"const PLAN_VERSION = {plan['version']};" in (PAGE / "device.js").read_text()
     assert set(plan["files"]) | {"index.html", "device.js", "device.css", "plan.js", "measure.js", "worker.js"} <= names
     assert plan["sends"] is False
