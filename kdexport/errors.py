@@ -14,8 +14,11 @@ Anything else that escapes is a fault of kdexport and keeps its traceback.
 import difflib
 import os
 import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from kdexport import memory
 
 LONGEST_NAME, MOST_NAMES = 200, 2000  # that are compared: the time grows with the square of their length
 EXIT_USER_ERROR = 1
@@ -35,6 +38,9 @@ class KDExportError(Exception):
     exit_code = EXIT_USER_ERROR
 
     def __init__(self, message: str, *, hint: str) -> None:
+        # Wherever memory ran out, in a library or the user's code, what was being done then is not what is wrong.
+        if memory.exhausted(sys.exc_info()[1]) and not memory.TOLD.search(message):
+            message, hint = f"{message.rstrip(': ')} ({memory.message()})", f"{memory.HINT}; or else: {hint}"
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -21,12 +21,17 @@ EXHAUSTED = re.compile(
     r"|Available memory of",
     re.IGNORECASE,
 )
+TOLD = re.compile("out of memory|not enough memory|not fit in memory")  # in a message of ours
 STACKS = 24 << 20  # bytes that each core's threads reserve in the libraries' pools and never touch
 
 
-def exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory has run out: by its type or, as C++ libraries do, by its words."""
-    return isinstance(error, MemoryError) or bool(EXHAUSTED.search(str(error)))
+def exhausted(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that memory has run out: by its type or its words."""
+    while error is not None:
+        if isinstance(error, MemoryError) or EXHAUSTED.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def message() -> str:

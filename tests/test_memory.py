@@ -94,7 +94,7 @@ def test_a_child_that_the_kernel_ends_for_memory_is_no_fault_of_onnx_runtime(mon
 @pytest.mark.parametrize(
     ("error", "said", "hint"),
     [
-        (RuntimeError("std::bad_alloc"), "out of memory", "leave int8 out"),
+        (RuntimeError("std::bad_alloc"), r"std::bad_alloc \(out of memory: ", "leave int8 out"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: ", "TMPDIR"),
     ],
 )
@@ -102,3 +102,20 @@ def test_a_quantizer_that_finds_no_room_is_no_quantizer_that_cannot(error, said,
     with pytest.raises(KDExportError, match=f"int8 could not be made: {said}") as caught, guarded("int8"):
         raise error
     assert hint in caught.value.hint
+
+
+def test_whatever_was_being_done_when_memory_ran_out_is_not_what_is_wrong():
+    """A network that "does not take the data", a picture that "cannot be decoded", ..."""
+    try:
+        try:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+        except RuntimeError as first:
+            raise ValueError("the library's own") from first
+    except ValueError:
+        told = KDExportError("a picture cannot be decoded: 1.png: ", hint="replace it")
+        ours = KDExportError("the device has not enough memory", hint="set micro_batch_size")
+    assert told.message.startswith("a picture cannot be decoded: 1.png (out of memory: ")
+    assert "data.image_size" in told.hint
+    assert "replace it" in told.hint
+    assert (ours.message, ours.hint) == ("the device has not enough memory", "set micro_batch_size")
+    assert KDExportError("elsewhere", hint="h").message == "elsewhere"

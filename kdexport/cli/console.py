@@ -155,11 +155,6 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
             traceback.print_exc()
         _complain(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
-    except MemoryError:
-        if verbose:
-            traceback.print_exc()
-        _complain(memory.message(), memory.HINT)
-        raise typer.Exit(EXIT_USER_ERROR) from None
     except OSError as error:
         if error.errno is None or isinstance(error, BrokenPipeError):  # no fault of the system's; `| head` has enough
             raise
@@ -174,6 +169,13 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
         from kdexport.references import place
 
         _complain(f"code that kdexport called ends the program by sys.exit({stop.code!r}){place(stop)}", "take it out")
+        raise typer.Exit(EXIT_USER_ERROR) from None
+    except Exception as error:
+        if not memory.exhausted(error):
+            raise
+        if verbose:
+            traceback.print_exc()
+        _complain(memory.message(), memory.HINT)
         raise typer.Exit(EXIT_USER_ERROR) from None
     except KeyboardInterrupt as stop:
         if verbose:

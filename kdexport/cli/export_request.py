@@ -262,8 +262,11 @@ def _of_file(
         raise KDExportError(
             f"--{idle[0]} is for a network that becomes ONNX; {reference} is a file already", hint="leave it out"
         )
+    from kdexport import memory
     from kdexport.export import given
     from kdexport.export.variant_inputs import VariantSpec
+
+    memory.hold()
 
     specs = tuple(
         VariantSpec(

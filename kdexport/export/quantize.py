@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from kdexport import memory
 from kdexport.errors import KDExportError
 from kdexport.export.graph import OWN
 from kdexport.export.quiet import quiet, tail
@@ -199,10 +198,6 @@ def guarded(variant: str) -> Iterator[None]:
         except KDExportError:
             raise
         except Exception as error:  # the quantizers raise whatever comes
-            if memory.exhausted(error):
-                raise KDExportError(
-                    f"{variant} could not be made: {memory.message()}", hint=f"{without(variant)}; {memory.HINT}"
-                ) from error
             if isinstance(error, OSError) and error.errno is not None:
                 raise KDExportError(
                     f"{variant} could not be made: {error.strerror}: {error.filename or tempfile.gettempdir()}",
