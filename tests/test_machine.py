@@ -1,5 +1,7 @@
+import getpass
 import os
 import platform
+import pwd
 from types import SimpleNamespace
 
 import pytest
@@ -59,6 +61,23 @@ def test_a_command_takes_no_more_threads_than_the_quota(monkeypatch, given, thre
         monkeypatch.delenv("OMP_NUM_THREADS")
     cli.main()
     assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+def test_a_user_without_a_name_has_one_for_torch(monkeypatch):
+    """Containers run with a user id that no /etc/passwd knows (--user 1042, OpenShift)."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(cli, "prepare_streams", lambda: None)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "CUBLAS_WORKSPACE_CONFIG", "USER"):
+        monkeypatch.setenv(name, "1")  # what main sets goes again after the test
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    cli.main()
+    assert getpass.getuser() == f"uid{os.getuid()}"
 
 
 def test_gpus_and_the_drivers_cuda_are_read_from_nvidia_smi(monkeypatch):

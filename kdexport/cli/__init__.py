@@ -3,6 +3,7 @@
 Nothing heavy is imported until a command's work begins: `kdexport --help` loads neither torch nor onnx nor onnxruntime.
 """
 
+import getpass
 import os
 from collections.abc import Callable
 from typing import Annotated
@@ -66,5 +67,9 @@ def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # trainings on a GPU that can be repeated
     if (cores := parallel()) < usable_cores():  # libraries count cores, and not what a container may use of them
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name: torch below 2.13 asks for it as it is imported
+        os.environ["USER"] = f"uid{os.getuid()}"
     prepare_streams()
     app()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from kdexport import memory
 from kdexport.artifacts import write_atomically
 from kdexport.data.samples import PicturesNeeded, open_rows
 from kdexport.errors import SourceError
@@ -222,7 +223,7 @@ def _decode(
                 several.append(index)
             return np.asarray(upright)
         except FAULTS as error:
-            return f"{pictures.names[index]}: {error or type(error).__name__}"
+            return f"{pictures.names[index]}: {reason(error)}"
 
     def write(temporary: Path) -> None:
         chunk = max(16, CHUNK_BYTES // (size[0] * size[1] * 3))
@@ -249,10 +250,17 @@ def _decode(
     return {"shape": [len(pictures.names) - len(skipped), *size, 3], "skipped": skipped, "several": sorted(several)}
 
 
-def _damaged(reason: str) -> SourceError:
+def reason(error: BaseException) -> str:
+    """Return why a picture cannot be decoded, in words."""
+    return memory.message() if isinstance(error, MemoryError) else str(error) or type(error).__name__
+
+
+def _damaged(why: str) -> SourceError:
+    large = "give it smaller or more memory; or " if memory.TOLD.search(why) else ""
     return SourceError(
-        f"a picture cannot be decoded: {reason}",
-        hint='replace or delete it, or set on_bad_sample = "skip" under [data] to leave out and list such pictures',
+        f"a picture cannot be decoded: {why}",
+        hint=f'{large}replace or delete it, or set on_bad_sample = "skip" under [data] to leave out and list such '
+        "pictures",
     )
 
 
@@ -269,7 +277,7 @@ def _common_size(pictures: Pictures, skip_bad: bool, needed: PicturesNeeded) -> 
         except FAULTS as error:
             if skip_bad:
                 continue
-            raise _damaged(f"{pictures.names[index]}: {error}") from None
+            raise _damaged(f"{pictures.names[index]}: {reason(error)}") from None
         sizes.append((height, width))
         uniform = uniform and sizes[-1] == sizes[0]
         if not uniform and len(sizes) >= min(SIZE_SAMPLE, len(pictures.names)):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kdexport.artifacts import write_atomically
-from kdexport.data.image_cache import FAULTS, Stored, holds_several
+from kdexport.data.image_cache import FAULTS, Stored, holds_several, reason
 from kdexport.data.mask_classes import MaskClasses, class_ids
 from kdexport.data.mask_layout import Pair, shown
 from kdexport.data.samples import Reading, Source, Split, open_rows, select
@@ -140,7 +140,7 @@ class Masks:
                     return f"{mask} has several pages or frames; a mask is one"
                 picture.load()
         except FAULTS as error:
-            return f"{mask}: {error or type(error).__name__}"
+            return f"{mask}: {reason(error)}"
         try:
             ids = class_ids(picture, self.classes)
         except ValueError as error:

@@ -82,7 +82,7 @@ def export(request: Request, progress: Progress) -> ExportResult:
         request.file.stem, request.file, shown_as=str(request.file), precision="fp32", parameters=None, macs=None,
         parity=None,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
+    with tempfile.TemporaryDirectory(prefix="kdexport.", ignore_cleanup_errors=True) as cache:
         data = _samples(request, session, Path(cache))
         progress.message(f"{request.file} -> {', '.join(map(str, paths.values()))}")
         made, failures = variants.write_all(request.file, fp32, request.specs, paths, data, progress, request.timer)

@@ -159,7 +159,7 @@ def ranges(
         raise KDExportError("int8 needs calibration samples, and there are none", hint="give training data, --data REF")
     how = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}[method]
     names = [item.name for item in model.graph.input]
-    with guarded("int8"), tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
+    with guarded("int8"), tempfile.TemporaryDirectory(prefix="kdexport.", ignore_cleanup_errors=True) as folder:
         source = Path(folder) / "model.onnx"
         onnx.save(model, source)
         calibrator = create_calibrator(

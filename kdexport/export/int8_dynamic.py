@@ -49,7 +49,7 @@ def dynamic_int8(model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> onnx.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with guarded("int8-dynamic"), tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
+    with guarded("int8-dynamic"), tempfile.TemporaryDirectory(prefix="kdexport.", ignore_cleanup_errors=True) as folder:
         source, target = Path(folder) / "given.onnx", Path(folder) / "model.onnx"
         onnx.save(model, source)
         quantize_dynamic(

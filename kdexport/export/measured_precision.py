@@ -80,7 +80,7 @@ def builder(given: VariantInputs) -> VariantBuilder:
             hint="take it out of export.quantize, or export with `kdexport export` or `kdexport run`",
         )
     few = given.data.feed(tuple(array[: given.guard.fixed_batch or 2] for array in given.data.samples()))
-    with tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
+    with tempfile.TemporaryDirectory(prefix="kdexport.", ignore_cleanup_errors=True) as folder:
         timer = given.timer(_sizes(given.source, few), given.guard.fixed_batch)
         return _Search(given, timer, Path(folder), few).result()
 

@@ -91,7 +91,7 @@ def prepared(source: Path) -> onnx.ModelProto:
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with guarded("int8"), tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
+    with guarded("int8"), tempfile.TemporaryDirectory(prefix="kdexport.", ignore_cleanup_errors=True) as folder:
         given, target = Path(folder) / "given.onnx", Path(folder) / "prepared.onnx"
         model = load(source)
         if opset_of(model) < LEAST_OPSET:

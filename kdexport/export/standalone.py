@@ -81,7 +81,7 @@ def export(request: Request, form: Form, progress: Progress) -> ExportResult:
         )
     paths = {precision: _variant_path(request.out, precision) for precision in request.quantize}
     _check(request, [made for path in (request.out, *paths.values()) for made in _made_with(path, ort=request.ort)])
-    with tempfile.TemporaryDirectory(prefix="kdexport.") as cache:
+    with tempfile.TemporaryDirectory(prefix="kdexport.", ignore_cleanup_errors=True) as cache:
         dataset = None
         if request.data is not None:
             known, task = as_files_say(request.data, request.task, [Path(request.weights or "")])

@@ -88,7 +88,7 @@ def write_ort(model: Path) -> tuple[Path, Path]:
     """
     target, listed = ort_files(model)
     artifacts.write_atomically(target, lambda temporary: _convert(model, temporary))
-    with tempfile.TemporaryDirectory(prefix="kdexport.") as folder:
+    with tempfile.TemporaryDirectory(prefix="kdexport.", ignore_cleanup_errors=True) as folder:
         optimized = Path(folder) / "optimized.onnx"
         _convert(model, optimized)
         artifacts.write_text(listed, _operators(onnx.load(optimized, load_external_data=False)))

@@ -61,7 +61,7 @@ def dry_run(recipe: Recipe, progress: Progress = SILENT) -> Planned:
         KDExportError: A fault that the user can fix.
     """
     search = search_of(recipe)
-    with tempfile.TemporaryDirectory(prefix="kdexport-search-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kdexport-search-", ignore_cleanup_errors=True) as folder:
         root = Path(folder).resolve()
         spaces = Spaces(search, root)
         rng = np.random.default_rng(recipe.seed)

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from kdexport.data import image_cache
+from kdexport.data.datasets import load_data
 from kdexport.data.samples import Rows
 from kdexport.errors import SourceError
+from kdexport.recipe import Data
 from kdexport.stage_cache import fingerprint
 
 RED, GREEN, BLUE = (200, 30, 20), (20, 180, 40), (10, 30, 220)
@@ -371,3 +373,21 @@ def test_pages_and_frames_beyond_the_first_are_told(kind, folder, load):
         (folder / "train" / "red" / f"scan{number}.{kind}").unlink()
     save(folder / "train" / "red" / "scan.tif")  # one page
     assert not [line for line in load(f"imagefolder:{folder}").warnings if "frames" in line]
+
+
+def test_a_picture_too_large_for_the_memory(tmp_path, monkeypatch):
+    """The message ended in a colon: a MemoryError has no words of its own."""
+    folder = tmp_path / "data"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (8, 8)).save(folder / split / name / f"{number}.png")
+
+    def too_large(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", too_large)
+    with pytest.raises(SourceError, match=r"cannot be decoded: train/cat/0.png: out of memory") as caught:
+        load_data(Data(source=f"imagefolder:{folder}", image_size=(8, 8)), 0, tmp_path / "cache")
+    assert "more memory" in caught.value.hint
