@@ -49,6 +49,7 @@ BENCHMARKS = (
     Benchmark("bench_self", 15),
     Benchmark("web_clock", 5, more="Chromium, playwright and onnxruntime-web"),
     Benchmark("serve_phone", 4, more="Chromium, playwright, axe-playwright-python, segno and onnxruntime-web"),
+    Benchmark("serve_engines", 6, more="firefox-esr, webkit2gtk-driver, xvfb and onnxruntime-web"),
     Benchmark("sentence_rivals", 10, more="an environment of the rivals', see its docstring"),
     Benchmark("engine_kill", 12),
     Benchmark("engine_processes", 5, ("--data", DATA)),

@@ -73,12 +73,15 @@ def measurement_warnings(
     return tuple(text for text in found if text)
 
 
-def page_warnings(one: Recorded, latency: Latency, settings: Settings, condition: Condition) -> tuple[str, ...]:
+def page_warnings(
+    one: Recorded, latency: Latency, settings: Settings, condition: Condition, disturbed: str | None
+) -> tuple[str, ...]:
     """Return the warnings of what a page on another device has measured: nothing is known of that machine's other work.
 
-    Arguments as ``measurement_warnings``.
+    Arguments as ``measurement_warnings``; ``disturbed``: what its calls tell of that work, in words.
     """
     found = [
+        f"{disturbed}: no speed-up is decided by this, measure on a quiet machine" if disturbed else "",
         _not_a_number(one),
         _precision(one.precision, settings),
         _noise(latency),

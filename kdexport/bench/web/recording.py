@@ -27,6 +27,8 @@ from kdexport.bench.web.worker import adapter_name, is_software, placement, reas
 from kdexport.errors import KDExportError
 from kdexport.results import BenchResult, Failure, Machine, Measurement, Memory, ModelFile, from_json
 
+SPOOFED_MS = 10.0  # a clock so coarse is Firefox's against fingerprinting, which says 2, 4 or 8 cores of every machine
+UNSTEADY = 1.25  # upper over lower quartile of a model's calls within a round: 1.1 on a quiet device
 PLAN, PLAN_VERSIONS = "kdexport plan", (1, 2)  # 1 held no outputs to compare
 
 
@@ -106,6 +108,8 @@ def bench_of(
     """
     settings = Settings(**plan["settings"])
     machine = machine_of(recording.device, name or recording.device.name, plan["runtime_version"])
+    if any(part.clock_ms > SPOOFED_MS for one in recording.results for part in one.rounds):
+        machine = dataclasses.replace(machine, cores=None)
     measurements: list[Measurement] = []
     failures: list[Failure] = []
     for one in recording.results:
@@ -149,9 +153,25 @@ def _measured(
         return Failure(one.model, one.device, one.batch_size, one.threads, failure)
     series = _series(one, device, placed)
     measured = series.measured(machine.name, condition)
-    told = page_warnings(series, measured.latency_ms, settings, condition)
+    disturbed = _unsteady(series.rounds)
+    told = page_warnings(series, measured.latency_ms, settings, condition, disturbed)
     stop = [f"{stopped}: this holds what was measured until then"] if stopped else []
-    return dataclasses.replace(measured, warnings=(*stop, *plan["warnings"][one.model], *told))
+    return dataclasses.replace(measured, disturbed=disturbed, warnings=(*stop, *plan["warnings"][one.model], *told))
+
+
+def _unsteady(rounds: list[np.ndarray]) -> str | None:
+    """Return in words that a device did not keep its speed within rounds; None where it did.
+
+    A page is not told what else its device does. But a call that is the model's alone takes about as long each time:
+    where the middle half of them does not, a median falls on one speed or another by chance, and so does a ratio.
+    """
+    ratio = float(np.median([np.quantile(samples, 0.75) / np.quantile(samples, 0.25) for samples in rounds]))
+    if ratio <= UNSTEADY:
+        return None
+    return (
+        f"within a round the upper quartile of its calls is {ratio:.3g} times the lower one: the device did other "
+        "work, or changed its speed"
+    )
 
 
 def _compared(measured: Measurement, given: Compared, plan: Mapping[str, Any], check: Check | None) -> Measurement:

@@ -461,11 +461,12 @@ def test_other_devices_and_flags_of_serve_alone_are_refused(request_, tmp_path) 
 
 
 SCRIPT = """
-const { enough, halfWidth, ratios, conditions } = await import(process.argv[1]);
+const { enough, halfWidth, ratios, conditions, unsteadiness } = await import(process.argv[1]);
 const given = JSON.parse(process.argv[2]);
 console.log(JSON.stringify({
   width: halfWidth(given.values), ratio: halfWidth(ratios(given.a, given.b)),
   enough: given.settings.map((one) => enough([given.a, given.b], one, false)),
+  unsteady: [unsteadiness(given.a), unsteadiness(given.c)],
   late: enough([given.a, given.b], given.settings[0], true),
   threads: conditions({ devices: ["web:wasm", "web:wasm-threads"], threads: [1] }, {}, 8).map((one) => one.threads),
 }));
@@ -476,11 +477,12 @@ console.log(JSON.stringify({
 def test_the_pages_own_stopping_rule_is_the_runners() -> None:
     rng = np.random.default_rng(3)
     a, b = result("a", 1, 5), result("b", 3, 5)
+    c = busy(rng)
     values = [float(x) for x in rng.uniform(1, 2, 7)]
     base = {"rounds": 5, "min_runs": 10, "min_seconds": 0.0, "precision": 0.2}
     changes = ({"precision": 1e-9}, {}, {"rounds": 6}, {"min_runs": 51}, {"min_seconds": 9})
     settings = [{**base, **change} for change in changes]
-    given = json.dumps({"values": values, "a": a, "b": b, "settings": settings})
+    given = json.dumps({"values": values, "a": a, "b": b, "c": c, "settings": settings})
     done = subprocess.run(
         ["node", "--input-type=module", "-e", SCRIPT, (PAGE / "plan.js").as_uri(), given],
         capture_output=True, text=True, check=True, timeout=60,
@@ -493,6 +495,34 @@ def test_the_pages_own_stopping_rule_is_the_runners() -> None:
     assert found["enough"] == [False, True, False, False, False]
     assert found["late"] is True
     assert found["threads"] == [1, 4]
+    for one, there in zip((a, c), found["unsteady"], strict=True):
+        quartiles = [np.quantile(np.concatenate(part["turns"]), (0.75, 0.25)) for part in one["rounds"]]
+        assert there == pytest.approx(np.median([high / low for high, low in quartiles]))
+    assert found["unsteady"][0] < recording.UNSTEADY < found["unsteady"][1]
+    assert f"const UNSTEADY = {recording.UNSTEADY};" in (PAGE / "device.js").read_text()
+
+
+def busy(rng: np.random.Generator) -> dict:
+    """What a device records that does other work beside: calls of 1 ms and of 2."""
+    one = result("b", 1, 5)
+    for part in one["rounds"]:
+        part["turns"] = [[int(x) for x in rng.choice([1_000_000, 2_000_000], 5)] for _ in range(4)]
+    return one
+
+
+def test_no_speed_up_is_decided_by_a_device_that_does_not_keep_its_speed(built) -> None:
+    document = recorded(result("a", 1, 5), busy(np.random.default_rng(0)), complete=False)
+    made = recording.bench_of(recording.read(json.dumps(document), built.document), built.document)
+    steady, unsteady = made.measurements
+    assert steady.disturbed is None
+    assert made.machine.cores == 8
+    for part in document["results"][0]["rounds"]:
+        part["clock_ms"] = 16.667  # Firefox's privacy.resistFingerprinting, whose number of cores is made up too
+    made = recording.bench_of(recording.read(json.dumps(document), built.document), built.document)
+    assert made.machine.cores is None
+    assert unsteady.disturbed.startswith("within a round the upper quartile of its calls is 2 times the lower one")
+    assert unsteady.warnings[0] == f"{unsteady.disturbed}: no speed-up is decided by this, measure on a quiet machine"
+    assert statistics.disturbed(steady, unsteady) == unsteady.disturbed
 
 
 def test_the_command_writes_shows_and_says_what_failed(request_, tmp_path, monkeypatch, capsys) -> None:

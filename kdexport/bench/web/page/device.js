@@ -1,13 +1,14 @@
 // The page that a phone opens: says what will be measured and what this browser has, measures by plan.js in workers,
 // and hands the recording over: to the kdexport that serves it, or as a download. It keeps what is done in the tab's own
 // storage, so that a page that was reloaded, or put to sleep, goes on where it stood.
-import { Interrupted, conditions, halfWidth, measure, median, ratios } from "./plan.js";
+import { Interrupted, conditions, halfWidth, measure, median, ratios, unsteadiness } from "./plan.js";
 
 const PLAN_VERSION = 2; // as in site.py
 const RETRY_MS = 2000;
 const SEND_MS = 4000; // that a round waits for what was measured to be sent
 const ANSWER_MS = 60000;
 const UNKNOWN = 0.3; // half-width of a speed-up's interval, beyond which it says nothing
+const UNSTEADY = 1.25; // as in recording.py
 const NAMES = {
   "web:wasm": "WebAssembly, one thread",
   "web:wasm-threads": "WebAssembly, several threads",
@@ -378,7 +379,7 @@ function speedUp(first, one) {
   if (!found.length) return "";
   const ratio = Math.exp(found.reduce((sum, each) => sum + Math.log(each), 0) / found.length);
   const half = halfWidth(found);
-  if (half > UNKNOWN) return "undecided";
+  if (half > UNKNOWN || Math.max(unsteadiness(first), unsteadiness(one)) > UNSTEADY) return "undecided";
   return `${ratio.toPrecision(3)}×${half === null ? "" : ` ±${Math.max(1, Math.round(half * 100))} %`}`;
 }
 

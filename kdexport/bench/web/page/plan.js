@@ -49,6 +49,21 @@ export function ratios(baseline, one) {
   return found;
 }
 
+/** Upper over lower quartile of a model's calls within a round, the median over its rounds. */
+export function unsteadiness(one) {
+  return median(
+    one.rounds.map((round) => {
+      const samples = Float64Array.from(round.turns.flat()).sort();
+      const at = (share) => {
+        const place = share * (samples.length - 1);
+        const below = Math.floor(place);
+        return samples[below] + (place - below) * ((samples[below + 1] ?? samples[below]) - samples[below]);
+      };
+      return at(0.75) / at(0.25);
+    }),
+  );
+}
+
 const measuredSeconds = (one) =>
   one.rounds.reduce((sum, round) => sum + round.calls_per_sample * round.turns.flat().reduce((a, b) => a + b, 0), 0) / 1e9;
 
