@@ -5,7 +5,6 @@ Typer's own page spends a third of the width on frames and on types such as <boo
 """
 
 import codecs
-import ctypes
 import io
 import json as json_module
 import os
@@ -15,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -24,13 +23,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from kdexport import artifacts, memory, terminal
 from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR, KDExportError, Terminated
+from kdexport.onnx.orphans import signalled_at_parents_death
 
 if TYPE_CHECKING:
     from kdexport.progress import Progress
 
 
 LONGEST_NAME = 200  # characters of a path in a message
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 OUTPUT = "Output"  # the panel of the flags that every command has
 Json = Annotated[
     bool,
@@ -187,9 +186,8 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
 
 def _end_with_torchrun() -> None:
     """Let torchrun's death, however it came, reach its workers as SIGTERM: they would train on, and hold the run."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signalled_at_parents_death(signal.SIGTERM)
 
 
 @contextmanager

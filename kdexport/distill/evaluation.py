@@ -226,13 +226,20 @@ class BatchAgreement:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the sums in a form that a checkpoint may hold."""
-        self._add_up()
-        return {"teacher": self._teacher, "sums": self._sums}
+        """Return it in a form that a checkpoint may hold.
+
+        What waits stays so: added up now it would be added up in other parts than undisturbed, and differ in the last
+        bits. At an epoch's end nothing waits.
+        """
+        waiting = [tuple(part if part is None else part.cpu().clone() for part in seen) for seen in self._waiting]
+        return {"teacher": self._teacher, "sums": self._sums, "waiting": waiting}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take a state back."""
         self._waiting = []
+        for logits, *others in state["waiting"]:
+            teacher, labels = (part if part is None else part.to(self._device) for part in others)
+            self._waiting.append(Seen(logits.to(self._device), teacher, labels))
         self._teacher, self._sums = state["teacher"], state["sums"].to(self._device)
 
     def _right(self, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a child process that runs a model does first: it ends with its parent. The standard library alone is needed."""
+"""What a child process does first: it ends with its parent. The standard library alone is needed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,27 @@ def end_with_parent() -> None:
     Between commands the end of stdin tells; in a model that never returns only the kernel can (Linux), or else a thread
     that sleeps until the pipe's other end is closed. The parent's process id is the first argument, where it is given.
     """
-    if sys.platform == "linux":
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if len(sys.argv) > 1 and os.getppid() != int(sys.argv[1]):  # it died before
-                os._exit(1)
-            return
+    if signalled_at_parents_death(signal.SIGKILL):
+        if len(sys.argv) > 1 and os.getppid() != int(sys.argv[1]):  # it died before
+            os._exit(1)
+        return
     import select
     import threading
 
     if hasattr(select, "poll"):
         threading.Thread(target=_watch_parent, args=(select.poll(),), daemon=True).start()
+
+
+def signalled_at_parents_death(number: int) -> bool:
+    """Let the kernel send this process a signal when its parent dies; whether it can: on Linux alone."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        return True
+    return False
 
 
 def _watch_parent(poller: Any) -> None:
