@@ -11,7 +11,7 @@ Chromium with 390 pixels, touch and a phone's user agent opens what the command 
   wrong tokens, sizes and headers, bare noise) are refused and lose nothing: the result arrives whole;
 - over https with a certificate made on the spot: threads, and WebGPU on the software adapter, which the figures say;
 - a packed page on Python's own static web server offers the same as a file;
-- `kdexport report` joins all three with the CPU's figures; a model against itself holds 1.00 on WASM;
+- `kdexport report` joins all three with the CPU's figures; a model against itself holds 1.00, or is told as undecided;
 - axe finds nothing, light and dark, before, while and after measuring.
 
 Needs Chromium, playwright, axe-playwright-python, segno, and onnxruntime-web in the cache or npm.
@@ -268,14 +268,25 @@ def joined(folder: Path) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(done.stderr)
     report = json.loads(done.stdout)
-    itself = {}
+    itself, undecided = {}, []
     for one in report["tradeoffs"]:
         for speed in one["speedup"]:
             itself[f"{speed['machine']} {speed['device']}"] = [speed["ratio"], speed["ci95"]]
+            if speed["disturbed"]:
+                undecided.append(f"{speed['machine']} {speed['device']}: {speed['disturbed']}")
     return {
         "machines": [one["name"] for one in report["machines"]][1:],
         "itself": itself,
-        "holds_1.00": [not ci or ci[0] <= 1 <= ci[1] for _, ci in itself.values()],
+        "holds_1.00": {name: not ci or ci[0] <= 1 <= ci[1] for name, (_, ci) in itself.items()},
+        "undecided": undecided,
+        "outputs": {
+            f"{one['machine']} {one['device']} {one['model']}": [
+                one["parity"]["max_rel"],
+                one["parity"]["argmax_agreement"],
+            ]
+            for one in report["measurements"]
+            if one["parity"]
+        },
         "p50_ms": {
             f"{one['machine']} {one['device']} {one['model']}": round(one["latency_ms"]["p50"], 4)
             for one in report["measurements"]
@@ -361,6 +372,8 @@ def main() -> None:
     keep("serve_phone", document, load)
     assert not found, found
     assert over_http["taken"] == 0, "a malformed upload was taken"
+    decided = {name for name in together["itself"] if not any(one.startswith(name) for one in together["undecided"])}
+    assert all(together["holds_1.00"][name] for name in decided), "a model is faster than its copy"
 
 
 if __name__ == "__main__":

@@ -177,8 +177,11 @@ def _unsteady(rounds: list[np.ndarray]) -> str | None:
 def _compared(measured: Measurement, given: Compared, plan: Mapping[str, Any], check: Check | None) -> Measurement:
     """Return a measurement with what its outputs were found to be."""
     model = next(model for model in plan["model_files"] if model["name"] == measured.model)
+    asked = next(model for model in plan["models"] if model["name"] == measured.model)
     packed = plan.get("expected", {}).get(measured.model)
-    parity, score, wrong = outputs.compared(given.calls, check, packed, model["precision"])
+    parity, score, wrong = outputs.compared(
+        given.calls, check, packed, model["precision"], chooses=bool(asked.get("chooses"))
+    )
     if given.failure:
         wrong = f"its outputs on this device are not compared: {given.failure}"
     warnings = (*((wrong,) if wrong else ()), *measured.warnings)

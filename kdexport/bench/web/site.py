@@ -101,9 +101,14 @@ def build(request: BenchRequest, session: str, *, sends: bool) -> Site:
     models = []
     checks: dict[str, Check] = {}
     warnings = {target.name: list(target.warnings) for target in plan.targets}
-    for position, (model, target) in enumerate(zip(request.models, plan.targets, strict=True)):
-        fed = {batch: _feed(target, plan, batch) for batch in plan.batch_sizes}
-        compared, told = outputs.check(model, Path(target.path), request.dataset, fed[plan.batch_sizes[0]])
+    feeds = [{batch: _feed(target, plan, batch) for batch in plan.batch_sizes} for target in plan.targets]
+    first = [
+        (model, Path(target.path), fed[plan.batch_sizes[0]])
+        for model, target, fed in zip(request.models, plan.targets, feeds, strict=True)
+    ]
+    found = outputs.checks(first, request.dataset)
+    for position, (model, target, fed) in enumerate(zip(request.models, plan.targets, feeds, strict=True)):
+        compared, told = found[model.name]
         warnings[model.name] += [told] if told else []
         own = _model_files(target, position)
         described = describe(Path(target.path)).inputs
@@ -117,6 +122,7 @@ def build(request: BenchRequest, session: str, *, sends: bool) -> Site:
                 "url": f"models/{position}/model.onnx",
                 "external": _external(target, position),
                 "inputs": offered,
+                "chooses": compared is not None and compared.chooses,
                 "compared": [] if compared is None else [_offer(feed, described, own) for feed in compared.feeds],
             }
         )

@@ -178,6 +178,32 @@ def test_without_data_the_timed_inputs_serve_and_what_is_too_large_is_told(reque
     ]
 
 
+def test_all_models_get_the_same_samples_as_many_as_the_slowest_and_the_widest_allow(models, data) -> None:
+    a, b = (describe_file(models / f"{name}.onnx") for name in "ab")
+    fed = {"x": np.ones((1, 64), np.float32)}
+    for macs, count in ((2 * 10**9, 50), (10**12, 1), (None, 100)):
+        slow = dataclasses.replace(b, macs=macs)
+        found = outputs.checks([(a, models / "a.onnx", fed), (slow, models / "b.onnx", fed)], data)
+        assert [check.samples for check, _ in found.values()] == [count] * 2
+    wide = Split((np.zeros((130, 2**17), np.float32),), np.zeros(130, np.int64))  # 512 KiB a sample
+    unfit = dataclasses.replace(data, test=wide)
+    (check, told), _ = outputs.checks([(a, models / "a.onnx", fed), (b, models / "b.onnx", fed)], unfit).values()
+    assert check.score is None
+    assert "not scored" in told
+
+
+def test_a_choice_that_rounding_decides_is_no_difference() -> None:
+    here = [(np.tile(np.array([[1.0, 0.9999]], np.float32), (150, 1)),)]
+    there = [(here[0][0].copy(),)]
+    there[0][0][0] = 0.9999, 1.0
+    parity, wrong = outputs.held_against(here, there, "fp32", 150)
+    assert (parity.passed, wrong) == (True, None)
+    assert parity.argmax_agreement == pytest.approx(149 / 150)
+    there[0][0][:3] = 0.9999, 1.0
+    assert "argmax equal in 147 of 150" in outputs.held_against(here, there, "fp32", 150)[1]
+    assert outputs.held_against(here, there, "fp32", 150, chooses=False)[1] is None
+
+
 def test_outputs_of_every_type_go_over_as_they_are() -> None:
     for kind in ("float16", "float64", "int8", "int64", "uint16", "bool"):
         array = np.array([[0, 1, 1]], kind)

@@ -400,7 +400,7 @@ def test_a_host_that_is_none_of_this_machines_and_a_port_in_use_are_said(served)
         PageServer({}, isolated=False, port=server.port)
 
 
-def test_addresses_are_those_that_others_can_open_and_the_code_is_that_address() -> None:
+def test_addresses_are_those_that_others_can_open_and_the_code_is_that_address(monkeypatch) -> None:
     assert address.addresses("127.0.0.1") == ["127.0.0.1"]
     found = address.addresses("0.0.0.0")
     assert found
@@ -412,7 +412,12 @@ def test_addresses_are_those_that_others_can_open_and_the_code_is_that_address()
     assert "http://172.17.0.1:80/x/" in shown
     assert shown.isascii()  # a terminal that has no blocks gets no code
     here = serve.Address(("http://127.0.0.1:80/x/",), 80, True, None)
-    assert "adb reverse tcp:80 tcp:80" in bench_serve.announcement(here, color=True, encoding="utf-8")
+    for there in (None, "/usr/bin/adb"):
+        monkeypatch.setattr(shutil, "which", lambda _, there=there: there)
+        shown = bench_serve.announcement(here, color=True, encoding="utf-8")
+        assert "adb reverse tcp:80 tcp:80" in shown
+        assert "USB debugging" in shown
+        assert ("apt install adb" in shown) == (there is None)
 
 
 def test_a_packed_page_names_only_what_it_holds_and_its_result_is_reported_on(request_, tmp_path) -> None:
