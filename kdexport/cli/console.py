@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -26,7 +26,7 @@ from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR, 
 from kdexport.onnx.orphans import signalled_at_parents_death
 
 if TYPE_CHECKING:
-    from kdexport.progress import Progress
+    from kdexport.progress import Progress, Task
 
 
 LONGEST_NAME = 200  # characters of a path in a message
@@ -62,6 +62,7 @@ class Console:
     quiet: bool
     verbose: bool
     stdout: TextIO  # the results' alone: what the user's code prints goes to stderr
+    received: Sequence[int] = ()  # signals that are to end the command
 
     @property
     def progress(self) -> "Progress":
@@ -69,7 +70,7 @@ class Console:
         from kdexport.artifacts import is_main
         from kdexport.progress import for_terminal
 
-        return for_terminal(quiet=self.quiet or not is_main())
+        return _Watched(for_terminal(quiet=self.quiet or not is_main()), self.received)
 
     @property
     def width(self) -> int:
@@ -147,8 +148,8 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
     stdout = sys.stdout
     _end_with_torchrun()
     try:
-        with _interruptible(), redirect_stdout(sys.stderr):
-            yield Console(json, quiet, verbose, stdout)
+        with _interruptible() as received, redirect_stdout(sys.stderr):
+            yield Console(json, quiet, verbose, stdout, received)
     except KDExportError as error:
         if verbose:
             traceback.print_exc()
@@ -191,11 +192,11 @@ def _end_with_torchrun() -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what is half-written goes, and workers end.
+def _interruptible() -> Iterator[Sequence[int]]:
+    """Let SIGTERM end a command as Ctrl-C does: what is half-written goes, and workers end. Gives the signals so far.
 
-    A library that is interrupted may say something else than that, an import for one: after a signal every fault is
-    the interruption.
+    A library that is interrupted may say something else than that, or nothing, an import for one: after a signal every
+    fault is the interruption, and the next word of a stage is.
     """
     usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     received: list[int] = []
@@ -205,13 +206,13 @@ def _interruptible() -> Iterator[None]:
         raise _interruption(received)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
     ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
     for number in ours:
         signal.signal(number, end)
     try:
-        yield
+        yield received
     except Exception as error:
         if received:
             raise _interruption(received) from error
@@ -219,6 +220,30 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, usual[number])
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A ``Progress`` that ends the command where a library has swallowed the interruption of it."""
+
+    progress: "Progress"
+    received: Sequence[int]
+
+    def message(self, message: str) -> None:
+        self._check()
+        self.progress.message(message)
+
+    def warn(self, message: str) -> None:
+        self._check()
+        self.progress.warn(message)
+
+    def task(self, name: str, total: float | None = None, *, still: bool = False) -> "AbstractContextManager[Task]":
+        self._check()
+        return self.progress.task(name, total, still=still)
+
+    def _check(self) -> None:
+        if self.received:
+            raise _interruption(self.received)
 
 
 def _interruption(received: Sequence[int]) -> KeyboardInterrupt:

@@ -57,18 +57,22 @@ def test_an_argument_that_is_no_text_is_refused(
     prepare_streams()
 
 
+@pytest.mark.parametrize("hidden", ["as another fault", "without a word"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupt_that_a_library_hides_is_told_as_one(
-    number: int, code: int, capsys: pytest.CaptureFixture[str]
+    number: int, code: int, hidden: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C while torch imported a module of its own: "cannot be exported: no attribute 'exc'", and exit code 1."""
+    """Ctrl-C while torch imported a module: "cannot be exported: no attribute 'exc'", exit code 1; or it went on."""
 
     def run() -> None:
-        with command(json=False, quiet=True, verbose=False, resumes=True):
+        with command(json=False, quiet=True, verbose=False, resumes=True) as console:
             try:
                 signal.raise_signal(number)
             except KeyboardInterrupt:
-                raise KDExportError("it cannot be exported", hint="see") from None
+                if hidden == "as another fault":
+                    raise KDExportError("it cannot be exported", hint="see") from None
+            with console.progress.task("teacher"):
+                pytest.fail("the command went on")
 
     with pytest.raises(typer.Exit) as stop:
         run()
