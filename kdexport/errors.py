@@ -11,6 +11,8 @@
 Anything else that escapes is a fault of kdexport and keeps its traceback.
 """
 
+from __future__ import annotations
+
 import difflib
 import os
 import shlex
@@ -94,3 +96,13 @@ def check_readable(path: Path) -> None:
             f"{path} may not be read: permission denied",
             hint=f"its owner gives the right with: chmod a+r {shlex.quote(str(path))}",
         )
+
+
+def without_temporary_folder(error: BaseException) -> KDExportError | None:
+    """Return what to say where an error is that no folder for temporary files can be written to, else None."""
+    if not isinstance(error, FileNotFoundError) or "usable temporary directory" not in str(error):
+        return None
+    return KDExportError(
+        f"no folder for temporary files can be written to: {str(error).partition('found in ')[2] or error}",
+        hint="name one with TMPDIR, as in: TMPDIR=/path/to/a/folder kdexport ...",
+    )

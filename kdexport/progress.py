@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, Union
 
 from kdexport import figures, memory, terminal
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, without_temporary_folder
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -254,7 +254,7 @@ def load(module: str, progress: Progress) -> None:
             try:
                 importlib.import_module(module)
             except (ImportError, OSError, MemoryError) as error:
-                raise KDExportError(
+                raise without_temporary_folder(error) or KDExportError(
                     f"{module} cannot be loaded: {error}",
                     hint="free some memory, or raise its limit (`ulimit -v`); where there is enough of it, "
                     f"pip install --force-reinstall {module}",

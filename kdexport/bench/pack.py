@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from kdexport.artifacts import write_atomically
+from kdexport.artifacts import write_atomically, zip_entry
 from kdexport.bench.plan import Plan
 from kdexport.bench.stage import BenchRequest, plan_for
 from kdexport.errors import KDExportError
@@ -99,7 +99,7 @@ def pack(request: BenchRequest, out: Path, *, progress: Progress) -> Pack:
             handle.write(b"#!/usr/bin/env python3\n")
             # A file can be dated before 1980 (an archive's or a package's), which a zip cannot say.
             with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-                archive.writestr("__main__.py", MAIN)
+                archive.writestr(zip_entry("__main__.py"), MAIN)
                 for file in code_files():
                     archive.write(file, f"kdexport/{file.relative_to(PACKAGE).as_posix()}")
                 for position, target in enumerate(plan.targets):
@@ -107,8 +107,8 @@ def pack(request: BenchRequest, out: Path, *, progress: Progress) -> Pack:
                 if inputs_file is not None:
                     archive.write(inputs_file, "inputs.npz")
                 for digest, content in dict(feeds.values()).items():
-                    archive.writestr(f"data/{digest}.npz", content)
-                archive.writestr("manifest.json", json.dumps(manifest))
+                    archive.writestr(zip_entry(f"data/{digest}.npz"), content)
+                archive.writestr(zip_entry("manifest.json"), json.dumps(manifest))
 
     write_atomically(out, write)
     mode = out.stat().st_mode

@@ -22,7 +22,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kdexport import artifacts, memory, terminal
-from kdexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR, KDExportError, Terminated
+from kdexport.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EXIT_USER_ERROR,
+    KDExportError,
+    Terminated,
+    without_temporary_folder,
+)
 from kdexport.onnx.orphans import signalled_at_parents_death
 
 if TYPE_CHECKING:
@@ -160,6 +167,9 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
             raise
         if verbose:
             traceback.print_exc()
+        if told := without_temporary_folder(error):
+            _complain(told.message, told.hint)
+            raise typer.Exit(EXIT_USER_ERROR) from None
         name = "" if error.filename is None else f": {_shortened(str(error.filename))}"
         _complain(f"the system refuses: {error.strerror}{name}", "check the path, who may use it, and the disk's space")
         raise typer.Exit(EXIT_USER_ERROR) from None

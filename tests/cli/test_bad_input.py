@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,3 +209,20 @@ def test_memory_that_is_used_up_is_said(kdexport: Kdexport, monkeypatch: pytest.
     monkeypatch.setattr("kdexport.report.reading.read_benches", read)
     monkeypatch.setattr("kdexport.recipe.Recipe.load", read)
     assert "memory" in complaint(kdexport("run", "recipe.toml"))[0]
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("evaluate", "nets.py:Net", "--data", "digits")])
+def test_no_folder_for_temporary_files(
+    kdexport: Kdexport, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """torch "could not be loaded: free some memory"; a worker's start was "check the path"."""
+
+    def none(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
+
+    monkeypatch.setattr("kdexport.bench.process.tempfile.TemporaryFile", none)
+    monkeypatch.setattr("importlib.import_module", none)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    message, hint = complaint(kdexport(*command))
+    assert message == "no folder for temporary files can be written to: ['/tmp', '/var/tmp']"
+    assert "TMPDIR" in hint

@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdexport.artifacts import write_atomically
+from kdexport.artifacts import write_atomically, zip_entry
 from kdexport.bench.stage import BenchRequest
 from kdexport.bench.web import site
 
@@ -58,7 +58,7 @@ def pack(request: BenchRequest, out: Path) -> PagePack:
                 if isinstance(content, Path):
                     archive.write(content, name)
                 else:
-                    archive.writestr(name, content)
+                    archive.writestr(zip_entry(name), content)
 
     write_atomically(out, write)
     models = tuple(model.name for model in request.models)
