@@ -1,7 +1,8 @@
 """Damaged and hostile files: each ends in a result or in one message with a hint; in no traceback, no crash, no hang.
 
-    python benchmarks/fuzz.py                            # 5,000 mutations of each kind, about an hour; resumes
+    python benchmarks/fuzz.py                            # 5,000 mutations of each kind, some hours; resumes
     python benchmarks/fuzz.py --kinds npz csv --count 300 --seed 7
+    python benchmarks/fuzz.py --seconds 100              # of each kind as many as that takes
 
 A mutation is drawn from (seed, kind, number): bytes flipped, cut, repeated or moved, or one field changed so that the
 rest is still of its form (JSON, archives, safetensors, graphs, databases, requests), by what has gone wrong elsewhere:
@@ -16,6 +17,7 @@ Must hold: zero faults, with a seed that was not used before.
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import random
 import resource
@@ -82,8 +84,9 @@ def work(name: str, seed: int, numbers: list[int], folder: Path, parent: Connect
             return
 
 
-def run(kind: Kind, seed: int, count: int, folder: Path) -> Counter[str]:
-    """Try a kind; what is done is not done again."""
+def run(kind: Kind, seed: int, count: int, folder: Path, seconds: float = math.inf) -> Counter[str]:
+    """Try a kind, for so many seconds at most; what is done is not done again."""
+    until = time.monotonic() + seconds
     record = folder / f"{kind.name}-{seed}.jsonl"
     (folder / "faults").mkdir(parents=True, exist_ok=True)
     done = {} if not record.is_file() else dict(json.loads(line) for line in record.read_text().splitlines())
@@ -98,7 +101,7 @@ def run(kind: Kind, seed: int, count: int, folder: Path) -> Counter[str]:
             if ended not in ("read", "refused") and not kept.exists():  # it hangs, or ended the process
                 shutil.copyfile(place / "one" / f"file{kind.suffix}", kept)
 
-        while left := [number for number in range(count) if number not in done]:
+        while (left := [number for number in range(count) if number not in done]) and time.monotonic() < until:
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(kind.name, seed, left, place, theirs))
             process.start()
@@ -108,6 +111,8 @@ def run(kind: Kind, seed: int, count: int, folder: Path) -> Counter[str]:
                     raise SystemExit(f"{kind.name}: the whole file is not read")
                 ours.recv()
                 for number in left:
+                    if time.monotonic() > until:
+                        break
                     limit = WHOLE_SECONDS if kind.whole is not None and number % WHOLE == 0 else SECONDS
                     if not ours.poll(limit):
                         note(number, f"longer than {limit} s")
@@ -121,7 +126,7 @@ def run(kind: Kind, seed: int, count: int, folder: Path) -> Counter[str]:
                     note(first, f"ended the process: {process.exitcode}") if done.get(first - 1) != "memory" else None
             process.kill()
             process.join()
-    return Counter(done[number] for number in range(count))
+    return Counter(done[number] for number in range(count) if number in done)
 
 
 def main() -> int:
@@ -130,32 +135,35 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="For each kind, at most.")
     parser.add_argument("--work", type=Path, default=Path("runs/fuzz"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows: dict[str, dict[str, int]] = {}
+    faulty = False
     for name in options.kinds:
         started = time.perf_counter()
-        rows[name] = dict(run(KINDS[name], options.seed, options.count, options.work.resolve()).most_common())
-        print(f"{name}: {rows[name]} in {time.perf_counter() - started:.0f} s", flush=True)
-        write(options, rows)
-    return int(any(set(row) - {"read", "refused"} for row in rows.values()))
+        found = run(KINDS[name], options.seed, options.count, options.work.resolve(), options.seconds)
+        print(f"{name}: {dict(found.most_common())} in {time.perf_counter() - started:.0f} s", flush=True)
+        write(options, name, found)
+        faulty = faulty or bool(set(found) - {"read", "refused"})
+    return int(faulty)
 
 
-def write(options: argparse.Namespace, rows: dict[str, dict[str, int]]) -> None:
-    """Write the table; kinds of another call with the same seed and count stay."""
+def write(options: argparse.Namespace, name: str, found: Counter[str]) -> None:
+    """Write a kind's row; each says with which seed and which code it was tried, and other kinds' stay."""
     path = options.out / "fuzz.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    same = known.get("seed") == options.seed and known.get("count") == options.count
-    rows = {**(known["kinds"] if same else {}), **rows}
+    rows = json.loads(path.read_text())["kinds"] if path.is_file() else {}
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parents[1].glob("kdexport/**/*.py"))))
-    document = {"seed": options.seed, "count": options.count, "code": code.hexdigest()[:12], "kinds": rows}
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    lines = [f"# {options.count} mutations of each kind, seed {options.seed}", "", "| kind | read | refused | faults |"]
-    lines += ["|---|---:|---:|---|"]
-    for name, row in rows.items():
-        faults = "; ".join(f"{key}: {number}" for key, number in row.items() if key not in ("read", "refused")) or "0"
-        lines.append(f"| {name} | {row.get('read', 0)} | {row.get('refused', 0)} | {faults} |")
+    rows[name] = {"seed": options.seed, "code": code.hexdigest()[:12], "ended": dict(found.most_common())}
+    rows = {kind: rows[kind] for kind in (*KINDS, *rows) if kind in rows}
+    path.write_text(json.dumps({"kinds": rows}, indent=2) + "\n")
+    lines = ["# Damaged files", "", "| kind | seed | code | tried | read | refused | faults |"]
+    lines += ["|---|---:|---|---:|---:|---:|---|"]
+    for kind, row in rows.items():
+        ended = row["ended"]
+        faults = "; ".join(f"{key}: {count}" for key, count in ended.items() if key not in ("read", "refused")) or "0"
+        told = f"{sum(ended.values())} | {ended.get('read', 0)} | {ended.get('refused', 0)} | {faults}"
+        lines.append(f"| {kind} | {row['seed']} | {row['code']} | {told} |")
     (options.out / "fuzz.md").write_text("\n".join(lines) + "\n")
 
 

@@ -36,7 +36,7 @@ def mutated(seeds: list[bytes], draw: random.Random, form: str = "bytes") -> byt
         for _ in range(draw.choice((1, 1, 1, 2, 5))):
             try:
                 data = FIELDS[form](data, draw)
-            except (ValueError, RecursionError, KeyError, IndexError):  # it is not of its form any more
+            except Exception:  # noqa: BLE001 - it is not of its form any more
                 break
         return data
     return in_bytes(seeds, draw)

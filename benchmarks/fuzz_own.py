@@ -35,7 +35,6 @@ def _scored(path: Path) -> object:
 
 def _saved_weights(path: Path) -> object:
     """Read weights that a run has written: also what they say of a pruned network and of its output."""
-    import torch
     from torch import nn
 
     from kdexport.models.pruned import carve, plan_in
@@ -46,7 +45,6 @@ def _saved_weights(path: Path) -> object:
     plan = plan_in(path)
     if plan is not None:
         carve(network, plan, path.name)
-        network(torch.zeros(2, 8))
     return load_weights(network, path)
 
 

@@ -75,6 +75,7 @@ BENCHMARKS = (
     Benchmark("fuzz", 120),
     Benchmark("lowest_versions", 90, more="uv and 6 GB of disk, see its docstring"),
     Benchmark("untrusted", 2),
+    Benchmark("supply_chain", 15, more="Linux, root, strace and unshare, see its docstring"),
     Benchmark("bench_gpu", 5, gpu=True),
     Benchmark("engine_gpu", 3, gpu=True),
 )

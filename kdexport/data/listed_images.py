@@ -141,11 +141,12 @@ def _pictures(root: Path, tables: dict[str, Table], column: str) -> list[str]:
 
 
 def _check_pictures(root: Path, pictures: Sequence[str], table: Table) -> None:
-    absent = [row for row, name in enumerate(pictures) if not (root / name).is_file()]
+    absent = [row for row, name in enumerate(pictures) if not os.path.isfile(root / name)]  # noqa: PTH113 a name without end is none
     if absent:
         more = f"; so are {len(absent) - 1} more" if len(absent) > 1 else ""
+        first = str(root / pictures[absent[0]])[:300]
         raise SourceError(
-            f"{table.path}: there is no picture {root / pictures[absent[0]]} ({table.place(absent[0])}){more}",
+            f"{table.path}: there is no picture {first} ({table.place(absent[0])}){more}",
             hint="the places in the list are relative to the folder that the list lies in",
         )
     seen: dict[str, int] = {}

@@ -5,6 +5,7 @@ ships as a file of the same form and needs nothing else. That each text of the c
 time, not assumed.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from kdexport.errors import SourceError
 
 WITHOUT_CUT = "take vocabulary out of [student]: the student then keeps the teacher's whole vocabulary"
+Keeping = Callable[[dict[str, Any], set[str], bool], set[str]]
+MOST_IDS = 1 << 24  # sixty times the largest vocabulary
 SLICE = 4096  # texts that are encoded at once: an Encoding takes kilobytes
 
 
@@ -71,7 +74,7 @@ def cut(tokenizer: str, texts: Sequence[str]) -> Vocabulary:
         raise SourceError("there are no texts to cut the vocabulary to", hint=WITHOUT_CUT)
     document = _parsed(tokenizer)
     model = document["model"]
-    kinds: dict[str, Callable[[dict[str, Any], set[str], bool], set[str]]] = {
+    kinds: dict[str, Keeping] = {
         "WordPiece": _spelled, "WordLevel": _as_they_are, "BPE": _merged, "Unigram": _spelled,
     }  # fmt: skip
     if model.get("type") not in kinds:
@@ -79,12 +82,17 @@ def cut(tokenizer: str, texts: Sequence[str]) -> Vocabulary:
             f"a tokenizer of the kind {model.get('type')} cannot be cut (known are: {', '.join(kinds)})",
             hint=WITHOUT_CUT,
         )
-    ids = _ids_of(document)
+    with _of_its_form():
+        return _cut(tokenizer, document, texts, kinds[model["type"]])
+
+
+def _cut(tokenizer: str, document: dict[str, Any], texts: Sequence[str], kind: Keeping) -> Vocabulary:
+    model, ids = document["model"], _ids_of(document)
     names = {number: name for name, number in ids.items()}
     whole_ids = [row for rows in _encoded(tokenizer, texts) for row, _ in rows]
     used = {names[number] for row in whole_ids for number in set(row) if number in names}
     added = {str(token["content"]) for token in document.get("added_tokens") or ()}
-    kept = kinds[model["type"]](model, used - added, _in_bytes(document))
+    kept = kind(model, used - added, _in_bytes(document))
     kept |= used | added | {name for name in (_unknown(model),) if name is not None}
     kept |= {names[number] for number in _special_ids(document.get("post_processor")) if number in names}
     chosen = np.array(sorted(ids[name] for name in kept if name in ids), dtype=np.int64)
@@ -342,9 +350,29 @@ def _parsed(tokenizer: str) -> dict[str, Any]:
     )
 
 
+def _check_ids(tokenizer: str) -> None:
+    """Hold that no token has a number far beyond all tokens: the library goes through those that lack."""
+    with _of_its_form():
+        if any(not 0 <= number < MOST_IDS for number in _ids_of(_parsed(tokenizer)).values()):
+            raise ValueError("a token's id is none")
+
+
+@contextlib.contextmanager
+def _of_its_form() -> Iterator[None]:
+    """Turn what a document of another form makes Python raise into a message."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            f"the tokenizer.json is not of its form: {error!r}"[:300],
+            hint="save it again with tokenizer.save_pretrained(DIR) of transformers",
+        ) from None
+
+
 def _tokenizer(tokenizer: str) -> Any:
     from tokenizers import Tokenizer
 
+    _check_ids(tokenizer)
     try:
         return Tokenizer.from_str(tokenizer)
     except BaseException as error:  # noqa: BLE001 - the library raises plain Exceptions

@@ -30,6 +30,7 @@ from kdexport.onnx.sessions import OnnxSession
 
 DAMAGED_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)  # torch's reader tells it in words
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+MOST_SEARCHED = 4000  # characters of an error message
 MAX_DEPTH = 4  # of the nests that are looked into
 MAX_LISTED = 64  # entries of a list that are looked into
 EXPANSION, SPARE_BYTES = 10, 64 << 20  # an archive that claims more than this many times its size is no checkpoint
@@ -64,7 +65,7 @@ def read(path: Path) -> Any:
             ) from error
     _check_no_bomb(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+        with warnings.catch_warnings(), _short_messages(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it loads, or says why not
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files end in a dozen kinds, MemoryError and RecursionError among them
@@ -115,12 +116,25 @@ def _harmless() -> list[Any]:
     return known
 
 
+@contextlib.contextmanager
+def _short_messages() -> Iterator[None]:
+    """Let PyTorch search the beginning of its own error message alone: of a name without end that takes minutes."""
+    shortened = types.SimpleNamespace(**vars(re))
+    shortened.search = lambda pattern, text: re.search(pattern, text[:MOST_SEARCHED])
+    serialization: Any = torch.serialization
+    before, serialization.re = serialization.re, shortened
+    try:
+        yield
+    finally:
+        serialization.re = before
+
+
 def _plain_dict(*_factory: Any) -> dict[Any, Any]:
     return {}
 
 
 def _refused(path: Path, error: Exception) -> SourceError:
-    text = str(error)
+    text = str(error)[:MOST_SEARCHED]
     by_hand = "where you trust it, load it yourself and save network.state_dict() alone"
     names = sorted(set(re.findall(r"GLOBAL ([\w.]+)", text) + re.findall(r"GLOBAL (\S+) whose module", text)))
     if "TorchScript" in text:

@@ -298,7 +298,11 @@ def _text(value: str | bytes) -> str:
 def _value(item: onnx.ValueInfoProto) -> dict[str, Any]:
     tensor = item.type.tensor_type
     shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-    return {"type": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": shape}
+    try:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    except ValueError:  # of a newer ONNX, or damaged
+        kind = f"type {tensor.elem_type}"
+    return {"type": kind, "shape": shape}
 
 
 def _element_count(tensor: onnx.TensorProto) -> int:

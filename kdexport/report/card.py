@@ -190,7 +190,8 @@ def _made(report: Report, model: ModelFile) -> list[str]:
     distill = recipe_of(report, "distill")
     if not distill:
         return [f"Its training is not recorded. Measured with kdexport {__version__}."]
-    tables = distill.get("terms", ())
+    said = distill.get("terms", ())
+    tables = said if isinstance(said, list | tuple) else ()
     usual = TASKS[model.evaluation.task].usual_terms if model.evaluation and model.evaluation.task in TASKS else ()
     if usual and [table.get("method") for table in tables if isinstance(table, Mapping)] == ["dist"]:
         tables = usual  # the recipe named none

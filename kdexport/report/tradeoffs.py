@@ -1,6 +1,7 @@
 """What each model gives up and gains, and which are dominated. Pure functions of ``Joined``."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from kdexport.report.join import Condition, Joined
 from kdexport.report.scores import goodness
@@ -84,21 +85,20 @@ def dominated(joined: Joined) -> tuple[Dominated, ...]:
     """
     found: list[Dominated] = []
     for condition, measured in joined.by_condition.items():
-        entries = [(joined.model_by_name[name], measured[name]) for name in measured if name in joined.model_by_name]
-        dominated_by = {
-            model.name: [
-                (other, figures)
-                for other, figures in entries
-                if _dominates(other, figures, model, measured[model.name])
-            ]
-            for model, _ in entries
-        }
-        for model, figures in entries:
-            winners = [item for item in dominated_by[model.name] if not dominated_by[item[0].name]]
+        known = joined.model_by_name
+        entries = [_Entry.of(known[name], figures) for name, figures in measured.items() if name in known]
+        leaders: list[_Entry] = []  # dominated by none; what dominates an entry stands before it in this order
+        for entry in sorted(entries, key=lambda entry: (entry.latency, entry.size, -entry.good)):
+            if not any(_dominates(leader, entry) for leader in leaders):
+                leaders.append(entry)
+        leading = {id(entry) for entry in leaders}
+        leaders = [entry for entry in entries if id(entry) in leading]
+        for entry in entries:
+            winners = [leader for leader in leaders if _dominates(leader, entry)]
             if winners:
-                best, best_figures = min(winners, key=lambda item: item[1].latency_ms.p50)
-                shown = _shown(joined, best, best_figures, model, figures)
-                found.append(Dominated(model.name, best.name, *condition, shown=shown))
+                best = min(winners, key=lambda winner: winner.latency)
+                shown = _shown(joined, best.model, best.figures, entry.model, entry.figures)
+                found.append(Dominated(entry.model.name, best.model.name, *condition, shown=shown))
     return tuple(found)
 
 
@@ -128,13 +128,26 @@ def speedup_at(tradeoff: Tradeoff | None, condition: Condition) -> Speedup | Non
     )
 
 
-def _dominates(other: ModelFile, other_figures: Measurement, model: ModelFile, figures: Measurement) -> bool:
-    if (other.score is None) != (model.score is None):
+class _Entry(NamedTuple):
+    """A model under one condition, by what decides."""
+
+    latency: float
+    size: int
+    good: float  # negative infinity without a score
+    model: ModelFile
+    figures: Measurement
+
+    @classmethod
+    def of(cls, model: ModelFile, figures: Measurement) -> "_Entry":
+        return cls(figures.latency_ms.p50, model.size_bytes, goodness(model), model, figures)
+
+
+def _dominates(other: _Entry, entry: _Entry) -> bool:
+    if (other.model.score is None) != (entry.model.score is None):
         return False
-    differences = [figures.latency_ms.p50 - other_figures.latency_ms.p50, model.size_bytes - other.size_bytes]
-    if other.score is not None and model.score is not None:
-        differences.append(goodness(other) - goodness(model))
-    return all(difference >= 0 for difference in differences) and any(difference > 0 for difference in differences)
+    if other.latency > entry.latency or other.size > entry.size or other.good < entry.good:
+        return False
+    return other[:3] != entry[:3]
 
 
 def _shown(

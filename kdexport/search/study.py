@@ -75,7 +75,8 @@ class Study:
 
     def _claim(self, name: str, key: dict[str, str]) -> None:
         """Hold that the study is this search's: of this recipe and this directory."""
-        known = self._study.user_attrs
+        with self._whole():
+            known = self._study.user_attrs
         token_file = self._directory / TOKEN
         if not token_file.exists():
             if known.get(DIRECTORY):
@@ -109,9 +110,15 @@ class Study:
         Raises:
             KDExportError: The storage holds what no search writes.
         """
-        try:
+        with self._whole():
             trials = self._study.get_trials(deepcopy=False)
             return [_entry(trial) for trial in trials if "candidate" in trial.user_attrs]
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Turn what a storage that another hand changed makes Optuna raise into a message."""
+        try:
+            yield
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # Optuna's, SQLAlchemy's and pydantic's
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise KDExportError(

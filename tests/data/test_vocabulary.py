@@ -167,3 +167,18 @@ def test_a_panic_of_the_library_is_an_error():
     document["post_processor"]["single"][0]["SpecialToken"]["id"] = "[NONE]"  # of no token: Rust ends in a panic
     with pytest.raises(SourceError, match="the tokenizer cannot read 'the dog walks'"):
         coverage(json.dumps(document), CORPUS)
+
+
+@pytest.mark.parametrize("number", [2**31, -1])
+def test_a_number_far_beyond_all_tokens_is_refused(number):
+    document = json.loads(whole("wordlevel"))
+    document["model"]["vocab"]["dog"] = number  # the library would go through all that lack
+    with pytest.raises(SourceError, match="not of its form"):
+        ready(json.dumps(document), 8)
+
+
+def test_a_tokenizer_whose_parts_name_other_tokens_is_refused():
+    document = json.loads(whole("wordlevel"))
+    document["added_tokens"][0]["id"] = 9999
+    with pytest.raises(SourceError, match=r"not of its form|cannot be (cut|read)"):
+        cut(json.dumps(document), CORPUS)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import tarfile
+import time
 import zipfile
 from collections import OrderedDict
 
@@ -419,3 +420,17 @@ def test_weights_without_the_right_to_read_them(tmp_path, monkeypatch, name):
     assert "chmod" in caught.value.hint
     assert postprocessing_in(path) is None
     assert plan_in(path) is None
+
+
+def test_a_name_without_end_in_a_pickle_takes_no_minutes(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, b"\x80\x02c" + b"a" * 300_000 if entry.endswith("data.pkl") else content)
+    started = time.process_time()
+    with pytest.raises(SourceError):
+        read(path)
+    assert time.process_time() - started < 10

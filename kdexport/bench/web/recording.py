@@ -79,6 +79,8 @@ def from_file(document: Mapping[str, Any]) -> BenchResult:
     try:
         if not isinstance(plan, dict) or plan["format"] != PLAN or plan["version"] not in PLAN_VERSIONS:
             raise ValueError
+        if not isinstance(plan["name"], str) or not isinstance(plan["runtime_version"], str):
+            raise ValueError
         recording = read(json.dumps(rest), plan)
         return bench_of(recording, plan, created=recording.started)
     except (ValidationError, ValueError, KeyError, TypeError):

@@ -1,6 +1,8 @@
 """Score against latency, file size as area, the front of what nothing dominates, the limits."""
 
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -164,15 +166,24 @@ def _front(
 def _apart(at: Mapping[str, tuple[float, float]], labels: Labels) -> dict[str, tuple[float, float]]:
     """Return where marks are drawn: one that would cover another stands beside it, at its own height."""
     found: dict[str, tuple[float, float]] = {}
+    cells: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)  # what is near lies in one beside
+    across = range(1, min(len(at), math.ceil(labels.width / APART)) + 1)
+    steps = [0.0, *(side * APART * step for step in across for side in (1, -1))]
+
+    def near(x: float, y: float) -> Iterator[tuple[float, float]]:
+        for column, row in itertools.product((-1, 0, 1), repeat=2):
+            yield from cells.get((int(x // APART) + column, int(y // APART) + row), ())
+
     for name, (x, y) in at.items():
-        steps = [0.0, *(side * APART * step for step in range(1, len(at) + 1) for side in (1, -1))]
         free = (
             x + step
             for step in steps
             if labels.left < x + step < labels.width
-            and all(math.hypot(x + step - other_x, y - other_y) >= APART for other_x, other_y in found.values())
+            and all(math.hypot(x + step - other_x, y - other_y) >= APART for other_x, other_y in near(x + step, y))
         )
-        found[name] = (next(free, x), y)
+        place = next(free, x)
+        found[name] = (place, y)
+        cells[int(place // APART), int(y // APART)].append((place, y))
     return found
 
 

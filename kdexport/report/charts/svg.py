@@ -1,7 +1,7 @@
 """A small SVG writer: escaped elements, scales with round ticks, labels that keep clear of each other."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -14,6 +14,9 @@ CHARACTER = 6.5  # mean width of a 12 px character
 # Widths at 12 px in DejaVu Sans, the widest of the fonts that a browser falls back to: a label is never wider.
 NARROW, WIDE = "iljtfrI.,:;'|!()[]-/ ", "mwMW@%—…"
 MAX_LABEL = 26  # characters
+CELL = 32.0  # pixels
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
@@ -124,11 +127,12 @@ class Labels:
     width: float
     height: float
     left: float = 0.0  # where the room for labels begins
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    taken: list[Box] = field(default_factory=list, init=False)
+    _in_cells: dict[tuple[int, int], list[Box]] = field(default_factory=dict, init=False)  # the same, by where they lie
 
     def occupy(self, x: float, y: float, radius: float) -> None:
         """Keep labels off a point."""
-        self.taken.append((x - radius, y - radius, x + radius, y + radius))
+        self._take((x - radius, y - radius, x + radius, y + radius))
 
     def place(
         self, x: float, y: float, words: str, gap: float, size: float = 12, *, bold: bool = False
@@ -139,10 +143,24 @@ class Labels:
             left = x + dx - {"start": 0.0, "middle": length / 2, "end": length}[anchor]
             box = (left, y + dy - size * 0.8, left + length, y + dy + size * 0.3)
             inside = box[0] >= self.left and box[1] >= 0 and box[2] <= self.width and box[3] <= self.height
-            if inside and not any(_overlap(box, other) for other in self.taken):
-                self.taken.append(box)
+            if inside and not any(
+                _overlap(box, other) for cell in _cells(box) for other in self._in_cells.get(cell, ())
+            ):
+                self._take(box)
                 return x + dx, y + dy, anchor
         return None
+
+    def _take(self, box: Box) -> None:
+        self.taken.append(box)
+        for cell in _cells(box):
+            self._in_cells.setdefault(cell, []).append(box)
+
+
+def _cells(box: Box) -> Iterator[tuple[int, int]]:
+    """Yield the cells of a grid that a box lies in: of thousands of boxes only those in the same ones can overlap."""
+    for column in range(int(box[0] // CELL), int(box[2] // CELL) + 1):
+        for row in range(int(box[1] // CELL), int(box[3] // CELL) + 1):
+            yield column, row
 
 
 def _around(gap: float) -> Sequence[tuple[float, float, str]]:
@@ -156,5 +174,5 @@ def _around(gap: float) -> Sequence[tuple[float, float, str]]:
     return [*beside, *diagonal]
 
 
-def _overlap(first: tuple[float, float, float, float], second: tuple[float, float, float, float]) -> bool:
+def _overlap(first: Box, second: Box) -> bool:
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
