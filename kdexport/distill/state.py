@@ -116,9 +116,14 @@ class LoopState:
             "best": (self.best_epoch, self.best_score, self.best_weights),
             "last": self.last_score,
             "seconds": self.seconds_spent(),
-            "sums": (self.seen, self._batches, self._names, self._sums),
-            "agreement": self._agreement.state(),
+            **self.sums(),
         }
+
+    def sums(self) -> dict[str, Any]:
+        """Return what this process has seen of the epoch: of several processes each has its own."""
+        self._add_up()
+        sums = (self.seen, self._batches, self._names, self._sums)
+        return {"sums": sums, "agreement": self._agreement.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a state."""
@@ -126,6 +131,10 @@ class LoopState:
         self.best_epoch, self.best_score, self.best_weights = state["best"]
         self.last_score = state["last"]
         self._seconds_before = state["seconds"]
+        self.load_sums(state)
+
+    def load_sums(self, state: dict[str, Any]) -> None:
+        """Take over what ``sums`` gave."""
         self.seen, self._batches, self._names, sums = state["sums"]
         self._sums, self._waiting = sums.to(self._device), []
         self._agreement.load(state["agreement"])
@@ -156,7 +165,7 @@ def snapshot(
     hooks: FeatureHooks | None = None,
     heads: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Return what a checkpoint holds."""
+    """Return what a checkpoint holds; several processes add each one's ``LoopState.sums``."""
     return {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),

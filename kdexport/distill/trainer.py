@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from kdexport import figures
@@ -88,16 +88,20 @@ def fit(
         loop.begin_after(checkpoints.extended)
     elif saved is not None:
         restore(saved, plain, optimizer, average, loop, accelerator, hooks, heads)
+        if len(sums := saved.get("sums", ())) == accelerator.num_processes:
+            loop.load_sums(sums[accelerator.process_index])
         begun = min(loop.step // batches.per_epoch + 1, training.epochs)
         progress.message(f"{setup.phase}: going on from epoch {begun} of {training.epochs}")
     step = Step(_compiled(network, setup, progress), setup, accelerator, progress, memory_format)
     log.start(setup.phase, loop.step // batches.per_epoch, (saved or {}).get("epochs", ()))
 
     def save() -> None:
+        """Save, all processes at the same step."""
+        sums = gather_object([loop.sums()]) if accelerator.num_processes > 1 else ()
         if accelerator.is_main_process:
             _check_finite(loop, setup, optimizer, checkpoints, learned)
             state = snapshot(plain, optimizer, average, loop, accelerator, hooks, heads)
-            checkpoints.save(loop.step, {**state, "epochs": log.epochs})
+            checkpoints.save(loop.step, {**state, "epochs": log.epochs, "sums": sums})
 
     with _interrupt_flag() as interrupted, progress.task(setup.phase, total=training.epochs) as shown:
         done = loop.step / batches.per_epoch  # epochs, the begun one in part
@@ -141,8 +145,9 @@ def fit(
                     _check_finite(loop, setup, optimizer, checkpoints)
                     shown.advance(loop.step / batches.per_epoch - done)
                     done = loop.step / batches.per_epoch
-                stopping = _agreed(interrupted, accelerator, loop.step)
-                if stopping or time.monotonic() - checkpoints.written_at > 60 * training.checkpoint_minutes:
+                due = time.monotonic() - checkpoints.written_at > 60 * training.checkpoint_minutes
+                stopping, saving = _agreed((interrupted(), due), accelerator, loop.step)
+                if stopping or saving:
                     save()
                 if stopping:
                     raise KeyboardInterrupt
@@ -177,7 +182,7 @@ def fit(
             done = epoch + 1.0
             if pausing:
                 raise Paused
-            if _agreed(interrupted, accelerator):
+            if _agreed((interrupted(), False), accelerator)[0]:
                 raise KeyboardInterrupt
 
     network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
@@ -234,14 +239,19 @@ def _seed(setup: TrainingSetup, epoch: int, accelerator: Accelerator) -> int:
     return zlib.crc32(f"{setup.seed}/{setup.phase}/{epoch}/{accelerator.process_index}".encode())
 
 
-def _agreed(interrupted: Callable[[], bool], accelerator: Accelerator, step: int = 0) -> bool:
-    """Whether to stop: several processes must stop at the same step, and ask each other now and then."""
+def _agreed(stop_and_save: tuple[bool, bool], accelerator: Accelerator, step: int = 0) -> tuple[bool, bool]:
+    """Whether to stop, and to save: several processes do so at the same step, and ask each other now and then.
+
+    Any of them may stop all. The first alone knows when it has saved.
+    """
     if accelerator.num_processes == 1:
-        return interrupted()
+        return stop_and_save
     if step % CHECK_EVERY:
-        return False
-    stop = torch.tensor(float(interrupted()), device=accelerator.device)
-    return bool(accelerator.reduce(stop, "sum") > 0)
+        return False, False
+    stop, save = stop_and_save
+    wishes = torch.tensor([float(stop), float(save and accelerator.is_main_process)], device=accelerator.device)
+    stopping, saving = (accelerator.reduce(wishes, "sum") > 0).tolist()
+    return stopping, saving
 
 
 def _check_finite(

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from kdexport import terminal
+from kdexport.__main__ import main as program
 from kdexport.cli.console import Console, as_ascii, command, prepare_streams
 from kdexport.errors import KDExportError
 
@@ -92,3 +93,17 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str
     assert stop.value.exit_code == 143
     assert "error: interrupted\nhint: go on with: " in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_it_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten lines of Typer's were shown; a shell sees 130 all the same."""
+    handlers = []
+
+    class Imported:
+        def __getattr__(self, name: str) -> object:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            return lambda: handlers.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setitem(sys.modules, "kdexport.cli", Imported())
+    program()
+    assert handlers[-2:] == [signal.SIG_DFL, signal.default_int_handler]
