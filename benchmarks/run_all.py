@@ -51,7 +51,7 @@ BENCHMARKS = (
     Benchmark("serve_phone", 4, more="Chromium, playwright, axe-playwright-python, segno and onnxruntime-web"),
     Benchmark("serve_engines", 6, more="firefox-esr, webkit2gtk-driver, xvfb and onnxruntime-web"),
     Benchmark("sentence_rivals", 10, more="an environment of the rivals', see its docstring"),
-    Benchmark("engine_kill", 12),
+    Benchmark("kill_anywhere", 40),
     Benchmark("engine_processes", 5, ("--data", DATA)),
     Benchmark("engine_cached_vs_uncached", 10, ("--data", DATA)),
     Benchmark("engine_memory", 10, ("--data", DATA)),
