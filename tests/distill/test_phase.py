@@ -201,3 +201,17 @@ class Recorder:
 def without_times(log: str) -> list[dict[str, object]]:
     times = {"seconds", "samples_per_s", "teacher_from"}
     return [{key: value for key, value in json.loads(line).items() if key not in times} for line in log.splitlines()]
+
+
+def test_several_processes_save_when_the_first_is_due_and_stop_when_any_is_told_to() -> None:
+    """Each saved by its own clock, which only the first sets back: the sums of the others were in no checkpoint."""
+
+    def agreed(stop: bool, due: bool, step: int = trainer.CHECK_EVERY, **about: object) -> tuple[bool, bool]:
+        device = torch.device("cpu")
+        known = {"num_processes": 2, "is_main_process": False, "device": device, "reduce": lambda wishes, _: wishes}
+        return trainer._agreed((stop, due), SimpleNamespace(**{**known, **about}), step)
+
+    assert agreed(True, True) == (True, False)
+    assert agreed(False, True, is_main_process=True) == (False, True)
+    assert agreed(True, True, step=trainer.CHECK_EVERY - 1) == (False, False)
+    assert agreed(False, True, step=1, num_processes=1) == (False, True)
