@@ -129,6 +129,9 @@ def prepare_streams() -> None:
     Raises:
         SystemExit: An argument is not in the encoding of file names: no report could name it.
     """
+    for name in ("stdin", "stdout", "stderr"):  # closed by who started this (`>&-`): Python has None there, and the
+        if getattr(sys, name) is None:  # next file that is opened would get its number, and what a library prints
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115, PTH123 - as long as we live
     codecs.register_error("spelled", terminal.spelled)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

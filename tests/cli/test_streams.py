@@ -107,3 +107,13 @@ def test_ctrl_c_while_the_command_line_is_imported_ends_it_without_a_traceback(m
     monkeypatch.setitem(sys.modules, "kdexport.cli", Imported())
     program()
     assert handlers[-2:] == [signal.SIG_DFL, signal.default_int_handler]
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_is_closed_takes_what_is_printed(monkeypatch, name):
+    """`kdexport report bench.json >&-` ended in an AttributeError of None, after the files were written."""
+    monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr(sys, "argv", ["kdexport"])
+    prepare_streams()
+    with getattr(sys, name) as stream:
+        assert stream.read() == "" if name == "stdin" else stream.write("text") == 4
