@@ -204,7 +204,13 @@ def carried_out(row: Row, work: Path) -> dict[str, Any]:
         fault = f"does not say {row.says}"
     if fault:
         print(said[-3000:])
-    return {"exit": done.returncode, "seconds": round(seconds, 1), "said": lines[:6], "fault": fault}
+    lines = [line.replace(f"{work}/", "") for line in lines]
+    return {
+        "exit": done.returncode,
+        "seconds": round(seconds, 1),
+        "said": lines[:6],
+        "fault": fault,
+    }
 
 
 def main() -> int:

@@ -555,7 +555,19 @@ def case(work: Path, room: Room, command: str, expected: dict[str, str] | None) 
             fault = fault and f"in sane surroundings: {fault}"
     if fault:
         shutil.copyfile(log.with_suffix(".err"), work / f"{time.time():.0f}.err")
-    return {"exit": code, "message": message.replace(str(work), "")[:200], "again": again, "fault": fault}
+    return {
+        "exit": code,
+        "message": shown(message, work),
+        "again": again,
+        "fault": fault,
+    }
+
+
+def shown(message: str, work: Path) -> str:
+    """Return a message without where this machine keeps things."""
+    for place in (work, Path(__file__).resolve().parents[1]):
+        message = message.replace(str(place), "")
+    return message[:200]
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
