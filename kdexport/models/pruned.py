@@ -113,7 +113,7 @@ def carve(network: nn.Module, plan: Plan, origin: str) -> None:
             module = network.get_submodule(path)
             for name, value in values.items():
                 setattr(module, name, tuple(value) if isinstance(value, list | tuple) else value)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise SourceError(
             f"{origin} holds the weights of a pruned network, and of another one than this: {error}",
             hint="name the network that was pruned: the teacher of the run that wrote the file, with its args",

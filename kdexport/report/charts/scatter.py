@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -305,7 +306,8 @@ def point_tip(row: Row) -> str:
 def limits(report: Report) -> Require:
     """Return the limits on score and latency that the report's gates were held against."""
     limits = {gate.requirement: gate.limit for gate in report.gates}
-    required = ((report.recipe or {}).get("require") or {}).get("latency_percentile", 50)
+    table = (report.recipe or {}).get("require")
+    required: Any = table.get("latency_percentile", 50) if isinstance(table, dict) else 50
     return Require(
         max_drop=limits.get("max_drop"),
         min_score=limits.get("min_score"),
