@@ -5,7 +5,7 @@ Whatever is no such file is refused with what it is instead.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -154,7 +154,7 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
     _rename_verdicts(document)
     try:
         built = results.from_json(kind, {key: value for key, value in document.items() if key in known})
-        _check_shares(built, path)
+        _check_figures(built, path)
         return built
     except ValidationError as error:
         fault = error.errors()[0]
@@ -168,16 +168,27 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
         ) from None
 
 
-def _check_shares(built: BenchResult | Report, path: Path) -> None:
-    """Hold that what counts samples of a class can be: a picture of it would be wrong, or none."""
+def _check_figures(built: BenchResult | Report, path: Path) -> None:
+    """Hold that times are times and shares are shares: a picture or a ratio of others would be wrong, or none."""
+    fault = next(_impossible(built), None)
+    if fault is not None:
+        raise KDExportError(
+            f"{path} is not as kdexport writes it: {fault}",
+            hint=f"was it edited by hand or by another tool? {MEASURE}",
+        )
+
+
+def _impossible(built: BenchResult | Report) -> Iterator[str]:
+    for one in built.measurements:
+        latency = one.latency_ms
+        known = (latency.p50, latency.p90, latency.p95, latency.p99, *latency.quantiles, *latency.rounds_p50)
+        if any(value is not None and value <= 0 for value in known):
+            yield f"a call of {one.model} takes 0 ms or less"
     for model in built.models:
         for row in model.evaluation.per_class if model.evaluation else ():
             shares = (row.accuracy, row.precision, row.f1, row.iou)
             if row.samples < 0 or not all(share is None or 0 <= share <= 1 for share in shares):
-                raise KDExportError(
-                    f"{path} is not as kdexport writes it: {model.name} scores beyond 0 to 100 % on '{row.name}'",
-                    hint=f"was it edited by hand or by another tool? {MEASURE}",
-                )
+                yield f"{model.name} scores beyond 0 to 100 % on '{row.name}'"
 
 
 def _rename_verdicts(document: dict[str, Any]) -> None:

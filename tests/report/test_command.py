@@ -213,6 +213,10 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
             f"{key} of a class is {value}": (_with_class_score(text, key, value), "scores beyond 0 to 100 %")
             for key, value in (("accuracy", 1e30), ("precision", 1.01), ("f1", -0.1), ("samples", -1), ("iou", 2))
         },
+        **{
+            f"{key} of a call is {value}": (_with_latency(text, key, value), "a call of teacher takes 0 ms or less")
+            for key, value in (("p50", 0), ("p50", -1.5), ("quantiles", [0.0] * 101), ("rounds_p50", [1.0, -2.0]))
+        },
         "a schema that is no number": (text.replace('"schema": 2', '"schema": "x"', 1), "it has no 'schema'"),
     }
     for name, (content, told) in cases.items():
@@ -228,6 +232,12 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
 def _with_class_score(text: str, key: str, value: float) -> str:
     document = json.loads(text)
     document["models"][0]["evaluation"]["per_class"][0][key] = value
+    return json.dumps(document)
+
+
+def _with_latency(text: str, key: str, value: object) -> str:
+    document = json.loads(text)
+    document["measurements"][0]["latency_ms"][key] = value
     return json.dumps(document)
 
 
