@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it for what it starts with &, and so would we
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files of few tests that take long: begun first, or one worker is still at them when the other has nothing left.
