@@ -4,6 +4,7 @@ A pair is a folder of a recipe, its networks and a card with measured results. I
 in a checkout beside it.
 """
 
+import filecmp
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def reference_pairs() -> Pairs:
 
 
 def copy_pair(name: str, folder: Path) -> Copied:
-    """Copy a pair into a folder that doesn't exist yet, or is empty.
+    """Copy a pair into a folder that doesn't exist yet, is empty, or holds just that pair: then nothing is left to do.
 
     Raises:
         KDExportError: No such pair, the folder holds something, or it cannot be written to.
@@ -58,12 +59,16 @@ def copy_pair(name: str, folder: Path) -> Copied:
     if name not in names:
         near = did_you_mean(name, names) or f"there are: {', '.join(names)}"
         raise KDExportError(f"no reference pair is called '{name}'", hint=near.strip())
+    source = _root() / name
+    files = [path for path in _files(source) if not any(map(_stays, path.parts))]
+    copied = Copied(name, str(folder), tuple(str(folder / path) for path in files))
+    if folder.is_dir() and _is_that(folder, source, files):
+        return copied
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KDExportError(f"{folder} is there already and is not empty", hint=f"kdexport init {name} OTHER_DIR")
     is_new = not folder.exists()
     try:
-        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "runs", ".*")
-        shutil.copytree(_root() / name, folder, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(source, folder, ignore=lambda _, names: set(filter(_stays, names)), dirs_exist_ok=True)
     except OSError as error:  # of several, shutil gives the words: [(source, target, why), ...]
         for half in [folder] if is_new else list(folder.iterdir()):
             shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
@@ -71,7 +76,24 @@ def copy_pair(name: str, folder: Path) -> Copied:
         raise KDExportError(
             f"{folder} cannot be written: {why}", hint="free some space, or name another folder: kdexport init NAME DIR"
         ) from error
-    return Copied(name, str(folder), tuple(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
+    return copied
+
+
+def _is_that(folder: Path, source: Path, files: list[Path]) -> bool:
+    """Whether a folder holds a pair's files as they are, and nothing beside them."""
+    return {item.name for item in folder.iterdir()} == {path.parts[0] for path in files} and all(
+        (folder / path).is_file() and filecmp.cmp(source / path, folder / path, shallow=False) for path in files
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the places of all files in a folder."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _stays(name: str) -> bool:
+    """Whether a file or folder is no part of a pair: what runs have left."""
+    return name in ("__pycache__", "runs") or name.startswith(".") or name.endswith(".pyc")
 
 
 def _root() -> Path:

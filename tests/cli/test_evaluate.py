@@ -142,6 +142,13 @@ def test_reference_pairs_are_listed_and_copied(kdexport, tmp_path):
     for name in ("recipe.toml", "nets.py"):
         assert (tmp_path / "mine" / name).read_bytes() == (original / name).read_bytes()
     assert not list((tmp_path / "mine").rglob("__pycache__"))
+    again = kdexport("init", "digits", tmp_path / "mine")  # as where the list could not be printed
+    assert (again.exit_code, again.stdout) == (0, result.stdout)
+    (tmp_path / "mine" / "nets.py").write_text("mine")
+    changed = kdexport("init", "digits", tmp_path / "mine")
+    assert changed.exit_code == 1
+    assert "is not empty" in changed.stderr
+    assert (tmp_path / "mine" / "nets.py").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
