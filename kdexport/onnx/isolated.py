@@ -153,7 +153,10 @@ class _Worker:
 
     @classmethod
     def running(cls) -> "_Worker":
-        if cls._current is None or cls._current._process.poll() is not None:
+        """Return the one that runs; one that something ended meanwhile is cleared away first."""
+        if cls._current is not None and cls._current._process.poll() is not None:
+            cls._current.end()
+        if cls._current is None:
             cls._current = cls()
         return cls._current
 

@@ -340,6 +340,11 @@ def test_a_file_of_a_stranger_runs_in_a_child_that_may_end(tmp_path, monkeypatch
     assert not (tmp_path / "ran").exists()
     with pytest.raises(SourceError, match="cannot be loaded by ONNX Runtime"):
         OnnxSession(tmp_path / "numpy.py", open_with=isolated.IsolatedSession)
+    ended = isolated._Worker._current._process  # by something else, between two questions
+    ended.kill()
+    ended.wait()
+    assert np.array_equal(session.predict((rows,)), OnnxSession(path).predict((rows,)))
+    assert (ended.stdin.closed, ended.stdout.closed) == (True, True)
 
 
 def test_metadata_are_read_without_loading_the_graph(tmp_path):
