@@ -46,6 +46,7 @@ BENCHMARKS = (
     Benchmark("profile_sums", 10),
     Benchmark("bench_openvino", 3, more="an environment with onnxruntime-openvino, see its docstring"),
     Benchmark("bench_busy", 11),
+    Benchmark("at_once", 3),
     Benchmark("bench_self", 15),
     Benchmark("web_clock", 5, more="Chromium, playwright and onnxruntime-web"),
     Benchmark("serve_phone", 4, more="Chromium, playwright, axe-playwright-python, segno and onnxruntime-web"),
