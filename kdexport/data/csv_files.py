@@ -67,6 +67,11 @@ def read_csv(path: Path, wanted: Sequence[tuple[str, str]]) -> CsvRows:
     try:
         with path.open(newline="", encoding=encoding) as handle:
             head = first_line(handle, path)
+            if "\0" in head:
+                raise SourceError(
+                    f"{path} has NUL bytes in its first line: it is damaged, or UTF-16 without the mark that says so",
+                    hint="save it as UTF-8",
+                )
             mark = SEPARATOR_LINE.match(head)
             skipped = 1 if mark else 0
             head = next((line for line in itertools.chain([head], handle) if line.strip()), "")

@@ -1,7 +1,10 @@
 """Decode once: pictures of any kind become one file of uint8 samples, so that an epoch does no JPEG work."""
 
+import contextlib
 import struct
-from collections.abc import Callable, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,10 @@ FAULTS = (
     Image.DecompressionBombError,
 )
 CHUNK_BYTES = 8 << 20
+LARGE = 1 << 25  # pixels of a picture that is decoded alone and made smaller in parts: of several at once, or of its
+# copies in other modes, a small file takes many gigabytes
+PART = 1 << 20  # pixels of such a part
+EXIF_ORIENTATION = 0x0112
 SIZE_SAMPLE = 200  # pictures whose sizes are looked at for the common size
 
 
@@ -93,12 +100,13 @@ def decode_once(
     if found is None:
         description.unlink(missing_ok=True)  # from here to its writing, the file of samples is not to be trusted
         progress = progress or Silent()
-        stored, smaller = (size, None) if size else _common_size(pictures, skip_bad, needed)
-        try:
-            found = _decode(pictures, path, stored, levels, skip_bad, progress)
-        except _Deep:
-            levels = _levels(pictures, progress)
-            found = _decode(pictures, path, stored, levels, skip_bad, progress)
+        with silent():
+            stored, smaller = (size, None) if size else _common_size(pictures, skip_bad, needed)
+            try:
+                found = _decode(pictures, path, stored, levels, skip_bad, progress)
+            except _Deep:
+                levels = _levels(pictures, progress)
+                found = _decode(pictures, path, stored, levels, skip_bad, progress)
         found.update(levels=list(levels) if levels else None, smaller=smaller)
         mark_done(description, whole_key, found, [path])
     skipped = cast(list[list[Any]], found["skipped"])
@@ -114,8 +122,16 @@ def decode_once(
         note += f"; a network takes {found['smaller']}x{found['smaller']}, which most of them do not have"
     used = (low, high) if found.get("levels") else None
     several = [pictures.names[index] for index in found.get("several") or ()]
-    warnings = (_first_alone(several, len(kept)),) if several else ()
+    warnings = (_firstalone(several, len(kept)),) if several else ()
     return Stored(open_rows(path, shape), kept, tuple(reason for _, reason in skipped), note, used, warnings)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keep what Pillow warns of, a large size or damaged EXIF data, from the terminal; enter it before any thread."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def holds_several(picture: Image.Image) -> bool:
@@ -123,7 +139,7 @@ def holds_several(picture: Image.Image) -> bool:
     return bool(getattr(picture, "is_animated", False)) and picture.format != "MPO"
 
 
-def _first_alone(several: list[str], pictures: int) -> str:
+def _firstalone(several: list[str], pictures: int) -> str:
     has = "picture has" if len(several) == 1 else "pictures have"
     return (
         f"{len(several)} of {pictures} {has} several pages or frames, of which the first alone is read, e.g. "
@@ -146,7 +162,24 @@ def to_rgb(picture: Image.Image, levels: tuple[float, float] = (0, 255)) -> Imag
     Raises:
         ValueError: A deep picture holds NaN or infinity.
     """
-    picture = ImageOps.exif_transpose(picture)
+    return _opaque(ImageOps.exif_transpose(picture), levels)
+
+
+def to_rgb_near(picture: Image.Image, size: tuple[int, int], levels: tuple[float, float] = (0, 255)) -> Image.Image:
+    """Return a picture as ``to_rgb``; a large one smaller, by a whole factor, but at least twice ``size``."""
+    factor = min(picture.size) // (2 * max(size))
+    if not is_large(picture) or factor < 2:
+        return to_rgb(picture, levels)
+    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    rows = factor * max(1, PART // (picture.width * factor))
+    small = Image.new("RGB", (-(-picture.width // factor), -(-picture.height // factor)))
+    for number, part in enumerate(_parts(picture, rows)):
+        small.paste(_opaque(part, levels).reduce(factor), (0, number * rows // factor))
+    small.getexif()[EXIF_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(small)
+
+
+def _opaque(picture: Image.Image, levels: tuple[float, float]) -> Image.Image:
     if is_deep(picture):
         wide = np.asarray(picture, dtype=np.float64)
         if not np.isfinite(wide).all():
@@ -161,6 +194,45 @@ def to_rgb(picture: Image.Image, levels: tuple[float, float] = (0, 255)) -> Imag
     return picture.convert("RGB")
 
 
+_ALONE = threading.Lock()
+
+
+@contextlib.contextmanager
+def _alone(picture: Image.Image) -> Iterator[None]:
+    """Let one large picture be in memory at a time: afterwards its pixels are gone."""
+    if not is_large(picture):
+        yield
+        return
+    with _ALONE:
+        try:
+            yield
+        finally:
+            picture.close()
+
+
+def is_large(picture: Image.Image) -> bool:
+    """Whether a picture in another mode, or several of it, would fill the memory."""
+    return picture.width * picture.height > LARGE
+
+
+def _parts(picture: Image.Image, rows: int) -> Iterator[Image.Image]:
+    """Yield a picture's rows, some at a time."""
+    for top in range(0, picture.height, rows):
+        yield picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+
+
+def _extremes(picture: Image.Image) -> tuple[float, float, bool]:
+    """Return a deep picture's lowest and highest value, or 0 beyond them, and whether all are whole numbers."""
+    lowest, highest, whole = 0.0, 0.0, True
+    for part in _parts(picture, max(1, PART // picture.width)):
+        values = np.asarray(part, dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if values.size:
+            lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+            whole = whole and bool((values == np.rint(values)).all())
+    return lowest, highest, whole
+
+
 def _levels(pictures: Pictures, progress: Progress) -> tuple[float, float]:
     """Return what the deep pictures' values go from and to.
 
@@ -171,16 +243,10 @@ def _levels(pictures: Pictures, progress: Progress) -> tuple[float, float]:
 
     def extremes(index: int) -> tuple[float, float, bool]:
         try:
-            with pictures.open(index) as picture:
-                if not is_deep(picture):
-                    return 0.0, 0.0, True
-                values = np.asarray(picture, dtype=np.float64)
+            with pictures.open(index) as picture, _alone(picture):
+                return _extremes(picture) if is_deep(picture) else (0.0, 0.0, True)
         except FAULTS:  # said when it is decoded
             return 0.0, 0.0, True
-        values = values[np.isfinite(values)]
-        if not values.size:
-            return 0.0, 0.0, True
-        return float(values.min()), float(values.max()), bool((values == np.rint(values)).all())
 
     with (
         ThreadPoolExecutor(parallel()) as pool,
@@ -210,13 +276,13 @@ def _decode(
 
     def decode(index: int) -> NDArray[np.uint8] | str:
         try:
-            with pictures.open(index) as picture:
+            with pictures.open(index) as picture, _alone(picture):
                 more = holds_several(picture)
                 if picture.format == "JPEG":
                     picture.draft("RGB", (2 * size[1], 2 * size[0]))  # a large one is decoded at a fraction of its size
                 if levels is None and is_deep(picture):
                     raise _Deep
-                upright = to_rgb(picture) if levels is None else to_rgb(picture, levels)
+                upright = to_rgb_near(picture, size, levels or (0, 255))
             if upright.size != (size[1], size[0]):
                 upright = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.BILINEAR)
             if more:
@@ -272,7 +338,7 @@ def _common_size(pictures: Pictures, skip_bad: bool, needed: PicturesNeeded) -> 
     for index in [*range(0, len(pictures.names), step), *range(len(pictures.names))]:
         try:
             with pictures.open(index) as picture:
-                turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: a quarter turn
+                turned = picture.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)  # EXIF orientation: a quarter turn
                 width, height = reversed(picture.size) if turned else picture.size
         except FAULTS as error:
             if skip_bad:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kdexport.artifacts import write_atomically
-from kdexport.data.image_cache import FAULTS, Stored, holds_several, reason
+from kdexport.data.image_cache import EXIF_ORIENTATION, FAULTS, Stored, holds_several, is_large, reason, silent
 from kdexport.data.mask_classes import MaskClasses, class_ids
 from kdexport.data.mask_layout import Pair, shown
 from kdexport.data.samples import Reading, Source, Split, open_rows, select
@@ -24,7 +24,7 @@ from kdexport.stage_cache import cache_key, is_done, mark_done
 from kdexport.tasks.masks import VOID
 
 CHUNK = 64  # masks that are decoded before they are written
-EXIF_ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+QUARTER_TURNS = 5, 6, 7, 8
 NOT_LOSSLESS = "JPEG changes pixels, so that classes become others; write masks as PNG"
 
 
@@ -92,6 +92,7 @@ class Masks:
         skipped: list[list[Any]] = []
         seen, void, total = np.zeros(VOID + 1, dtype=bool), 0, len(self.names)
         with (
+            silent(),
             path.open("wb") as handle,
             ThreadPoolExecutor(parallel()) as pool,
             reading.progress.task("decode masks", total) as task,
@@ -138,6 +139,8 @@ class Masks:
                     return f"{mask} is {own}, and its image {image} is {width}x{height}{said}"
                 if holds_several(picture):
                     return f"{mask} has several pages or frames; a mask is one"
+                if is_large(picture):  # the same pixels, before they become numbers of 8 bytes
+                    picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.NEAREST)
                 picture.load()
         except FAULTS as error:
             return f"{mask}: {reason(error)}"

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport import memory
 from kdexport.data.csv_files import check_column, read_csv
+from kdexport.data.npz_files import EXPANSION, SPARE_BYTES
 from kdexport.errors import SourceError
 from kdexport.recipe import Data
 
@@ -86,11 +88,20 @@ def _parquet(path: Path, data: Data) -> Table:
             hint="pip install 'kdexport[parquet]', or save the table as CSV",
         ) from None
     try:
-        found = pyarrow.parquet.read_table(path)
+        file = pyarrow.parquet.ParquetFile(path)
+        _check_expansion(path, _claimed_bytes(file.metadata))
+        texts = [
+            field.name for field in file.schema_arrow if _is_text(field.type)
+        ]  # each once, however often it stands
+        found = pyarrow.parquet.read_table(path, read_dictionary=texts)
+        _check_expansion(path, sum(map(_text_bytes, found.columns)))
         names = [str(name) for name in found.column_names]
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{path} cannot be read as Parquet: {reason}", hint="save it again") from None
+        columns = [_arrow_cells(column) for column in found.columns]
+    except (OSError, MemoryError, ValueError, pyarrow.ArrowException) as error:
+        reason = memory.message() if memory.exhausted(error) else next(iter(str(error).strip().splitlines()), "")
+        raise SourceError(
+            f"{path} cannot be read as Parquet: {reason or type(error).__name__}", hint="save it again"
+        ) from None
     if not data.label_columns:
         raise _no_labels(path, names)
     _check_header(path, names)
@@ -98,7 +109,39 @@ def _parquet(path: Path, data: Data) -> Table:
         check_column(name, names, "label_columns", str(path))
     if not found.num_rows:
         raise SourceError(f"{path} has columns and no rows", hint="give rows of numbers")
-    return Table(path, {name: _arrow_cells(found.column(place)) for place, name in enumerate(names)})
+    return Table(path, dict(zip(names, columns, strict=True)))
+
+
+def _claimed_bytes(metadata: Any) -> int:
+    """Return what a Parquet file's values take: runs of equal ones are a few bytes in the file."""
+    parts = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (part.column(number) for part in parts for number in range(part.num_columns))
+    return sum(max(8 * column.num_values, column.total_uncompressed_size) for column in columns)
+
+
+def _check_expansion(path: Path, claimed: int) -> None:
+    if claimed > EXPANSION * path.stat().st_size + SPARE_BYTES:
+        raise SourceError(
+            f"{path} would unpack from {path.stat().st_size >> 10:,} KiB to {claimed >> 20:,} MiB: no data do",
+            hint="take out the rows or cells that repeat one another",
+        )
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    return any(is_kind(kind) for is_kind in (pyarrow.types.is_string, pyarrow.types.is_large_string))
+
+
+def _text_bytes(column: Any) -> int:
+    """Return the bytes of all texts of a column that holds each once, or 0."""
+    import pyarrow
+    import pyarrow.compute
+
+    if not (pyarrow.types.is_dictionary(column.type) and _is_text(column.type.value_type)):
+        return 0
+    lengths = [pyarrow.compute.binary_length(part.dictionary).take(part.indices) for part in column.chunks]
+    return sum(pyarrow.compute.sum(part).as_py() or 0 for part in lengths)
 
 
 def _arrow_cells(column: Any) -> Cells:

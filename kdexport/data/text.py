@@ -13,7 +13,7 @@ from kdexport.artifacts import read_text
 from kdexport.data.csv_files import LINES_SHOWN, SPLIT_COLUMN, places, read_rows, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_of
-from kdexport.data.vocabulary import ids_and_mask, ready, tokenized
+from kdexport.data.vocabulary import check_growth, fault_of, ids_and_mask, ready, tokenized
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data
@@ -223,17 +223,26 @@ def _nearly_alike(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _tokenizer(text: str) -> Any:
-    from kdexport.models.hub import import_transformers  # brings torch, which an ONNX file of pictures does not need
+    from kdexport.models.hub import (
+        OWN_CODE,
+        import_transformers,
+        own_code,
+    )  # brings torch, which an ONNX file of pictures does not need
 
     reference = parse(text)
     transformers = import_transformers()
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(reference.target)
-    except Exception as error:  # tokenizers raises plain Exceptions
+        loaded = transformers.AutoTokenizer.from_pretrained(reference.target, trust_remote_code=False)
+    except BaseException as error:
+        if OWN_CODE in str(error):
+            raise own_code(f"the tokenizer {text}") from None
         raise SourceError(
-            f"the tokenizer {text} cannot be loaded: {(str(error).strip().splitlines() or [type(error).__name__])[0]}",
+            f"the tokenizer {text} cannot be loaded: {fault_of(error)}",
             hint="check the name; offline, give hf:DIR with its tokenizer.json",
         ) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is not None:
+        check_growth(str(backend.to_str()))
     # transformers 5 makes one of special tokens alone where a folder has a config.json and no vocabulary.
     if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < FEWEST_TOKENS:
         raise SourceError(

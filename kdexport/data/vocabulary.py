@@ -7,6 +7,7 @@ time, not assumed.
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from kdexport.errors import SourceError
 
 WITHOUT_CUT = "take vocabulary out of [student]: the student then keeps the teacher's whole vocabulary"
 Keeping = Callable[[dict[str, Any], set[str], bool], set[str]]
+MOST_GROWTH = 1000  # of a text by what is put in place of its parts
 MOST_IDS = 1 << 24  # sixty times the largest vocabulary
 SLICE = 4096  # texts that are encoded at once: an Encoding takes kilobytes
 
@@ -307,7 +309,7 @@ def tokenized(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
     try:
         return encode(texts)
     except BaseException as error:  # noqa: BLE001 - what tokenizers raises has no class of its own
-        fault = _fault_of(error)
+        fault = fault_of(error)
         wrong = next((text for text in texts if _fails(encode, text)), "")
         raise SourceError(
             f"the tokenizer cannot read {wrong[:60]!r}: {fault}",
@@ -320,16 +322,16 @@ def _fails(encode: Callable[[list[str]], Any], text: str) -> bool:
     try:
         encode([text])
     except BaseException as error:  # noqa: BLE001 - as above
-        _fault_of(error)
+        fault_of(error)
         return True
     return False
 
 
-def _fault_of(error: BaseException) -> str:
+def fault_of(error: BaseException) -> str:
     """Return a fault of the library's in a line; one of Rust's own (a panic) derives from BaseException alone."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
-    return next(iter(str(error).splitlines()), "it is damaged")
+    return next(iter(str(error).strip().splitlines()), "it is damaged")
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -357,6 +359,28 @@ def _check_ids(tokenizer: str) -> None:
             raise ValueError("a token's id is none")
 
 
+def check_growth(tokenizer: str) -> None:
+    """Hold that no short text becomes gigabytes: replacements behind one another multiply its length.
+
+    Raises:
+        SourceError: One may become more than a thousand times as long.
+    """
+    with _of_its_form():
+        growth = _growth(json.loads(tokenizer).get("normalizer"))
+        if growth > MOST_GROWTH:
+            raise ValueError(f"its normalizer makes texts up to {growth:,} times as long")
+
+
+def _growth(normalizer: Any) -> int:
+    """Return how many times as long a text may become."""
+    if not isinstance(normalizer, dict):
+        return 1
+    if "content" in normalizer:  # Replace: by a text, for each that is found
+        pattern = normalizer["pattern"].get("String") or " "
+        return max(1, -(-len(normalizer["content"]) // len(pattern)))
+    return math.prod(map(_growth, normalizer.get("normalizers", ())))
+
+
 @contextlib.contextmanager
 def _of_its_form() -> Iterator[None]:
     """Turn what a document of another form makes Python raise into a message."""
@@ -373,11 +397,12 @@ def _tokenizer(tokenizer: str) -> Any:
     from tokenizers import Tokenizer
 
     _check_ids(tokenizer)
+    check_growth(tokenizer)
     try:
         return Tokenizer.from_str(tokenizer)
     except BaseException as error:  # noqa: BLE001 - the library raises plain Exceptions
         raise SourceError(
-            f"the tokenizer.json cannot be read: {_fault_of(error)}",
+            f"the tokenizer.json cannot be read: {fault_of(error)}",
             hint="save it again with tokenizer.save_pretrained(DIR) of transformers; a newer one needs a newer "
             "tokenizers: pip install -U tokenizers",
         ) from None

@@ -66,7 +66,7 @@ def export(request: Request, progress: Progress) -> ExportResult:
     if request.file.is_file():
         IsolatedRunner(request.file)  # what ends the runtime must not end this process
     session = OnnxSession(request.file)
-    found = quantize.census(onnx.load(request.file))
+    found = quantize.census(_graph(request.file))
     if found.quantized:
         raise KDExportError(
             f"{request.file} is in fewer bits already: {found}", hint="give the fp32 file that it was made from"
@@ -91,6 +91,21 @@ def export(request: Request, progress: Progress) -> ExportResult:
             replace(model, notes=(*model.notes, "judged on random inputs: no data were given")) for model in made
         )
     return ExportResult(request.file.stem, made, failures)
+
+
+def _graph(file: Path) -> onnx.ModelProto:
+    """Return a file that ONNX Runtime loads, with its weights.
+
+    Raises:
+        KDExportError: onnx refuses it: its weights have another name elsewhere (a hard link), for one.
+    """
+    try:
+        return onnx.load(file)
+    except onnx.checker.ValidationError as error:
+        raise KDExportError(
+            f"{file} is refused by onnx: {next(iter(str(error).splitlines()), '')}",
+            hint="copy it and its weights to a folder of their own (cp -L, without links), and give the copy",
+        ) from None
 
 
 def _unlabelled_as_inputs(request: Request) -> Request:

@@ -145,6 +145,12 @@ def _refused(path: Path, error: Exception) -> SourceError:
             "nothing in it was run",
             hint=f"{by_hand}, e.g. with safetensors.torch.save_file",
         )
+    if "legacy .tar format" in text:  # PyTorch's own advice is to load it without any check
+        return SourceError(
+            f"{path} is in the form that PyTorch wrote before version 0.2, which it does not load safely: nothing in "
+            "it was run",
+            hint=f"{by_hand}, with torch.save or safetensors.torch.save_file",
+        )
     if "Unsupported operand" in text:  # an opcode of pickle protocol 4 and newer; torch writes 2
         return SourceError(
             f"{path} is pickled in a way that PyTorch does not load safely (torch.save writes protocol 2): nothing "

@@ -142,7 +142,7 @@ def _built(auto: Any, name: str, config: Any) -> Any:
     try:
         if isinstance(layers, int) and layers > MOST_LAYERS:
             raise ValueError(f"{layers} layers")
-        return auto.from_config(config).float()
+        return auto.from_config(config, trust_remote_code=False).float()
     except Exception as error:  # whatever a damaged configuration makes transformers and PyTorch raise
         raise SourceError(
             f"hf:{name} cannot be built as its config.json says: {_first_line(error)}",
@@ -154,7 +154,7 @@ def label_names(name: str) -> tuple[str, ...] | None:
     """Return what a model's configuration calls its classes (``id2label``), in the order of its outputs, or None."""
     transformers = import_transformers()
     try:
-        labels = dict(transformers.AutoConfig.from_pretrained(name).id2label or {})
+        labels = dict(transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).id2label or {})
         return tuple(str(labels[index]) for index in range(len(labels))) or None
     except Exception:  # noqa: BLE001 - said when the model is loaded
         return None
@@ -217,13 +217,27 @@ def import_transformers() -> Any:
 
 def _loaded(auto: Any, name: str, **options: Any) -> Any:
     try:
-        return auto.from_pretrained(name, **options)
+        return auto.from_pretrained(name, **{**options, "trust_remote_code": False})  # where it is not said, it asks
     except Exception as error:  # whatever a damaged configuration makes transformers raise
+        if OWN_CODE in str(error):
+            raise own_code(f"hf:{name}") from None
         raise SourceError(
             f"hf:{name} cannot be loaded: {_first_line(error)}",
             hint="check the name and the args; offline, give a folder with its config.json and weights; "
             "a gated model needs `hf auth login`",
         ) from error
+
+
+OWN_CODE = "contains custom code"  # as transformers says it
+
+
+def own_code(reference: str) -> SourceError:
+    """Say that a repository brings Python files that loading it would run."""
+    return SourceError(
+        f"{reference} holds code of its own (auto_map), and was not loaded: nothing in it was run",
+        hint="where you trust it, load it yourself in a Python file, and name that as file.py:Name; a tokenizer: save "
+        "its tokenizer.json with save_pretrained(DIR), and give hf:DIR",
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -54,7 +54,7 @@ ANY_SIZE = """else:  # pictures of one size, which the file itself resizes
 SENTENCES = """else:  # sentences
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(prepare["tokenizer"].removeprefix("hf:"))
+    tokenizer = AutoTokenizer.from_pretrained(prepare["tokenizer"].removeprefix("hf:"), trust_remote_code=False)
     found = tokenizer(given, padding=True, truncation=True, max_length=prepare.get("length"), return_tensors="np")
     arrays = [found["input_ids"], found["attention_mask"]][: len(inputs)]
 """

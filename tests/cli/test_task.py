@@ -105,6 +105,21 @@ def test_a_task_is_of_data(people, words):
     assert "hint:" in said
 
 
+def test_weights_with_a_second_name_elsewhere_are_refused_in_words(people, tmp_path):
+    onnx.save(
+        onnx.load(people / "given.onnx"),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+    )
+    (tmp_path / "elsewhere").hardlink_to(tmp_path / "w.bin")
+    said = command("export", tmp_path / "m.onnx", "--quantize", "fp16", "--out", tmp_path / "o.onnx", code=1)
+    assert "multiple hard links" in said
+    assert "cp -L" in said
+    assert not (tmp_path / "o.onnx").exists()
+
+
 def test_zeros_and_ones_are_numbers_to_a_file_of_numbers(people, tmp_path):
     generator = np.random.default_rng(3)
     pixels = generator.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)

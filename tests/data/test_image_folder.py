@@ -93,7 +93,7 @@ def test_differing_sizes_are_covered_and_cut_to_the_middle(tmp_path, load):
 def test_decoded_once_and_again_when_a_file_changes(folder, load, monkeypatch):
     decoded = []
     original = image_cache.to_rgb
-    monkeypatch.setattr(image_cache, "to_rgb", lambda picture: decoded.append(1) or original(picture))
+    monkeypatch.setattr(image_cache, "to_rgb", lambda *given: decoded.append(1) or original(*given))
     load(f"imagefolder:{folder}")
     assert len(decoded) == 20
     load(f"imagefolder:{folder}", seed=5)
@@ -391,3 +391,28 @@ def test_a_picture_too_large_for_the_memory(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match=r"cannot be decoded: train/cat/0.png: out of memory") as caught:
         load_data(Data(source=f"imagefolder:{folder}", image_size=(8, 8)), 0, tmp_path / "cache")
     assert "more memory" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "shape"),
+    [("L", np.uint8, ()), ("RGBA", np.uint8, (4,)), ("P", np.uint8, ()), ("I;16", np.uint16, ())],
+)
+def test_a_large_picture_becomes_smaller_part_by_part(mode, dtype, shape, monkeypatch):
+    """Two of 177 million pixels took 10 GB; the same values as of the whole, turned as its EXIF data say."""
+    values = np.random.default_rng(1).integers(0, 255 if dtype == np.uint8 else 4096, (90, 67, *shape)).astype(dtype)
+    picture = Image.fromarray(values)
+    if mode == "P":
+        picture.putpalette(list(range(256)) * 3)
+    picture.getexif()[0x0112] = 6
+    levels = (0, 4095) if mode == "I;16" else (0, 255)
+    expected = image_cache.to_rgb(picture, levels).transpose(Image.Transpose.ROTATE_90).reduce(4)
+    monkeypatch.setattr(image_cache, "LARGE", 1000)
+    monkeypatch.setattr(image_cache, "PART", 600)
+    found = image_cache.to_rgb_near(picture, (6, 8), levels)
+    assert found.size == (23, 17)
+    assert np.array_equal(found, expected.transpose(Image.Transpose.ROTATE_270))
+
+
+def test_what_pillow_warns_of_stays_off_the_terminal(folder, load, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the pictures have 120: a DecompressionBombWarning for each
+    assert load(f"imagefolder:{folder}").train.inputs[0].shape[1:] == (10, 12, 3)

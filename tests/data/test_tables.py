@@ -5,6 +5,7 @@ import pandas
 import pytest
 from sklearn.datasets import load_diabetes
 
+from kdexport.data import table_files
 from kdexport.data.datasets import load_data
 from kdexport.errors import RecipeError, SourceError
 from kdexport.recipe import Data
@@ -276,3 +277,19 @@ def test_the_diabetes_table(table):
     assert data.task.name == "regression"
     assert data.feature_names == tuple(found.feature_names)
     assert (len(data.test), sum(map(len, (data.train, data.val, data.test)))) == (pytest.approx(88, abs=4), 442)
+
+
+def test_parquet_that_unpacks_to_gigabytes_is_refused(table, frame, monkeypatch):
+    """A run of equal values is a few bytes: 1.6 MB of them took 12.8 GB."""
+    texts = pandas.Categorical.from_codes([0] * 10_000, ["a" * 100_000])
+    with pytest.raises(SourceError, match=r"would unpack from \d+ KiB to 953 MiB"):
+        table(pandas.DataFrame({"a": texts, "price": np.zeros(10_000)}), ".parquet")
+    monkeypatch.setattr(table_files, "SPARE_BYTES", 0)
+    with pytest.raises(SourceError, match=r"would unpack from \d+ KiB to 1 MiB"):
+        table(pandas.DataFrame({"price": np.zeros(200_000)}), ".parquet")
+    assert len(whole(table(frame, ".parquet"))[0]) == ROWS
+
+
+def test_utf16_without_its_mark_is_named(table):
+    with pytest.raises(SourceError, match="NUL bytes in its first line"):
+        table("a,price\n1,2\n".encode("utf-16-le"))

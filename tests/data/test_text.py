@@ -1,6 +1,7 @@
 """Text: CSV rows become token ids; a small BERT and MiniLM's real weights teach; the student takes any length."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -422,3 +423,28 @@ def test_a_header_of_many_columns_or_none_is_no_traceback(load, tmp_path):
         (tmp_path / f"{number}.csv").write_text(content)
         with pytest.raises(SourceError):
             load(f"csv:{tmp_path / f'{number}.csv'}", tokenizer="hf:none")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "Precompiled"),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "C", "auto_map": {"AutoTokenizer": ["own.C", "own.C"]}},
+            "was run",
+        ),
+    ],
+)
+def test_a_tokenizer_that_panics_or_brings_code(file, changes, message, bert, reviews, load, tmp_path, capfd):
+    """The library's panic was a traceback; of code it asked at the terminal whether to run it."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # a known network's would be read as its own class
+        (tmp_path / name).write_bytes((bert / name).read_bytes())
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass C: pass\n")
+    document = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**document, **changes}))
+    with pytest.raises(SourceError, match=message):
+        load(reviews, tokenizer=f"hf:{tmp_path}")
+    assert not ran.exists()
+    assert "[y/N]" not in capfd.readouterr().out

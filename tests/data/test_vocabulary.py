@@ -182,3 +182,16 @@ def test_a_tokenizer_whose_parts_name_other_tokens_is_refused():
     document["added_tokens"][0]["id"] = 9999
     with pytest.raises(SourceError, match=r"not of its form|cannot be (cut|read)"):
         cut(json.dumps(document), CORPUS)
+
+
+def test_a_normalizer_that_multiplies_texts_is_refused():
+    """Six replacements behind one another made 21 GB of a word."""
+    document = json.loads(whole("unigram"))
+    replace = {"type": "Replace", "pattern": {"String": "w"}, "content": "w" * 40}
+    for count, refused in ((1, False), (2, True), (6, True)):
+        document["normalizer"] = {"type": "Sequence", "normalizers": [replace] * count}
+        if refused:
+            with pytest.raises(SourceError, match=f"{40**count:,} times as long"):
+                cut(json.dumps(document), CORPUS)
+        else:
+            assert cut(json.dumps(document), CORPUS).tokenizer

@@ -225,7 +225,15 @@ def _archive(path):
         archive.add(path.parent / "inner.pth", "inner.pth")
 
 
+def _oldest(path):
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            (path.parent / name).write_bytes(b"\x80\x02N.")
+            archive.add(path.parent / name, name)
+
+
 OTHER_FORMATS = {
+    "oldest.pt": (_oldest, r"before version 0\.2, which it does not load safely: nothing in it was run"),
     "w.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file"),
     "w.npz": (lambda path: np.savez(path, w=np.ones(3)), "numpy's arrays"),
     "w.tar": (_archive, r"an archive that holds inner\.pth"),
