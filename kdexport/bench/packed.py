@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME = 200  # characters, of a device or a file
 SCORE_BATCH = 64  # samples per call where the model leaves it open
 
 
@@ -141,7 +142,9 @@ def _job(folder: Path, flags: argparse.Namespace) -> Job:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         plan = _plan(manifest["plan"], folder, flags)
-        dict(manifest["feeds"])
+        named = (*plan.devices, *(digest for digest in dict(manifest["feeds"]).values() if digest is not None))
+        if not all(isinstance(name, str) and len(name) < LONGEST_NAME for name in named):
+            raise TypeError("a device or a file of samples has no name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise KDExportError(
             f"the pack's manifest is not what kdexport writes: {error!r}", hint="pack it anew: kdexport bench --pack"

@@ -386,7 +386,7 @@ def _of_its_form() -> Iterator[None]:
     """Turn what a document of another form makes Python raise into a message."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SourceError(
             f"the tokenizer.json is not of its form: {error!r}"[:300],
             hint="save it again with tokenizer.save_pretrained(DIR) of transformers",

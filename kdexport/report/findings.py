@@ -101,7 +101,7 @@ def _line(kind: Kind, warned: Sequence[tuple[Measurement, str]], every: int) -> 
     models = figures.joined_names(list(dict.fromkeys(item.model for item, _ in warned)))
     example = f"{where}: {text}" if len(timings) > 1 else f"{where}"
     which = f"{len(timings)} of {every} timings ({models}), e.g. {example}" if len(timings) > 1 else example
-    cause = kind.cause[0].upper() + kind.cause[1:]
+    cause = kind.cause[:1].upper() + kind.cause[1:]
     detail = f": {text}" if len(timings) == 1 and kind.effect else ""
     effect = f" {kind.effect[0].upper()}{kind.effect[1:]}." if kind.effect else ""
     return f"{cause}: {which}{detail}.{effect}"

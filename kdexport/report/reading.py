@@ -193,7 +193,8 @@ def _impossible(built: BenchResult | Report) -> Iterator[str]:
 
 def _rename_verdicts(document: dict[str, Any]) -> None:
     """Write the verdicts of an earlier report in today's words."""
-    for gate in document.get("gates", ()):
+    gates = document.get("gates")
+    for gate in gates if isinstance(gates, list) else ():
         if isinstance(gate, dict) and gate.get("verdict") in OLD_VERDICTS:
             gate["verdict"] = OLD_VERDICTS[gate["verdict"]]
 

@@ -216,6 +216,17 @@ def test_a_manifest_that_is_none_is_told(text, tmp_path, monkeypatch):
         _job(tmp_path, _parse([]))
 
 
+@pytest.mark.parametrize(("devices", "feeds"), [([3], {}), (["cpu"], {"a": "x" * 5000}), (["cpu"], {"a": 7})])
+def test_a_manifest_whose_names_are_none_is_told(devices, feeds, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "package_root", process.package_root)
+    plan = {
+        "settings": {}, "targets": [], "devices": devices, "batch_sizes": [1], "threads": [1], "provider_options": {},
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps({"plan": plan, "feeds": feeds}))
+    with pytest.raises(KDExportError, match="has no name"):
+        _job(tmp_path, _parse([]))
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[" * 5000, '{"models": NaN}', '{"name": ' + "9" * 5000 + "}", "null", "\ufffd"]
 )

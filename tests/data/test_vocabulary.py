@@ -169,10 +169,11 @@ def test_a_panic_of_the_library_is_an_error():
         coverage(json.dumps(document), CORPUS)
 
 
-@pytest.mark.parametrize("number", [2**31, -1])
+@pytest.mark.parametrize("number", [2**31, -1, float("inf")])
 def test_a_number_far_beyond_all_tokens_is_refused(number):
     document = json.loads(whole("wordlevel"))
     document["model"]["vocab"]["dog"] = number  # the library would go through all that lack
+    document["added_tokens"][0]["id"] = number
     with pytest.raises(SourceError, match="not of its form"):
         ready(json.dumps(document), 8)
 

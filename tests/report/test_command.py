@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 from kdexport import results
 from kdexport.cli import app
+from kdexport.report.findings import noise_lines
+from kdexport.report.reading import read_benches
 from kdexport.report.schema import make, schema
+from kdexport.report.stage import report
 
 runner = CliRunner()
 
@@ -233,6 +236,17 @@ def _with_class_score(text: str, key: str, value: float) -> str:
     document = json.loads(text)
     document["models"][0]["evaluation"]["per_class"][0][key] = value
     return json.dumps(document)
+
+
+def test_fields_that_are_of_another_form_and_not_needed_are_passed_over(bench_json, tmp_path: Path) -> None:
+    path = bench_json()
+    document = json.loads(path.read_text())
+    document["gates"] = True
+    document["measurements"][0]["warnings"] = ["", "noisy: single calls vary by 30 %"]
+    path.write_text(json.dumps(document))
+    (bench,) = read_benches(str(path))
+    assert report([bench]).measurements[0].warnings[0] == ""
+    assert list(noise_lines(bench.measurements))
 
 
 def _with_latency(text: str, key: str, value: object) -> str:

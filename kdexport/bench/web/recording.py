@@ -25,7 +25,7 @@ from kdexport.bench.web.page_machine import browser_of, machine_of
 from kdexport.bench.web.recording_form import FORMAT, Compared, Device, Recorded, Recording
 from kdexport.bench.web.worker import adapter_name, is_software, placement, reason
 from kdexport.errors import KDExportError
-from kdexport.results import BenchResult, Failure, Machine, Measurement, Memory, ModelFile, from_json
+from kdexport.results import BenchResult, Failure, Machine, Measurement, Memory, ModelFile, from_json, to_json
 
 SPOOFED_MS = 10.0  # a clock so coarse is Firefox's against fingerprinting, which says 2, 4 or 8 cores of every machine
 UNSTEADY = 1.25  # upper over lower quartile of a model's calls within a round: 1.1 on a quiet device
@@ -82,8 +82,11 @@ def from_file(document: Mapping[str, Any]) -> BenchResult:
         if not isinstance(plan["name"], str) or not isinstance(plan["runtime_version"], str):
             raise ValueError
         recording = read(json.dumps(rest), plan)
-        return bench_of(recording, plan, created=recording.started)
-    except (ValidationError, ValueError, KeyError, TypeError):
+        bench = from_json(BenchResult, to_json(bench_of(recording, plan, created=recording.started)))
+        if not {one.model for one in (*bench.measurements, *bench.failures)} <= {model.name for model in bench.models}:
+            raise ValueError
+        return bench
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         raise KDExportError(
             "the plan in the recording is not as kdexport writes it", hint="save the result again from the page"
         ) from None

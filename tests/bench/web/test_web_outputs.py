@@ -147,6 +147,11 @@ def test_a_packed_page_holds_what_its_outputs_are_held_against_and_no_labels(
     calls = page_answers(built, models / "a.onnx")
     calls[0][0] = calls[0][0] + np.float32(0.5)
     saved = {**recorded(result(compared=given(calls))), "session": plan["session"], "plan": plan}
+    for change in (
+        {"model_files": "none"}, {"model_files": [1]}, {"model_files": []}, {"provider_options": 3, "models": None},
+    ):  # fmt: skip
+        with pytest.raises(KDExportError, match="not as kdexport writes it"):
+            recording.from_file({**saved, "plan": {**plan, **change}})
     (one,) = recording.from_file(saved).measurements
     assert one.parity.max_abs == pytest.approx(0.5, rel=1e-5)
     assert (one.parity.samples, one.parity.argmax_agreement, one.parity.passed) == (100, 1.0, False)
