@@ -83,7 +83,8 @@ def from_file(document: Mapping[str, Any]) -> BenchResult:
             raise ValueError
         recording = read(json.dumps(rest), plan)
         bench = from_json(BenchResult, to_json(bench_of(recording, plan, created=recording.started)))
-        if not {one.model for one in (*bench.measurements, *bench.failures)} <= {model.name for model in bench.models}:
+        tried = {one.model for one in bench.measurements} | {one.model for one in bench.failures}
+        if not tried <= {model.name for model in bench.models}:
             raise ValueError
         return bench
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
