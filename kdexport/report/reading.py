@@ -185,6 +185,8 @@ def _impossible(built: BenchResult | Report) -> Iterator[str]:
         if any(value is not None and value <= 0 for value in known):
             yield f"a call of {one.model} takes 0 ms or less"
     for model in built.models:
+        if model.size_bytes < 0:
+            yield f"the file of {model.name} is {model.size_bytes} bytes large"
         for row in model.evaluation.per_class if model.evaluation else ():
             shares = (row.accuracy, row.precision, row.f1, row.iou)
             if row.samples < 0 or not all(share is None or 0 <= share <= 1 for share in shares):

@@ -100,7 +100,8 @@ class ConditionView:
     def key(self) -> str:
         """What stands in the page's address for it: ``laptop/cpu/batch-1/threads-1``."""
         machine, device, batch_size, threads = self.condition
-        return f"{quote(machine, safe='')}/{quote(device, safe='')}/batch-{batch_size}/threads-{threads}"
+        names = "/".join(quote(name, safe="", errors="replace") for name in (machine, device))
+        return f"{names}/batch-{batch_size}/threads-{threads}"
 
     @property
     def judged(self) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -220,6 +221,10 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
             f"{key} of a call is {value}": (_with_latency(text, key, value), "a call of teacher takes 0 ms or less")
             for key, value in (("p50", 0), ("p50", -1.5), ("quantiles", [0.0] * 101), ("rounds_p50", [1.0, -2.0]))
         },
+        "a file of less than nothing": (
+            re.sub(r'"size_bytes": \d+', '"size_bytes": -1', text, count=1),
+            "the file of teacher is -1 bytes large",
+        ),
         "a schema that is no number": (text.replace('"schema": 2', '"schema": "x"', 1), "it has no 'schema'"),
     }
     for name, (content, told) in cases.items():

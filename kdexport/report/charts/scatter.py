@@ -191,7 +191,7 @@ def _apart(at: Mapping[str, tuple[float, float]], labels: Labels) -> dict[str, t
 def _points(
     points: Sequence[Point], across: Scale, up: Scale, labels: Labels, top: float, bottom: float
 ) -> list[Markup]:
-    largest = max(point.size_bytes for point in points)
+    largest = max(1, *(point.size_bytes for point in points))
     placed = [(point, across(point.latency_ms), up(point.score)) for point in points]
     radii = {point.mark.name: max(SMALLEST, LARGEST * math.sqrt(point.size_bytes / largest)) for point in points}
     beside = _apart({point.mark.name: (x, y) for point, x, y in placed}, labels)
