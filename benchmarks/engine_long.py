@@ -22,21 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from engine_common import arguments, keep
+from tiny_net import NETS
 
 EPOCHS, AT, ALLOWED_MIB = 2000, 50, 20
-NETS = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, width=8, num_classes=10):
-        super().__init__()
-        self.hidden, self.head = nn.Linear(64, width), nn.Linear(width, num_classes)
-
-    def forward(self, image):
-        return self.head(torch.relu(self.hidden(image.flatten(1))))
-"""
 
 
 def status_mib(pid: int, key: str) -> float:

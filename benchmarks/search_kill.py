@@ -28,20 +28,8 @@ from typing import Any
 
 import tomli_w
 from bench_common import OtherLoad, keep
+from tiny_net import NETS
 
-NETS = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, width=8, num_classes=10):
-        super().__init__()
-        self.hidden, self.head = nn.Linear(64, width), nn.Linear(width, num_classes)
-
-    def forward(self, image):
-        return self.head(torch.relu(self.hidden(image.flatten(1))))
-"""
 KILLS = 12
 
 

@@ -29,20 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tiny_net import NETS
+
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 240  # a command, at most: the machine may be busy
-NETS = """import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, width=8, num_classes=10):
-        super().__init__()
-        self.hidden, self.head = nn.Linear(64, width), nn.Linear(width, num_classes)
-
-    def forward(self, image):
-        return self.head(torch.relu(self.hidden(image.flatten(1))))
-"""
 RECIPE = """name = "tiny"
 [data]
 source = "npz:digits.npz"

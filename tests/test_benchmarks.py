@@ -19,6 +19,7 @@ SHARED = {
     "pruning_nets",
     "segmentation_nets",
     "strangers_nets",
+    "tiny_net",
 }
 SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - SHARED - {"run_all"}
 
