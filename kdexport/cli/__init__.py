@@ -12,11 +12,12 @@ import typer
 
 from kdexport import __version__
 from kdexport.cli.bench import bench
-from kdexport.cli.console import Command, Group, prepare_streams
+from kdexport.cli.console import prepare_streams
 from kdexport.cli.distill import distill
 from kdexport.cli.doctor import doctor
 from kdexport.cli.evaluate import evaluate
 from kdexport.cli.export import export
+from kdexport.cli.help import Command, Group
 from kdexport.cli.init import init
 from kdexport.cli.report import report
 from kdexport.cli.run import run

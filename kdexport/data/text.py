@@ -13,7 +13,8 @@ from kdexport.artifacts import read_text
 from kdexport.data.csv_files import LINES_SHOWN, SPLIT_COLUMN, places, read_rows, split_of_rows
 from kdexport.data.samples import Reading, Source, Split
 from kdexport.data.splits import split_of
-from kdexport.data.vocabulary import check_growth, fault_of, ids_and_mask, ready, tokenized
+from kdexport.data.tokenizer_json import check_growth, fault_of, tokenized
+from kdexport.data.vocabulary import ids_and_mask, ready
 from kdexport.errors import SourceError
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.recipe import Data

@@ -5,9 +5,7 @@ ships as a file of the same form and needs nothing else. That each text of the c
 time, not assumed.
 """
 
-import contextlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdexport.data.tokenizer_json import SLICE, encoded, ids_of, in_slices, of_its_form, parsed, tokenized, tokenizer_of
 from kdexport.errors import SourceError
 
 WITHOUT_CUT = "take vocabulary out of [student]: the student then keeps the teacher's whole vocabulary"
 Keeping = Callable[[dict[str, Any], set[str], bool], set[str]]
-MOST_GROWTH = 1000  # of a text by what is put in place of its parts
-MOST_IDS = 1 << 24  # sixty times the largest vocabulary
-SLICE = 4096  # texts that are encoded at once: an Encoding takes kilobytes
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def cut(tokenizer: str, texts: Sequence[str]) -> Vocabulary:
     """
     if not texts:
         raise SourceError("there are no texts to cut the vocabulary to", hint=WITHOUT_CUT)
-    document = _parsed(tokenizer)
+    document = parsed(tokenizer)
     model = document["model"]
     kinds: dict[str, Keeping] = {
         "WordPiece": _spelled, "WordLevel": _as_they_are, "BPE": _merged, "Unigram": _spelled,
@@ -84,14 +80,14 @@ def cut(tokenizer: str, texts: Sequence[str]) -> Vocabulary:
             f"a tokenizer of the kind {model.get('type')} cannot be cut (known are: {', '.join(kinds)})",
             hint=WITHOUT_CUT,
         )
-    with _of_its_form():
+    with of_its_form():
         return _cut(tokenizer, document, texts, kinds[model["type"]])
 
 
 def _cut(tokenizer: str, document: dict[str, Any], texts: Sequence[str], kind: Keeping) -> Vocabulary:
-    model, ids = document["model"], _ids_of(document)
+    model, ids = document["model"], ids_of(document)
     names = {number: name for name, number in ids.items()}
-    whole_ids = [row for rows in _encoded(tokenizer, texts) for row, _ in rows]
+    whole_ids = [row for rows in encoded(tokenizer, texts) for row, _ in rows]
     used = {names[number] for row in whole_ids for number in set(row) if number in names}
     added = {str(token["content"]) for token in document.get("added_tokens") or ()}
     kept = kind(model, used - added, _in_bytes(document))
@@ -100,7 +96,7 @@ def _cut(tokenizer: str, document: dict[str, Any], texts: Sequence[str], kind: K
     chosen = np.array(sorted(ids[name] for name in kept if name in ids), dtype=np.int64)
     new = {int(old): place for place, old in enumerate(chosen)}
     made = json.dumps(_cut_document(document, kept, new), ensure_ascii=False)
-    for start, rows in zip(range(0, len(texts), SLICE), _encoded(made, texts), strict=True):
+    for start, rows in zip(range(0, len(texts), SLICE), encoded(made, texts), strict=True):
         for place, (row, _) in enumerate(rows):
             if [int(chosen[number]) for number in row] != whole_ids[start + place]:
                 text = texts[start + place]
@@ -116,7 +112,7 @@ def vocabulary_of(tokenizer: str, part: str) -> Vocabulary:
     Raises:
         SourceError: The cut one has tokens that the other lacks.
     """
-    whole, own = _ids_of(_parsed(tokenizer)), _ids_of(_parsed(part))
+    whole, own = ids_of(parsed(tokenizer)), ids_of(parsed(part))
     foreign = sorted(set(own) - set(whole))
     if foreign:
         raise SourceError(
@@ -132,7 +128,7 @@ def ready(tokenizer: str, length: int, pad: str | None = None) -> str:
 
     The padding token is ``pad``, else the file's own; a tokenizer without one pads with the id 0.
     """
-    made = _tokenizer(tokenizer)
+    made = tokenizer_of(tokenizer)
     made.enable_truncation(length)
     pad = pad or (made.padding or {}).get("pad_token")
     number = made.token_to_id(pad) if pad is not None else None
@@ -142,11 +138,13 @@ def ready(tokenizer: str, length: int, pad: str | None = None) -> str:
 
 def ids_and_mask(tokenizer: str, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return token ids and attention mask, int64 ``[texts, longest]``, by a tokenizer.json that is ``ready``."""
-    whole = _tokenizer(tokenizer)
+    whole = tokenizer_of(tokenizer)
     padding = whole.padding or {}
     whole.no_padding()
     rows = [
-        np.asarray(item.ids, dtype=np.int64) for part in _parts(texts) for item in tokenized(whole.encode_batch, part)
+        np.asarray(item.ids, dtype=np.int64)
+        for part in in_slices(texts)
+        for item in tokenized(whole.encode_batch, part)
     ]
     longest = max((len(row) for row in rows), default=1)
     ids = np.full((len(rows), longest), int(padding.get("pad_id", 0)), dtype=np.int64)
@@ -158,11 +156,11 @@ def ids_and_mask(tokenizer: str, texts: Sequence[str]) -> tuple[NDArray[np.int64
 
 def coverage(tokenizer: str, texts: Sequence[str]) -> Coverage:
     """Return how much of texts a tokenizer.json knows, however long they are."""
-    document = _parsed(tokenizer)
+    document = parsed(tokenizer)
     name = _unknown(document["model"])
-    number = -1 if name is None else _ids_of(document).get(name, -1)
+    number = -1 if name is None else ids_of(document).get(name, -1)
     tokens = unknown = 0
-    for rows in _encoded(tokenizer, texts):
+    for rows in encoded(tokenizer, texts):
         for row, special in rows:
             own = [one for one, is_special in zip(row, special, strict=True) if not is_special]
             tokens += len(own)
@@ -203,7 +201,7 @@ def _merged(model: dict[str, Any], used: set[str], in_bytes: bool) -> set[str]:
 
 
 def _cut_document(document: dict[str, Any], kept: set[str], new: Mapping[int, int]) -> dict[str, Any]:
-    model, ids = dict(document["model"]), _ids_of(document)
+    model, ids = dict(document["model"]), ids_of(document)
     if isinstance(model["vocab"], dict):
         chosen = sorted((number, name) for name, number in model["vocab"].items() if name in kept)
         model["vocab"] = {name: new[number] for number, name in chosen}
@@ -254,13 +252,6 @@ def _special_ids(processor: Any) -> Iterator[int]:
         yield from (int(number) for number in token["ids"])
 
 
-def _ids_of(document: Mapping[str, Any]) -> dict[str, int]:
-    """Return every token's id, added ones too."""
-    vocabulary = document["model"]["vocab"]
-    own = vocabulary if isinstance(vocabulary, dict) else {name: i for i, (name, *_) in enumerate(vocabulary)}
-    return {**own, **{str(token["content"]): int(token["id"]) for token in document.get("added_tokens") or ()}}
-
-
 def _names(model: Mapping[str, Any]) -> Iterable[str]:
     vocabulary = model["vocab"]
     return vocabulary if isinstance(vocabulary, dict) else (str(entry[0]) for entry in vocabulary)
@@ -289,120 +280,3 @@ def _bytes(model: Mapping[str, Any]) -> set[str]:
     if model.get("byte_fallback"):
         return {name for name in _names(model) if len(name) == 6 and name.startswith("<0x")}
     return {name for name in _names(model) if len(name) == 1}
-
-
-def _encoded(tokenizer: str, texts: Sequence[str]) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """Yield the ids and the marks of special tokens of texts, some thousand at a time, uncut and unpadded."""
-    whole = _tokenizer(tokenizer)
-    whole.no_truncation()
-    whole.no_padding()
-    for part in _parts(texts):
-        yield [(item.ids, item.special_tokens_mask) for item in tokenized(whole.encode_batch, part)]
-
-
-def tokenized(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
-    """Return what a tokenizer makes of texts.
-
-    Raises:
-        SourceError: It cannot read one, which is named: it has no token for what it does not know, for one.
-    """
-    try:
-        return encode(texts)
-    except BaseException as error:  # noqa: BLE001 - what tokenizers raises has no class of its own
-        fault = fault_of(error)
-        wrong = next((text for text in texts if _fails(encode, text)), "")
-        raise SourceError(
-            f"the tokenizer cannot read {wrong[:60]!r}: {fault}",
-            hint="where it has no token for what it does not know, write that one's id into its tokenizer.json (unk_id "
-            "or unk_token of its model), or leave such texts out",
-        ) from None
-
-
-def _fails(encode: Callable[[list[str]], Any], text: str) -> bool:
-    try:
-        encode([text])
-    except BaseException as error:  # noqa: BLE001 - as above
-        fault_of(error)
-        return True
-    return False
-
-
-def fault_of(error: BaseException) -> str:
-    """Return a fault of the library's in a line; one of Rust's own (a panic) derives from BaseException alone."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
-    return next(iter(str(error).strip().splitlines()), "it is damaged")
-
-
-def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(texts), SLICE):
-        yield [str(text) for text in texts[start : start + SLICE]]
-
-
-def _parsed(tokenizer: str) -> dict[str, Any]:
-    try:
-        document = json.loads(tokenizer)
-        if isinstance(document["model"], dict) and len(document["model"]["vocab"]):
-            return dict(document)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise SourceError(
-        "the tokenizer.json holds no model with a vocabulary",
-        hint="save it again with tokenizer.save_pretrained(DIR) of transformers",
-    )
-
-
-def _check_ids(tokenizer: str) -> None:
-    """Hold that no token has a number far beyond all tokens: the library goes through those that lack."""
-    with _of_its_form():
-        if any(not 0 <= number < MOST_IDS for number in _ids_of(_parsed(tokenizer)).values()):
-            raise ValueError("a token's id is none")
-
-
-def check_growth(tokenizer: str) -> None:
-    """Hold that no short text becomes gigabytes: replacements behind one another multiply its length.
-
-    Raises:
-        SourceError: One may become more than a thousand times as long.
-    """
-    with _of_its_form():
-        growth = _growth(json.loads(tokenizer).get("normalizer"))
-        if growth > MOST_GROWTH:
-            raise ValueError(f"its normalizer makes texts up to {growth:,} times as long")
-
-
-def _growth(normalizer: Any) -> int:
-    """Return how many times as long a text may become."""
-    if not isinstance(normalizer, dict):
-        return 1
-    if "content" in normalizer:  # Replace: by a text, for each that is found
-        pattern = normalizer["pattern"].get("String") or " "
-        return max(1, -(-len(normalizer["content"]) // len(pattern)))
-    return math.prod(map(_growth, normalizer.get("normalizers", ())))
-
-
-@contextlib.contextmanager
-def _of_its_form() -> Iterator[None]:
-    """Turn what a document of another form makes Python raise into a message."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise SourceError(
-            f"the tokenizer.json is not of its form: {error!r}"[:300],
-            hint="save it again with tokenizer.save_pretrained(DIR) of transformers",
-        ) from None
-
-
-def _tokenizer(tokenizer: str) -> Any:
-    from tokenizers import Tokenizer
-
-    _check_ids(tokenizer)
-    check_growth(tokenizer)
-    try:
-        return Tokenizer.from_str(tokenizer)
-    except BaseException as error:  # noqa: BLE001 - the library raises plain Exceptions
-        raise SourceError(
-            f"the tokenizer.json cannot be read: {fault_of(error)}",
-            hint="save it again with tokenizer.save_pretrained(DIR) of transformers; a newer one needs a newer "
-            "tokenizers: pip install -U tokenizers",
-        ) from None
