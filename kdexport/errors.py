@@ -22,6 +22,7 @@ from pathlib import Path
 
 from kdexport import memory
 
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of Linux; other systems take no more
 LONGEST_NAME, MOST_NAMES = 200, 2000  # that are compared: the time grows with the square of their length
 EXIT_USER_ERROR = 1
 EXIT_REQUIREMENT = 3
@@ -83,6 +84,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     likely = [one for one in known if len(one) <= LONGEST_NAME] if len(name) <= LONGEST_NAME else []
     near = difflib.get_close_matches(name, likely[:MOST_NAMES], n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def is_too_long(path: str | Path) -> bool:
+    """Whether no file system takes a path: a name in it of more than 255 bytes, or 4,096 in all."""
+    parts = [len(part.encode(errors="surrogatepass")) for part in Path(path).parts]
+    return sum(parts) + len(parts) > MAX_PATH_BYTES or max(parts, default=0) > MAX_NAME_BYTES
 
 
 def check_readable(path: Path) -> None:

@@ -26,7 +26,6 @@ from kdexport.errors import SourceError, did_you_mean
 
 PATH_SCHEMES = ("imagefolder", "npz", "csv", "table", "masks", "coco", "yolo")  # what follows the colon is a path
 SCHEMES = ("torchvision", "timm", "hf", objects.SCHEME, *PATH_SCHEMES)
-MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of Linux; other systems take no more
 _WITHOUT_PATH = ("torchvision", "timm", "hf", "module", "builtin", objects.SCHEME)
 
 
@@ -93,12 +92,6 @@ def absolute(text: str, base: Path) -> str:
         whole = os.path.normpath(base / home(reference.target))
         return str(Reference(reference.kind, whole, reference.name))
     return text
-
-
-def is_too_long(path: str | Path) -> bool:
-    """Whether no file system takes a path: a name in it of more than 255 bytes, or 4,096 in all."""
-    parts = [len(os.fsencode(part)) for part in Path(path).parts]
-    return sum(parts) + len(parts) > MAX_PATH_BYTES or max(parts, default=0) > MAX_NAME_BYTES
 
 
 def home(path: str) -> Path:

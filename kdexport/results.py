@@ -10,9 +10,12 @@ import dataclasses
 import importlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from kdexport.errors import is_too_long
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -20,6 +23,36 @@ if TYPE_CHECKING:
 SCHEMA = 2
 
 Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a value must hold beside its type where it is read from a file (``from_json``)."""
+
+    holds: Callable[[Any], bool]
+    told: str  # completes "size_bytes should be ..."
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def check(value: Any) -> Any:
+            if not self.holds(value):
+                raise PydanticCustomError("holds", "Input should be {told}", {"told": self.told})
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether a file system may hold it: of others even ``Path.is_file`` is an error."""
+    return "\0" not in text and not is_too_long(text)
+
+
+Name = Annotated[str, Holds(bool, "a name: it is empty")]
+FileName = Annotated[str, Holds(_is_file_name, "the name of a file")]
+Count = Annotated[int, Holds(lambda value: value >= 0, "0 or more")]
+Share = Annotated[float, Holds(lambda value: 0 <= value <= 1, "from 0 to 1")]
+Milliseconds = Annotated[float, Holds(lambda value: value > 0, "above 0")]
 
 
 class Shown:
@@ -47,7 +80,7 @@ class Agreement:
 class Score:
     """How good a model is, in its task's own measure."""
 
-    metric: str  # "accuracy", "mean_average_precision", ...
+    metric: Name  # "accuracy", "mean_average_precision", ...
     value: float
     ci95: Interval | None
     higher_is_better: bool = True
@@ -58,11 +91,11 @@ class ClassScore:
     """One class's row of the score table."""
 
     name: str
-    samples: int
-    accuracy: float  # recall: share of this class's samples that were found
-    precision: float | None  # None where the class was never predicted
-    f1: float
-    iou: float | None = None  # intersection over union, where samples are pixels
+    samples: Count
+    accuracy: Share  # recall: share of this class's samples that were found
+    precision: Share | None  # None where the class was never predicted
+    f1: Share
+    iou: Share | None = None  # intersection over union, where samples are pixels
 
 
 @dataclass(frozen=True)
@@ -82,9 +115,9 @@ class TargetScore:
 class MaskPicture:
     """What a model sees in one image, small; each map a byte a pixel, row by row, as base64 of zlib's stream."""
 
-    sample: int  # of the split
-    height: int
-    width: int
+    sample: Count  # of the split
+    height: Count
+    width: Count
     predicted: str  # class ids
     truth: str  # class ids, 255 for none
     image: str = ""  # 36 r + 6 g + b, each color in 6 levels; empty: no image
@@ -115,8 +148,8 @@ class Evaluation(_Scored):
     """
 
     split: str
-    samples: int
-    task: str
+    samples: Count
+    task: Name
     score: Score
     metrics: dict[str, float | None] = field(default_factory=dict)  # told beside the score: {"macro_f1": 0.97}
     per_class: tuple[ClassScore, ...] = ()
@@ -153,10 +186,10 @@ class Pruned:
     keep: float | None  # share of the parameters that was asked for; None: no channels were taken out
     kept: float | None  # and what it has become, of the network without the layers that were taken out
     channels_out: float | None  # share of each layer's channels that was taken out, before rounding
-    parameters_before: int
-    parameters: int
-    macs_before: int | None
-    macs: int | None
+    parameters_before: Count
+    parameters: Count
+    macs_before: Count | None
+    macs: Count | None
     layers: tuple[PrunedLayer, ...]
 
 
@@ -164,13 +197,13 @@ class Pruned:
 class TrainedNetwork:
     """A network that the distill stage has made or taken over."""
 
-    name: str  # "teacher", "student", "student-plain"
+    name: Name  # "teacher", "student", "student-plain"
     reference: str
-    weights: str  # path, relative to the run directory
+    weights: FileName  # path, relative to the run directory
     weights_sha256: str
-    parameters: int
-    macs: int | None  # multiply-accumulates of one sample
-    epochs: int  # trained in this run; 0 for given weights
+    parameters: Count
+    macs: Count | None  # multiply-accumulates of one sample
+    epochs: Count  # trained in this run; 0 for given weights
     seconds: float | None
     best_epoch: int | None
     val_score: float | None  # of the task
@@ -218,7 +251,7 @@ class Parity:
 
     max_abs: float
     max_rel: float  # max |onnx - torch| / max |torch|, over each output; a channel of small values by its own
-    samples: int
+    samples: Count
     tolerance: float  # on max_rel
     passed: bool
     cosine: float | None = None  # smallest over the outputs
@@ -274,13 +307,13 @@ class MeasuredPrecision:
 class ModelFile(_Scored):
     """One ONNX file with what is known of it: an entry of ``models`` in report.json."""
 
-    name: str
-    file: str  # relative to the run directory, else as the user gave it
+    name: Name
+    file: FileName  # relative to the run directory, else as the user gave it
     sha256: str
     precision: str
-    size_bytes: int
-    parameters: int | None
-    macs: int | None
+    size_bytes: Count
+    parameters: Count | None
+    macs: Count | None
     opset: int | None = None
     inputs: dict[str, list[str | int]] = field(default_factory=dict)  # name -> shape, a dynamic axis by name
     operators: dict[str, int] = field(default_factory=dict)
@@ -309,16 +342,18 @@ class ExportResult:
 class Latency:
     """Milliseconds per call at steady state. A percentile that the count cannot carry is None."""
 
-    p50: float
+    p50: Milliseconds
     p50_ci95: Interval | None
-    p90: float | None
-    p95: float | None
-    p99: float | None
+    p90: Milliseconds | None
+    p95: Milliseconds | None
+    p99: Milliseconds | None
     mean: float
     std: float
-    samples: int  # calls that count
-    quantiles: tuple[float, ...] = ()  # 101 values, 0 % to 100 %: the distribution for pictures
-    rounds_p50: tuple[float, ...] = ()  # median of each round (a fresh process), in order: pairs models in a ratio
+    samples: Count  # calls that count
+    quantiles: tuple[Milliseconds, ...] = ()  # 101 values, 0 % to 100 %: the distribution for pictures
+    rounds_p50: tuple[
+        Milliseconds, ...
+    ] = ()  # median of each round (a fresh process), in order: pairs models in a ratio
     turns_p50: tuple[tuple[float, ...], ...] = ()  # the same of each turn within each round
     p90_ci95: Interval | None = None
     p95_ci95: Interval | None = None
@@ -376,7 +411,7 @@ class Profile:
 class Measurement:
     """One model on one device at one batch size and thread count."""
 
-    model: str
+    model: Name
     machine: str
     device: str
     provider: str
@@ -478,14 +513,14 @@ class Saving:
 class Tradeoff:
     """What one model gives up and gains against another."""
 
-    model: str
-    against: str
+    model: Name
+    against: Name
     score_delta: float | None  # model minus baseline, in the score's own unit
     score_delta_ci95: Interval | None  # paired
     size_ratio: float  # baseline over model: above 1 is smaller
     speedup: tuple[Speedup, ...]
     savings: tuple[Saving, ...] = ()
-    metric: str = "accuracy"  # the score's
+    metric: Name = "accuracy"  # the score's
 
     DERIVED: ClassVar[tuple[str, ...]] = ("accuracy_delta", "accuracy_delta_ci95")
 

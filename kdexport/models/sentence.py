@@ -5,6 +5,7 @@ over the mask, and that is said. Texts are padded on the right here.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,7 +197,7 @@ def _dense(config: Mapping[str, Any], folder: str, name: str) -> Dense:
         what = "a residual connection" if config.get("use_residual") else f"the activation {activation}"
         raise SourceError(f"hf:{name}: its dense layer {folder} has {what}, which is not known here", hint=WRAP)
     widths = [config.get(key) for key in ("in_features", "out_features")]
-    inputs, outputs = (width if isinstance(width, int) and 0 < width <= WIDEST else 0 for width in widths)
+    inputs, outputs = (width if type(width) is int and 0 < width <= WIDEST else 0 for width in widths)
     if not (inputs and outputs):
         raise SourceError(f"hf:{name}: {folder}/config.json does not say how wide its dense layer is", hint=SAVE_AGAIN)
     return Dense(inputs, outputs, bool(config.get("bias", True)), activation, folder)
@@ -230,7 +231,7 @@ def _file(name: str, file: str) -> Path | None:
     """Return a file of a model, or None where it has none (or none can be had offline)."""
     if Path(name).is_dir():
         path = Path(name) / file
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None  # noqa: PTH113 - false for what is no path
     from transformers.utils.hub import cached_file
 
     try:

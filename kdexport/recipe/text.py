@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kdexport import references
-from kdexport.errors import RecipeError, did_you_mean
+from kdexport.errors import RecipeError, did_you_mean, is_too_long
 from kdexport.terms import METHODS, OWN
 
 MAX_FAULTS_SHOWN = 20
@@ -137,7 +137,7 @@ def _usable(text: str) -> str:
         RecipeError: It is too long; whatever asks the system for it would fail otherwise.
     """
     path = references.path_of(references.parse(text))
-    if path is not None and references.is_too_long(path):
+    if path is not None and is_too_long(path):
         raise RecipeError(
             f"{_cut(text)!r} is longer than any path: {len(text):,} characters",
             hint="give the path of a file or folder",

@@ -162,10 +162,7 @@ def _how_to_use(model: ModelFile, folder: Path | None) -> list[str]:
 
 def _code_of(path: Path) -> str | None:
     """Return the program that stands beside a file as ``infer.py``; None where there is no such file, or no ONNX."""
-    try:
-        if not path.is_file():
-            return None
-    except OSError:  # a name that no file system takes
+    if not path.is_file():
         return None
     from google.protobuf.message import DecodeError
 

@@ -5,7 +5,7 @@ Whatever is no such file is refused with what it is instead.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -153,9 +153,7 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     _rename_verdicts(document)
     try:
-        built = results.from_json(kind, {key: value for key, value in document.items() if key in known})
-        _check_figures(built, path)
-        return built
+        return results.from_json(kind, {key: value for key, value in document.items() if key in known})
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
@@ -166,31 +164,6 @@ def _build(kind: type[Any], document: dict[str, Any], path: Path) -> Any:
             f"{path} is not a {what} as kdexport writes it: {where} {message}{more}",
             hint=f"was it edited by hand or by another tool? {MEASURE}",
         ) from None
-
-
-def _check_figures(built: BenchResult | Report, path: Path) -> None:
-    """Hold that times are times and shares are shares: a picture or a ratio of others would be wrong, or none."""
-    fault = next(_impossible(built), None)
-    if fault is not None:
-        raise KDExportError(
-            f"{path} is not as kdexport writes it: {fault}",
-            hint=f"was it edited by hand or by another tool? {MEASURE}",
-        )
-
-
-def _impossible(built: BenchResult | Report) -> Iterator[str]:
-    for one in built.measurements:
-        latency = one.latency_ms
-        known = (latency.p50, latency.p90, latency.p95, latency.p99, *latency.quantiles, *latency.rounds_p50)
-        if any(value is not None and value <= 0 for value in known):
-            yield f"a call of {one.model} takes 0 ms or less"
-    for model in built.models:
-        if model.size_bytes < 0:
-            yield f"the file of {model.name} is {model.size_bytes} bytes large"
-        for row in model.evaluation.per_class if model.evaluation else ():
-            shares = (row.accuracy, row.precision, row.f1, row.iou)
-            if row.samples < 0 or not all(share is None or 0 <= share <= 1 for share in shares):
-                yield f"{model.name} scores beyond 0 to 100 % on '{row.name}'"
 
 
 def _rename_verdicts(document: dict[str, Any]) -> None:

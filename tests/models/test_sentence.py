@@ -154,6 +154,12 @@ def test_a_damaged_file_and_a_prompt_are_told(folder, tmp_path):
         ("modules.json", "[" * 5000, "cannot be read as JSON"),
         ("1_Pooling/config.json", "[3]", "its 1_Pooling/config.json holds no JSON object"),
         ("1_Pooling/config.json", '{"pooling_mode": [["mean"]]}', "known are: cls"),
+        ("2_Dense/config.json", '{"in_features": true, "out_features": 2}', "how wide its dense layer"),
+        (
+            "modules.json",
+            json.dumps([TRANSFORMER, POOLING, {"path": "n" * 256, "type": "x.Dense"}]),
+            "how wide its dense layer",
+        ),
         ("2_Dense/config.json", '{"in_features": 1e400, "out_features": 2}', "how wide its dense layer"),
         ("2_Dense/config.json", '{"in_features": -1, "out_features": 10000000000000}', "how wide its dense layer"),
     ],

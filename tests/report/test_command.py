@@ -214,16 +214,27 @@ def test_bad_files(bench_json, tmp_path: Path) -> None:
             "load_ms should be a valid number",
         ),
         **{
-            f"{key} of a class is {value}": (_with_class_score(text, key, value), "scores beyond 0 to 100 %")
+            f"{key} of a class is {value}": (
+                _with_class_score(text, key, value),
+                f"models.0.evaluation.per_class.0.{key} should be {'0 or more' if key == 'samples' else 'from 0 to 1'}",
+            )
             for key, value in (("accuracy", 1e30), ("precision", 1.01), ("f1", -0.1), ("samples", -1), ("iou", 2))
         },
         **{
-            f"{key} of a call is {value}": (_with_latency(text, key, value), "a call of teacher takes 0 ms or less")
+            f"{key} of a call is {value}": (_with_latency(text, key, value), f"measurements.0.latency_ms.{key}")
             for key, value in (("p50", 0), ("p50", -1.5), ("quantiles", [0.0] * 101), ("rounds_p50", [1.0, -2.0]))
         },
         "a file of less than nothing": (
             re.sub(r'"size_bytes": \d+', '"size_bytes": -1', text, count=1),
-            "the file of teacher is -1 bytes large",
+            "models.0.size_bytes should be 0 or more",
+        ),
+        "a score of no name": (
+            re.sub(r'"metric": "accuracy"', '"metric": ""', text, count=1),
+            "score.metric should be a name: it is empty",
+        ),
+        "a file whose name no file system takes": (
+            re.sub(r'"file": "[^"]+"', f'"file": "{"n" * 256}"', text, count=1),
+            "models.0.file should be the name of a file",
         ),
         "a schema that is no number": (text.replace('"schema": 2', '"schema": "x"', 1), "it has no 'schema'"),
     }
