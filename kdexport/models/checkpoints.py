@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from kdexport.errors import SourceError, check_readable
+from kdexport.onnx.isolated import IsolatedSession
 from kdexport.onnx.sessions import OnnxSession
 
 DAMAGED_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)  # torch's reader tells it in words
@@ -226,15 +227,21 @@ def _check_no_web_page(path: Path) -> None:
 class OnnxNetwork(nn.Module):
     """An ONNX file as a teacher: run by ONNX Runtime on the CPU, without gradients.
 
-    It takes what the file takes; the preprocessing that it needs is ``preprocessing``.
+    It takes what the file takes; the preprocessing that it needs is ``preprocessing``. It is loaded, and its first
+    batch run, in a child process before: what crashes ONNX Runtime is an error there, and would end a training here.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self._trial: OnnxSession | None = OnnxSession(path, open_with=IsolatedSession)
         self.onnx = OnnxSession(path)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return logits ``[batch, classes]``."""
-        logits = self.onnx.predict(tuple(np.asarray(item.detach().cpu()) for item in inputs))
+        arrays = tuple(np.asarray(item.detach().cpu()) for item in inputs)
+        if self._trial is not None:
+            self._trial.predict(arrays)
+            self._trial = None
+        logits = self.onnx.predict(arrays)
         return torch.from_numpy(logits).to(inputs[0].device)

@@ -376,7 +376,8 @@ def _of_timm(name: str, args: Mapping[str, Any]) -> Preprocessing:
 
 
 def _of_onnx(path: Path) -> Preprocessing | None:
+    from kdexport.onnx.isolated import IsolatedSession
     from kdexport.onnx.sessions import OnnxSession
 
-    model = OnnxSession(path)
+    model = OnnxSession(path, open_with=IsolatedSession)
     return Preprocessing("none") if model.takes_raw_images else model.preprocessing

@@ -7,9 +7,11 @@ import time
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from kdexport.errors import KDExportError, SourceError
+from kdexport.models.checkpoints import OnnxNetwork
 from kdexport.models.preprocessing import Preprocessing
 from kdexport.onnx import isolated
 from kdexport.onnx.activation import metadata_of
@@ -326,6 +328,10 @@ def test_a_file_of_a_stranger_runs_in_a_child_that_may_end(tmp_path, monkeypatch
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KDExportError, match=r"crashes on the file \(SIGSEGV\)"):
             endless.predict((np.ones((1, 3), np.float32),))
+        teacher = OnnxNetwork(tmp_path / "loop.onnx")
+        signal.setitimer(signal.ITIMER_REAL, 0.4)
+        with pytest.raises(KDExportError, match=r"crashes on the file \(SIGSEGV\)"):
+            teacher(torch.ones(1, 3))
 
         def interrupt(*_):
             raise KeyboardInterrupt
