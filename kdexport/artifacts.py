@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 
 T = TypeVar("T")
 
@@ -90,6 +90,7 @@ class RunDirectory:
         Raises:
             KDExportError: It cannot be.
         """
+        check_held(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -97,7 +98,7 @@ class RunDirectory:
             if is_main():
                 self._remove_stale()
         except OSError as error:
-            raise KDExportError(
+            raise StorageError(
                 f"the run directory {self.root} cannot be written to: {error.strerror or error}",
                 hint="choose another with --out DIR",
             ) from error
@@ -133,17 +134,8 @@ class RunDirectory:
                     f"another kdexport{holder and f' ({holder})'} is at work in {self.root}",
                     hint="wait until it ends, or choose another directory with --out DIR",
                 )
-            root = self.root.absolute()
-            _held[root] = place.stat().st_ino
-            try:
+            with held(self.root, RUN_LOCK):
                 yield
-            except Exception:
-                check_held(place)  # whatever is missed has this reason before all others
-                raise
-            else:
-                check_held(place)
-            finally:
-                del _held[root]
 
     def _check_own(self) -> None:
         """Hold that nothing of the user's would be replaced: files of a run's names where no run has been.
@@ -193,7 +185,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[str | None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise KDExportError(
+        raise StorageError(
             f"{path} cannot be opened: {error.strerror}", hint="choose another directory with --out DIR"
         ) from error
     try:
@@ -254,23 +246,43 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-_held: dict[Path, int] = {}  # directories that this process holds, and their locks' inodes
+_held: dict[Path, tuple[str, int]] = {}  # directories that this process holds, with a name in each and its inode
+
+
+@contextlib.contextmanager
+def held(root: Path, mark: str) -> Iterator[None]:
+    """Hold that a directory stays the one that it is, by what stays in it under a name.
+
+    Raises:
+        StorageError: It was taken away meanwhile, the reason before all others for whatever is missed then.
+    """
+    root = root.absolute()
+    _held[root] = (mark, (root / mark).stat().st_ino)
+    try:
+        yield
+    except Exception:
+        check_held(root)
+        raise
+    else:
+        check_held(root)
+    finally:
+        del _held[root]
 
 
 def check_held(path: Path) -> None:
-    """Hold that the run directory which a path is in, if this process holds one, is still the one that it took.
+    """Hold that the directory which a path is in, if this process holds one, is still the one that it took.
 
     Raises:
-        KDExportError: It was removed, moved away or made anew.
+        StorageError: It was removed, moved away or made anew.
     """
-    for root, inode in _held.items():
+    for root, (mark, inode) in _held.items():
         if path.absolute().is_relative_to(root):
             try:
-                there = (root / RUN_LOCK).stat().st_ino == inode
+                there = (root / mark).stat().st_ino == inode
             except OSError:
                 there = False
             if not there:
-                raise KDExportError(
+                raise StorageError(
                     f"the run directory {root} was taken away while it was used",
                     hint="give the same command again: it starts anew; or put the directory back, and it goes on there",
                 )
@@ -282,7 +294,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     A kill at any moment leaves the old file or the new one, whole. The temporary file keeps the suffix of ``path``.
 
     Raises:
-        KDExportError: The disk is full or the folder cannot be written to; the old file is untouched.
+        StorageError: The disk is full, the folder cannot be written to or was taken away; the old file is untouched.
     """
     check_held(path)
     temporary = temporary_of(path)
@@ -294,11 +306,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
+        try:
+            check_held(path)
+        except StorageError:  # taken away since: what is written now would be left over there, as nobody's
+            path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         hint = "free some space or choose another place with --out, then give the same command again"
         if path.is_dir():
             hint = "remove the folder of that name, then give the same command again"
-        raise KDExportError(f"{path} could not be written: {error.strerror or error}", hint=hint) from error
+        raise StorageError(f"{path} could not be written: {error.strerror or error}", hint=hint) from error
     finally:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
     KDExportError            a fault that the user can fix: message + hint, exit 1
     ├── RecipeError          the recipe: every fault at once
     ├── SourceError          a model, weights file or data set that cannot be had
+    ├── StorageError         a disk or folder that does not take what is written, whatever that is
     ├── DivergenceError      a training whose loss or weights are no numbers any more
     ├── ParityError          the ONNX file and the PyTorch model differ
     ├── DeviceError          a device or execution provider that isn't there
@@ -55,6 +56,14 @@ class RecipeError(KDExportError):
 
 class SourceError(KDExportError):
     """A model, a weights file or a data set cannot be had."""
+
+
+class StorageError(KDExportError):
+    """A disk or a folder does not take what is written: full, read-only, taken away.
+
+    What was being made is not at fault, and what is tried in its place has no better luck: never a reason to leave out
+    a variant, an operator or a candidate.
+    """
 
 
 class DivergenceError(KDExportError):

@@ -52,13 +52,21 @@ def test_what_others_are_writing_stays(tmp_path: Path) -> None:
     assert not any((tmp_path / "cache").iterdir())
 
 
-@pytest.mark.parametrize("then", ["nothing", "a write", "made anew", "another fault"])
+@pytest.mark.parametrize("then", ["nothing", "a write", "while it writes", "made anew", "another fault"])
 def test_a_directory_that_is_taken_away_ends_the_run_that_holds_it(then: str, tmp_path: Path) -> None:
     """It was made again by the next write: exit 0, a report and no model."""
     root = tmp_path / "run"
 
     def run() -> None:
         with RunDirectory(root).lock():
+            if then == "while it writes":  # that made the folder again, with one file in it that is nobody's
+
+                def write(temporary: Path) -> None:
+                    shutil.rmtree(root)
+                    root.mkdir()
+                    temporary.write_text("{}")
+
+                write_atomically(root / "metrics.jsonl", write)
             shutil.rmtree(root)
             if then == "a write":
                 write_text(root / "checkpoints" / "a.json", "{}")
@@ -71,7 +79,7 @@ def test_a_directory_that_is_taken_away_ends_the_run_that_holds_it(then: str, tm
     with pytest.raises(KDExportError, match="was taken away while it was used") as caught:
         run()
     assert "same command again" in caught.value.hint
-    assert root.exists() == (then == "made anew")
+    assert root.exists() == (then in ("made anew", "while it writes"))
     with RunDirectory(root).lock():
         write_text(root / "a.json", "{}")
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from kdexport.artifacts import read_epochs, write_text
-from kdexport.errors import KDExportError
+from kdexport.artifacts import check_held, read_epochs, write_text
+from kdexport.errors import KDExportError, StorageError
 
 MLFLOW_FOLDER = "mlruns"  # in the run directory
 MOST_METRICS = 1000  # that MLflow takes in one call
@@ -218,6 +218,7 @@ class MetricsLog:
     def append(self, entry: dict[str, Any]) -> None:
         """Add one epoch."""
         if self._writes:
+            check_held(self._path)
             try:
                 with self._path.open("a", encoding="utf-8") as handle:
                     handle.write(_line(entry))
@@ -226,7 +227,7 @@ class MetricsLog:
                 hint = f"free some space, then {again}: it goes on from the last checkpoint"
                 if not self._path.parent.is_dir():
                     hint = f"the run directory was taken away while it was used; {again}: it starts anew"
-                raise KDExportError(
+                raise StorageError(
                     f"{self._path} could not be written: {error.strerror or error}", hint=hint
                 ) from error
             self._epochs.append(json.loads(_line(entry)))  # numbers of Python's own: a checkpoint takes no others

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdexport.artifacts import locked, read_json, write_text
-from kdexport.errors import KDExportError
+from kdexport.errors import StorageError
 from kdexport.progress import Progress, Silent
 
 WHOLE_UP_TO = 1000  # classes: 2 kB a sample
@@ -282,7 +282,7 @@ class TeacherCache:
         try:
             yield
         except OSError as error:
-            raise KDExportError(
+            raise StorageError(
                 f"the teacher cache {self.path} could not grow: {error.strerror or error}",
                 hint=f"it takes {self.size_bytes / 2**20:,.1f} MiB: free some space, lower distill.views or set"
                 " distill.teacher_top_k, then give the same command again",

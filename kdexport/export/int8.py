@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.export.accuracy_guard import VariantBuilder
 from kdexport.export.graph import OWN
 from kdexport.export.quantize import guarded, own_nodes, prepared
@@ -112,6 +112,8 @@ def _calibrated(graph: onnx.ModelProto, samples: Arrays, given: VariantInputs) -
             continue
         try:
             found[method] = ranges(graph, samples, method, given.data.feed)
+        except StorageError:
+            raise
         except KDExportError as fault:
             failed[method], error = fault.message.partition(": ")[2] or fault.message, fault
     if not found and error is not None:

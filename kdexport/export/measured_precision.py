@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from kdexport import statistics
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.export import quantize, variants
 from kdexport.export.accuracy_guard import Limits, Score, VariantBuilder
 from kdexport.export.precision_cut import LEADERS, Costs, cheapest, element_ms, elements_of, regions, spent, units_of
@@ -124,6 +124,8 @@ class _Search:
         try:
             maker = PRECISIONS[precision].load()(replace(self.given, spec=spec))
             found = variants.guarded_graph(maker, self.given.guard, self.limits, self.few, self.given.progress)
+        except StorageError:
+            raise
         except KDExportError as error:
             self.refused.append(TriedPrecision(precision, made, None, None, None, None, error.message))
             return None
@@ -148,6 +150,8 @@ class _Search:
 
         try:
             model = fp16(quantize.load(self.given.source), ())
+        except StorageError:
+            raise
         except KDExportError as error:
             self.refused.append(TriedPrecision(FP16, "as a whole", None, None, None, None, error.message))
             return
@@ -229,6 +233,8 @@ class _Search:
     def _try(self, name: str, made: str, maker: VariantBuilder, kept: tuple[str, ...]) -> _Candidate | None:
         try:
             return self._add(name, made, maker.without(kept), maker, kept)
+        except StorageError:
+            raise
         except KDExportError as error:
             self.refused.append(TriedPrecision(name, made, None, None, None, None, error.message))
             return None
@@ -303,6 +309,8 @@ class _Search:
         assert first.builder is not None
         try:
             model, score, kept, _ = restore(first.builder, guard, self.limits, first.kept)
+        except StorageError:
+            raise
         except KDExportError as error:
             first.told.append(error.message)
             return []

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.export.graph import OWN
 from kdexport.export.quiet import quiet, tail
 from kdexport.onnx.graphs import graphs
@@ -199,7 +199,7 @@ def guarded(variant: str) -> Iterator[None]:
             raise
         except Exception as error:  # the quantizers raise whatever comes
             if isinstance(error, OSError) and error.errno is not None:
-                raise KDExportError(
+                raise StorageError(
                     f"{variant} could not be made: {error.strerror}: {error.filename or tempfile.gettempdir()}",
                     hint="free some space there, or name another folder for temporary files with TMPDIR",
                 ) from error

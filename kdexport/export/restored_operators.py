@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder
 from kdexport.onnx.sessions import OnnxSession
 
@@ -67,6 +67,8 @@ def _attempt(
     try:
         model = builder.without(kept)
         run(model)
+    except StorageError:
+        raise
     except KDExportError as error:
         return None, error
     return model, None
@@ -134,6 +136,8 @@ def _with_returned(
     try:
         model = builder.without((*kept, *(name for unit in units for name in unit)))
         score = guard.score(model, builder)
+    except StorageError:
+        raise
     except KDExportError:
         return None
     return (model, score, len(units)) if guard.holds(score, limits) else None

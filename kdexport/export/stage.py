@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from kdexport import artifacts
 from kdexport.artifacts import RunDirectory
 from kdexport.data.samples import Dataset
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.export import network_export, parity, variants
 from kdexport.export.fitted_entries import stamp_for
 from kdexport.export.target import ExportTarget, Form
@@ -88,6 +88,8 @@ def export(
             known = earlier.get(job.name)
             try:
                 models[job.name] = known if known is not None and _holds(known, job) else job.make(models)
+            except StorageError:
+                raise
             except KDExportError as error:
                 failures[job.name] = error
                 with contextlib.suppress(OSError):  # a folder has its place

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from kdexport import artifacts, figures
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.export import batch_effect, parity, quantize
 from kdexport.export.accuracy_guard import AccuracyGuard, Limits, Score, VariantBuilder
 from kdexport.export.restored_operators import restore, runnable
@@ -161,6 +161,8 @@ def write_all(
     for spec in specs:
         try:
             made.append(write(source, fp32, spec, paths[spec.precision], data, progress, key=None, timer=timer))
+        except StorageError:
+            raise
         except KDExportError as error:
             failures.append(ExportFailure(f"{fp32.name}.{spec.precision}", error.message, error.hint))
             progress.warn(f"{paths[spec.precision].name} is left out: {error.message}")

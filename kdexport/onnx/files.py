@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from kdexport import artifacts
-from kdexport.errors import KDExportError
+from kdexport.errors import StorageError
 from kdexport.onnx.graphs import nodes
 from kdexport.results import ModelFile
 
@@ -29,7 +29,7 @@ def write(model: ir.Model, path: Path, prove: Callable[[Path], None]) -> None:
         prove: Called with the temporary file; what it raises leaves ``path`` as it was.
 
     Raises:
-        KDExportError: The disk is full or the folder cannot be written to.
+        StorageError: The disk is full or the folder cannot be written to.
     """
     if weight_bytes(model) <= SINGLE_FILE_BYTES:
 
@@ -50,7 +50,7 @@ def write(model: ir.Model, path: Path, prove: Callable[[Path], None]) -> None:
         data_of(whole).replace(data_of(path))
         whole.replace(path)
     except OSError as error:
-        raise KDExportError(
+        raise StorageError(
             f"{path} could not be written: {error.strerror or error}",
             hint="free some space or choose another place with --out, then give the same command again",
         ) from error

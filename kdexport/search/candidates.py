@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdexport import figures
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.recipe import Budget, Recipe
 from kdexport.results import to_json
 from kdexport.search.context import SearchContext
@@ -101,6 +101,8 @@ def _measure(context: SearchContext, batch: Sequence[Entry]) -> None:
     for entry in batch:
         try:
             ready.append((entry.candidate.key, context.recipe_of(entry.candidate), entry.candidate.precisions))
+        except StorageError:
+            raise
         except KDExportError as error:
             _fail(context, entry, error)
     found = measure_batch(context.candidates, ready) if ready else {}

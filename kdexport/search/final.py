@@ -14,7 +14,7 @@ from kdexport import artifacts, figures, pipeline, results
 from kdexport.artifacts import RunDirectory
 from kdexport.bench import devices
 from kdexport.bench.scoring import session_for
-from kdexport.errors import KDExportError, RequirementError
+from kdexport.errors import KDExportError, RequirementError, StorageError
 from kdexport.export.stage import export
 from kdexport.models.class_names import by_name
 from kdexport.recipe import Recipe, Require, Search
@@ -167,6 +167,8 @@ def _exported(context: SearchContext, entry: Entry) -> dict[str, ModelFile]:
     recipe = _with_precisions(context.recipe_of(entry.candidate), wanted)
     try:
         made = export(recipe, dataclasses.replace(distilled, networks=student), directory, context.quieter)
+    except StorageError:
+        raise
     except KDExportError as error:
         context.progress.warn(f"{entry.label} is left out: {error.message}")
         return {}

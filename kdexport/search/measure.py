@@ -23,7 +23,7 @@ from kdexport.bench.web import devices as web
 from kdexport.data.samples import Dataset
 from kdexport.distill.context import DistillContext, network_key
 from kdexport.distill.logging import Trackers
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.export.stage import export
 from kdexport.machine import fingerprint
 from kdexport.models.fitted_data import load_run_data
@@ -294,6 +294,8 @@ def measure_batch(
         try:
             untrained = untrained_recipe(recipe, precisions)
             files, why, network, dataset = shared.built(name, untrained)
+        except StorageError:
+            raise
         except KDExportError as error:
             found[name] = error
         else:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from kdexport.artifacts import RunDirectory
+from kdexport.artifacts import RunDirectory, held
 from kdexport.bench import devices
 from kdexport.bench.web.devices import check_there
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, StorageError
 from kdexport.models.fitted_data import load_run_data, loaded_once
 from kdexport.progress import SILENT, Progress, Task
 from kdexport.recipe import Recipe
@@ -27,7 +27,7 @@ from kdexport.search.halving import Rung
 from kdexport.search.measure import surely_within
 from kdexport.search.results import SearchResult
 from kdexport.search.space import Candidate, Spaces, variations
-from kdexport.search.study import Entry, Study, alone, check_optuna, check_own, storage_faults, worker
+from kdexport.search.study import LOCKS, Entry, Study, alone, check_optuna, check_own, storage_faults, worker
 from kdexport.search.train import bring_teacher, drop_checkpoints, evaluation_at, train_in_full, train_to
 
 WAIT_S = 0.3  # between two looks at what other processes do
@@ -65,7 +65,8 @@ def search(recipe: Recipe, out: Path | None = None, progress: Progress = SILENT)
     progress.message(f"{recipe.name} -> {directory.root}/")
     if code := recipe.code():
         progress.message(code)
-    with storage_faults(), loaded_once():
+    (directory.root / LOCKS).mkdir(exist_ok=True)
+    with held(directory.root.resolve(), LOCKS), storage_faults(), loaded_once():
         return _search(recipe, directory, progress)
 
 
@@ -163,6 +164,8 @@ def _to_rung(context: SearchContext, rung: Rung, entry: Entry) -> None:
         recipe = context.recipe_of(entry.candidate)
         seconds = train_to(recipe, directory, rung.epochs, context.dataset, context.quieter)
         score = evaluation_at(directory, rung.epochs, context.dataset).score.value
+    except StorageError:
+        raise
     except KDExportError as error:
         context.study.failed(entry.number, error.message)
         context.progress.warn(f"{entry.label} failed: {error.message}")
@@ -175,6 +178,8 @@ def _in_full(context: SearchContext, entry: Entry) -> None:
     try:
         bring_teacher(teacher_run(context.root), tuple(one.name for one in context.teachers), directory)
         distilled = train_in_full(context.recipe_of(entry.candidate), directory, context.quieter)
+    except StorageError:
+        raise
     except KDExportError as error:
         context.study.failed(entry.number, error.message)
         context.progress.warn(f"{entry.label} failed: {error.message}")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdexport import results
-from kdexport.artifacts import locked, write_text
+from kdexport.artifacts import check_held, locked, write_text
 from kdexport.errors import KDExportError, SourceError
 from kdexport.recipe import Recipe
 from kdexport.search.space import Candidate, Spaces
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 OWN = ("recipe.toml", "search.json", "search.html", "finals.json", "study.db", "teacher", "trials", "picked", "cache")
 TOKEN = ".search"  # in the search's directory: which study it belongs to
+LOCKS = "locks"  # in the search's directory: a file for each piece of work that one process at a time does
 RECIPE, DIRECTORY, PICKED = "kdexport.recipe", "kdexport.directory", "kdexport.picked"
 LOCKED_S = 60.0  # that SQLite waits for another process
 
@@ -204,18 +205,24 @@ def check_own(directory: Path) -> None:
     Raises:
         KDExportError: There are some.
     """
-    found = [name for name in OWN if (directory / name).exists()]
-    if found and not (directory / TOKEN).exists() and not (directory / "locks").exists():
+    found = [name for name in OWN if (directory / name).is_file() or _holds_files(directory / name)]
+    if found and not (directory / TOKEN).exists() and not (directory / LOCKS).exists():
         raise KDExportError(
             f"{directory} holds {', '.join(found)}, and no search has been there: it would be replaced",
             hint="choose another directory with --out DIR, or move it elsewhere",
         )
 
 
+def _holds_files(folder: Path) -> bool:
+    """Whether there is more below than what a search leaves whose directory was removed under it: folders and locks."""
+    return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
+
+
 @contextlib.contextmanager
 def alone(directory: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
     """Hold a piece of a search's work alone; give whether it could be had. The hold ends with the process."""
-    folder = directory / "locks"
+    folder = directory / LOCKS
+    check_held(directory)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / name, wait=wait) as holder:
         yield holder is None

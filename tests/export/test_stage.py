@@ -1,7 +1,9 @@
 """The stage as a run sees it: files, proofs, and nothing made twice."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 
 from kdexport.artifacts import RunDirectory
 from kdexport.data.datasets import load_data
-from kdexport.errors import ParityError
+from kdexport.errors import ParityError, StorageError
 from kdexport.export import stage
 from kdexport.models.loading import load_model
 from kdexport.progress import Silent
@@ -210,6 +212,20 @@ def test_a_variant_that_cannot_be_had_costs_no_other(run):
     assert "no matrix product" in again.failures[0].reason
     assert "int8" in again.failures[0].hint
     assert json.loads(directory.stage("export").read_text())["failures"][0]["model"] == "student.int4"
+
+
+def test_a_variant_for_which_there_is_no_space_ends_the_export(run, monkeypatch):
+    """No space for temporary files is no reason to leave a variant out, or operators in fp32."""
+
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    recipe, distilled, directory, _ = run
+    monkeypatch.setattr("onnxruntime.quantization.shape_inference.quant_pre_process", no_space)
+    directory.onnx("student", "int8").unlink()
+    with pytest.raises(StorageError, match="No space left") as caught:
+        stage.export(recipe, distilled, directory, Silent())
+    assert "TMPDIR" in caught.value.hint
 
 
 def test_a_network_that_proves_nothing_costs_no_other(run):

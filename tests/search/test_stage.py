@@ -4,6 +4,7 @@ The stopwatch goes by the size of files.
 """
 
 import json
+import shutil
 
 import jsonschema
 import pytest
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 from kdexport.artifacts import RunDirectory, sha256
 from kdexport.data.datasets import load_data
 from kdexport.distill.stage import distill
-from kdexport.errors import KDExportError, RequirementError
+from kdexport.errors import KDExportError, RequirementError, StorageError
 from kdexport.onnx.sessions import OnnxSession
 from kdexport.recipe import Recipe
 from kdexport.search import candidates, stage
@@ -20,7 +21,7 @@ from kdexport.search.context import study_key
 from kdexport.search.final import enforce
 from kdexport.search.results import SCHEMA_FILE, SearchResult, from_json, schema
 from kdexport.search.stage import search
-from kdexport.search.study import Study, alone
+from kdexport.search.study import LOCKS, Study, alone, check_own
 
 SPACES = (
     {"args": {"width": [4, 8, 16, 300]}},
@@ -237,11 +238,41 @@ def test_a_device_that_is_not_there_and_files_of_the_user_s_are_told_first(recip
     with pytest.raises(KDExportError, match="nowhere"):
         search(recipe_with({"args": {"width": 4}}, search__device="nowhere"), tmp_path / "s")
     assert not (tmp_path / "s").exists()
+    (tmp_path / "teacher" / "cache").mkdir(parents=True)  # left by a search whose directory was removed under it
+    (tmp_path / "teacher" / ".lock").touch()
+    check_own(tmp_path)
     (tmp_path / "recipe.toml").write_text("mine")
     with pytest.raises(KDExportError, match=r"holds recipe.toml, and no search has been there") as caught:
         search(recipe_with({"args": {"width": 4}}), tmp_path)
     assert "--out DIR" in caught.value.hint
     assert (tmp_path / "recipe.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("full", ["kdexport.search.measure.save_weights", "kdexport.search.stage.train_in_full"])
+def test_a_full_disk_ends_the_search_and_costs_no_candidate(
+    full, found, recipe_with, stopwatch, monkeypatch, tmp_path
+) -> None:
+    """Failed trials stay: the same search with enough space picked another student."""
+
+    def no_space(*_):
+        raise StorageError("no space", hint="free some")
+
+    recipe = recipe_with({"args": {"width": 4}})
+    shutil.copytree(found[1] / "teacher", tmp_path / "teacher")
+    (tmp_path / LOCKS).mkdir()
+    monkeypatch.setattr(full, no_space)
+    with pytest.raises(StorageError, match="no space"):
+        search(recipe, tmp_path)
+    assert [one.state for one in Study(recipe, tmp_path, study_key(recipe), maximize=True).entries()] == ["open"]
+
+
+def test_a_search_whose_directory_is_taken_away_says_so(recipe_with, stopwatch, monkeypatch, tmp_path) -> None:
+    """It spoke of its storage, and what it made again was nobody's."""
+    root = tmp_path / "s"
+    monkeypatch.setattr(stage, "ready_teacher", lambda *_: shutil.rmtree(root) or (root / "trials").mkdir())
+    with pytest.raises(StorageError, match="was taken away while it was used"):
+        search(recipe_with({"args": {"width": 4}}), root)
+    assert not root.exists()
 
 
 def test_torchrun_is_told_how_a_search_is_shared(recipe_with, monkeypatch, tmp_path) -> None:
@@ -262,8 +293,6 @@ def test_a_study_that_is_lost_in_the_middle_is_told_and_its_work_is_kept(
     found, recipe_with, stopwatch, monkeypatch, tmp_path
 ) -> None:
     """optuna 2722: the database file is removed while the search runs."""
-    import shutil
-
     recipe, root, _ = found
     copy = shutil.copytree(root, tmp_path / "s")
     true = stage._entrants
