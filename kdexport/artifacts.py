@@ -246,18 +246,19 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-_held: dict[Path, tuple[str, int]] = {}  # directories that this process holds, with a name in each and its inode
+_held: dict[Path, tuple[Path, int]] = {}  # what stays in a directory that this process holds -> that, and its inode
 
 
 @contextlib.contextmanager
 def held(root: Path, mark: str) -> Iterator[None]:
-    """Hold that a directory stays the one that it is, by what stays in it under a name.
+    """Hold that a directory stays the one that it is, by what stays in it under a name (``.``: the directory itself).
 
     Raises:
         StorageError: It was taken away meanwhile, the reason before all others for whatever is missed then.
     """
     root = root.absolute()
-    _held[root] = (mark, (root / mark).stat().st_ino)
+    place = root / mark
+    _held[place] = (root, place.stat().st_ino)
     try:
         yield
     except Exception:
@@ -266,7 +267,7 @@ def held(root: Path, mark: str) -> Iterator[None]:
     else:
         check_held(root)
     finally:
-        del _held[root]
+        del _held[place]
 
 
 def check_held(path: Path) -> None:
@@ -275,10 +276,10 @@ def check_held(path: Path) -> None:
     Raises:
         StorageError: It was removed, moved away or made anew.
     """
-    for root, (mark, inode) in _held.items():
+    for place, (root, inode) in _held.items():
         if path.absolute().is_relative_to(root):
             try:
-                there = (root / mark).stat().st_ino == inode
+                there = place.stat().st_ino == inode
             except OSError:
                 there = False
             if not there:

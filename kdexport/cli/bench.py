@@ -1,5 +1,6 @@
 """`kdexport bench`: its flags; what they ask for is gathered in ``bench_request``."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -278,7 +279,7 @@ def bench(
     with command(json=json, quiet=quiet, verbose=verbose) as console:
         _check_place(out, "--out", "bench.json")
         _check_place(pack, "--pack", "bench.pyz")
-        from kdexport.artifacts import RunDirectory
+        from kdexport.artifacts import RunDirectory, held
         from kdexport.cli import bench_pack, bench_serve
         from kdexport.cli.bench_request import request_for
 
@@ -312,13 +313,14 @@ def bench(
                 raise fault
             return
         target = out or (RunDirectory(run).stage("bench") if run else None)
-        if remote is None:
-            result = _measured(request, target.with_suffix(".samples.npz") if target else None, console)
-        else:
-            from kdexport.bench.pack import measure_on
+        with held(run, ".") if run and out is None else nullcontext():
+            if remote is None:
+                result = _measured(request, target.with_suffix(".samples.npz") if target else None, console)
+            else:
+                from kdexport.bench.pack import measure_on
 
-            result = measure_on(remote, request, python=remote_python, progress=console.progress)
-        _show(result, target, console)
+                result = measure_on(remote, request, python=remote_python, progress=console.progress)
+            _show(result, target, console)
 
 
 def _check_place(file: Path | None, flag: str, example: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from kdexport import artifacts, references
-from kdexport.artifacts import RunDirectory
+from kdexport.artifacts import RunDirectory, held
 from kdexport.errors import KDExportError
 from kdexport.precisions import AUTO
 from kdexport.progress import Progress, load
@@ -147,18 +147,19 @@ def _of_run(root: Path, settings: Settings, own: ReferenceFlags, progress: Progr
             hint="leave it out, or change the recipe and run it",
         )
     directory = RunDirectory(root)
-    distilled = distilled_in(directory)
-    current = Recipe.load(directory.recipe)
-    quantize = settings.get("quantize")
-    if isinstance(quantize, tuple):  # more variants, beside those that the run has
-        settings = {**settings, "quantize": tuple(dict.fromkeys([*current.export.quantize, *quantize]))}
-    recipe = Recipe.load(directory.recipe, [f"export.{name}={_toml(value)}" for name, value in settings.items()])
-    load("torch", progress)
-    with directory.lock():
-        from kdexport.export.stage import export as run_export
+    with held(root, "."):  # from before it is read: locking makes a directory
+        distilled = distilled_in(directory)
+        current = Recipe.load(directory.recipe)
+        quantize = settings.get("quantize")
+        if isinstance(quantize, tuple):  # more variants, beside those that the run has
+            settings = {**settings, "quantize": tuple(dict.fromkeys([*current.export.quantize, *quantize]))}
+        recipe = Recipe.load(directory.recipe, [f"export.{name}={_toml(value)}" for name, value in settings.items()])
+        load("torch", progress)
+        with directory.lock():
+            from kdexport.export.stage import export as run_export
 
-        recipe.write(directory.recipe)  # so that `kdexport run` finds nothing to undo
-        result = run_export(recipe, distilled, directory, progress, _timer(recipe.bench))
+            recipe.write(directory.recipe)  # so that `kdexport run` finds nothing to undo
+            result = run_export(recipe, distilled, directory, progress, _timer(recipe.bench))
     return Written(result, root, f"kdexport bench {root}")
 
 

@@ -44,18 +44,26 @@ def test_json_is_one_document_on_stdout(models):
     assert json.loads(done.stdout)["measurements"][0]["model"] == "a"
 
 
-def test_a_run_directory_is_measured_whole_and_keeps_the_result(models, tmp_path):
+def test_a_run_directory_is_measured_whole_and_keeps_the_result(models, monkeypatch, tmp_path):
     import dataclasses
     import shutil
 
+    root = tmp_path / "run"
+    root.mkdir()
     for name in ("a", "b"):
-        shutil.copy(models / f"{name}.onnx", tmp_path)
-    files = [dataclasses.replace(describe_file(tmp_path / f"{name}.onnx"), file=f"{name}.onnx") for name in ("a", "b")]
+        shutil.copy(models / f"{name}.onnx", root)
+    files = [dataclasses.replace(describe_file(root / f"{name}.onnx"), file=f"{name}.onnx") for name in ("a", "b")]
     document = {**results.to_json(ExportResult("two", tuple(files))), "key": "x"}
-    (tmp_path / "export.json").write_text(json.dumps(document))
-    done = kdexport("bench", tmp_path, *FAST)
+    (root / "export.json").write_text(json.dumps(document))
+    done = kdexport("bench", root, *FAST)
     assert done.exit_code == 0, done.output
-    assert len(json.loads((tmp_path / "bench.json").read_text())["measurements"]) == 2
+    result = results.from_json(BenchResult, json.loads((root / "bench.json").read_text()))
+    assert len(result.measurements) == 2
+    monkeypatch.setattr("kdexport.bench.stage.bench", lambda *_, **__: shutil.rmtree(root) or result)
+    gone = kdexport("bench", root, *FAST)
+    assert gone.exit_code == 1
+    assert "was taken away while it was used" in gone.stderr
+    assert not root.exists()  # exit 0, a result and no model
 
 
 def test_one_that_fails_is_exit_1_and_the_others_are_shown(models, tmp_path):

@@ -126,7 +126,7 @@ def test_a_transformer_from_a_folder_says_which_of_its_weights_are_fresh(here):
     assert json.loads(done.stdout)["models"][0]["parity"]["passed"]
 
 
-def test_a_run_is_brought_up_to_date(make_run, tmp_path):
+def test_a_run_is_brought_up_to_date(make_run, monkeypatch, tmp_path):
     recipe, distilled, directory = make_run(tmp_path / "run", networks=("student",))
     recipe.write(directory.recipe)
     write_json(directory.stage("distill"), {**to_json(distilled), "key": "k"})
@@ -139,6 +139,10 @@ def test_a_run_is_brought_up_to_date(make_run, tmp_path):
     refused = run(str(directory.root), "--onnx", "--input-shape", "1,8,8")
     assert refused.exit_code == 1
     assert "--input-shape is for a bare model reference" in refused.stderr
+    monkeypatch.setattr("kdexport.cli.export_request.load", lambda *_: shutil.rmtree(directory.root))
+    gone = run(str(directory.root), "--onnx")
+    assert "was taken away while it was used" in gone.stderr
+    assert not directory.root.exists()  # it was made again, with a recipe and no weights
 
 
 BAD = {
