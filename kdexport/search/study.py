@@ -159,7 +159,8 @@ class Study:
         self._end(number, "PRUNED", reason=reason)
 
     def failed(self, number: int, reason: str) -> None:
-        """End a trial that cannot be built, exported or measured."""
+        """End a trial that cannot be built, exported or measured; for a directory that was taken away none can be."""
+        check_held(self._directory)
         self._end(number, "FAIL", reason=reason)
 
     def finished(self, number: int, score: float) -> None:
