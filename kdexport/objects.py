@@ -94,6 +94,8 @@ def _arrays(split: Any, name: str) -> Any:
     """Return a split as ``(inputs, targets)``, read sample by sample where it is a data set."""
     if isinstance(split, tuple | list) and _is_pair(split):
         return tuple(_array(part) for part in split)
+    if not hasattr(split, "__len__") and not hasattr(split, "__iter__"):
+        raise RecipeError(f"data: {name} is a {type(split).__name__}, not samples", hint="give (inputs, targets)")
     samples = [split[index] for index in range(len(split))] if hasattr(split, "__getitem__") else list(split)
     if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
         raise RecipeError(

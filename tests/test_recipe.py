@@ -193,12 +193,32 @@ def test_values_that_nothing_can_walk_into_or_hold(tmp_path: Path, text: str, me
         ("student.model=\udcff.py:S", "student.model holds what is no text"),
         ("distill.terms.².weight=1", "is not one of the 1 entries"),
         (f"distill.terms.{'1' * 5000}.weight=1", "is not one of the 1 entries"),
+        ("seed=1\nname='other'", "sets more than one key"),
+        ("data=[1]", "train is a int, not samples"),
     ],
 )
 def test_overrides_that_nothing_can_walk_into_or_hold(tmp_path: Path, override: str, message: str) -> None:
     (tmp_path / "recipe.toml").write_text(WHOLE)
     with pytest.raises(RecipeError, match=message):
         Recipe.load(tmp_path / "recipe.toml", [override])
+
+
+@pytest.mark.parametrize(
+    ("value", "within"),
+    [
+        ("distill=3", "distill.terms.0.weight=1"),
+        ("distill=[1]", "distill.terms[0]=1"),
+        ("distill.terms=['a']", "distill.terms.0.weight=1"),
+        ("teacher.also=[3]", "teacher.also.0.model='a'"),
+        ("search.space=[3]", "search.space.0.args.width=[1]"),
+    ],
+)
+def test_an_override_within_a_value_that_is_no_table_is_refused(value: str, within: str) -> None:
+    with pytest.raises(
+        RecipeError, match="is a value, not a table|is not one of the 1 entries|is not of the form"
+    ) as caught:
+        Recipe.load(DIGITS, [value, within])
+    assert caught.value.hint
 
 
 def test_the_home_of_nobody_is_a_path_like_another(tmp_path: Path) -> None:

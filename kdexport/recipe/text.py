@@ -218,17 +218,20 @@ def _apply(document: dict[str, Any], override: str, root: type[BaseModel]) -> No
     if not equals or not all(parts):
         raise RecipeError(f"--set {override!r} is not of the form key=value", hint="e.g. --set distill.epochs=10")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        parsed, *more = tomllib.loads(f"value = {value}").values()
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+        parsed, more = value.strip(), []
     except (RecursionError, ValueError):
         raise RecipeError(
             f"--set {_cut(override)!r} is no value of a recipe", hint="give a smaller number, or fewer brackets"
         ) from None
+    if more:  # further lines of TOML, which would be lost
+        raise RecipeError(f"--set {_cut(override)!r} sets more than one key", hint="give a --set for each key")
     if parts[:2] == ["distill", "terms"] and len(parts) > 2:  # a key of a term changes the default where none is given
         table = _table(["distill"], root)
         terms = [term.model_dump() for term in table.model_fields["terms"].default] if table else []
-        document.setdefault("distill", {}).setdefault("terms", terms)
+        if isinstance(distill := document.setdefault("distill", {}), dict):
+            distill.setdefault("terms", terms)
     inner: Any = document
     for part in parts[:-1]:
         inner = _step(inner, part, override)
@@ -239,9 +242,7 @@ def _apply(document: dict[str, Any], override: str, root: type[BaseModel]) -> No
 
 
 def _step(table: Any, part: str, override: str) -> Any:
-    if isinstance(table, list):
-        return table[_index(table, part, override)]
-    inner = table.setdefault(part, {})
+    inner = table[_index(table, part, override)] if isinstance(table, list) else table.setdefault(part, {})
     if not isinstance(inner, dict | list):
         raise RecipeError(f"--set {override!r}: '{part}' is a value, not a table", hint="e.g. --set distill.epochs=10")
     return inner
