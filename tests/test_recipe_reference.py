@@ -19,6 +19,9 @@ RECIPES = sorted(MODELS.glob("*/recipe.toml"))
 def test_the_files_in_models_are_fresh() -> None:
     again = "write them anew: python -m kdexport.recipe.reference models"
     assert (MODELS / REFERENCE).read_text(encoding="utf-8") == markdown(), again
+    pytest.importorskip(
+        "pydantic", minversion="2.11", reason="pydantic before 2.11 writes some of the schema otherwise"
+    )
     assert json.loads((MODELS / SCHEMA).read_text(encoding="utf-8")) == schema(), again
 
 

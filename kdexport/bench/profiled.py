@@ -11,7 +11,7 @@ import numpy as np
 
 from kdexport.bench import timing
 from kdexport.bench.profile import Calls, chain_model, read_events
-from kdexport.bench.session import CPU, BoundSession, open_session
+from kdexport.bench.session import CPU, BoundSession, open_session, sizes_change
 
 Waited = Optional[Callable[[], int]]
 
@@ -58,7 +58,7 @@ def _steady(bound: BoundSession) -> Callable[[], None]:
     try:
         bound.run()
     except Exception as error:
-        if "pre-allocated" not in str(error):
+        if not sizes_change(error):
             raise
         bound.run_allocating()
         return bound.run_allocating

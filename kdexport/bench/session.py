@@ -100,6 +100,15 @@ def placement(session: Any) -> dict[str, dict[str, int]]:
     return {provider: dict(operators) for provider, operators in found.items()}
 
 
+# What a run says whose output is of another size than its buffer; the second is onnxruntime's before 1.27.
+OTHER_SIZE = ("pre-allocated", "shape verification failed")
+
+
+def sizes_change(error: Exception) -> bool:
+    """Whether a run failed because the sizes of its outputs change from run to run (NonZero)."""
+    return any(words in str(error) for words in OTHER_SIZE)
+
+
 class BoundSession:
     """A session with its inputs and outputs bound: ``run`` moves no data and makes no Python objects.
 

@@ -190,7 +190,9 @@ class Worker:
         try:
             return work()
         except Exception as error:
-            if "pre-allocated" not in str(error):
+            from kdexport.bench import session
+
+            if not session.sizes_change(error):
                 raise
             self._run = self._bound.run_allocating
             return work()

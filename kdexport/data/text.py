@@ -235,7 +235,7 @@ def _tokenizer(text: str) -> Any:
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(reference.target, trust_remote_code=False)
     except BaseException as error:
-        if OWN_CODE in str(error):
+        if OWN_CODE.search(str(error)):
             raise own_code(f"the tokenizer {text}") from None
         raise SourceError(
             f"the tokenizer {text} cannot be loaded: {fault_of(error)}",

@@ -54,7 +54,8 @@ FIXED_BATCH = (
 OTHER_AXIS = "; where the batch is not the first axis of an input, say so: --input-shape h:2,batch,64"
 # What PyTorch says where forward takes its one input for a list, a tuple or a dict of tensors.
 AS_A_LIST = re.compile(
-    r"out of bounds for dimension 0|must be tuple of Tensors|values to unpack|too many indices|invalid data type 'str'"
+    r"out of bounds for dimension 0|must be tuple of Tensors|cat\(\) received an invalid combination|values to unpack"
+    r"|too many indices|invalid data type 'str'"
     r"|'Tensor' object has no attribute '(?:get|items|keys|values|[a-z_]*ids|pixel_values)'"
 )
 SEVERAL_IN_ONE = (

@@ -1,5 +1,6 @@
 """``hf:NAME_OR_DIR``: transformers' classifiers of images and of text, and transformers that embed texts."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,7 @@ def _loaded(auto: Any, name: str, **options: Any) -> Any:
     try:
         return auto.from_pretrained(name, **{**options, "trust_remote_code": False})  # where it is not said, it asks
     except Exception as error:  # whatever a damaged configuration makes transformers raise
-        if OWN_CODE in str(error):
+        if OWN_CODE.search(str(error)):
             raise own_code(f"hf:{name}") from None
         raise SourceError(
             f"hf:{name} cannot be loaded: {_first_line(error)}",
@@ -228,7 +229,7 @@ def _loaded(auto: Any, name: str, **options: Any) -> Any:
         ) from error
 
 
-OWN_CODE = "contains custom code"  # as transformers says it
+OWN_CODE = re.compile("contains custom code|requires you to execute")  # as transformers 5 and 4 say it
 
 
 def own_code(reference: str) -> SourceError:

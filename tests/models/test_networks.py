@@ -245,11 +245,12 @@ def test_the_same_scores_for_module_and_onnx(nets, digits, tmp_path):
 
 
 def test_timm(digits):
-    pytest.importorskip("timm", reason="timm is an extra: pip install 'kdexport[timm]'")
-    network = load_network("timm:test_resnet", {"in_chans": 1}, 10)
+    timm = pytest.importorskip("timm", reason="timm is an extra: pip install 'kdexport[timm]'")
+    name = "test_resnet" if timm.is_model("test_resnet") else "resnet10t"  # since timm 1.0.10
+    network = load_network(f"timm:{name}", {"in_chans": 1}, 10)
     check_output(network, (torch.zeros(2, 1, 32, 32),), TASKS["classification"], list("0123456789"), "student")
-    with pytest.raises(SourceError, match="timm has no network 'test_resnett'") as caught:
-        load_network("timm:test_resnett", {}, 10)
+    with pytest.raises(SourceError, match=f"timm has no network '{name}t'") as caught:
+        load_network(f"timm:{name}t", {}, 10)
     assert "did you mean" in caught.value.hint
 
 

@@ -212,7 +212,10 @@ def test_a_folder_without_a_tokenizer_says_so(rows, bert, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text((bert / "config.json").read_text())
-    with pytest.raises(SourceError, match="has no vocabulary: all words would be unknown"):
+    refused = "cannot be loaded: Can't load tokenizer"
+    if int(transformers.__version__.partition(".")[0]) >= 5:  # makes one of special tokens alone
+        refused = "has no vocabulary: all words would be unknown"
+    with pytest.raises(SourceError, match=refused):
         load_fitted_data(Data(source=f"csv:{rows}", tokenizer=f"hf:{bare}"), (), 0, tmp_path)
     with pytest.raises(SourceError, match="cannot be read"):
         load_fitted_data(
