@@ -1,6 +1,7 @@
 """What every command shares: its three output flags, where text goes, and how faults become exit codes."""
 
 import codecs
+import errno
 import io
 import json as json_module
 import os
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -169,7 +171,7 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
             _complain(told.message, told.hint)
             raise typer.Exit(EXIT_USER_ERROR) from None
         name = "" if error.filename is None else f": {_shortened(str(error.filename))}"
-        _complain(f"the system refuses: {error.strerror}{name}", "check the path, who may use it, and the disk's space")
+        _complain(f"the system refuses: {error.strerror}{name}", _way_out(error))
         raise typer.Exit(EXIT_USER_ERROR) from None
     except SystemExit as stop:  # of code that the user gave: the command line's own ends otherwise
         if verbose:
@@ -191,6 +193,17 @@ def command(*, json: bool, quiet: bool, verbose: bool, resumes: bool = False) ->
         if artifacts.is_main():  # of several, one says it
             _complain("interrupted", f"go on with: {_given()}" if resumes else "give the same command to start again")
         raise typer.Exit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED) from None
+
+
+def _way_out(error: OSError) -> str:
+    """Return what to do about what the system refuses."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files: ulimit -n 4096"
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "the working directory was removed: change to one that is there, then give the same command again"
+    return "check the path, who may use it, and the disk's space"
 
 
 def _end_with_torchrun() -> None:

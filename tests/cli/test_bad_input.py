@@ -226,3 +226,19 @@ def test_no_folder_for_temporary_files(
     message, hint = complaint(kdexport(*command))
     assert message == "no folder for temporary files can be written to: ['/tmp', '/var/tmp']"
     assert "TMPDIR" in hint
+
+
+def test_what_the_system_refuses_comes_with_its_own_way_out(
+    kdexport: Kdexport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ "check the path" was no help where the working directory, or a number for one more file, is what is missing."""
+
+    def no_number(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdexport.recipe.Recipe.load", no_number)
+        assert "ulimit -n" in complaint(kdexport("run", DIGITS))[1]
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert "the working directory was removed" in complaint(kdexport("run", DIGITS))[1]
