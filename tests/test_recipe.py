@@ -215,7 +215,7 @@ def test_overrides_that_nothing_can_walk_into_or_hold(tmp_path: Path, override: 
 )
 def test_an_override_within_a_value_that_is_no_table_is_refused(value: str, within: str) -> None:
     with pytest.raises(
-        RecipeError, match="is a value, not a table|is not one of the 1 entries|is not of the form"
+        RecipeError, match=r"is a value, not a table|is not one of the 1 entries|is not of the form"
     ) as caught:
         Recipe.load(DIGITS, [value, within])
     assert caught.value.hint
