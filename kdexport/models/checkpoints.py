@@ -16,6 +16,7 @@ import tarfile
 import types
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 MOST_SEARCHED = 4000  # characters of an error message
 MAX_DEPTH = 4  # of the nests that are looked into
 MAX_LISTED = 64  # entries of a list that are looked into
+MAX_ALIASES = 8  # places at which one and the same nest is named: a nest may hold itself
 EXPANSION, SPARE_BYTES = 10, 64 << 20  # an archive that claims more than this many times its size is no checkpoint
 NOT_WEIGHTS = re.compile(r"optim|sched|scaler|callbacks|loops|rng", re.IGNORECASE)  # a trainer's other nests
 
@@ -68,22 +70,35 @@ def read(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), _short_messages(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it loads, or says why not
-            return torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files end in a dozen kinds, MemoryError and RecursionError among them
         raise _refused(path, error) from error
+    if found is None:
+        raise SourceError(f"no weights are found in {path}: it holds None", hint="save network.state_dict() into it")
+    return found
 
 
-def state_dicts(document: Any, place: str = "", depth: int = MAX_DEPTH) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yield every mapping that holds tensors, with its place: ``""``, ``"state_dict"``, ``"ema.model"``."""
+def state_dicts(
+    document: Any, place: str = "", depth: int = MAX_DEPTH, met: Counter[int] | None = None
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield every mapping that holds tensors, with its place: ``""``, ``"state_dict"``, ``"ema.model"``.
+
+    What stands at several places is looked into once: ``met`` counts how often each was met.
+    """
+    met = Counter() if met is None else met
+    nest = id(document)
+    met[nest] += 1
+    if met[nest] > MAX_ALIASES:
+        return
     if isinstance(document, list | tuple):
         document = {str(number): item for number, item in enumerate(document[:MAX_LISTED])}
     if not isinstance(document, Mapping) or depth < 0:
         return
     if any(isinstance(value, Tensor) for value in document.values()):
         yield place, document
-    for key, value in document.items():
+    for key, value in document.items() if met[nest] == 1 else ():
         if isinstance(value, Mapping | list | tuple) and not NOT_WEIGHTS.search(str(key)):
-            yield from state_dicts(value, f"{place}.{key}" if place else str(key), depth - 1)
+            yield from state_dicts(value, f"{place}.{key}" if place else str(key), depth - 1, met)
 
 
 def _harmless() -> list[Any]:

@@ -99,7 +99,7 @@ def fit(network: nn.Module, document: Any, origin: str, strict: bool = True, key
     missing = [name for name in missing if name not in differing and _place(own[name]) not in loaded]
     faults = [f"{name}: missing in the file, {_shape(own[name])} in the network" for name in missing if name in own]
     faults += [f"{name}: not in the network, {_shape(given[name])} in the file" for name in unexpected]
-    shapes = [(name, _shape(given[name]), _shape(own[name])) for name in differing]
+    shapes = [(name, _shape(given[name], own[name]), _shape(own[name])) for name in differing]
     faults += [f"{name}: {there} in the file, {wanted} in the network" for name, there, wanted in shapes]
     fresh = tuple(name for name in (*missing, *differing) if not name.endswith(COUNTER))
     if faults and strict:
@@ -181,7 +181,7 @@ def _views(place: str, state: Mapping[Any, Any], own: Mapping[str, Tensor]) -> I
     """Yield a state dict as it is, and without or with the prefixes under which more names fit the network's."""
     named = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     named = {name: tensor for name, tensor in named.items() if not _is_extra(name)} or named
-    versions = getattr(state, "_metadata", None) or {}
+    versions = _versions(getattr(state, "_metadata", None))
     heads = {name.partition(".")[0] for name in own}
     wrapper = f"{heads.pop()}." if len(heads) == 1 and all("." in name for name in own) else ""
     seen: set[tuple[str, str, bool]] = set()
@@ -196,6 +196,14 @@ def _views(place: str, state: Mapping[Any, Any], own: Mapping[str, Tensor]) -> I
                     continue
                 seen.add((added, prefix, unwrapped))
                 yield _candidate(place, prefix, added, given, versions, own)
+
+
+def _versions(metadata: Any) -> dict[str, dict[str, int]]:
+    """Return what a file notes of its modules' versions, and nothing else that it notes."""
+    if not isinstance(metadata, Mapping):
+        return {}
+    noted = {str(name): value.get("version") for name, value in metadata.items() if isinstance(value, Mapping)}
+    return {name: {"version": version} for name, version in noted.items() if isinstance(version, int)}
 
 
 def _candidate(
@@ -242,6 +250,8 @@ def _best(candidates: list[_Candidate], origin: str, strict: bool) -> _Candidate
     for other in tied[1:]:
         if all(_differs(other, known) for known in (chosen, *rivals)):
             rivals.append(other)
+        if len(rivals) == MAX_SHOWN:  # to compare all with all takes the square of their number
+            break
     if not rivals or not chosen.matching or (strict and not chosen.complete):
         return chosen
     best = next((candidate for candidate in (chosen, *rivals) if candidate.place == OWN_BEST), None)
@@ -253,7 +263,8 @@ def _best(candidates: list[_Candidate], origin: str, strict: bool) -> _Candidate
     places = [candidate.where or "the top" for candidate in (chosen, *rivals)]
     example = rivals[0].prefix.rstrip(".") or rivals[0].place
     raise SourceError(
-        f"{origin} holds {len(places)} sets of weights that fit the network equally: {', '.join(places[:MAX_SHOWN])}",
+        f"{origin} holds {len(places)} sets of weights{' and more' * (len(rivals) == MAX_SHOWN)} that fit the network "
+        f"equally: {', '.join(places[:MAX_SHOWN])}",
         hint=f'say which one with weights_key beside weights, e.g. weights_key = "{example}"; '
         f"for evaluate --set student.weights_key={example}",
     )
@@ -282,8 +293,25 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _same_shape(given: Tensor, own: Tensor) -> bool:
-    """Whether ``load_state_dict`` takes one for the other: a tensor of one element also for a number."""
+    """Whether ``load_state_dict`` takes one for the other, values and all: one of one element also for a number."""
+    if _kind(given, own):
+        return False
     return given.shape == own.shape or (given.shape == (1,) and own.shape == ())
+
+
+def _kind(given: Tensor, own: Tensor | None = None) -> str:
+    """Say in which form a tensor is no plain weight; empty where it is.
+
+    Integers, truth values and complex numbers in the place of a network's floats would be cast without a word.
+    """
+    if given.is_nested:
+        return "nested"
+    if given.is_meta:
+        return "without data (device meta)"
+    if given.is_quantized or given.layout is not torch.strided:
+        return "quantized" if given.is_quantized else str(given.layout).removeprefix("torch.")
+    cast = own is not None and own.is_floating_point() and not given.is_floating_point()
+    return f"of {str(given.dtype).removeprefix('torch.')}" if cast else ""
 
 
 def _unwrapped(name: str) -> str:
@@ -307,6 +335,8 @@ def _shortened(faults: list[str], others: tuple[str, ...]) -> list[str]:
 
 def _hint(own: Mapping[str, Tensor], given: Mapping[str, Tensor], differing: list[str], faults: int) -> str:
     heads = {name.rpartition(".")[0] for name in differing}
+    if any(_kind(given[name], own[name]) for name in differing):
+        return "save the weights as plain floats: tensor.to_dense(), .dequantize() or .float() before torch.save"
     if faults == len(differing) and len(heads) == 1 and own[differing[0]].ndim and given[differing[0]].ndim:
         name = differing[0]
         return (
@@ -316,5 +346,6 @@ def _hint(own: Mapping[str, Tensor], given: Mapping[str, Tensor], differing: lis
     return "check the model's args, or set strict = false to load what fits"
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
+def _shape(tensor: Tensor, own: Tensor | None = None) -> str:
+    kind = _kind(tensor, own)
+    return " ".join(part for part in ("" if tensor.is_nested else str(list(tensor.shape)), kind) if part)

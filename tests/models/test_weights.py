@@ -442,3 +442,51 @@ def test_a_name_without_end_in_a_pickle_takes_no_minutes(tmp_path):
     with pytest.raises(SourceError):
         read(path)
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda weight: weight.to_sparse(), r"\[3, 7\] sparse_coo in the file"),
+        (lambda weight: weight.to(torch.complex64), r"\[3, 7\] of complex64 in the file"),
+        (lambda weight: (weight * 100).to(torch.int8), r"\[3, 7\] of int8 in the file"),
+        (lambda weight: weight > 0, r"\[3, 7\] of bool in the file"),
+        (lambda weight: weight.to("meta"), r"without data \(device meta\)"),
+    ],
+)
+def test_a_tensor_that_is_no_plain_weight_is_never_cast_without_a_word(trained, changed, told):
+    state = trained.state_dict()
+    odd = {**state, "head.weight": changed(state["head.weight"])}
+    with pytest.raises(SourceError, match=told) as caught:
+        fit(Net(), {"a": odd, "b": odd | {}}, "x.pt")
+    assert "plain floats" in caught.value.hint
+
+
+def test_nests_within_themselves_and_sets_without_end_end_soon(trained, tmp_path):
+    state = trained.state_dict()
+    cyclic = {"weights": state}
+    cyclic.update(dict.fromkeys(range(300), cyclic))
+    laughs = [state]
+    for _ in range(8):
+        laughs = [laughs] * 60
+    for document in (cyclic, [*laughs[:1], state]):
+        torch.save(document, tmp_path / "w.pt")
+        net = Net()
+        started = time.perf_counter()
+        load_weights(net, tmp_path / "w.pt")
+        assert torch.equal(net.head.weight, trained.head.weight)
+        assert time.perf_counter() - started < 5
+    many = {f"n{number}": {**state, "head.bias": torch.full((3,), float(number))} for number in range(400)}
+    with pytest.raises(SourceError, match="holds 21 sets of weights and more that fit"):
+        fit(Net(), many, "x.pt")
+
+
+def test_none_and_what_a_file_notes_of_versions(trained, tmp_path):
+    torch.save(None, tmp_path / "none.pt")
+    with pytest.raises(SourceError, match="it holds None"):
+        read(tmp_path / "none.pt")
+    state = trained.state_dict()
+    state._metadata = OrderedDict({"body.1": {"version": "2"}, "head": 3, 5: {"version": 1}})
+    net = Net()
+    assert fit(net, state, "x.pt").left_out == ()
+    assert torch.equal(net.head.weight, trained.head.weight)
