@@ -106,7 +106,6 @@ def test_a_task_is_of_data(people, words):
 
 
 def test_weights_with_a_second_name_elsewhere_are_refused_in_words(people, tmp_path):
-    pytest.importorskip("onnx", minversion="1.21", reason="onnx before 1.21 takes them as any others")
     onnx.save(
         onnx.load(people / "given.onnx"),
         tmp_path / "m.onnx",
