@@ -31,6 +31,10 @@ from kdexport.errors import (
 from kdexport.onnx.orphans import signalled_at_parents_death
 
 if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import ConsoleOptions
+    from rich.segment import Segment
+
     from kdexport.progress import Progress, Task
 
 
@@ -105,14 +109,35 @@ class Console:
         if self.json:
             from kdexport import results
 
-            document = results.dumps(result)
+            document = "".join(map(_in_json, results.dumps(result).splitlines(keepends=True)))
             self.stdout.write(document if "utf" in (self.stdout.encoding or "utf").lower() else as_ascii(document))
         elif isinstance(shown, str):
-            self.stdout.write(shown.rstrip("\n") + "\n")
+            self.stdout.write(terminal.printable(shown.rstrip("\n")) + "\n")
         else:
             from rich.console import Console as RichConsole
 
-            RichConsole(file=self.stdout, highlight=False).print(shown)
+            RichConsole(file=self.stdout, highlight=False).print(_Printable(shown))
+
+
+@dataclass(frozen=True)
+class _Printable:
+    """What Rich draws, without the control characters of names in it: a class of a stranger's sets no title."""
+
+    shown: Any
+
+    def __rich_console__(self, console: "RichConsole", options: "ConsoleOptions") -> "Iterator[Segment]":
+        for segment in console.render(self.shown, options):
+            yield segment if segment.control else segment._replace(text=terminal.printable(segment.text))
+
+
+def _in_json(line: str) -> str:
+    """Return a line of a JSON document of the same values, with characters that steer a terminal as escapes."""
+    text = line.removesuffix("\n")
+    return line if text.isprintable() else "".join(map(_escaped, text)) + line[len(text) :]
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else json_module.dumps(character)[1:-1]
 
 
 def as_ascii(document: str) -> str:

@@ -39,25 +39,31 @@ def read_arrays(path: Path, *, single: bool = False) -> dict[str, NDArray[Any]]:
                 file.seek(0)
                 return {"": np.load(file, allow_pickle=False)}
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
+            entries = archive.infolist()
+            _check_expansion(sum(entry.compress_size for entry in entries), sum(e.file_size for e in entries), "", path)
+            for entry in entries:
                 _check_entry(archive, entry, path)
         with np.load(path, allow_pickle=False) as loaded:
             return {key: loaded[key] for key in loaded.files}
     except SourceError:
         raise
     except Exception as error:  # noqa: BLE001 zipfile, zlib, numpy and tokenize have a dozen kinds for a damaged file
-        reason = type(error).__name__ if "pickle" in str(error) or not str(error) else str(error).splitlines()[0]
+        reason = type(error).__name__ if "pickle" in str(error) or not str(error) else str(error).splitlines()[0][:200]
         raise SourceError(f"{path} cannot be read as an npz file: {reason}", hint=hint) from None
+
+
+def _check_expansion(stored: int, claimed: int, name: str, path: Path) -> None:
+    if claimed > EXPANSION * max(stored, 1) and claimed > SPARE_BYTES:
+        raise SourceError(
+            f"{path} cannot be read as an npz file: {name or 'it '}would unpack from {stored >> 10:,} KiB to "
+            f"{claimed >> 20:,} MiB",
+            hint="write it with numpy.savez, which does not compress",
+        )
 
 
 def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
     name = entry.filename.removesuffix(".npy")
-    if entry.file_size > EXPANSION * max(entry.compress_size, 1) and entry.file_size > SPARE_BYTES:
-        raise SourceError(
-            f"{path} cannot be read as an npz file: {name} would unpack from {entry.compress_size >> 10:,} KiB to "
-            f"{entry.file_size >> 20:,} MiB",
-            hint="write it with numpy.savez, which does not compress",
-        )
+    _check_expansion(entry.compress_size, entry.file_size, f"{name} ", path)
     with archive.open(entry) as stream:
         _check_header(stream, entry.file_size, name, path)
 

@@ -163,6 +163,15 @@ def _views_its_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     return False
 
 
+def not_taken(role: str, inputs: tuple[Tensor, ...], error: Exception) -> SourceError:
+    """Return what to say where a network raises an error on data."""
+    shapes = ", ".join(f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}" for item in inputs)
+    return SourceError(
+        f"the {role} does not take the data ({shapes}): {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+        hint="give its args or its preprocessing (size, mean, std) in the recipe, so that it fits the data",
+    )
+
+
 def check_output(network: nn.Module, inputs: tuple[Tensor, ...], task: Task, names: Sequence[str], role: str) -> None:
     """Run one batch and hold that the network gives what the task asks for.
 
@@ -177,11 +186,7 @@ def check_output(network: nn.Module, inputs: tuple[Tensor, ...], task: Task, nam
     except KDExportError:
         raise
     except Exception as error:
-        shapes = ", ".join(f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}" for item in inputs)
-        raise SourceError(
-            f"the {role} does not take the data ({shapes}): {type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            hint="give its args or its preprocessing (size, mean, std) in the recipe, so that it fits the data",
-        ) from error
+        raise not_taken(role, inputs, error) from error
     finally:
         network.train(was_training)
     if not isinstance(output, Tensor):

@@ -58,12 +58,17 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
     import torch
 
     from kdexport.models.loading import load_model
+    from kdexport.models.networks import not_taken
 
     model = load_model("model", spec, dataset)
 
     def predict(inputs: tuple[NDArray[Any], ...]) -> NDArray[Any]:
-        with torch.no_grad():
-            return model.network(*model.preprocessing.apply(inputs)).float().numpy()  # type: ignore[no-any-return]
+        ready = model.preprocessing.apply(inputs)
+        try:
+            with torch.no_grad():
+                return model.network(*ready).float().numpy()  # type: ignore[no-any-return]
+        except (RuntimeError, IndexError, ValueError) as error:  # it took the training data: this split is otherwise
+            raise not_taken("model", ready, error) from error
 
     from kdexport.models.hub import has_weights
 

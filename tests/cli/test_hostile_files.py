@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
@@ -69,3 +70,28 @@ def test_words_without_end_are_cut(tmp_path: Path, kdexport) -> None:
     assert done.exit_code == 0
     assert "2,400,000 characters, all of them in --json" in " ".join(done.output.split())
     assert len(done.output) < 200_000
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_classes_whose_names_steer_a_terminal_are_shown_as_text(form, tmp_path: Path, kdexport) -> None:
+    names = [f"[/]{TITLE}", "\u202eevil", "\x9b2J", "a\nb"]
+    inputs, labels = np.random.default_rng(0).random((40, 4), np.float32), np.arange(40) % 4
+    split = {"x_train": inputs, "y_train": labels, "x_test": inputs, "y_test": labels}
+    np.savez(tmp_path / "d.npz", class_names=np.array(names), **split)
+    done = kdexport("evaluate", model(tmp_path / "net.onnx"), "--data", f"npz:{tmp_path / 'd.npz'}", *form)
+    assert done.exit_code == 0, done.output
+    assert done.output.replace("\n", "").isprintable()
+    if form:
+        assert [one["name"] for one in json.loads(done.stdout)["per_class"]] == names
+
+
+def test_a_test_split_of_another_shape_is_told_by_its_shape(tmp_path: Path, kdexport) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\nNet = lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 2))\n"
+    )
+    labels = np.arange(8) % 2
+    images = np.random.default_rng(0).random((8, 1, 4, 4), np.float32)
+    split = {"x_train": images, "y_train": labels, "x_test": images[:, :, :3], "y_test": labels}
+    np.savez(tmp_path / "d.npz", **split)
+    done = kdexport("evaluate", f"{tmp_path / 'nets.py'}:Net", "--data", f"npz:{tmp_path / 'd.npz'}")
+    assert (done.exit_code, "does not take the data ([8, 1, 3, 4] float32)" in done.output) == (1, True), done.output
