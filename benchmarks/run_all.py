@@ -53,6 +53,7 @@ BENCHMARKS = (
     Benchmark("serve_engines", 6, more="firefox-esr, webkit2gtk-driver, xvfb and onnxruntime-web"),
     Benchmark("sentence_rivals", 10, more="an environment of the rivals', see its docstring"),
     Benchmark("kill_anywhere", 40),
+    Benchmark("damaged_run", 50),
     Benchmark("engine_long", 8),
     Benchmark("engine_processes", 5, ("--data", DATA)),
     Benchmark("engine_cached_vs_uncached", 10, ("--data", DATA)),

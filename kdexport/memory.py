@@ -1,8 +1,8 @@
 """The end of memory becomes an error that is told.
 
-Beyond a container's limit the kernel ends a process without a word: SIGKILL, exit code 137. An allocation that fails is
-an error instead: a training goes on in smaller parts, all else says what to set. ``hold`` therefore lets allocations
-fail where the limit is. Needs the standard library alone.
+Where the memory of a container or a machine ends, the kernel ends a process without a word: SIGKILL, exit code 137. An
+allocation that fails is an error instead: a training goes on in smaller parts, all else says what to set. ``hold``
+therefore lets allocations fail there. Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ EXHAUSTED = re.compile(
     re.IGNORECASE,
 )
 TOLD = re.compile("out of memory|not enough memory|not fit in memory")  # in a message of ours
+MEMINFO = ("MemTotal:", "MemAvailable:", "SwapTotal:", "SwapFree:")
 STACKS = 24 << 20  # bytes that each core's threads reserve in the libraries' pools and never touch
 
 
@@ -42,14 +43,14 @@ def message() -> str:
 
 
 def hold() -> None:
-    """Let allocations fail where a container's memory ends, in this process and those that it starts.
+    """Let allocations fail where the memory of container or machine ends, in this process and those that it starts.
 
     Call it once the large libraries are loaded. Beside an NVIDIA GPU it does nothing: the driver reserves far more than
     it uses.
     """
     import resource
 
-    left, own = memory_left(), _data_bytes()
+    left, own = _left(), _data_bytes()
     if left is None or own is None or Path("/dev/nvidiactl").exists():
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -57,6 +58,16 @@ def hold() -> None:
     if soft == resource.RLIM_INFINITY or wanted < soft:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def _left() -> int | None:
+    """Return the bytes that the container and the machine can still give; None where neither tells.
+
+    Of the machine at least half: what other work holds now it may give back.
+    """
+    total, available, swap, free = (_kib("/proc/meminfo", name) for name in MEMINFO)
+    machine = None if total is None else max((available or 0) + (free or 0), (total + (swap or 0)) // 2) << 10
+    return min((left for left in (memory_left(), machine) if left is not None), default=None)
 
 
 def _threads() -> int:
@@ -67,8 +78,13 @@ def _threads() -> int:
 
 def _data_bytes() -> int | None:
     """Return what counts for RLIMIT_DATA now."""
+    data = _kib("/proc/self/status", "VmData:")
+    return None if data is None else data << 10
+
+
+def _kib(file: str, name: str) -> int | None:
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        text = Path(file).read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:")), None)
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(name)), None)

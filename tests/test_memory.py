@@ -68,6 +68,19 @@ def test_allocations_fail_where_the_containers_memory_ends(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("available", "swap", "container", "left"),
+    [(6000, 0, None, 6000), (1000, 0, None, 4000), (6000, 2000, None, 8000), (6000, 0, 300, 300), (200, 0, 5000, 4000)],
+)
+def test_a_machine_without_containers_has_an_end_too(available, swap, container, left, monkeypatch):
+    told = {"MemTotal:": 8000, "MemAvailable:": available, "SwapTotal:": swap, "SwapFree:": swap}
+    monkeypatch.setattr(memory, "_kib", lambda file, name: told[name] << 10 if file == "/proc/meminfo" else 0)
+    monkeypatch.setattr(memory, "memory_left", lambda: None if container is None else container * MIB)
+    assert memory._left() == left * MIB
+    monkeypatch.setattr(memory, "_kib", lambda *_: None)  # another system
+    assert memory._left() == (None if container is None else container * MIB)
+
+
+@pytest.mark.parametrize(
     "error",
     [
         MemoryError(),

@@ -41,6 +41,7 @@ class DistillContext:
     on_change: OnChange | None = None
     check: Callable[["DistillContext"], None] = lambda _: None  # is called once, before the first training
     checked: list[bool] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)  # that have begun, or were found done: the order of the log
     after_epoch: "AfterEpoch | None" = None  # of the student
 
     def check_once(self) -> None:
@@ -52,7 +53,7 @@ class DistillContext:
     @property
     def log(self) -> MetricsLog:
         """The epoch log."""
-        return MetricsLog(self.directory.metrics, self.trackers, writes=artifacts.is_main())
+        return MetricsLog(self.directory.metrics, self.trackers, self.phases, writes=artifacts.is_main())
 
     @property
     def data_key(self) -> list[object]:

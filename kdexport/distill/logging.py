@@ -168,11 +168,12 @@ class MetricsLog:
     Args:
         path: The file; made when the first line is written.
         trackers: Are told the same.
+        phases: Those of this run so far, in their order; each that begins or is unchanged is added.
         writes: False in all processes but one.
     """
 
-    def __init__(self, path: Path, trackers: Trackers, *, writes: bool = True) -> None:
-        self._path, self._trackers, self._writes = path, trackers, writes
+    def __init__(self, path: Path, trackers: Trackers, phases: list[str], *, writes: bool = True) -> None:
+        self._path, self._trackers, self._phases, self._writes = path, trackers, phases, writes
         self._epochs: list[dict[str, Any]] = []
 
     def of(self, phase: str) -> list[dict[str, Any]]:
@@ -182,8 +183,7 @@ class MetricsLog:
     def unchanged(self, phase: str, epochs: Sequence[dict[str, Any]] = ()) -> None:
         """Let the trackers know of a phase that was trained before, and the file of epochs that it has lost."""
         if self._writes:
-            if epochs:
-                self._replace(phase, epochs)
+            self._replace(phase, epochs or self.of(phase))
             self._trackers.remember(self.of(phase))
 
     def start(self, phase: str, epoch: int, earlier: Sequence[dict[str, Any]] = ()) -> None:
@@ -207,11 +207,13 @@ class MetricsLog:
         return list(self._epochs)
 
     def _replace(self, phase: str, epochs: Sequence[dict[str, Any]]) -> None:
-        """Let the file say this of a phase, where it stands now or at the end."""
-        entries = read_epochs(self._path)
-        first = next((place for place, entry in enumerate(entries) if entry["phase"] == phase), len(entries))
-        after = [entry for entry in entries[first:] if entry["phase"] != phase]
-        text = "".join(_line(entry) for entry in (*entries[:first], *epochs, *after))
+        """Let the file say this of a phase, behind those that came before it in this run."""
+        if phase not in self._phases:
+            self._phases.append(phase)
+        others = [entry for entry in read_epochs(self._path) if entry["phase"] != phase]
+        before = [entry for name in self._phases for entry in others if entry["phase"] == name]
+        after = [entry for entry in others if entry["phase"] not in self._phases]
+        text = "".join(_line(entry) for entry in (*before, *epochs, *after))
         if text.encode() != (self._path.read_bytes() if self._path.is_file() else b""):
             write_text(self._path, text)
 

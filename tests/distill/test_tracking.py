@@ -176,7 +176,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_directory_that_was_taken_away_is_told_as_that(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "run" / "metrics.jsonl", Trackers((), tmp_path / "run", "gone"))
+    log = MetricsLog(tmp_path / "run" / "metrics.jsonl", Trackers((), tmp_path / "run", "gone"), [])
     with pytest.raises(KDExportError, match="could not be written: No such file or directory") as caught:
         log.append({"phase": "student", "epoch": 0})
     assert caught.value.hint.startswith("the run directory was taken away while it was used")
