@@ -194,6 +194,7 @@ def test_values_that_nothing_can_walk_into_or_hold(tmp_path: Path, text: str, me
         ("distill.terms.².weight=1", "is not one of the 1 entries"),
         (f"distill.terms.{'1' * 5000}.weight=1", "is not one of the 1 entries"),
         ("seed=1\nname='other'", "sets more than one key"),
+        ("data.image_size=[30000,30000]", "more pixels than any picture"),
         ("data=[1]", "train is a int, not samples"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from kdexport import memory
 from kdexport.artifacts import write_atomically
@@ -34,6 +34,7 @@ FAULTS = (
     MemoryError,
     Image.DecompressionBombError,
 )
+EpsImagePlugin.gs_binary = False  # Ghostscript would run what a stranger's picture says, also one that `datasets` opens
 CHUNK_BYTES = 8 << 20
 LARGE = 1 << 25  # pixels of a picture that is decoded alone and made smaller in parts: of several at once, or of its
 # copies in other modes, a small file takes many gigabytes

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -16,6 +17,21 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
     *(".jp2", ".avif"),
 )
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")  # Pillow's names of these
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Open a picture in one of the known formats, whatever its name says.
+
+    Pillow knows others, and takes what begins like one under any name: for an EPS file it starts Ghostscript.
+    """
+    return Image.open(path, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # an older Pillow has no AVIF
 
 
 @dataclass(frozen=True)
@@ -32,13 +48,13 @@ class Files:
 
     def open(self, index: int) -> Image.Image:
         """Open one."""
-        return Image.open(f"{self.root}/{self.names[index]}")
+        return open_picture(os.path.join(self.root, self.names[index]))  # noqa: PTH118 - a name may be a whole path
 
     def key(self) -> str:
         """Stands for their content: names, sizes and times, one by one, so that a long list takes no memory."""
         digest = hashlib.sha256()
         for name in self.names:
-            place = f"{self.root}/{name}"
+            place = os.path.join(self.root, name)  # noqa: PTH118
             try:
                 status = os.stat(place)  # noqa: PTH116 a Path for each of a million files is slow
             except OSError:  # a link to nothing, which is said when it is opened

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from kdexport.data.image_cache import Pictures, decode_once
+from kdexport.data.image_files import open_picture
 from kdexport.data.mask_cache import NOT_LOSSLESS, Masks, source_of
 from kdexport.data.mask_classes import read_classes
 from kdexport.data.mask_layout import LOSSY, pairs_of, shown
@@ -45,12 +46,12 @@ def mask_folder(data: Data, reading: Reading) -> Source:
     classes = read_classes([root, root / next(iter(listed))[0].split("/")[0]])
 
     def opened(index: int) -> Image.Image:
-        return Image.open(root / listed[index][0])
+        return open_picture(root / listed[index][0])
 
     def mask(index: int) -> Image.Image:
         if listed[index][1].lower().endswith(LOSSY):
             raise ValueError(NOT_LOSSLESS)
-        return Image.open(root / listed[index][1])
+        return open_picture(root / listed[index][1])
 
     stored = decode_once(
         Pictures([image for image, _ in listed], opened),

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from kdexport import objects
 from kdexport.recipe.section import Section, Side
+
+MAX_PIXELS = 178_956_970  # of a picture: Pillow opens no larger one
 
 
 class PreprocessingSpec(Section):
@@ -149,3 +151,10 @@ class Data(Section):
             "Height and width, in pixels, to which image files are decoded. Left out: what the networks need."
         ),
     )
+
+    @field_validator("image_size")
+    @classmethod
+    def _no_larger_than_a_picture(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is not None and size[0] * size[1] > MAX_PIXELS:
+            raise ValueError(f"{size[0]} x {size[1]} are more pixels than any picture's ({MAX_PIXELS:,})")
+        return size

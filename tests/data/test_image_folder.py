@@ -416,3 +416,27 @@ def test_a_large_picture_becomes_smaller_part_by_part(mode, dtype, shape, monkey
 def test_what_pillow_warns_of_stays_off_the_terminal(folder, load, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the pictures have 120: a DecompressionBombWarning for each
     assert load(f"imagefolder:{folder}").train.inputs[0].shape[1:] == (10, 12, 3)
+
+
+def test_a_picture_that_is_a_program_is_not_run(folder, load, tmp_path, monkeypatch):
+    """Pillow starts Ghostscript for what begins like an EPS file, under any name."""
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    (folder / "train" / "red" / "0.png").write_bytes(program)
+    with pytest.raises(SourceError, match=r"red/0\.png: cannot identify"):
+        load(f"imagefolder:{folder}")
+    picture = Image.open(folder / "train" / "red" / "0.png")  # as `datasets` opens it
+    with picture, pytest.raises(OSError, match="Ghostscript"):
+        picture.load()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_picture_in_a_list_may_be_a_whole_path(folder, load, tmp_path):
+    names = [f"{split}/{name}/{number}.png" for split in ("train",) for name in ("red", "green") for number in range(8)]
+    rows = [f"{folder if number % 2 else '.'}/{name},{name.split('/')[1]}" for number, name in enumerate(names)]
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join(["file_name,label", *rows]))
+    assert sum(map(len, (data := load(f"imagefolder:{folder}")).train.inputs)) + len(data.val) + len(data.test) == 16
