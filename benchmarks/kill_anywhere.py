@@ -394,9 +394,9 @@ def at_end(place: Path, whole: Path) -> Iterator[str]:
         yield f"other files: {sorted(files(place) ^ files(whole))}"
     for path in sorted(whole.rglob("*")):
         same = place / path.relative_to(whole)
-        if path.suffix in (".safetensors", ".onnx") and same.exists() and digest(path) != digest(same):
+        if path.suffix in (".safetensors", ".onnx") and same.is_file() and digest(path) != digest(same):
             yield f"other bytes: {path.relative_to(whole)}"
-        elif path.suffix == ".json" and same.exists():
+        elif path.suffix == ".json" and same.is_file():
             try:
                 if without(json.loads(same.read_text())) != without(json.loads(path.read_text())):
                     yield f"another result: {path.relative_to(whole)}"

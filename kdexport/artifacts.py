@@ -159,13 +159,13 @@ class RunDirectory:
         Args:
             recipe: TOML with paths relative to this directory.
         """
-        former = self.recipe.read_text(encoding="utf-8") if self.recipe.is_file() else None
+        former = self.recipe.read_bytes() if self.recipe.is_file() else None
         write_text(self.recipe, recipe)
         try:
             yield
         except KDExportError:
             if former is not None:
-                write_text(self.recipe, former)
+                write_atomically(self.recipe, lambda temporary: temporary.write_bytes(former))
             raise
 
 

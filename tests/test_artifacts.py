@@ -123,6 +123,20 @@ def test_two_runs_in_one_directory(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").read_bytes() == b""
 
 
+def test_a_recipe_that_was_damaged_is_replaced_and_comes_back_as_it_was_where_the_run_fails(tmp_path: Path) -> None:
+    directory, damaged = RunDirectory(tmp_path), b"name = 'a'\n\0\xff} more"
+    directory.recipe.write_bytes(damaged)
+
+    def run() -> None:
+        with directory.holding("name = 'b'\n"):
+            assert directory.recipe.read_text() == "name = 'b'\n"
+            raise KDExportError("no", hint="stop")
+
+    with pytest.raises(KDExportError):
+        run()
+    assert directory.recipe.read_bytes() == damaged
+
+
 @pytest.mark.parametrize(("fault", "said"), [(errno.ENOLCK, "NFS"), (errno.ENOTSUP, "local disk")])
 def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault, said) -> None:
     def refuse(*_: int) -> None:

@@ -140,7 +140,7 @@ def _by_lists(root: Path, pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]
     by_name = {Path(image).stem: (image, mask) for image, mask in pairs["train"]}
     found = {}
     for split, path in named.items():
-        names = path.read_text(encoding="utf-8").split()
+        names = path.read_text(encoding="utf-8", errors="surrogateescape").split()  # as file names are
         lacking = [name for name in names if name not in by_name]
         if lacking:
             raise SourceError(

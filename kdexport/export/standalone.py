@@ -117,7 +117,7 @@ def _tokenizer(request: Request, dataset: Dataset | None) -> str | None:
         return None
     text = tokenizer_beside(request.data.tokenizer, request.data.text_length)
     path = request.out.with_name(TOKENIZER_FILE)
-    if text is not None and path.exists() and not request.force and path.read_text(encoding="utf-8") != text:
+    if text is not None and path.exists() and not request.force and path.read_bytes() != text.encode():
         raise KDExportError(
             f"there is another {path} already", hint="give --force to replace it, or --out in another folder"
         )

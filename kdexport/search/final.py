@@ -260,7 +260,7 @@ def _make_picked(context: SearchContext, entry: Entry, precision: str) -> None:
     recipe = picked_recipe(context, entry, precision)
     text = recipe.to_toml(relative_to=target)
     directory = RunDirectory(target)
-    if not directory.recipe.is_file() or directory.recipe.read_text(encoding="utf-8") != text:
+    if not directory.recipe.is_file() or directory.recipe.read_bytes() != text.encode():
         fresh = context.root / f".{PICKED}.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
