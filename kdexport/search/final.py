@@ -251,7 +251,7 @@ def requirements(search: Search) -> dict[str, float]:
     return {key: value for key, value in limits.items() if value is not None}
 
 
-COPIED = ("*.safetensors", "*.pt2", "*.onnx", "*.json", "metrics.jsonl")
+COPIED = ("*.safetensors", "*.pt2", "*.onnx", "*.json", "metrics.jsonl", "checkpoints/*/*.json")
 
 
 def _make_picked(context: SearchContext, entry: Entry, precision: str) -> None:
@@ -263,16 +263,21 @@ def _make_picked(context: SearchContext, entry: Entry, precision: str) -> None:
     if not directory.recipe.is_file() or directory.recipe.read_bytes() != text.encode():
         fresh = context.root / f".{PICKED}.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        for pattern in COPIED:
-            for file in source.glob(pattern):
-                shutil.copyfile(file, fresh / file.name)
-        for record in source.glob("checkpoints/*/*.json"):
-            place = fresh / record.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record, place)
-        artifacts.write_text(fresh / directory.recipe.name, text)
-        _share_cache(context.root / "cache", fresh / "cache")
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
+        try:
+            fresh.mkdir()
+            for file in (file for pattern in COPIED for file in source.glob(pattern)):
+                place = fresh / file.relative_to(source)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
+            artifacts.write_text(fresh / directory.recipe.name, text)
+            _share_cache(context.root / "cache", fresh / "cache")
+            shutil.rmtree(target, ignore_errors=True)
+            fresh.rename(target)
+        except OSError as error:
+            raise StorageError(
+                f"{target} could not be written: {error.strerror or error}",
+                hint="free some space, then give the same command again: nothing is done twice",
+            ) from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)  # whole, it has another name
     pipeline.run(recipe, target, context.progress, on_change="restart")

@@ -3,7 +3,9 @@
 The stopwatch goes by the size of files.
 """
 
+import errno
 import json
+import os
 import shutil
 
 import jsonschema
@@ -268,6 +270,22 @@ def test_a_full_disk_ends_the_search_and_costs_no_candidate(
     with pytest.raises(StorageError, match="no space"):
         search(recipe, tmp_path)
     assert [one.state for one in Study(recipe, tmp_path, study_key(recipe), maximize=True).entries()] == ["open"]
+
+
+def test_a_pick_that_the_disk_has_no_room_for_leaves_no_half_of_itself(found, stopwatch, monkeypatch, tmp_path) -> None:
+    def no_space(source, target):
+        target.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = shutil.copytree(found[1], tmp_path / "s")
+    shutil.rmtree(root / "picked")
+    with monkeypatch.context() as patch:
+        patch.setattr("kdexport.search.final.shutil.copyfile", no_space)
+        with pytest.raises(StorageError, match="picked could not be written: No space left"):
+            search(found[0], root)
+    assert not list(root.glob("*picked*"))
+    search(found[0], root)
+    assert (root / "picked" / "recipe.toml").is_file()
 
 
 def test_a_search_whose_directory_is_taken_away_says_so(recipe_with, stopwatch, monkeypatch, tmp_path) -> None:
