@@ -173,9 +173,12 @@ def _folders(folder: Path, masks: bool) -> list[bytes]:
 def _program(path: Path) -> object:
     import torch
 
+    from kdexport.models.networks import check_output
     from kdexport.models.programs import Program
+    from kdexport.tasks import TASKS
 
-    return Program(path)(torch.zeros(2, 8))
+    check_output(Program(path), (torch.zeros(2, 8),), TASKS["classification"], ("a", "b", "c"), "teacher")
+    return None
 
 
 def _programs(folder: Path) -> list[bytes]:

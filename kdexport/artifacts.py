@@ -36,6 +36,9 @@ REPLACED = (  # by a run; infer.py is not
 )
 
 
+FOLDER = "remove the folder of that name, then give the same command again"
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of one run. Making one touches nothing; see ``prepare``."""
@@ -138,11 +141,14 @@ class RunDirectory:
                 yield
 
     def _check_own(self) -> None:
-        """Hold that nothing of the user's would be replaced: files of a run's names where no run has been.
+        """Hold that nothing of the user's would be replaced: files of a run's names where no run has been, or a folder.
 
         Raises:
             KDExportError: There are some.
         """
+        for pattern in (*REPLACED, *RUN_MARKS[2:], "checkpoints/*/done.json"):
+            if folder := next((path for path in self.root.glob(pattern) if path.is_dir()), None):
+                raise StorageError(f"{folder} would be written, and a folder of that name is there", hint=FOLDER)
         if any((self.root / name).exists() for name in RUN_MARKS):
             return
         found = [name for name in REPLACED if (self.root / name).exists()]
@@ -315,7 +321,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         hint = "free some space or choose another place with --out, then give the same command again"
         if path.is_dir():
-            hint = "remove the folder of that name, then give the same command again"
+            hint = FOLDER
         raise StorageError(f"{path} could not be written: {error.strerror or error}", hint=hint) from error
     finally:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong

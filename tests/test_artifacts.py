@@ -113,6 +113,18 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     assert "--out" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["report.html", "export.json", "checkpoints/student/done.json"])
+def test_a_folder_in_a_files_place_is_told_before_anything_is_trained(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    with (
+        pytest.raises(KDExportError, match=f"{name} would be written, and a folder") as caught,
+        RunDirectory(tmp_path).lock(),
+    ):
+        pass
+    assert "remove the folder" in caught.value.hint
+    assert not (tmp_path / ".lock").exists()
+
+
 def test_two_runs_in_one_directory(tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
     who = rf"another kdexport \(process {os.getpid()} on .+\) is at work in"
