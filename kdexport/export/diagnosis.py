@@ -24,7 +24,7 @@ from kdexport.data.samples import Dataset
 from kdexport.errors import KDExportError
 from kdexport.export import parity
 from kdexport.export.target import ExportTarget, tensors_of
-from kdexport.export.to_onnx import Exported, to_onnx
+from kdexport.export.to_onnx import Exported, in_order, to_onnx
 from kdexport.models.loading import Model, evaluating
 from kdexport.models.programs import Program
 from kdexport.onnx.sessions import Arrays, OnnxSession
@@ -222,7 +222,9 @@ def try_export(export: Export, name: str, model: Model, data: Dataset) -> None:
     """
     if not any(True for _ in model.network.parameters()):  # an ONNX file, which is copied
         return
-    two, one = (model.preprocessing.apply(data.train.take(slice(0, count)).inputs) for count in (2, 1))
+    two, one = (
+        tuple(map(in_order, model.preprocessing.apply(data.train.take(slice(0, count)).inputs))) for count in (2, 1)
+    )
     if len(two[0]) < 2:
         return
     text = model.preprocessing.kind == "tokens"

@@ -13,7 +13,7 @@ from kdexport.errors import KDExportError, SourceError
 from kdexport.export import diagnosis, graph, parity, random_inputs
 from kdexport.export.diagnosis import first_difference
 from kdexport.export.target import HALF, ExportTarget, Form, keys_of, parameters_of, tensors_of, unwrapped
-from kdexport.export.to_onnx import Exported, to_onnx
+from kdexport.export.to_onnx import Exported, in_order, to_onnx
 from kdexport.models.outputs import output_of
 from kdexport.onnx import files, metadata
 from kdexport.onnx.sessions import Arrays, OnnxSession, first_line
@@ -154,7 +154,7 @@ def _notes(target: ExportTarget, form: Form, proof: Parity) -> tuple[str, ...]:
 def _example(target: ExportTarget, form: Form) -> tuple[Tensor, ...]:
     """Return two samples (one where nothing is dynamic) as the network takes them."""
     count = 1 if form.static else 2
-    return target.tensors(tuple(array[:count] for array in target.samples))
+    return tuple(map(in_order, target.tensors(tuple(array[:count] for array in target.samples))))
 
 
 def _axes(target: ExportTarget, form: Form, example: tuple[Tensor, ...]) -> tuple[dict[int, str], ...]:

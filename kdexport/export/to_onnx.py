@@ -157,7 +157,8 @@ def to_onnx(
 
     Args:
         network: Called as ``network(*example)``, or by the names of ``forward``'s parameters.
-        example: One tensor per input; the batch must not be 1, which torch.export would take for a constant.
+        example: One tensor per input; the batch must not be 1, which torch.export would take for a constant. What is
+            captured runs on tensors that are ``in_order``.
         input_names: A name for each input.
         output_names: A name for each output.
         opset: ONNX operator set version.
@@ -173,6 +174,9 @@ def to_onnx(
     names = sorted({name for spec in axes for name in spec.values()})
     dims = {name: torch.export.Dim(name) for name in names}
     shapes = tuple({axis: dims[name] for axis, name in spec.items()} or None for spec in axes)
+    example = tuple(map(in_order, example))
+    for parameter in network.parameters():
+        parameter.data = in_order(parameter.data)
     args, kwargs = (example, {}) if parameter_names is None else ((), dict(zip(parameter_names, example, strict=True)))
     with quiet() as captured:
         try:
@@ -200,6 +204,20 @@ def to_onnx(
     _check_opset(program.model, opset)
     _tidy(program.model)
     return Exported(program.model, before, program.exported_program)
+
+
+def in_order(tensor: Tensor) -> Tensor:
+    """Return a tensor whose strides are those of its shape; itself where they are.
+
+    Channels last would be written into the graph: pooling to one pixel ends in a gather, or a loop over sequences.
+    ``contiguous()`` leaves the strides of one channel as they are.
+    """
+    ordered = torch.empty(tensor.shape, device="meta").stride()
+    return (
+        tensor
+        if tensor.layout != torch.strided or tensor.stride() == ordered
+        else tensor.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def operators(model: ir.Model) -> dict[str, int]:
