@@ -25,6 +25,7 @@ from kdexport import memory
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of Linux; other systems take no more
 LONGEST_NAME, MOST_NAMES = 200, 2000  # that are compared: the time grows with the square of their length
+MAX_DIGITS = 19  # of a number in 64 bits
 EXIT_USER_ERROR = 1
 EXIT_REQUIREMENT = 3
 EXIT_INTERRUPTED = 130
@@ -93,6 +94,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     likely = [one for one in known if len(one) <= LONGEST_NAME] if len(name) <= LONGEST_NAME else []
     near = difflib.get_close_matches(name, likely[:MOST_NAMES], n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def whole_number(text: str) -> int | None:
+    """Return a text as a whole number from 0 on, None where it is none: ``int`` raises on "²" and on 5,000 digits."""
+    return int(text) if text.isdecimal() and len(text) < MAX_DIGITS else None
 
 
 def is_too_long(path: str | Path) -> bool:

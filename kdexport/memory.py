@@ -73,7 +73,7 @@ def _left() -> int | None:
 def _threads() -> int:
     """Return how many threads a library starts for one piece of work."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")  # the command line sets it to a container's quota
-    return int(wanted) if wanted.isdecimal() else os.cpu_count() or 1
+    return int(wanted) if wanted.isdecimal() and len(wanted) < 10 else os.cpu_count() or 1
 
 
 def _data_bytes() -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdexport.bench import host
 from kdexport.data.npz_files import read_arrays
-from kdexport.errors import KDExportError, SourceError, did_you_mean
+from kdexport.errors import KDExportError, SourceError, did_you_mean, whole_number
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -89,11 +89,11 @@ def _requested_axes(inputs: Mapping[str, Shape], batch_axis: str, model: str) ->
             name: tuple(position for position, axis in enumerate(shape) if axis == batch_axis)
             for name, shape in inputs.items()
         }
-    if batch_axis.isdecimal():
-        wanted = {name: int(batch_axis) for name, shape in inputs.items() if len(shape) > int(batch_axis)}
+    if (everywhere := whole_number(batch_axis)) is not None:
+        wanted = {name: everywhere for name, shape in inputs.items() if len(shape) > everywhere}
     else:
         pairs = [part.strip().rpartition(":") for part in batch_axis.split(",")]
-        wanted = {name: int(position) for name, _, position in pairs if position.isdecimal()}
+        wanted = {name: at for name, _, position in pairs if (at := whole_number(position)) is not None}
         if len(wanted) < len(pairs):
             wanted = {}
     if not wanted or any(name not in inputs or len(inputs[name]) <= position for name, position in wanted.items()):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from kdexport import references
 from kdexport.artifacts import RunDirectory, read_epochs, read_json
 from kdexport.bench.stage import BenchRequest, dims_of
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, whole_number
 from kdexport.progress import Progress
 from kdexport.recipe import Bench, Data, Recipe
 from kdexport.results import ExportResult, ModelFile, from_json
@@ -135,7 +135,7 @@ def _pairs(texts: Sequence[str], flag: str, example: str) -> dict[str, str]:
 
 def _sizes(pairs: dict[str, str]) -> dict[str, int]:
     for name, value in pairs.items():
-        if not value.isdigit() or int(value) < 1:
+        if not whole_number(value):
             raise KDExportError(
                 f"--dim {name}={value}: a size is a whole number from 1 on", hint=f"e.g. --dim {name}=64"
             )

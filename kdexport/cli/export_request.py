@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from kdexport import artifacts, references
 from kdexport.artifacts import RunDirectory, held
-from kdexport.errors import KDExportError
+from kdexport.errors import KDExportError, whole_number
 from kdexport.precisions import AUTO
 from kdexport.progress import Progress, load
 from kdexport.recipe import Bench, Recipe, StandaloneExport
@@ -328,9 +328,10 @@ def _pair(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().replace(",", "x").split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    sizes = [size for part in parts if (size := whole_number(part)) is not None]
+    if len(sizes) != 2 or len(parts) != 2:
         raise KDExportError(f"--size {text!r} is no size", hint="height x width, e.g. 224x224")
-    return int(parts[0]), int(parts[1])
+    return sizes[0], sizes[1]
 
 
 def _toml(value: Any) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdexport.data.samples import Dataset
 from kdexport.distill import lineage
-from kdexport.errors import KDExportError, did_you_mean
+from kdexport.errors import KDExportError, did_you_mean, whole_number
 from kdexport.models import outputs
 from kdexport.models.fitted_data import load_run_data
 from kdexport.models.loading import evaluating, load_model
@@ -166,13 +166,15 @@ def find(layers: Sequence[Layer], wanted: str | int, whose: str) -> tuple[Layer,
     """
     stages = [layer for layer in layers if layer.stage is not None]
     text = str(wanted)
-    if text.lstrip("-").isdigit() and not any(layer.path == text for layer in layers):
-        if not -len(stages) <= int(text) < len(stages):
+    number = whole_number(text.removeprefix("-"))
+    if number is not None and not any(layer.path == text for layer in layers):
+        number = -number if text.startswith("-") else number
+        if not -len(stages) <= number < len(stages):
             raise KDExportError(
                 f"the {whose} has {len(stages)} stages, and {text} is not one of them",
                 hint=f"stages are numbered 0 to {len(stages) - 1} or -1 to {-len(stages)}: {_listed(stages)}",
             )
-        found = [stages[int(text)]]
+        found = [stages[number]]
     else:
         found = [layer for layer in layers if _matches(layer.path, text)]
     if not found:

@@ -12,6 +12,7 @@ another size alone.
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ SHAPE = re.compile(
     r"(?::(?P<type>[a-z]+\d*)(?:<(?P<limit>\d+))?)?"
 )
 TYPES = ("float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool")  # numpy's names
+INTEGERS = tuple(kind for kind in TYPES if "int" in kind)
 SHAPES_HELP = (
     "[NAME:]SIZES[:TYPE[<LIMIT]], sizes without the batch, e.g. 3,224,224, ids:128:int64<30000, t::int64 for one "
     "number a sample, h:2,batch,64 where the batch is not first"
@@ -70,6 +72,18 @@ def parse_shape(text: str, number: int) -> InputShape:
             near = "ONNX Runtime's CPU takes no bfloat16: leave the type out, and the network is written in float32; "
         raise KDExportError(f"--input-shape {text!r} has no known type", hint=f"{near}types: {types}")
     sizes = re.split("[,x]", match["dims"]) if match["dims"] else []
+    counts = [size for size in sizes if size != BATCH]
+    if len(sizes) >= MAX_AXES or any(len(size) > 12 for size in counts) or math.prod(map(int, counts)) > MAX_NUMBERS:
+        raise KDExportError(
+            f"--input-shape {text[:40]!r} is larger than any network's input",
+            hint=f"give fewer than {MAX_AXES} axes, and at most {MAX_NUMBERS:,} numbers a sample",
+        )
+    kind = match["type"] if match["type"] in INTEGERS else "int64"
+    if (limit := match["limit"]) is not None and (len(limit) > 19 or not 0 < int(limit) <= np.iinfo(kind).max + 1):
+        raise KDExportError(
+            f"--input-shape {text[:40]!r}: whole numbers of {kind} from 0 on do not end below that limit",
+            hint="e.g. ids:128:int64<30000",
+        )
     dims = tuple(int(size) for size in sizes if size != BATCH)
     if 0 in dims or sizes.count(BATCH) > 1:
         raise KDExportError(
@@ -86,6 +100,7 @@ def parse_shape(text: str, number: int) -> InputShape:
     )
 
 
+MAX_AXES, MAX_NUMBERS = 32, 1 << 31  # of an input
 SAMPLES = 10  # batches of 1, 2 and 7
 ENDING = 3  # of them, the batches of 1 and 2, have masks that end: texts with padding behind them
 FLOATS: dict[torch.dtype, str] = {torch.float16: "float16", torch.float64: "float64"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdexport.errors import SourceError
+from kdexport.errors import SourceError, whole_number
 from kdexport.recipe import Student, TeacherSpec
 from kdexport.recipe.text import PRETRAINED
 from kdexport.references import parse
@@ -138,7 +138,8 @@ def _names(value: Any) -> tuple[str, ...] | None:
     pairs = list(value.items())
     if all(isinstance(number, int) for _, number in pairs):  # name -> number
         pairs = [(number, name) for name, number in pairs]
-    numbered = {int(key): name for key, name in pairs if isinstance(key, int) or str(key).isdecimal()}
+    numbers = [key if isinstance(key, int) else whole_number(str(key)) for key, _ in pairs]
+    numbered = {number: name for number, (_, name) in zip(numbers, pairs, strict=True) if number is not None}
     if sorted(numbered) != list(range(len(pairs))):
         return None
     return tuple(str(numbered[index]) for index in range(len(pairs)))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from kdexport.artifacts import write_json
 from kdexport.cli import app
+from kdexport.errors import KDExportError
 from kdexport.results import to_json
 
 NETS = Path(__file__).with_name("nets.py")
@@ -265,3 +266,22 @@ def test_a_run_whose_record_of_training_is_damaged_is_told(text, here):
     assert done.exit_code == 1
     assert "distill.json cannot be read: it is damaged" in " ".join(done.stderr.split())
     assert "it makes it anew" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("9" * 5000, "larger than any network's input"),
+        (",".join("1" * 1000), "larger than any network's input"),
+        ("1,99999999999,9", "larger than any network's input"),
+        ("ids:4:int64<0", "do not end below that limit"),
+        (f"ids:4:int64<{'9' * 19}", "do not end below that limit"),
+        ("ids:4:int8<1000", "do not end below that limit"),
+    ],
+)
+def test_shapes_that_no_network_takes_are_refused(text, told):
+    from kdexport.export.random_inputs import parse_shape
+
+    with pytest.raises(KDExportError, match=told) as caught:
+        parse_shape(text, 0)
+    assert caught.value.hint
