@@ -109,6 +109,7 @@ def test_a_child_that_the_kernel_ends_for_memory_is_no_fault_of_onnx_runtime(mon
     [
         (RuntimeError("std::bad_alloc"), r"std::bad_alloc \(out of memory: ", "leave int8 out"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: ", "TMPDIR"),
+        (ValueError("Error parsing message: Wire format was corrupt"), "a file is", "TMPDIR"),
     ],
 )
 def test_a_quantizer_that_finds_no_room_is_no_quantizer_that_cannot(error, said, hint):

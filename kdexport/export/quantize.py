@@ -5,6 +5,7 @@ quantizers.
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -189,6 +190,10 @@ def _constant(
     return found if found is not None and len(found.dims) > 1 and found.data_type in FLOATS + FEWER_BITS else None
 
 
+# Of protobuf, its faster twin and ONNX Runtime, of a file that ends before its end
+CUT_OFF = re.compile("Wire format was corrupt|Error parsing message|Protobuf parsing failed", re.IGNORECASE)
+
+
 @contextlib.contextmanager
 def guarded(variant: str) -> Iterator[None]:
     """Keep the quantizers quiet, and turn whatever they raise into an error that names the variant."""
@@ -198,9 +203,13 @@ def guarded(variant: str) -> Iterator[None]:
         except KDExportError:
             raise
         except Exception as error:  # the quantizers raise whatever comes
-            if isinstance(error, OSError) and error.errno is not None:
+            reason = error.strerror if isinstance(error, OSError) and error.errno is not None else None
+            if CUT_OFF.search(str(error)):  # a file of their own, whose writer did not look whether there is room
+                reason = "a file is cut off"
+            if reason is not None:
+                place = getattr(error, "filename", None) or tempfile.gettempdir()
                 raise StorageError(
-                    f"{variant} could not be made: {error.strerror}: {error.filename or tempfile.gettempdir()}",
+                    f"{variant} could not be made: {reason}: {place}",
                     hint="free some space there, or name another folder for temporary files with TMPDIR",
                 ) from error
             output = tail(captured)
