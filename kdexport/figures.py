@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 MINUS, DASH = "\u2212", "\u2013"
 UNKNOWN = "n/a"  # not measured
+NO_XML = re.compile("[^\t\n -~\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def ms(value: float | None) -> str:
@@ -215,15 +217,8 @@ def within_a_sentence(title: str) -> str:
 
 
 def xml_text(text: str) -> str:
-    """Return text without the characters that XML 1.0 cannot hold."""
-    return "".join(
-        character
-        for character in text
-        if character in "\t\n\r"
-        or " " <= character <= "\ud7ff"
-        or "\ue000" <= character <= "\ufffd"
-        or character > "\uffff"
-    )
+    """Return text without the characters that XML 1.0 cannot hold, and without those that steer a terminal."""
+    return NO_XML.sub("", text)
 
 
 def cuts(pruned: Pruned, most: int) -> list[tuple[str, str, str]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from kdexport import memory
 from kdexport.data.samples import Dataset
-from kdexport.errors import SourceError
+from kdexport.errors import KDExportError, SourceError
 from kdexport.models.preprocessing import AS_THEY_ARE, with_spec
 from kdexport.recipe import Student
 from kdexport.references import parse
@@ -67,7 +68,9 @@ def load_predictor(spec: Student, dataset: Dataset) -> Predictor:
         try:
             with torch.no_grad():
                 return model.network(*ready).float().numpy()  # type: ignore[no-any-return]
-        except (RuntimeError, IndexError, ValueError) as error:  # it took the training data: this split is otherwise
+        except Exception as error:  # it took the training data: this split, or this call, is otherwise
+            if isinstance(error, KDExportError) or memory.exhausted(error):
+                raise
             raise not_taken("model", ready, error) from error
 
     from kdexport.models.hub import has_weights

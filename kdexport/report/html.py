@@ -51,13 +51,14 @@ def html(report: Report) -> str:
 
     script = _resource("page", "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return template_of("kdexport.report", "page.html.j2").render(
+    text = template_of("kdexport.report", "page.html.j2").render(
         **_values(report),
         style=Markup(_resource("charts", "style.css") + _resource("page", "page.css")),
         script=Markup(script),
         script_hash=digest,
         version=__version__,
     )
+    return figures.xml_text(text)
 
 
 @functools.cache

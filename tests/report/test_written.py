@@ -11,6 +11,7 @@ from rich.console import Console
 
 from kdexport import figures
 from kdexport.recipe import Require
+from kdexport.report.html import html
 from kdexport.report.markdown import markdown, pictures_of
 from kdexport.report.publish import github, junit
 from kdexport.report.scores import split_table
@@ -77,6 +78,11 @@ def test_the_terminal_gets_no_control_characters(hostile) -> None:
     assert "\x1b" not in text
     assert "\x00" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_page_holds_no_control_characters(hostile) -> None:
+    text = html(hostile)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
 
 
 def test_color_on_a_terminal_only(build) -> None:
