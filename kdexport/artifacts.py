@@ -36,6 +36,7 @@ REPLACED = (  # by a run; infer.py is not
 )
 
 
+NETWORKS = ("student*.safetensors", "student*.onnx")  # whatever they are called: student.int8.onnx
 FOLDER = "remove the folder of that name, then give the same command again"
 
 
@@ -146,7 +147,7 @@ class RunDirectory:
         Raises:
             KDExportError: There are some.
         """
-        for pattern in (*REPLACED, *RUN_MARKS[2:], "checkpoints/*/done.json"):
+        for pattern in (*REPLACED, *RUN_MARKS[2:], *NETWORKS, "checkpoints/*/done.json"):
             if folder := next((path for path in self.root.glob(pattern) if path.is_dir()), None):
                 raise StorageError(f"{folder} would be written, and a folder of that name is there", hint=FOLDER)
         if any((self.root / name).exists() for name in RUN_MARKS):

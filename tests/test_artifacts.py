@@ -113,7 +113,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     assert "--out" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["report.html", "export.json", "checkpoints/student/done.json"])
+@pytest.mark.parametrize("name", ["report.html", "export.json", "student.int8.onnx", "checkpoints/student/done.json"])
 def test_a_folder_in_a_files_place_is_told_before_anything_is_trained(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir(parents=True)
     with (

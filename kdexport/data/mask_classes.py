@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdexport.errors import SourceError
+from kdexport.errors import SourceError, whole_number
 from kdexport.tasks.masks import MOST_CLASSES, VOID
 
 # classes.txt; CVAT's, Roboflow's, Kaggle's and CamVid's names for the same.
@@ -162,7 +162,7 @@ def _unnumbered(lines: Sequence[str], path: Path) -> list[str]:
     found = [match for match in numbered if match is not None]
     if len(found) < len(lines):
         return [line.rstrip(",;") for line in lines]
-    numbers = [int(match.group(1)) for match in found]
+    numbers = [whole_number(match.group(1)) for match in found]
     if numbers != list(range(len(lines))):
         missing = next(place for place in range(len(lines)) if numbers[place] != place)
         raise SourceError(

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdexport.artifacts import write_text
 from kdexport.data.samples import Dataset
-from kdexport.errors import KDExportError, SourceError
+from kdexport.errors import KDExportError, SourceError, whole_number
 from kdexport.export import network_export, parity, random_inputs, variants
 from kdexport.export.fitted_entries import stamp_for
 from kdexport.export.random_inputs import BATCH, InputShape
@@ -322,18 +322,17 @@ def _with_axes(form: Form, request: Request, target: ExportTarget) -> Form:
     ranks = {name: array.ndim for name, array in zip(target.input_names, target.samples, strict=True)}
     for text in request.dynamic:
         match = re.fullmatch(r"(\w+):(\d+)(?:=([A-Za-z_]\w*))?", text)
-        if match is None or match[1] not in axes or int(match[2]) >= ranks[match[1]]:
+        axis = None if match is None else whole_number(match[2])
+        if match is None or axis is None or match[1] not in axes or axis >= ranks[match[1]]:
             raise KDExportError(
                 f"--dynamic {text!r} names no axis of an input",
                 hint=f"e.g. {target.input_names[0]}:2=height, axes counted from 0, the batch; "
                 f"inputs: {', '.join(f'{name} with {rank} axes' for name, rank in ranks.items())}",
             )
         label = match[3] or f"{match[1]}_{match[2]}"
-        if axes[match[1]].get(int(match[2])) == BATCH:  # one batch, whatever it is called
-            axes = {
-                name: {axis: label if old == BATCH else old for axis, old in of.items()} for name, of in axes.items()
-            }
-        axes[match[1]][int(match[2])] = label
+        if axes[match[1]].get(axis) == BATCH:  # one batch, whatever it is called
+            axes = {name: {at: label if old == BATCH else old for at, old in of.items()} for name, of in axes.items()}
+        axes[match[1]][axis] = label
     return dataclasses.replace(form, dynamic=tuple(axes[name] for name in target.input_names))
 
 

@@ -262,6 +262,11 @@ FAULTS = {
         "the number 1 is not in its place",
         "gaps",
     ),
+    "a number without end": (
+        lambda r: (r / "classes.txt").write_text(f"0 road\n{'9' * 5000} sky\n"),
+        "the number 1 is not in its place",
+        "gaps",
+    ),
     "a name twice": (lambda r: (r / "classes.txt").write_text("road\nroad\n"), "names 'road' twice", "own"),
     "a list of nothing": (lambda r: (r / "classes.txt").write_text("\n"), "names no class", "line"),
     "no folder": (lambda r: r.rename(r.parent / "e"), "there is no folder", "path"),
