@@ -199,7 +199,9 @@ def environment(**changes: str | None) -> Room:
     return room
 
 
-def streams(text: str, *, stderr: bool = True) -> Room:
+def started_by(text: str, *, stderr: bool = True) -> Room:
+    """The command is started by a line of shell, in which it is ``"$@"``."""
+
     @contextlib.contextmanager
     def room(start: Start) -> Iterator[None]:
         start.fresh, start.shell, start.stderr = True, text, stderr
@@ -283,8 +285,8 @@ def rooms() -> dict[str, tuple[Room, tuple[str, ...]]]:
     made: dict[str, tuple[Room, tuple[str, ...]]] = {"none": (lambda _: contextlib.nullcontext(), every)}
     steps = {
         "run": range(4, 400, 44), "distill": range(1, 100, 7), "export": range(1, 30, 4), "bench": (1, 8, 13),
-        "serve": (1, 2), "pack": (1, 8, 20, 40), "report": (1, 6, 12, 24, 30, 40), "search": range(8, 500, 90),
-        "init": (1, 2, 4, 8),
+        "serve": (1, 2), "pack": (1, 8, 20, 40), "report": (1, 6, 12, 24, 30, 40), "init": (1, 2, 4, 8),
+        "search": (*range(8, 500, 90), *range(110, 180, 10)),  # closer together while candidates train
     }  # fmt: skip
     for pages in sorted({pages for some in steps.values() for pages in some}):
         chosen = tuple(name for name, some in steps.items() if pages in some)
@@ -296,8 +298,17 @@ def rooms() -> dict[str, tuple[Room, tuple[str, ...]]]:
     for count in sorted({count for some in files.values() for count in some}):
         chosen = tuple(name for name, some in files.items() if count in some)
         made[f"disk of {count} files"] = (small_disk("out", nr_inodes=count), chosen)
-    for size in (4, 12, 40):
-        made[f"temporary folder of {size} KiB"] = (small_disk("tmp", size=size * 1024), ("export", "bench", "pack"))
+    for size in (4, 12, 20, 28, 40):
+        made[f"temporary folder of {size} KiB"] = (
+            small_disk("tmp", size=size * 1024), ("run", "export", "bench", "pack"),
+        )  # fmt: skip
+    made["files of at most 8 KiB"] = (
+        started_by('ulimit -f 8; exec "$@"'), ("run", "export", "bench", "pack", "report", "search", "init"),
+    )  # fmt: skip
+    made["at most 18 open files"] = (
+        started_by('ulimit -n 18; exec "$@"'),
+        ("run", "export", "bench", "evaluate", "search"),
+    )
     made["output read-only"] = (read_only("out"), WRITES)
     made["inputs read-only"] = (read_only("in"), every)
     made["no rights in the output"] = (without_rights("out", 0o555), (*(n for n in most if n in WRITES), "run"))
@@ -330,13 +341,13 @@ def rooms() -> dict[str, tuple[Room, tuple[str, ...]]]:
     for name in ("letters beyond Latin", "bytes that are not UTF-8"):
         plain = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
         made[f"output with {name}, LC_ALL=C"] = (_both(named(ODD_NAMES[name], "out"), plain), ("distill", "report"))
-    made["stdout closed"] = (streams('exec "$@" >&-'), (*most, "run", "search"))
-    made["stdout full"] = (streams('exec "$@" >/dev/full'), (*most, "run", "search"))
-    made["stdout read one line of"] = (streams('trap : TERM; "$@" | head -n 1; exit ${PIPESTATUS[0]}'), most)
-    made["stderr closed"] = (streams('exec "$@" 2>&-', stderr=False), most)
-    made["stderr full"] = (streams('exec "$@" 2>/dev/full', stderr=False), most)
-    made["stdin closed"] = (streams('exec "$@" <&-'), most)
-    made["all three closed"] = (streams('exec "$@" <&- >&- 2>&-', stderr=False), ("run", "bench", "init"))
+    made["stdout closed"] = (started_by('exec "$@" >&-'), (*most, "run", "search"))
+    made["stdout full"] = (started_by('exec "$@" >/dev/full'), (*most, "run", "search"))
+    made["stdout read one line of"] = (started_by('trap : TERM; "$@" | head -n 1; exit ${PIPESTATUS[0]}'), most)
+    made["stderr closed"] = (started_by('exec "$@" 2>&-', stderr=False), most)
+    made["stderr full"] = (started_by('exec "$@" 2>/dev/full', stderr=False), most)
+    made["stdin closed"] = (started_by('exec "$@" <&-'), most)
+    made["all three closed"] = (started_by('exec "$@" <&- >&- 2>&-', stderr=False), ("run", "bench", "init"))
     made["TERM=dumb, COLUMNS=1"] = (environment(TERM="dumb", COLUMNS="1"), most)
     made["COLUMNS=-5"] = (environment(COLUMNS="-5", LINES="x"), ("bench", "report", "doctor"))
     return made
