@@ -1,5 +1,6 @@
 """Recipes: validated whole, overridden, written back."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,12 @@ def test_a_source_that_is_no_text_is_told_its_place(value: str) -> None:
     with pytest.raises(RecipeError, match=r"data\.source") as caught:
         Recipe.load(DIGITS, [f"data.source={value}"])
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["distill.lr", "distill.label_weight", "data.fraction", "require.max_drop"])
+def test_a_number_without_end_is_a_fault(key: str) -> None:
+    with pytest.raises(RecipeError, match=f"{re.escape(key)}: should be a finite number, not inf"):
+        Recipe.load(str(DIGITS), [f"{key}=inf"])
 
 
 def test_a_recipe_says_whose_code_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,12 +155,13 @@ class Recipe(Section):
         return self
 
     @classmethod
-    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
         """Read a TOML recipe and apply ``key=value`` overrides.
 
         Raises:
             RecipeError: Absent, not TOML, or not valid; every fault is listed.
         """
+        path = Path(path)
         try:
             text = read_text(path)
         except FileNotFoundError:

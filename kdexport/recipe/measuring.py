@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from kdexport.precisions import checked
 from kdexport.recipe.section import DAY, Count, Section
@@ -80,8 +80,6 @@ class Export(Section):
 
 class Bench(Section):
     """[bench]: what to measure on."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     devices: tuple[str, ...] = Field(
         ("cpu",),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeGuard
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kdexport import objects
 from kdexport.errors import did_you_mean
@@ -14,8 +14,6 @@ from kdexport.recipe.section import Section
 
 class Budget(Section):
     """[search.budget]: what a student may cost and lose."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     latency_ms: float | None = Field(
         None, gt=0, description="Largest median latency of a call, in milliseconds. Left out: no limit."

@@ -10,9 +10,9 @@ DAY = 86_400.0  # seconds
 
 
 class Section(BaseModel):
-    """A table of the recipe: unknown keys and wrong types are faults."""
+    """A table of the recipe: unknown keys, wrong types, and numbers that are none or endless are faults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     OLD_NAMES: ClassVar[dict[str, str]] = {}  # keys that are still read: old name -> name
 
