@@ -8,7 +8,7 @@ A mutation is drawn from (seed, kind, number): bytes flipped, cut, repeated or m
 rest is still of its form (JSON, archives, safetensors, graphs, databases, requests), by what has gone wrong elsewhere:
 other types, missing and renamed keys, deep nesting, huge numbers, NaN, lone surrogates, markup, paths. A process of its
 own reads one file after the other; it may take 20 s and 2 GiB more than it began with, and write beside the file alone.
-A file that ends otherwise is kept in --work. Of a run's own files each 25th is tried with the whole `kdexport run`.
+A file that ends otherwise is kept in --work. Of a run's own files each 100th is tried with the whole `kdexport run`.
 `fuzz_mutations` damages, `fuzz_kinds` and `fuzz_own` make and read.
 
 Must hold: zero faults, with a seed that was not used before.
@@ -38,7 +38,7 @@ from fuzz_mutations import mutated
 RESULTS = Path(__file__).parent / "results"
 SECONDS, MIB = 20, 2048
 WHOLE_SECONDS = 240  # for a whole run again, which trains, exports and measures
-WHOLE = 25  # of so many one is tried with what takes longer, where a kind has that
+WHOLE = 100  # of so many one is tried with what takes longer, where a kind has that; ``damaged_run`` tries all damages so
 KINDS = {kind.name: kind for kind in (*fuzz_kinds.KINDS, *fuzz_own.KINDS)}
 
 

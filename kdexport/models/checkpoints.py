@@ -249,14 +249,12 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self._trial: OnnxSession | None = OnnxSession(path, open_with=IsolatedSession)
-        self.onnx = OnnxSession(path)
+        self.onnx = OnnxSession(path, open_with=IsolatedSession)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return logits ``[batch, classes]``."""
         arrays = tuple(np.asarray(item.detach().cpu()) for item in inputs)
-        if self._trial is not None:
-            self._trial.predict(arrays)
-            self._trial = None
         logits = self.onnx.predict(arrays)
+        if isinstance(self.onnx.session, IsolatedSession):  # it has not crashed: the rest is faster in this process
+            self.onnx.session = OnnxSession(self.path).session
         return torch.from_numpy(logits).to(inputs[0].device)
