@@ -38,7 +38,7 @@ from fuzz_mutations import mutated
 RESULTS = Path(__file__).parent / "results"
 SECONDS, MIB = 20, 2048
 WHOLE_SECONDS = 240  # for a whole run again, which trains, exports and measures
-WHOLE = 100  # of so many one is tried with what takes longer, where a kind has that; ``damaged_run`` tries all damages so
+WHOLE = 100  # of so many one is tried with what takes longer, where a kind has that; ``damaged_run`` tries more so
 KINDS = {kind.name: kind for kind in (*fuzz_kinds.KINDS, *fuzz_own.KINDS)}
 
 

@@ -1,12 +1,16 @@
 """Tables of numbers, CSV and Parquet: what becomes features and targets, and what is refused with its place."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 from sklearn.datasets import load_diabetes
 
 from kdexport.data import table_files
 from kdexport.data.datasets import load_data
+from kdexport.data.table_files import _claimed_bytes
 from kdexport.errors import RecipeError, SourceError
 from kdexport.recipe import Data
 
@@ -293,3 +297,25 @@ def test_parquet_that_unpacks_to_gigabytes_is_refused(table, frame, monkeypatch)
 def test_utf16_without_its_mark_is_named(table):
     with pytest.raises(SourceError, match="NUL bytes in its first line"):
         table("a,price\n1,2\n".encode("utf-16-le"))
+
+
+def test_only_of_lists_the_columns_own_record_is_asked_for(tmp_path):
+    """Where one is damaged, pyarrow ends the process; of lists nothing else tells how many values they hold."""
+    frame = pandas.DataFrame({"a": np.arange(6.0), "b": [np.arange(50.0)] * 6})
+    asked = []
+
+    class Watched:
+        def __init__(self, part):
+            self.num_rows, self.total_byte_size, self._part = part.num_rows, part.total_byte_size, part
+
+        def column(self, number):
+            asked.append(number)
+            return self._part.column(number)
+
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=3)
+    file = pyarrow.parquet.ParquetFile(tmp_path / "t.parquet")
+    parts = [file.metadata.row_group(number) for number in range(2)]
+    metadata = SimpleNamespace(num_columns=2, num_row_groups=2, row_group=lambda number: Watched(parts[number]))
+    claimed = _claimed_bytes(SimpleNamespace(metadata=metadata, schema=file.schema))
+    assert asked == [1, 1]
+    assert 8 * 300 <= claimed < 3 * 8 * 300
