@@ -45,7 +45,7 @@ CONTENTS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "a bit": flipped,
     "more": lambda data, _draw: data + b"\0\xff} more",
 }
-SPENT = ("cache/", "checkpoints/", ".search/")  # what a run that is done reads no more: it may stay as it is
+SPENT = ("cache/", "locks/", "measured/")  # aids, and what a run that is done reads no more: it may stay as it is
 MADE_ANEW = {"bench.json", "bench.samples.npz"}  # measured times
 WRITTEN_ONLY = (".svg", ".html", ".md")  # nothing reads them: three of the damages stand for all
 DAMAGES = (*CONTENTS, "gone", "folder", "pipe", "link", "other")
@@ -140,7 +140,7 @@ class Sweep:
             faults += standing(sitting)
         if sitting.code not in (0, 1):
             faults.append(f"ended with {sitting.code}: {sitting.said[-600:]}")
-        if spent := state != "stopped" and file.startswith(SPENT):
+        if spent := file.startswith(SPENT if state == "stopped" else (*SPENT, "checkpoints/", "trials/")):
             remove(place / file)
         faults += [one for one in at_end(place, whole) if not spent or one != f"other files: {[file]}"]
         return {"ended": ended, "seconds": round(sitting.seconds, 1), "faults": faults}

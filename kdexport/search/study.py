@@ -71,6 +71,7 @@ class Study:
     def __init__(self, recipe: Recipe, directory: Path, key: dict[str, str], *, maximize: bool) -> None:
         self._directory = directory
         storage = None if recipe.search is None else recipe.search.storage
+        self._own = storage is None
         self._study = open_study(recipe.name, storage, directory, maximize=maximize)
         self._claim(recipe.name, key)
 
@@ -78,9 +79,15 @@ class Study:
         """Hold that the study is this search's: of this recipe and this directory."""
         with self._whole():
             known = self._study.user_attrs
-        token_file = self._directory / TOKEN
+        token_file, said = self._directory / TOKEN, known.get(DIRECTORY)
+        if (
+            self._own
+            and isinstance(said, str)
+            and (not token_file.is_file() or token_file.read_bytes() != said.encode())
+        ):
+            write_text(token_file, said)  # it was damaged: the study lies beside it, and is no other directory's
         if not token_file.exists():
-            if known.get(DIRECTORY):
+            if said:
                 raise KDExportError(
                     f"the storage holds a search '{name}' of another directory than {self._directory}",
                     hint="give --out DIR of that search (on storage that all machines see) to take part in it, or give "
@@ -88,7 +95,7 @@ class Study:
                 )
             write_text(token_file, secrets.token_hex(8))
         token = token_file.read_text(encoding="utf-8", errors="replace")
-        if known.get(DIRECTORY) not in (None, token):
+        if said not in (None, token):
             raise KDExportError(
                 f"the storage holds a search '{name}' of another directory than {self._directory}",
                 hint="give --out DIR of that search to go on with it, or give this recipe another name",

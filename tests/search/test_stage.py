@@ -224,6 +224,11 @@ def test_a_storage_of_another_recipe_or_none_is_told(found, recipe_with, tmp_pat
     other = recipe_with(*SPACES, search__trials=3)
     with pytest.raises(KDExportError, match=r"belongs to another recipe: search.trials differs"):
         search(other, root)
+    token = (root / ".search").read_bytes()
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(token[:3])):
+        damage(root / ".search")  # what the study beside it says too is given back
+        Study(recipe, root, study_key(recipe), maximize=True)
+        assert (root / ".search").read_bytes() == token
     url = f"sqlite:///{root / 'study.db'}"
     with pytest.raises(KDExportError, match="of another directory") as caught:
         search(recipe_with(*SPACES, search__storage=url), tmp_path / "elsewhere")
