@@ -55,6 +55,10 @@ class Entry:
         return self.candidate.label
 
 
+# As Optuna, SQLAlchemy, pydantic and json say that a storage holds what none of them wrote.
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
 class Study:
     """An Optuna study in the form that the search needs.
 
@@ -127,7 +131,7 @@ class Study:
         """Turn what a storage that another hand changed makes Optuna raise into a message."""
         try:
             yield
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # Optuna's, SQLAlchemy's and pydantic's
+        except DAMAGED as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise KDExportError(
                 f"the study of {self._directory} is damaged: {reason}",

@@ -229,6 +229,10 @@ def test_a_storage_of_another_recipe_or_none_is_told(found, recipe_with, tmp_pat
         damage(root / ".search")  # what the study beside it says too is given back
         Study(recipe, root, study_key(recipe), maximize=True)
         assert (root / ".search").read_bytes() == token
+    study = Study(recipe, root, study_key(recipe), maximize=True)
+    for error in (RecursionError("too deep"), OverflowError("too large")):  # of a cell that was changed
+        with pytest.raises(KDExportError, match=f"is damaged: {error}"), study._whole():
+            raise error
     url = f"sqlite:///{root / 'study.db'}"
     with pytest.raises(KDExportError, match="of another directory") as caught:
         search(recipe_with(*SPACES, search__storage=url), tmp_path / "elsewhere")
